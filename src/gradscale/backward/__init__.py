@@ -1,0 +1,1 @@
+"""The autograd graph as plain data, what is measured on it, and the plan attached to it."""

@@ -1,0 +1,1 @@
+"""Half- and 8-bit products with float32 accumulation, on any machine."""

@@ -1,0 +1,201 @@
+"""What a number format can hold: range, precision, and the value a float rounds to.
+
+The numerical traps of loss scaling all live at the two ends of a format, so they are written down once, here:
+
+- Round-to-nearest flushes at or below *half* the smallest subnormal (2^-25 in float16; the tie goes to even, zero).
+- The top octave is half-open: float16 overflows at 65 520, not at 65 504 and not at 65 536.
+- ``float8_e4m3fn`` has no infinity: what lies above 448 saturates or becomes NaN, depending on the format's rule.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Overflow = Literal["inf", "nan", "saturate"]
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """A binary floating-point format with subnormals, rounded to nearest even.
+
+    Args:
+        exponent_bits: width of the exponent field, at least 2.
+        mantissa_bits: width of the stored mantissa, at least 1.
+        overflow: what a value above `max` becomes: ``"inf"``, ``"nan"`` or ``"saturate"`` (to `max`).
+        reserved: mantissa codes of the topmost exponent that are not numbers. ``None`` (IEEE) reserves the
+            whole topmost exponent for inf and NaN; 1 is the ``fn`` rule of ``float8_e4m3fn``; 0 reserves none.
+
+    Raises:
+        ValueError: if the format does not fit into float32 (8 exponent and 23 mantissa bits).
+
+    Example:
+        >>> half = FloatFormat.of(torch.float16)
+        >>> half.max, half.smallest_normal == 2.0**-14, half.smallest_subnormal == 2.0**-24
+        (65504.0, True, True)
+        >>> half.round(torch.tensor([65519.0, 65520.0, 2.0**-25]))
+        tensor([65504.,    inf,     0.])
+    """
+
+    exponent_bits: int
+    mantissa_bits: int
+    overflow: Overflow = "inf"
+    reserved: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.exponent_bits <= 8 and 1 <= self.mantissa_bits <= 23):
+            raise ValueError(
+                f"`FloatFormat({self.exponent_bits}, {self.mantissa_bits})` must have 2 to 8 exponent bits and 1 to "
+                "23 mantissa bits, so that float32 holds all its values."
+            )
+        if self.overflow not in ("inf", "nan", "saturate"):
+            raise ValueError(
+                f"`FloatFormat(overflow={self.overflow!r})` must be 'inf', 'nan' or 'saturate'."
+            )
+        if self.reserved is not None and not 0 <= self.reserved < 2**self.mantissa_bits:
+            raise ValueError(
+                f"`FloatFormat(reserved={self.reserved})` must be None or lie in [0, {2**self.mantissa_bits})."
+            )
+
+    @staticmethod
+    def of(format: FloatFormat | torch.dtype | str) -> FloatFormat:
+        """The format of a torch dtype, or of a name such as ``"fp16"`` or ``"e5m2"``.
+
+        Raises:
+            ValueError: if there is no such format; the message lists those that exist.
+        """
+        if isinstance(format, FloatFormat):
+            return format
+        found = _BY_NAME.get(format) if isinstance(format, str) else _BY_DTYPE.get(format)
+        if found is None:
+            raise ValueError(
+                f"`FloatFormat.of({format!r})` is not a known format. Pass one of {', '.join(_BY_NAME)}, a torch "
+                "float dtype, or a `FloatFormat(exponent_bits, mantissa_bits)`."
+            )
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The torch dtype with exactly these values, or None."""
+        for dtype, format in _BY_DTYPE.items():
+            if (format.exponent_bits, format.mantissa_bits, format.reserved) == (
+                self.exponent_bits,
+                self.mantissa_bits,
+                self.reserved,
+            ):
+                return dtype
+        return None
+
+    @property
+    def name(self) -> str:
+        """The short name, such as ``fp16`` or ``e4m3``; ``e3m4`` for a format without one."""
+        for name, format in _BY_NAME.items():
+            if format == self:
+                return name
+        return f"e{self.exponent_bits}m{self.mantissa_bits}"
+
+    @property
+    def bias(self) -> int:
+        """What is subtracted from the stored exponent."""
+        return 2 ** (self.exponent_bits - 1) - 1
+
+    @property
+    def min_exponent(self) -> int:
+        """Base-2 exponent of the smallest normal number."""
+        return 1 - self.bias
+
+    @property
+    def max_exponent(self) -> int:
+        """Base-2 exponent of the topmost octave that holds a finite number."""
+        return self.bias + (self.reserved is not None)
+
+    @property
+    def max(self) -> float:
+        """The largest finite value."""
+        steps = 2 ** (self.mantissa_bits + 1) - 1 - (self.reserved or 0)
+        return math.ldexp(steps, self.max_exponent - self.mantissa_bits)
+
+    @property
+    def overflow_threshold(self) -> float:
+        """The smallest magnitude that rounds above `max` (65 520 in float16)."""
+        half_step = math.ldexp(0.5, self.max_exponent - self.mantissa_bits)
+        threshold = self.max + half_step
+        # The tie rounds to even: up if the mantissa of `max` is odd, else down to `max` itself.
+        odd = (self.reserved or 0) % 2 == 0
+        return threshold if odd else math.nextafter(threshold, math.inf)
+
+    @property
+    def smallest_normal(self) -> float:
+        """The smallest positive number with full precision."""
+        return math.ldexp(1.0, self.min_exponent)
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The smallest positive number."""
+        return math.ldexp(1.0, self.min_exponent - self.mantissa_bits)
+
+    @property
+    def flush_threshold(self) -> float:
+        """The largest magnitude that rounds to zero: half the smallest subnormal."""
+        return self.smallest_subnormal / 2
+
+    def round(self, tensor: Tensor) -> Tensor:
+        """The nearest value of this format, ties to even, in the dtype of `tensor`.
+
+        Args:
+            tensor: any shape, any floating dtype; it is rounded through float32.
+
+        Returns:
+            The same shape and dtype; NaN stays NaN; infinities follow `overflow`.
+        """
+        single = tensor.to(torch.float32)
+        dtype = self.dtype
+        native = dtype is not None and dtype != torch.float32 and self.reserved is None
+        if dtype == torch.float32:
+            rounded = single
+        elif native and dtype is not None:
+            rounded = single.to(dtype).to(torch.float32)
+        else:
+            rounded = self._round_by_quantum(single)
+        if self.overflow != "inf" or not native:
+            rounded = self._apply_overflow(rounded)
+        return rounded.to(tensor.dtype)
+
+    def _round_by_quantum(self, single: Tensor) -> Tensor:
+        _, exponent = torch.frexp(single)
+        octave = (exponent - 1).clamp(min=self.min_exponent)
+        # Two exact steps, because 2^(mantissa_bits - octave) alone may exceed float32.
+        scaled = torch.ldexp(torch.ldexp(single, -octave), torch.tensor(self.mantissa_bits))
+        steps = torch.round(scaled)
+        back = torch.ldexp(torch.ldexp(steps, torch.tensor(-self.mantissa_bits)), octave)
+        return torch.where(torch.isfinite(single), back, single)
+
+    def _apply_overflow(self, rounded: Tensor) -> Tensor:
+        if self.overflow == "saturate":
+            return rounded.clamp(-self.max, self.max)
+        above = rounded.abs() > self.max
+        if self.overflow == "nan":
+            return torch.where(above, torch.nan, rounded)
+        return torch.where(
+            above, torch.copysign(torch.full_like(rounded, torch.inf), rounded), rounded
+        )
+
+
+_BY_NAME: dict[str, FloatFormat] = {
+    "fp32": FloatFormat(8, 23),
+    "bf16": FloatFormat(8, 7),
+    "fp16": FloatFormat(5, 10),
+    "e5m2": FloatFormat(5, 2),
+    "e4m3": FloatFormat(4, 3, overflow="saturate", reserved=1),
+}
+_BY_DTYPE: dict[torch.dtype, FloatFormat] = {
+    torch.float32: _BY_NAME["fp32"],
+    torch.bfloat16: _BY_NAME["bf16"],
+    torch.float16: _BY_NAME["fp16"],
+    torch.float8_e5m2: _BY_NAME["e5m2"],
+    torch.float8_e4m3fn: _BY_NAME["e4m3"],
+}

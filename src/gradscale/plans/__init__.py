@@ -1,0 +1,1 @@
+"""Who decides the exponent of every node."""

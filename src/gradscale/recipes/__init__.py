@@ -1,0 +1,1 @@
+"""The built-in training tasks: data, model, loss and metric, one a file."""

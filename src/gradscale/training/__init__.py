@@ -1,0 +1,1 @@
+"""One training run, a comparison of runs, and the folder they are kept in."""
