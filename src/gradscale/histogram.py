@@ -13,6 +13,11 @@ MIN_OCTAVE = -149
 EXPONENT_BINS = 277
 """One bin an octave, up to 2^127."""
 
+_MANTISSA_BITS = 23
+_BIAS = 127
+_SIGN = 0x7FFFFFFF
+_INF_BITS = 0x7F800000
+
 
 def count_exponents(tensor: Tensor) -> Tensor:
     """How many elements of `tensor` lie in each octave; zeros, infinities and NaN are left out.
@@ -20,7 +25,8 @@ def count_exponents(tensor: Tensor) -> Tensor:
     Bin `i` counts the elements with ``2**(i - 149) <= |x| < 2**(i - 148)``.
 
     Args:
-        tensor: any shape, any floating dtype (float64 is rounded to float32 first).
+        tensor: any shape, any real floating dtype. float64 is rounded to float32 first: what that
+            makes zero is left out, what it makes infinite counts in the topmost octave.
 
     Returns:
         Shape `(EXPONENT_BINS,)`, int64, on the tensor's device.
@@ -30,13 +36,50 @@ def count_exponents(tensor: Tensor) -> Tensor:
         >>> int(counts[0 - MIN_OCTAVE]), int(counts[-30 - MIN_OCTAVE]), int(counts.sum())
         (2, 1, 3)
     """
-    single = tensor.detach().to(torch.float32).reshape(-1)
-    counted = (single != 0) & torch.isfinite(single)
-    # frexp gives 0 for zero, inf and NaN: they go to a bin of their own, which is cut off.
-    octave = torch.frexp(single).exponent.to(torch.int64) - 1 - MIN_OCTAVE
-    bins = torch.where(counted, octave, EXPONENT_BINS)
-    counts = torch.zeros(EXPONENT_BINS + 1, dtype=torch.int64, device=single.device)
+    bits = magnitude_bits(tensor)
+    bins = octave_bins(bits)
+    counted = (bits != 0) & (bits < _INF_BITS)
+    # What is left out goes to a bin of its own, which is cut off.
+    bins = torch.where(counted, bins, EXPONENT_BINS).to(torch.int64)
+    counts = torch.zeros(EXPONENT_BINS + 1, dtype=torch.int64, device=bins.device)
     return counts.scatter_add_(0, bins, torch.ones_like(bins))[:EXPONENT_BINS]
+
+
+def magnitude_bits(tensor: Tensor) -> Tensor:
+    """The float32 bit patterns of `|x|`: integers that order as the magnitudes do.
+
+    Args:
+        tensor: any shape, any real floating dtype. A finite float64 beyond float32 becomes the
+            largest float32, so that it still counts as finite.
+
+    Returns:
+        Shape `(numel,)`, int32; 0 for zero, 0x7F800000 for infinity, more for NaN.
+
+    Example:
+        >>> [hex(bits) for bits in magnitude_bits(torch.tensor([-1.0, 0.0, float("inf")])).tolist()]
+        ['0x3f800000', '0x0', '0x7f800000']
+    """
+    flat = tensor.detach().reshape(-1)
+    bits = flat.to(torch.float32).view(torch.int32) & _SIGN
+    if flat.dtype == torch.float64:
+        too_large = (bits == _INF_BITS) & torch.isfinite(flat)
+        bits = torch.where(too_large, _INF_BITS - 1, bits)
+    return bits
+
+
+def octave_bins(bits: Tensor) -> Tensor:
+    """The bin of each magnitude, given its float32 bits; meaningless for zero, inf and NaN.
+
+    Args:
+        bits: any shape, int32, from `magnitude_bits`.
+
+    Returns:
+        The same shape, int32.
+    """
+    normal = (bits >> _MANTISSA_BITS) - _BIAS - MIN_OCTAVE
+    # A subnormal is `bits * 2^-149`, and as a number of its own `bits` is below 2^24, hence exact.
+    leading = (bits.to(torch.float32).view(torch.int32) >> _MANTISSA_BITS) - _BIAS
+    return torch.where(bits >> _MANTISSA_BITS > 0, normal, leading)
 
 
 def flushed_fraction(exponents: Tensor, format: FloatFormat, log2_scale: int = 0) -> Tensor:
@@ -68,6 +111,8 @@ def flushed_fraction(exponents: Tensor, format: FloatFormat, log2_scale: int = 0
 def subnormal_fraction(exponents: Tensor, format: FloatFormat, log2_scale: int = 0) -> Tensor:
     """The fraction of non-zero elements that survive in `format` with less than full precision.
 
+    An element just below the smallest normal number, which rounds up to it, counts as subnormal.
+
     Args:
         exponents: counts per octave of unscaled gradients, shape `(*groups, EXPONENT_BINS)`.
         format: where the gradients would be stored.
@@ -75,6 +120,11 @@ def subnormal_fraction(exponents: Tensor, format: FloatFormat, log2_scale: int =
 
     Returns:
         Shape `groups`, float32, each in [0, 1].
+
+    Example:
+        >>> grads = torch.tensor([1.0, 2.0**-20])
+        >>> subnormal_fraction(count_exponents(grads), FloatFormat.of(torch.float16))
+        tensor(0.5000)
     """
     low = format.min_exponent - format.mantissa_bits - 1 - log2_scale - MIN_OCTAVE
     high = format.min_exponent - log2_scale - MIN_OCTAVE
@@ -82,10 +132,11 @@ def subnormal_fraction(exponents: Tensor, format: FloatFormat, log2_scale: int =
 
 
 def overflowed_fraction(exponents: Tensor, format: FloatFormat, log2_scale: int = 0) -> Tensor:
-    """An upper bound on the fraction of non-zero elements above the format's range at this scale.
+    """A lower bound on the fraction of non-zero elements beyond the format's range at this scale.
 
-    The top octave is half-open (float16 ends at 65 520, not at 65 536), so all of the octave in which the format ends
-    is *not* counted: a value between 65 520 and 65 536 is missed. Leave an octave of headroom.
+    The octave in which the format ends is *not* counted, so what lies in it above `format.max` is
+    missed: float16 ends at 65 520, not at 65 536; e4m3 at 464, not at 512. Leave an octave of
+    headroom.
 
     Args:
         exponents: counts per octave of unscaled gradients, shape `(*groups, EXPONENT_BINS)`.
@@ -94,6 +145,11 @@ def overflowed_fraction(exponents: Tensor, format: FloatFormat, log2_scale: int 
 
     Returns:
         Shape `groups`, float32, each in [0, 1].
+
+    Example:
+        >>> grads = torch.tensor([1.0, 2.0**16])
+        >>> overflowed_fraction(count_exponents(grads), FloatFormat.of(torch.float16))
+        tensor(0.5000)
     """
     return _share(exponents, slice(max(0, format.max_exponent + 1 - log2_scale - MIN_OCTAVE), None))
 
