@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradscale.checkpoints import (
+from gradscale.checkpoints.draft import Exported
+from gradscale.checkpoints.layout import Layout, Saved
+from gradscale.checkpoints.state import ScalerState
+from gradscale.checkpoints.systems import (
     apex,
     deepspeed,
     fairseq,
@@ -15,9 +18,6 @@ from gradscale.checkpoints import (
     paddle,
     torch_amp,
 )
-from gradscale.checkpoints.draft import Exported
-from gradscale.checkpoints.layout import Layout, Saved
-from gradscale.checkpoints.state import ScalerState
 
 _MODULES = (torch_amp, apex, megatron, fairseq, keras, paddle, flax)
 _LAYOUTS: dict[str, Layout] = {

@@ -1,0 +1,1 @@
+"""One file a system: how its saved loss scaler is known, read and written."""
