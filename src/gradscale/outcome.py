@@ -1,0 +1,286 @@
+"""What became of a step: taken or skipped, and why; on the device until somebody reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from gradscale.policies.policy import Observation
+from gradscale.triage import Culprit, Reason, find_culprits, find_reason
+
+
+class Evidence:
+    """What triage may look at: the losses and inputs of one step, and the parameters' names."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self.names = names
+        self.losses: list[Tensor] = []
+        self.inputs: list[Any] = []
+
+    def nonfinite_loss(self, device: torch.device) -> Tensor | None:
+        """Float32 0-d on `device`: above 0 if a loss was not finite; None if none is known."""
+        flags = [(~torch.isfinite(loss)).any().to(device, torch.float32) for loss in self.losses]
+        if not flags:
+            return None
+        return torch.stack(flags).amax() if len(flags) > 1 else flags[0]
+
+
+class OptimizerOutcome:
+    """What became of one optimizer's step.
+
+    The flag stays on the device. Reading `skipped`, `reason`, `culprits` or `scale` waits for it,
+    unless the scaler had to read it anyway (an unfused optimizer).
+
+    Attributes:
+        observation: what the policy was shown; None before `update()`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        found_inf: Sequence[Tensor],
+        scale: Tensor,
+        evidence: Evidence,
+    ) -> None:
+        self._optimizer = ref(optimizer)
+        self._found_inf = list(found_inf)
+        self._scale: Tensor | float = scale
+        self._evidence = evidence
+        self._skipped: bool | None = None
+        self._reason: Reason | None = None
+        self._culprits: tuple[Culprit, ...] = ()
+        self._explained = False
+        self.observation: Observation | None = None
+
+    def settle(self, skipped: bool, scale: float) -> None:
+        """Records what the host has read."""
+        self._skipped, self._scale = skipped, scale
+
+    @property
+    def settled(self) -> bool:
+        """Whether reading this outcome is free."""
+        return self._skipped is not None
+
+    @property
+    def found_inf(self) -> Sequence[Tensor]:
+        """The flags, one a device: above 0 if a gradient was not finite."""
+        return self._found_inf
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the optimizer did not step."""
+        if self._skipped is None:
+            self._skipped = any(flag.item() for flag in self._found_inf)
+        return self._skipped
+
+    @property
+    def scale(self) -> float:
+        """The loss scale of this step."""
+        if isinstance(self._scale, Tensor):
+            self._scale = float(self._scale)
+        return self._scale
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why the step was skipped; None if it was not.
+
+        Of a fused optimizer, read it before the next backward pass: afterwards the gradients that
+        name the `culprits` are gone, and a parameter may have changed.
+        """
+        self._explain()
+        return self._reason
+
+    @property
+    def culprits(self) -> tuple[Culprit, ...]:
+        """The parameters whose gradients were not finite, with the number of elements."""
+        self._explain()
+        return self._culprits
+
+    def _explain(self) -> None:
+        if self._explained or not self.skipped:
+            return
+        optimizer = self._optimizer()
+        parameters = [p for g in optimizer.param_groups for p in g["params"]] if optimizer else []
+        self._reason = find_reason(parameters, self._evidence.losses, self._evidence.inputs)
+        if optimizer is not None:
+            self._culprits = tuple(find_culprits(optimizer, self._evidence.names))
+        self._explained = True
+
+    def __repr__(self) -> str:
+        if not self.settled:
+            return "OptimizerOutcome(on the device)"
+        if not self.skipped:
+            return f"OptimizerOutcome(taken, scale={self.scale:g})"
+        named = "; ".join(map(str, self.culprits[:3]))
+        more = f" and {len(self.culprits) - 3} more" if len(self.culprits) > 3 else ""
+        return f"OptimizerOutcome(skipped, {self.reason}, scale={self.scale:g}, {named}{more})"
+
+
+class StepOutcome:
+    """What became of the step since the last `update()`, over all its optimizers.
+
+    Example:
+        >>> import gradscale
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> scaler = gradscale.GradScaler("cpu")
+        >>> scaler.scale(model(torch.full((1, 2), torch.inf)).sum()).backward()
+        >>> scaler.step(optimizer)
+        >>> scaler.update()
+        >>> scaler.last_step.skipped, scaler.last_step.reason
+        (True, 'nonfinite_loss')
+    """
+
+    def __init__(self) -> None:
+        self._outcomes: list[OptimizerOutcome] = []
+
+    def add(self, outcome: OptimizerOutcome) -> None:
+        """Another optimizer's outcome."""
+        self._outcomes.append(outcome)
+
+    def __iter__(self) -> Iterator[OptimizerOutcome]:
+        return iter(self._outcomes)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    def __contains__(self, optimizer: object) -> bool:
+        return any(outcome._optimizer() is optimizer for outcome in self._outcomes)
+
+    def __getitem__(self, optimizer: torch.optim.Optimizer) -> OptimizerOutcome:
+        for outcome in self._outcomes:
+            if outcome._optimizer() is optimizer:
+                return outcome
+        raise KeyError(
+            f"`last_step[{type(optimizer).__name__}]` took no part in this step. Call "
+            "`scaler.step(optimizer)` first."
+        )
+
+    @property
+    def skipped(self) -> bool:
+        """Whether one of the optimizers did not step."""
+        return any(outcome.skipped for outcome in self._outcomes)
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why: bad data before overflow, if the optimizers differ; None if nothing was skipped."""
+        reasons = {outcome.reason for outcome in self._outcomes if outcome.skipped}
+        order: tuple[Reason, ...] = (
+            "nonfinite_parameter",
+            "nonfinite_input",
+            "nonfinite_loss",
+            "overflow",
+        )
+        return next((reason for reason in order if reason in reasons), None)
+
+    @property
+    def culprits(self) -> tuple[Culprit, ...]:
+        """The parameters whose gradients were not finite, with the number of elements."""
+        return tuple(culprit for outcome in self._outcomes for culprit in outcome.culprits)
+
+    @property
+    def scale(self) -> float:
+        """The loss scale of this step; NaN before the first one."""
+        return self._outcomes[0].scale if self._outcomes else float("nan")
+
+    @property
+    def observation(self) -> Observation | None:
+        """What the policy was shown; None before `update()`."""
+        return self._outcomes[0].observation if self._outcomes else None
+
+    def __repr__(self) -> str:
+        return f"StepOutcome({', '.join(map(repr, self._outcomes))})"
+
+
+@dataclass
+class Counters:
+    """How many optimizer steps were taken and skipped.
+
+    Attributes:
+        steps: optimizer steps asked for.
+        skipped: of these, not taken.
+        consecutive: skipped since the last one taken.
+        reasons: skipped, by reason.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    consecutive: int = 0
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+
+    def count(self, outcome: OptimizerOutcome) -> None:
+        """Adds one step. Reads the outcome."""
+        self.steps += 1
+        if not outcome.skipped:
+            self.consecutive = 0
+            return
+        self.skipped += 1
+        self.consecutive += 1
+        reason = outcome.reason or "overflow"
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+class Ledger:
+    """Outcomes in order, counted as soon as the host knows them and without waiting for the device.
+
+    Outcomes of unfused optimizers are known at once. Those of fused ones wait in a queue; their
+    flags travel to the host on their own, and whoever reads `counters` waits for them.
+    """
+
+    def __init__(self, on_skip: Sequence[Callable[[OptimizerOutcome], object]] = ()) -> None:
+        self.on_skip = list(on_skip)
+        self._counters = Counters()
+        self._waiting: list[tuple[OptimizerOutcome, Tensor | None, Any]] = []
+
+    @property
+    def counters(self) -> Counters:
+        """Every outcome so far, counted. Waits for the device where one is still under way."""
+        self._drain(wait=True)
+        return self._counters
+
+    @counters.setter
+    def counters(self, counters: Counters) -> None:
+        self._waiting.clear()
+        self._counters = counters
+
+    @property
+    def settled_counters(self) -> Counters:
+        """What has been counted so far, without waiting."""
+        return self._counters
+
+    def add(self, outcome: OptimizerOutcome) -> None:
+        """Takes an outcome; counts it now if that costs nothing."""
+        arrived = event = None
+        if not outcome.settled and outcome.found_inf and outcome.found_inf[0].is_cuda:
+            flags = [flag.to(outcome.found_inf[0].device) for flag in outcome.found_inf]
+            total = torch.stack(flags).amax()
+            arrived = torch.empty((), dtype=total.dtype, pin_memory=True)
+            arrived.copy_(total, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._waiting.append((outcome, arrived, event))
+        self._drain(wait=False)
+
+    def _drain(self, wait: bool) -> None:
+        while self._waiting:
+            outcome, arrived, event = self._waiting[0]
+            if event is not None and arrived is not None and not outcome.settled:
+                if wait:
+                    event.synchronize()
+                if event.query():
+                    outcome._skipped = bool(arrived.item())
+            if not (wait or outcome.settled):
+                # Without an event (CPU) a read costs nothing but is left to whoever asks, so that
+                # a step traced with fake tensors stays free of host reads.
+                if event is not None or not self.on_skip:
+                    break
+            self._waiting.pop(0)
+            self._counters.count(outcome)
+            if outcome.skipped:
+                for callback in self.on_skip:
+                    callback(outcome)

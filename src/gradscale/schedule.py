@@ -1,0 +1,37 @@
+"""Schedulers, averages and counters that move only when the optimizer did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gradscale.outcome import StepOutcome
+
+
+def step_if_taken(
+    last_step: StepOutcome,
+    follower: Any,
+    *args: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    **kwargs: Any,
+) -> bool:
+    """Calls `follower.step(...)` unless its optimizer skipped the last step.
+
+    A learning-rate schedule that runs on through skipped steps ends early, and torch warns that it
+    was called before the optimizer (pytorch#67590, pytorch#55585).
+
+    Args:
+        last_step: `scaler.last_step`.
+        follower: a learning-rate scheduler, or anything with a `step` method.
+        optimizer: whose step to follow; `follower.optimizer` if it has one, else all of them.
+
+    Returns:
+        Whether it was called. Waits for the device if the optimizer is fused.
+    """
+    leader = optimizer if optimizer is not None else getattr(follower, "optimizer", None)
+    outcome = last_step[leader] if leader is not None and leader in last_step else last_step
+    if outcome.skipped:
+        return False
+    follower.step(*args, **kwargs)
+    return True

@@ -1,0 +1,101 @@
+"""Why a step was skipped: bad weights, bad data, a bad loss, or a scale that is too high.
+
+Runs only after a bad step; a good step pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradscale.unscale import gradient_values
+
+Reason = Literal["overflow", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"]
+REASONS: tuple[Reason, ...] = (
+    "overflow",
+    "nonfinite_loss",
+    "nonfinite_parameter",
+    "nonfinite_input",
+)
+
+
+class Culprit(NamedTuple):
+    """A tensor that held non-finite elements.
+
+    Attributes:
+        name: the parameter's name, or ``group 0, parameter 3`` if it has none.
+        nonfinite: how many of its elements are infinite or NaN.
+        elements: how many it has.
+    """
+
+    name: str
+    nonfinite: int
+    elements: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.nonfinite} of {self.elements} elements"
+
+
+def find_reason(parameters: Sequence[Tensor], losses: Sequence[Tensor], inputs: Any) -> Reason:
+    """The root cause of a non-finite gradient, the deepest cause first. Reads the host.
+
+    A parameter that is not finite explains everything after it; an input explains a non-finite
+    loss; a non-finite loss explains the gradients. Only if all of these are sound was the scale
+    too high.
+
+    Args:
+        parameters: the optimizer's.
+        losses: what was given to `scaler.scale` in this step, before scaling.
+        inputs: what was given as `scaler.scale(..., inputs=)`: tensors in any nesting, or None.
+    """
+    if not _all_finite(parameters):
+        return "nonfinite_parameter"
+    if _all_finite(losses):
+        return "overflow"
+    return "nonfinite_loss" if _all_finite(tensors_in(inputs)) else "nonfinite_input"
+
+
+def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[Culprit]:
+    """The parameters whose gradients are not finite, as long as the gradients are still there.
+
+    Args:
+        optimizer: owns the parameters; its groups' ``param_names`` are used where they exist.
+        names: parameter names by ``id(parameter)``; they come first.
+    """
+    found: list[Culprit] = []
+    for group_index, group in enumerate(optimizer.param_groups):
+        own_names: Sequence[str] | None = group.get("param_names")
+        for index, parameter in enumerate(group["params"]):
+            values = gradient_values(parameter)
+            if values is None:
+                continue
+            nonfinite = int((~torch.isfinite(values)).sum())
+            if nonfinite:
+                fallback = own_names[index] if own_names else f"group {group_index}, parameter {index}"
+                found.append(Culprit(names.get(id(parameter), fallback), nonfinite, values.numel()))
+    return found
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a nesting of lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    for tensor in tensors:
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if local.is_sparse:
+            local = local._values()
+        if not bool(torch.isfinite(local.detach()).all()):
+            return False
+    return True

@@ -1,0 +1,140 @@
+"""One pass over the gradients: divide by the scale, check that the result is finite, measure.
+
+Memory passes over the gradients, and host reads, of one optimizer step:
+
+| | reads | writes | host reads |
+|---|---|---|---|
+| unfused optimizer | 1 | 1 | 1, made by the scaler: the flag and the scale in one transfer |
+| fused optimizer, check only | 1 | 0 (CUDA), 1 (CPU) | 0 |
+| the policy needs ``amax`` or ``exponents`` | +1 each | | 0 |
+| the scale lies below 1 (unfused) | +1 | +1 | +1 |
+
+The last row is what torch leaves out: it checks the *scaled* gradient, so a quotient that overflows
+goes unnoticed into the weights. A quotient can only overflow when the scale is below 1.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from gradscale.histogram import EXPONENT_BINS, count_exponents
+
+Groups = dict[torch.device, dict[torch.dtype, list[Tensor]]]
+
+
+def gradient_values(parameter: Tensor) -> Tensor | None:
+    """The dense real tensor that holds a parameter's gradient, or None if there is none.
+
+    Sparse gradients give their values (coalesced first if they are float16, where the sum of
+    duplicates may overflow), complex ones their real view, distributed ones their local shard.
+    """
+    grad = parameter.grad
+    if grad is None:
+        return None
+    if hasattr(grad, "to_local"):
+        grad = grad.to_local()
+    if grad.is_sparse:
+        if grad.dtype is torch.float16 and not grad.is_coalesced():
+            grad = parameter.grad = grad.coalesce()
+        grad = grad._values()
+    return torch.view_as_real(grad) if grad.is_complex() else grad
+
+
+def group_gradients(gradients: Iterable[Tensor]) -> Groups:
+    """Gradients by device and dtype, as the multi-tensor kernels want them."""
+    groups: Groups = defaultdict(lambda: defaultdict(list))
+    for grad in gradients:
+        groups[grad.device][grad.dtype].append(grad)
+    return groups
+
+
+def unscale_reference(gradients: Sequence[Tensor], scale: float) -> bool:
+    """Divides in place, tensor by tensor in float64; True if a quotient or a gradient is not finite.
+
+    The slow, obvious version: the oracle of `unscale_groups_`.
+    """
+    found_inf = False
+    for grad in gradients:
+        quotient = (grad.to(torch.float64) / scale).to(grad.dtype)
+        found_inf |= not bool(torch.isfinite(grad).all() and torch.isfinite(quotient).all())
+        grad.copy_(quotient)
+    return found_inf
+
+
+def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> dict[torch.device, Tensor]:
+    """Multiplies every gradient by `inv_scale` in place and flags the non-finite ones.
+
+    Args:
+        groups: gradients by device and dtype.
+        inv_scale: float32 0-d tensor, 1 to check only.
+        found_inf: float32 0-d tensor on the scale's device, changed in place if that device has
+            gradients.
+
+    Returns:
+        A flag per device that holds gradients: above 0 if one of them was not finite *before* the
+        multiplication.
+    """
+    flags: dict[torch.device, Tensor] = {}
+    for device, by_dtype in groups.items():
+        same = device == found_inf.device
+        flag = found_inf if same else found_inf.to(device=device, copy=True, non_blocking=True)
+        factor = inv_scale if same else inv_scale.to(device=device, non_blocking=True)
+        for grads in by_dtype.values():
+            torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, factor)
+        flags[device] = flag
+    return flags
+
+
+def check_groups(groups: Groups, inv_scale: Tensor) -> dict[torch.device, Tensor]:
+    """A flag per device: above 0 if a gradient, or its product with `inv_scale`, is not finite.
+
+    Nothing is written, no host read: the check of a fused optimizer, which divides by itself.
+    """
+    flags: dict[torch.device, Tensor] = {}
+    for device, by_dtype in groups.items():
+        largest = [tensor_amax(grads) for grads in by_dtype.values()]
+        amax = torch.stack(largest).amax() if len(largest) > 1 else largest[0]
+        product = amax * inv_scale.to(device=device, non_blocking=True)
+        flags[device] = (~torch.isfinite(product)).to(torch.float32)
+    return flags
+
+
+def tensor_amax(tensors: Sequence[Tensor]) -> Tensor:
+    """The largest magnitude over all tensors, float32 0-d; NaN or inf if one element is.
+
+    Args:
+        tensors: of one device and dtype, any shapes, empty ones allowed.
+    """
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    if not filled:
+        return torch.zeros((), device=tensors[0].device)
+    if filled[0].device.type == "cuda":
+        return torch.stack(torch._foreach_norm(filled, float("inf"))).amax().to(torch.float32)
+    ends = [end for tensor in filled for end in torch.aminmax(tensor)]
+    return torch.stack(ends).abs().amax().to(torch.float32)
+
+
+def finite_amax(groups: Groups, device: torch.device) -> Tensor:
+    """The largest magnitude among the tensors that are finite throughout, float32 0-d on `device`."""
+    largest = torch.zeros((), device=device)
+    for by_dtype in groups.values():
+        for grads in by_dtype.values():
+            for grad in grads:
+                amax = tensor_amax([grad])
+                amax = torch.where(torch.isfinite(amax), amax, 0.0)
+                largest = torch.maximum(largest, amax.to(device=device, non_blocking=True))
+    return largest
+
+
+def exponent_counts(groups: Groups, device: torch.device) -> Tensor:
+    """The gradients' magnitudes by octave, int64 of shape `(EXPONENT_BINS,)` on `device`."""
+    counts = torch.zeros(EXPONENT_BINS, dtype=torch.int64, device=device)
+    for by_dtype in groups.values():
+        for grads in by_dtype.values():
+            for grad in grads:
+                counts += count_exponents(grad).to(device=device, non_blocking=True)
+    return counts
