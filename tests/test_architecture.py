@@ -1,0 +1,261 @@
+"""The rules of docs/architecture.md, read off the source: who imports whom, how big things get."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import statistics
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "gradscale"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# Lowest first. A module may import from its own level and from those below.
+LEVELS = (
+    ("formats", "histogram"),
+    ("policies", "emulation", "backward.graph"),
+    ("backward", "plans", "unscale", "triage", "outcome", "pending", "ranks", "schedule"),
+    ("layerwise",),
+    ("scaler", "checkpoints"),
+    ("recipes", "training"),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+PUBLIC = (
+    "gradscale",
+    "gradscale.backward",
+    "gradscale.checkpoints",
+    "gradscale.emulation",
+    "gradscale.formats",
+    "gradscale.histogram",
+    "gradscale.plans",
+    "gradscale.policies",
+)
+
+MAX_LINES = 300
+MAX_MEDIAN_LINES = 120
+MAX_P90_FUNCTION = 30
+VAGUE = {"utils", "util", "helpers", "helper", "common", "core", "misc", "base"}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def level_of(module: str) -> int | None:
+    """The level of the longest named prefix; ``backward.measure_counts`` is ``backward``'s."""
+    name = module.removeprefix("gradscale.")
+    while name:
+        if name in LEVEL:
+            return LEVEL[name]
+        name = name.rpartition(".")[0]
+    return None
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imports_of(path: Path, *, at_import: bool = False) -> set[str]:
+    """The gradscale modules that a file imports; with `at_import`, only those that run with it."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    for node in _running(tree) if at_import else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} imports relatively; write the full name"
+            within = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= within or {node.module}
+    return {name for name in found if name in MODULES}
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when the module is imported: no function bodies, nothing under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _running(child)
+
+
+def functions_of(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            yield node
+
+
+def length_of(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return lines - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_point_one_way(path: Path) -> None:
+    module = module_of(path)
+    if module == "gradscale":
+        return
+    own = level_of(module)
+    assert own is not None, f"{module} has no level: name it in docs/architecture.md and in LEVELS"
+    for imported in imports_of(path):
+        level = level_of(imported)
+        assert imported != "gradscale", f"{module} imports the package it is part of"
+        assert level is not None and level <= own, f"{module} must not import {imported}"
+
+
+def test_no_module_needs_itself_to_be_imported() -> None:
+    graph = {name: imports_of(path, at_import=True) - {name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a cycle of imports: {error.args[1]}")
+
+
+def test_every_part_is_in_the_architecture_page() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    parts = {p.name + "/" if p.is_dir() else p.name for p in SOURCE.iterdir()}
+    parts -= {"__pycache__/", "__init__.py", "py.typed"}
+    assert {part for part in parts if f"`{part}" not in page} == set()
+
+
+def fresh_python(code: str) -> str:
+    """What a new interpreter prints."""
+    run = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(run, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_gradscale_brings_in_torch_and_nothing_else() -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import gradscale
+roots = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(roots - sys.stdlib_module_names - {"torch", "gradscale"}))
+heavy = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "torch._dynamo")
+print([name for name in heavy if name in sys.modules and name not in before])
+"""
+    assert fresh_python(code).split("\n")[:2] == ["[]", "[]"]
+
+
+def test_the_library_works_where_no_extra_is_installed() -> None:
+    library = [
+        name
+        for name in MODULES
+        if not name.startswith(("gradscale.cli", "gradscale.recipes", "gradscale.training"))
+    ]
+    code = f"""
+import importlib, sys
+for extra in ("click", "rich", "sklearn", "PIL", "tomli", "hypothesis", "gfloat", "ml_dtypes"):
+    sys.modules[extra] = None
+for name in {library!r}:
+    importlib.import_module(name)
+"""
+    fresh_python(code)
+
+
+def public_names() -> list[tuple[str, str]]:
+    names: dict[int, tuple[str, str]] = {}
+    for package in PUBLIC:
+        module = importlib.import_module(package)
+        for name, value in vars(module).items():
+            # An object that several packages export counts once, where it is first found.
+            defined = getattr(value, "__module__", package)
+            private = name.startswith("_") or isinstance(value, types.ModuleType)
+            if not private and str(defined).startswith("gradscale"):
+                names.setdefault(id(value), (package, name))
+    return list(names.values())
+
+
+def documented(value: object) -> bool:
+    return inspect.isclass(value) or inspect.isroutine(value)
+
+
+@pytest.mark.parametrize(("package", "name"), public_names())
+def test_every_public_name_is_documented_and_in_the_reference(package: str, name: str) -> None:
+    value = getattr(importlib.import_module(package), name)
+    pages = "\n".join(p.read_text() for p in sorted((ROOT / "docs" / "reference").glob("*.md")))
+    listed = re.findall(r"^::: gradscale\S*\.(\w+)$", pages, re.MULTILINE)
+    assert name in listed, f"add `::: {package}.{name}` to a page of docs/reference"
+    if documented(value):
+        assert (value.__doc__ or "").strip(), f"{package}.{name} has no docstring"
+    if inspect.isroutine(value):
+        assert ">>>" in (value.__doc__ or ""), f"{package}.{name} has no runnable example"
+
+
+def test_the_reference_lists_nothing_that_does_not_exist() -> None:
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        for target in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE):
+            owner, _, name = target.rpartition(".")
+            assert hasattr(importlib.import_module(owner), name), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_file_is_small_and_has_one_line_that_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert ast.get_docstring(ast.parse(text)), "no module docstring"
+    assert not VAGUE & {path.stem, path.parent.name}, "a vague name"
+
+
+def test_half_of_all_files_are_short() -> None:
+    lengths = [len(p.read_text().splitlines()) for p in FILES if p.name != "__init__.py"]
+    assert statistics.median(lengths) <= MAX_MEDIAN_LINES
+
+
+def test_nine_functions_in_ten_are_short() -> None:
+    lengths = sorted(length_of(f) for path in FILES for f in functions_of(path))
+    assert lengths[int(0.9 * len(lengths))] <= MAX_P90_FUNCTION
+
+
+def test_no_user_is_met_with_an_assertion() -> None:
+    found = [
+        f"{relative(path)}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]
+    assert found == []
+
+
+def test_nothing_is_left_to_do_later() -> None:
+    later = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError\(\)|^\s*\.\.\.\s*$", re.M)
+    found = [f"{relative(p)}: {m[0].strip()}" for p in FILES for m in later.finditer(p.read_text())]
+    assert found == []
+
+
+def test_no_committed_text_names_a_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    # Spelled in pieces, so that this file does not find itself.
+    places = re.compile("/" + r"(?:work|root|home|opt|tmp)/\w|file:" + "///|--" + r"index-url\s+\S")
+    found: list[str] = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".yml", ".txt", ".sh", ""} and path.is_file():
+            found += [f"{name}: {m[0]}" for m in places.finditer(path.read_text(errors="ignore"))]
+    assert found == []
