@@ -1,0 +1,43 @@
+"""Handwritten digits with a residual network: the default, installed with scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gradscale.recipes.batches import generator
+from gradscale.recipes.classification import Classification
+from gradscale.recipes.needs import SCIKIT_LEARN
+from gradscale.recipes.networks import residual_classifier
+from gradscale.recipes.recipe import Data, Defaults
+
+TEST_IMAGES = 397
+
+
+class Digits(Classification):
+    """1,797 grey images of 8x8 pixels, ten classes; 1,400 to train on, 397 to test."""
+
+    name = "digits"
+    data = "handwritten digits, 1,797 images 8x8 (scikit-learn)"
+    network = "residual network, 3 blocks"
+    needs = (SCIKIT_LEARN,)
+    defaults = Defaults(steps=120, batch_size=64, lr=5e-3)
+
+    def load(self, folder: Path | None = None) -> Data:
+        """The images with mean 0 and standard deviation 1, in a fixed random order."""
+        SCIKIT_LEARN.require(self.name)
+        from sklearn.datasets import load_digits
+
+        pixels, target = load_digits(return_X_y=True)
+        images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8)
+        images = (images - images.mean()) / images.std()
+        labels = torch.from_numpy(target).long()
+        order = torch.randperm(len(images), generator=generator(0, 0))
+        train, test = order[TEST_IMAGES:], order[:TEST_IMAGES]
+        return Data((images[train], labels[train]), (images[test], labels[test]))
+
+    def model(self) -> nn.Module:
+        """A stem and three residual blocks, 8x8 to 2x2."""
+        return residual_classifier(1, (16, 32, 32), 10)
