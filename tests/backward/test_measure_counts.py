@@ -1,0 +1,190 @@
+"""Counting in one pass against a slow and obvious count, for every dtype and layout."""
+
+import importlib.util
+import math
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gradscale.backward.measure_counts import (
+    AMAX,
+    NONFINITE,
+    OCTAVES,
+    WIDTH,
+    ZERO,
+    count_into,
+    empty_counts,
+    moments_into,
+)
+from gradscale.histogram import MIN_OCTAVE
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e5m2,
+    torch.float8_e4m3fn,
+]
+floats = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
+
+
+def reference_counts(values: list[float]) -> list[int]:
+    row = [0] * WIDTH
+    largest = 0.0
+    for value in values:
+        if not math.isfinite(value):
+            row[NONFINITE] += 1
+        elif value == 0:
+            row[ZERO] += 1
+        else:
+            row[OCTAVES + math.frexp(abs(value))[1] - 1 - MIN_OCTAVE] += 1
+            largest = max(largest, abs(value))
+    row[AMAX] = struct.unpack("<i", struct.pack("<f", largest))[0]
+    return row
+
+
+def counts_of(*tensors: Tensor) -> list[int]:
+    rows = empty_counts(1)
+    for tensor in tensors:
+        count_into(rows[0], tensor)
+    return rows[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(values=st.lists(floats, max_size=40))
+@settings(max_examples=40, deadline=None)
+def test_counts_equal_the_reference(values: list[float], dtype: torch.dtype) -> None:
+    tensor = torch.tensor(values, dtype=torch.float32).to(dtype)
+    assert counts_of(tensor) == reference_counts(tensor.to(torch.float64).tolist())
+
+
+@given(parts=st.lists(st.lists(floats, max_size=10), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_a_row_adds_up_over_tensors(parts: list[list[float]]) -> None:
+    counted = counts_of(*(torch.tensor(part, dtype=torch.float32) for part in parts))
+    assert counted == reference_counts([value for part in parts for value in part])
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[0, 0, 0],
+        lambda x: x[:0],
+        lambda x: x.permute(2, 0, 1),
+        lambda x: x[:, ::2, 1:],
+        lambda x: x[:1].expand(5, -1, -1),
+        lambda x: x.to_sparse(),
+        lambda x: x[0].to_sparse_csr(),
+    ],
+    ids=["0-d", "empty", "permuted", "strided", "expanded", "coo", "csr"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_any_layout_is_counted(view: object) -> None:
+    tensor = view(torch.randn(4, 6, 5))  # type: ignore[operator]
+    dense = (
+        tensor
+        if tensor.layout == torch.strided
+        else tensor.values()
+        if (tensor.layout == torch.sparse_csr)
+        else tensor._values()
+    )
+    assert counts_of(tensor) == reference_counts(dense.reshape(-1).tolist())
+
+
+def test_complex_numbers_are_counted_by_components() -> None:
+    tensor = torch.randn(3, 4, dtype=torch.complex64)
+    expected = reference_counts(torch.view_as_real(tensor).reshape(-1).tolist())
+    assert counts_of(tensor) == expected == counts_of(tensor.conj())
+
+
+def test_a_float64_beyond_float32_counts_as_finite() -> None:
+    row = counts_of(torch.tensor([1e300], dtype=torch.float64))
+    assert (row[NONFINITE], row[-1]) == (0, 1)
+
+
+def test_counting_never_reads_the_tensor_on_the_host() -> None:
+    with FakeTensorMode():
+        rows = empty_counts(2)
+        count_into(rows[0], torch.ones(3, 4, dtype=torch.float16).T)
+        moments_into(torch.zeros(4, dtype=torch.float64), torch.ones(3))
+
+
+@given(values=st.lists(floats, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_moments_equal_the_reference(values: list[float]) -> None:
+    row = torch.zeros(4, dtype=torch.float64)
+    moments_into(row, torch.tensor(values, dtype=torch.float32))
+    finite = [value for value in values if math.isfinite(value)]
+    logs = [math.log(abs(value)) for value in finite if value != 0]
+    expected = [
+        math.fsum(finite),
+        math.fsum(value * value for value in finite),
+        math.fsum(logs),
+        math.fsum(value * value for value in logs),
+    ]
+    magnitude = max((abs(value) for value in finite), default=0.0)
+    assert row[0].item() == pytest.approx(expected[0], rel=1e-9, abs=1e-12 * magnitude)
+    assert row[1:].tolist() == pytest.approx(expected[1:], rel=1e-9, abs=1e-9)
+
+
+IN_INTERPRETER = """
+import torch
+from gradscale.backward.measure_counts import count_by_torch, empty_counts, stored_values
+from gradscale.backward.measure_kernel import count_on_gpu
+torch.manual_seed(0)
+dtypes = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2]
+for dtype in dtypes:
+    for size in [1, 7, 4096, 70001]:
+        tensor = (torch.randn(size) * torch.exp(12 * torch.randn(size))).to(dtype)
+        single = tensor.to(torch.float32)
+        single[::5] = 0.0
+        single[3::11] = float("nan")
+        single[4::13] = -float("inf")
+        if dtype == torch.float32:
+            single[5::17] = 2.0**-149 * 1000
+        tensor = single.to(dtype)
+        rows = empty_counts(2)
+        count_by_torch(rows[0], tensor)
+        count_on_gpu(rows[1], tensor)
+        assert torch.equal(rows[0], rows[1]), (dtype, size, (rows[0] != rows[1]).nonzero())
+        count_on_gpu(rows[1], tensor)
+        assert torch.equal(rows[0][1:] * 2, rows[1][1:]) and rows[0][0] == rows[1][0]
+large = torch.tensor([1e300, 1.0], dtype=torch.float64)
+rows = empty_counts(2)
+count_by_torch(rows[0], large)
+count_on_gpu(rows[1], large)
+assert torch.equal(rows[0], rows[1])
+print("equal")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_in_tritons_interpreter_equals_plain_torch() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", IN_INTERPRETER],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.stdout.strip() == "equal", result.stderr[-3000:]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_on_the_device_equals_plain_torch_on_the_host(dtype: torch.dtype) -> None:
+    tensor = (torch.randn(300_001) * torch.exp(12 * torch.randn(300_001))).to(dtype)
+    rows = empty_counts(1, "cuda")
+    count_into(rows[0], tensor.cuda())
+    assert rows[0].tolist() == counts_of(tensor)
