@@ -1,1 +1,5 @@
-"""Half- and 8-bit products with float32 accumulation, on any machine."""
+"""Products in half and 8-bit formats with float32 accumulation, on any machine."""
+
+from gradscale.emulation.emulate import emulate as emulate
+from gradscale.emulation.emulate import emulating as emulating
+from gradscale.emulation.precision import Precision as Precision

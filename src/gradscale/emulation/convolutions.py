@@ -1,0 +1,62 @@
+"""The backward pass of convolutions, whose arguments say which one is the gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradscale.emulation.precision import as_operand, as_result, emulated
+
+if TYPE_CHECKING:
+    from gradscale.emulation.mode import EmulationMode
+    from gradscale.emulation.products import Handler
+
+aten = torch.ops.aten
+
+
+def convolution_backward(
+    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weight and bias from the rounded gradient and saved operands.
+
+    The gradient of the bias is a sum, not a product: it adds the gradient as it stands.
+    """
+    grad, saved_input, weight, bias_sizes, *geometry, wanted = args
+    formats = mode.backward_formats(grad, saved_input, weight)
+    if not emulated(grad, saved_input, weight) or formats is None:
+        return func(*args, **kwargs)
+    operands = [as_operand(grad, formats.first)]
+    operands += [as_operand(saved, formats.second) for saved in (saved_input, weight)]
+    products = func(*operands, bias_sizes, *geometry, [wanted[0], wanted[1], False])
+    bias = None
+    if wanted[2]:
+        bias = grad.to(torch.float32).sum([0, *range(2, grad.dim())])
+    return tuple(
+        None if part is None else as_result(part, formats.result, grad.dtype)
+        for part in (products[0], products[1], bias)
+    )
+
+
+def conv_tbc_backward(
+    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    """The same for the time-batch-channel convolution: `(gradient, input, weight, bias, pad)`."""
+    grad, saved_input, weight, bias, pad = args
+    formats = mode.backward_formats(grad, saved_input, weight)
+    if not emulated(grad, saved_input, weight) or formats is None:
+        return func(*args, **kwargs)
+    operands = [as_operand(grad, formats.first)]
+    operands += [as_operand(saved, formats.second) for saved in (saved_input, weight)]
+    for_input, for_weight, _ = func(*operands, bias.to(torch.float32), pad)
+    parts = for_input, for_weight, grad.to(torch.float32).sum([0, 1])
+    return tuple(as_result(part, formats.result, grad.dtype) for part in parts)
+
+
+def convolution_handlers() -> dict[Any, Handler]:
+    """The backward operations by overload."""
+    return {
+        aten.convolution_backward.default: convolution_backward,
+        aten.conv_tbc_backward.default: conv_tbc_backward,
+    }

@@ -1,0 +1,106 @@
+"""`emulate`: the context in which products round as half and 8-bit hardware does."""
+
+from __future__ import annotations
+
+from contextlib import ContextDecorator
+from types import TracebackType
+
+import torch
+
+from gradscale.emulation.mode import EmulationMode, current_mode
+from gradscale.emulation.overrides import overrides
+from gradscale.emulation.precision import Precision
+from gradscale.formats import FloatFormat
+
+
+class emulate(ContextDecorator):
+    """Products inside round to a format as hardware of that format does, on any machine.
+
+    Every matrix product, convolution and attention, forward and backward:
+
+        result = round(sum over k of round(a[k]) * round(b[k]), accumulated in float32)
+
+    In a forward product both operands are rounded to `forward`. In a backward product the gradient
+    is rounded to `backward`, exactly as it stands, at whatever scale it carries, and the saved
+    operand to `forward`. Tensors keep their dtype. Under CPU autocast the other operations follow
+    CUDA's lists (softmax, norms, sums and losses in float32), so that unmodified
+    `torch.autocast("cpu", torch.float16)` code computes what it would on a GPU. Float32 products
+    within an autocast context were asked for and stay as they are; outside one they are rounded.
+    Float64, complex and sparse tensors are left alone.
+
+    Keep the optimizer step outside: its products, where it has any, would be rounded too.
+
+    It is a dispatch mode, thus local to the thread that enters it (and to the backward passes
+    started there); the innermost one counts. While any thread is inside, a few CPU kernels are
+    replaced for the whole process by ones that behave as before in all other threads.
+
+    Args:
+        forward: the format of forward operands: a dtype, a name such as `"e4m3"`, a `FloatFormat`.
+        backward: the format of gradient operands.
+        between: the format of results. Default: the direction's own, or float16 if that is
+            narrower than 16 bits.
+
+    Raises:
+        ValueError: if a format is not known.
+        RuntimeError: in a backward product whose gradient operand cannot be told from the saved one
+            (only if `forward` and `backward` differ).
+
+    Example:
+        >>> a, b = torch.full((1, 2), 300.0), torch.full((2, 1), 300.0)
+        >>> with emulate(forward=torch.float16, backward=torch.float16):
+        ...     a @ b
+        tensor([[inf]])
+        >>> a @ b
+        tensor([[180000.]])
+    """
+
+    def __init__(
+        self,
+        forward: FloatFormat | torch.dtype | str = torch.float16,
+        backward: FloatFormat | torch.dtype | str = torch.float16,
+        *,
+        between: FloatFormat | torch.dtype | str | None = None,
+    ) -> None:
+        self.precision = Precision.of(forward, backward, between)
+        self._entered: list[tuple[EmulationMode, EmulationMode | None]] = []
+
+    def _recreate_cm(self) -> emulate:
+        again = emulate()
+        again.precision = self.precision
+        return again
+
+    def __enter__(self) -> Precision:
+        outer = current_mode()
+        mode = EmulationMode(self.precision)
+        overrides.acquire()
+        mode.__enter__()
+        if outer is not None:
+            outer.silent += 1
+        self._entered.append((mode, outer))
+        return self.precision
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        mode, outer = self._entered.pop()
+        if outer is not None:
+            outer.silent -= 1
+        mode.__exit__(exc_type, exc_value, traceback)
+        overrides.release()
+
+
+def emulating() -> Precision | None:
+    """The formats that products round to here and now, or None outside `emulate`.
+
+    Example:
+        >>> with emulate(backward="e5m2"):
+        ...     emulating().backward.name
+        'e5m2'
+        >>> emulating() is None
+        True
+    """
+    mode = current_mode()
+    return None if mode is None else mode.precision

@@ -1,0 +1,183 @@
+"""The dispatch mode that sees every product, forward and backward, below autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+)
+
+from gradscale.emulation.attention import attention
+from gradscale.emulation.convolutions import convolution_handlers
+from gradscale.emulation.passes import autocast_depth, in_backward
+from gradscale.emulation.precision import Precision, as_format, emulated
+from gradscale.emulation.products import Handler, product_handlers
+from gradscale.emulation.provenance import Provenance, Role, format_of
+from gradscale.formats import FloatFormat
+
+
+@dataclass(frozen=True)
+class ProductFormats:
+    """The formats of one product's two operands and of its result."""
+
+    first: FloatFormat
+    second: FloatFormat
+    result: FloatFormat
+
+    def runs_natively(self, tensor: Tensor) -> bool:
+        """Whether the device's own kernel for this dtype does exactly this, and fast."""
+        own = as_format(tensor.dtype)
+        natively_fast = tensor.device.type != "cpu"
+        return natively_fast and (self.first, self.second, self.result) == (own, own, own)
+
+
+class EmulationMode(TorchDispatchMode):
+    """Replaces products by rounded ones; everything else runs as it is.
+
+    It lives below autograd, so that it sees the products of composite operations and of the
+    backward formulas, and above the kernels, so that autograd records what it always records.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        super().__init__()
+        self.precision = precision
+        self.silent = 0
+        self._provenance = Provenance()
+        self._exact_seen = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.silent:
+            return func(*args, **kwargs)
+        handler = _HANDLERS.get(func, _UNSEEN)
+        if handler is _UNSEEN:
+            handler = _HANDLERS[func] = _decompose if _is_composite(func) else None
+        result = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
+        if self.precision.directions_differ:
+            self._note_created(func, result)
+        return result
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Products inside run as they are."""
+        self.silent += 1
+        try:
+            yield
+        finally:
+            self.silent -= 1
+
+    def formats(self, a: Tensor, b: Tensor) -> ProductFormats | None:
+        """The formats of the product of `a` and `b` here and now; None leaves it alone."""
+        if not in_backward():
+            return self._forward_formats(a, b)
+        precision = self.precision
+        if not (precision.directions_differ or self._exact_seen):
+            return ProductFormats(precision.forward, precision.forward, precision.forward_result)
+        if not precision.directions_differ:
+            exact = "exact" in (self._provenance.role(a), self._provenance.role(b))
+            roles: tuple[Role, Role] = ("exact", "exact") if exact else ("saved", "gradient")
+        else:
+            roles = self._provenance.roles(a, b)
+        self._remember_for_double_backward(roles, a, b)
+        return self._product_formats(*roles)
+
+    def backward_formats(self, grad: Tensor, *saved: Tensor) -> ProductFormats | None:
+        """The formats of a backward operation that names its gradient, then the others."""
+        if self._exact_seen and "exact" in map(self._provenance.role, saved):
+            return None
+        if torch.is_grad_enabled():
+            self._remember_for_double_backward(
+                ("gradient", *("saved" for _ in saved)), grad, *saved
+            )
+        return self._product_formats("gradient", "saved")
+
+    def keeps_float32(self, *tensors: Tensor) -> bool:
+        """Whether float32 operands were chosen: they met autocast and are float32 nevertheless."""
+        return all(t.dtype == torch.float32 for t in tensors) and autocast_depth() > 0
+
+    def _forward_formats(self, a: Tensor, b: Tensor) -> ProductFormats | None:
+        exact = self.keeps_float32(a, b)
+        self._exact_seen |= exact
+        if exact or self._exact_seen or self.precision.directions_differ:
+            for tensor in (a, b):
+                self._provenance.remember(tensor, "exact" if exact else "saved")
+        if exact:
+            return None
+        precision = self.precision
+        return ProductFormats(precision.forward, precision.forward, precision.forward_result)
+
+    def _product_formats(self, first: Role, second: Role) -> ProductFormats | None:
+        precision = self.precision
+        a = format_of(first, precision.forward, precision.backward)
+        b = format_of(second, precision.forward, precision.backward)
+        if a is None or b is None:
+            return None
+        return ProductFormats(a, b, precision.backward_result)
+
+    def _remember_for_double_backward(self, roles: tuple[Role, ...], *operands: Tensor) -> None:
+        if torch.is_grad_enabled() and self.precision.directions_differ:
+            for tensor, role in zip(operands, roles, strict=True):
+                self._provenance.remember(tensor, role)
+
+    def _note_created(self, func: Any, result: Any) -> None:
+        if torch._C._current_autograd_node() is None:
+            self._provenance.backward_ended()
+        elif not _aliases(func):
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, Tensor) and emulated(tensor):
+                    self._provenance.created(tensor)
+
+
+def current_mode() -> EmulationMode | None:
+    """The innermost emulation of this thread, also in the threads of the autograd engine."""
+    for mode in reversed(_get_current_dispatch_mode_stack()):
+        if isinstance(mode, EmulationMode):
+            return mode
+    return None
+
+
+def _is_composite(func: Any) -> bool:
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return func.has_kernel_for_dispatch_key(key)
+
+
+def _decompose(
+    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Composite operations arrive whole in inference mode: take them apart, and look again."""
+    with mode:
+        return func.decompose(*args, **kwargs)
+
+
+def _attend(
+    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """Attention arrives whole in inference mode."""
+    if not emulated(*args[:3]) or mode.keeps_float32(*args[:3]):
+        return func(*args, **kwargs)
+    return attention(mode, *args, **kwargs)
+
+
+def _aliases(func: Any) -> bool:
+    return func.is_view or func._schema.is_mutable or func is torch.ops.aten._unsafe_view.default
+
+
+_UNSEEN: Any = object()
+_HANDLERS: dict[Any, Handler | None] = {
+    **product_handlers(),
+    **convolution_handlers(),
+    torch.ops.aten.scaled_dot_product_attention.default: _attend,
+}

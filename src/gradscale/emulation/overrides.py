@@ -1,0 +1,54 @@
+"""Kernels that are replaced while somebody emulates, and put back when nobody does."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import torch
+
+from gradscale.emulation.attention_kernel import attention_kernels
+from gradscale.emulation.cuda_autocast import autocast_kernels
+from gradscale.emulation.recurrent import recurrent_kernels
+
+
+class Overrides:
+    """A counted registration: made by the first `acquire`, undone by the last `release`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._library: Any = None
+        self._fused_attention_layers = True
+
+    def acquire(self) -> None:
+        """Register the kernels, if nobody has."""
+        with self._lock:
+            if self._holders == 0:
+                self._library = _register()
+                self._fused_attention_layers = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._holders += 1
+
+    def release(self) -> None:
+        """Put everything back, if nobody else needs it."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._library._destroy()
+                self._library = None
+                torch.backends.mha.set_fastpath_enabled(self._fused_attention_layers)
+
+
+def _register() -> Any:
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        # torch warns once of any replaced kernel; here that is the intention.
+        warnings.simplefilter("ignore")
+        for kernel in (*autocast_kernels(), *attention_kernels(), *recurrent_kernels()):
+            library.impl(kernel.name, kernel.function, kernel.key, with_keyset=True)
+    return library
+
+
+overrides = Overrides()

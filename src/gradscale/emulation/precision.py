@@ -1,0 +1,96 @@
+"""The formats of a product: of its operands and of its result, in each direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscale.formats import FloatFormat
+
+_HALF_WIDTH = 16
+_STORED = {
+    torch.float32: FloatFormat.of(torch.float32),
+    torch.float16: FloatFormat.of(torch.float16),
+    torch.bfloat16: FloatFormat.of(torch.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the products of each direction round to.
+
+    Args:
+        forward: operands of forward products, and the saved operand of backward ones.
+        backward: the gradient operand of backward products.
+        forward_result: what a forward product returns.
+        backward_result: what a backward product returns.
+
+    Example:
+        >>> Precision.of("fp16", "e5m2").backward_result.name
+        'fp16'
+    """
+
+    forward: FloatFormat
+    backward: FloatFormat
+    forward_result: FloatFormat
+    backward_result: FloatFormat
+
+    @staticmethod
+    def of(
+        forward: FloatFormat | torch.dtype | str,
+        backward: FloatFormat | torch.dtype | str,
+        between: FloatFormat | torch.dtype | str | None = None,
+    ) -> Precision:
+        """The formats that `emulate` was asked for.
+
+        Without `between`, the result of a product has the direction's own format, or float16 where
+        that is narrower than 16 bits, as hardware with 8-bit operands does it.
+        """
+        operands = FloatFormat.of(forward), FloatFormat.of(backward)
+        if between is not None:
+            results = (FloatFormat.of(between),) * 2
+        else:
+            results = _result_of(operands[0]), _result_of(operands[1])
+        return Precision(*operands, *results)
+
+    @property
+    def directions_differ(self) -> bool:
+        """Whether a backward product must know which of its operands is the gradient."""
+        return (self.forward, self.forward_result) != (self.backward, self.backward_result)
+
+
+def _result_of(format: FloatFormat) -> FloatFormat:
+    wide = 1 + format.exponent_bits + format.mantissa_bits >= _HALF_WIDTH
+    return format if wide else FloatFormat.of(torch.float16)
+
+
+def as_format(dtype: torch.dtype) -> FloatFormat:
+    """The format of one of the dtypes that are emulated."""
+    return _STORED[dtype]
+
+
+def emulated(*tensors: Tensor) -> bool:
+    """Whether these tensors take part: dense, real, and 32 bits wide or narrower."""
+    return all(
+        tensor.dtype in _STORED and tensor.layout == torch.strided and type(tensor) in _PLAIN
+        for tensor in tensors
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def as_operand(tensor: Tensor, format: FloatFormat | None) -> Tensor:
+    """`tensor` in float32, rounded to `format` unless it is None or its dtype says so already."""
+    if format is None or _STORED[tensor.dtype] == format:
+        return tensor.to(torch.float32)
+    return format.round(tensor.to(torch.float32))
+
+
+def as_result(product: Tensor, format: FloatFormat | None, dtype: torch.dtype) -> Tensor:
+    """A float32 `product` rounded to `format` (None: not at all), in `dtype`."""
+    if format is None or _STORED[dtype] == format:
+        return product.to(dtype)
+    return format.round(product).to(dtype)
