@@ -48,7 +48,7 @@ def test_fairseq_is_told_inside_its_optimizer_state() -> None:
 
 
 def test_every_system_is_covered_here() -> None:
-    assert {*SAVED, "fairseq"} == set(SYSTEMS)
+    assert {*SAVED, "fairseq", "gradscale"} == set(SYSTEMS)
 
 
 @pytest.mark.parametrize("name", BACKS_OFF_AT_ONCE)

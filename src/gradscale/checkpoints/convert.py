@@ -15,11 +15,12 @@ from gradscale.checkpoints.systems import (
     flax,
     keras,
     megatron,
+    own,
     paddle,
     torch_amp,
 )
 
-_MODULES = (torch_amp, apex, megatron, fairseq, keras, paddle, flax)
+_MODULES = (own, torch_amp, apex, megatron, fairseq, keras, paddle, flax)
 _LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (*(m.LAYOUT for m in _MODULES), deepspeed.SCALER, deepspeed.FUSED)
@@ -107,6 +108,9 @@ def export_state(state: ScalerState, target: str) -> Exported:
 def import_state(state: Saved, source: str | None = None) -> dict[str, Any]:
     """What `GradScaler.load_state_dict` takes, from any system's saved state.
 
+    The scaler keeps its own settings; ``load_state_dict(state, configuration="restore")`` takes
+    those that were found, too.
+
     Args:
         state: what the system saved for its loss scaler.
         source: one of `SYSTEMS`; None tells it by the keys.
@@ -120,7 +124,7 @@ def import_state(state: Saved, source: str | None = None) -> dict[str, Any]:
         >>> import_state(saved)["_growth_tracker"]
         250
     """
-    return export_state(read_state(state, source), "torch").state
+    return export_state(read_state(state, source), "gradscale").state
 
 
 def _layout(argument: str, name: str) -> Layout:

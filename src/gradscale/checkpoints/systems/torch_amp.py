@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
@@ -12,7 +14,7 @@ KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_
 
 def recognizes(state: Saved) -> bool:
     """True for the five keys of `torch.amp.GradScaler.state_dict()`."""
-    return has(state, *KEYS)
+    return has(state, *KEYS) and not has(state, "gradscale")
 
 
 def read(state: Saved) -> ScalerState:
@@ -23,13 +25,11 @@ def read(state: Saved) -> ScalerState:
         growth_interval=read_count(state, "growth_interval"),
         hysteresis=1,
     )
-    unread = tuple(f"gradscale.{key}" for key in state.get("gradscale", ()) if key != "version")
     return ScalerState(
         read_float(state, "scale"),
         good_steps=read_count(state, "_growth_tracker"),
         hysteresis_left=1,
         settings=settings,
-        unread=unread,
     )
 
 
@@ -37,14 +37,18 @@ def write(state: ScalerState) -> Exported:
     """What `torch.amp.GradScaler.load_state_dict` takes."""
     draft = Draft(state)
     draft.fixed(dynamic=True)
-    saved = {
+    return draft.finish(entries(draft))
+
+
+def entries(draft: Draft) -> dict[str, Any]:
+    """The five entries, taken from `draft`."""
+    return {
         "scale": draft.take("scale", 2.0**16),
         "growth_factor": draft.take("growth_factor", 2.0),
         "backoff_factor": draft.take("backoff_factor", 0.5),
         "growth_interval": draft.take("growth_interval", 2000),
         "_growth_tracker": draft.take("good_steps", 0),
     }
-    return draft.finish(saved)
 
 
 LAYOUT = Layout("torch", recognizes, read, write)
