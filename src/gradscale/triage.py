@@ -74,7 +74,9 @@ def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) ->
                 continue
             nonfinite = int((~torch.isfinite(values)).sum())
             if nonfinite:
-                fallback = own_names[index] if own_names else f"group {group_index}, parameter {index}"
+                fallback = (
+                    own_names[index] if own_names else f"group {group_index}, parameter {index}"
+                )
                 found.append(Culprit(names.get(id(parameter), fallback), nonfinite, values.numel()))
     return found
 

@@ -65,7 +65,9 @@ def unscale_reference(gradients: Sequence[Tensor], scale: float) -> bool:
     return found_inf
 
 
-def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> dict[torch.device, Tensor]:
+def unscale_groups_(
+    groups: Groups, inv_scale: Tensor, found_inf: Tensor
+) -> dict[torch.device, Tensor]:
     """Multiplies every gradient by `inv_scale` in place and flags the non-finite ones.
 
     Args:
@@ -138,3 +140,13 @@ def exponent_counts(groups: Groups, device: torch.device) -> Tensor:
             for grad in grads:
                 counts += count_exponents(grad).to(device=device, non_blocking=True)
     return counts
+
+
+def multiplied(groups: Groups, factor: Tensor) -> Groups:
+    """The gradients times `factor`, out of place in float32."""
+    return group_gradients(
+        grad.to(torch.float32) * factor.to(device=device, non_blocking=True)
+        for device, by_dtype in groups.items()
+        for grads in by_dtype.values()
+        for grad in grads
+    )
