@@ -1,16 +1,20 @@
 """What a number format can hold: range, precision, and the value a float rounds to.
 
-The numerical traps of loss scaling all live at the two ends of a format, so they are written down once, here:
+The numerical traps of loss scaling all live at the two ends of a format, so they are written down
+once, here:
 
-- Round-to-nearest flushes at or below *half* the smallest subnormal (2^-25 in float16; the tie goes to even, zero).
+- Round-to-nearest flushes at or below *half* the smallest subnormal (2^-25 in float16; the tie goes
+  to even, zero).
 - The top octave is half-open: float16 overflows at 65 520, not at 65 504 and not at 65 536.
-- ``float8_e4m3fn`` has no infinity: what lies above 448 saturates or becomes NaN, depending on the format's rule.
+- ``float8_e4m3fn`` has no infinity: what lies above 448 saturates or becomes NaN. Torch's own cast
+  has done both (NaN in 2.6, 448 in 2.13), so that nothing here depends on it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -26,9 +30,10 @@ class FloatFormat:
     Args:
         exponent_bits: width of the exponent field, at least 2.
         mantissa_bits: width of the stored mantissa, at least 1.
-        overflow: what a value above `max` becomes: ``"inf"``, ``"nan"`` or ``"saturate"`` (to `max`).
-        reserved: mantissa codes of the topmost exponent that are not numbers. ``None`` (IEEE) reserves the
-            whole topmost exponent for inf and NaN; 1 is the ``fn`` rule of ``float8_e4m3fn``; 0 reserves none.
+        overflow: what a value above `max` becomes: ``"inf"``, ``"nan"`` or ``"saturate"`` (`max`).
+        reserved: mantissa codes of the topmost exponent that are not numbers. ``None`` (IEEE)
+            reserves the whole topmost exponent for inf and NaN; 1 is the ``fn`` rule of
+            ``float8_e4m3fn``; 0 reserves none.
 
     Raises:
         ValueError: if the format does not fit into float32 (8 exponent and 23 mantissa bits).
@@ -49,8 +54,8 @@ class FloatFormat:
     def __post_init__(self) -> None:
         if not (2 <= self.exponent_bits <= 8 and 1 <= self.mantissa_bits <= 23):
             raise ValueError(
-                f"`FloatFormat({self.exponent_bits}, {self.mantissa_bits})` must have 2 to 8 exponent bits and 1 to "
-                "23 mantissa bits, so that float32 holds all its values."
+                f"`FloatFormat({self.exponent_bits}, {self.mantissa_bits})` must have 2 to 8 "
+                "exponent bits and 1 to 23 mantissa bits, so that float32 holds all its values."
             )
         if self.overflow not in ("inf", "nan", "saturate"):
             raise ValueError(
@@ -58,7 +63,13 @@ class FloatFormat:
             )
         if self.reserved is not None and not 0 <= self.reserved < 2**self.mantissa_bits:
             raise ValueError(
-                f"`FloatFormat(reserved={self.reserved})` must be None or lie in [0, {2**self.mantissa_bits})."
+                f"`FloatFormat(reserved={self.reserved})` must be None or lie in "
+                f"[0, {2**self.mantissa_bits})."
+            )
+        if self.reserved is not None and self.exponent_bits == 8:
+            raise ValueError(
+                f"`FloatFormat(8, {self.mantissa_bits}, reserved={self.reserved})` would hold "
+                "values beyond float32. Leave `reserved` at None, or take fewer exponent bits."
             )
 
     @staticmethod
@@ -73,12 +84,13 @@ class FloatFormat:
         found = _BY_NAME.get(format) if isinstance(format, str) else _BY_DTYPE.get(format)
         if found is None:
             raise ValueError(
-                f"`FloatFormat.of({format!r})` is not a known format. Pass one of {', '.join(_BY_NAME)}, a torch "
-                "float dtype, or a `FloatFormat(exponent_bits, mantissa_bits)`."
+                f"`FloatFormat.of({format!r})` is not a known format. Pass one of "
+                f"{', '.join(_BY_NAME)}, the torch dtype of one, or a "
+                "`FloatFormat(exponent_bits, mantissa_bits)`."
             )
         return found
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype | None:
         """The torch dtype with exactly these values, or None."""
         for dtype, format in _BY_DTYPE.items():
@@ -146,26 +158,59 @@ class FloatFormat:
     def round(self, tensor: Tensor) -> Tensor:
         """The nearest value of this format, ties to even, in the dtype of `tensor`.
 
+        A cast to float16, bfloat16 or `float8_e5m2` and back does it where there is one. A cast to
+        `float8_e4m3fn` is never used: what it makes of values above 448 differs between torch
+        versions (448, or NaN in 2.6), and here `overflow` alone says so.
+
         Args:
-            tensor: any shape, any floating dtype; it is rounded through float32.
+            tensor: any shape, any floating dtype; float64 is first rounded to float32.
 
         Returns:
-            The same shape and dtype; NaN stays NaN; infinities follow `overflow`.
+            The same shape and dtype, `tensor` itself if nothing can change; NaN stays NaN;
+            infinities follow `overflow`; zeros keep their sign.
+
+        Raises:
+            TypeError: if `tensor` is not floating-point.
         """
-        single = tensor.to(torch.float32)
-        dtype = self.dtype
-        native = dtype is not None and dtype != torch.float32 and self.reserved is None
-        if dtype == torch.float32:
-            rounded = single
-        elif native and dtype is not None:
-            rounded = single.to(dtype).to(torch.float32)
-        else:
-            rounded = self._round_by_quantum(single)
-        if self.overflow != "inf" or not native:
-            rounded = self._apply_overflow(rounded)
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"`FloatFormat.round(tensor)` needs a floating-point tensor, not {tensor.dtype}. "
+                "Convert it first, or round the real and imaginary parts of a complex one."
+            )
+        if tensor.dtype == self.dtype and FloatFormat.of(tensor.dtype).overflow == self.overflow:
+            return tensor
+        rounded = self._nearest(tensor.to(torch.float32))
         return rounded.to(tensor.dtype)
 
+    def _nearest(self, single: Tensor) -> Tensor:
+        dtype = self.dtype
+        if dtype in _EXACT_CASTS:
+            rounded = single if dtype == torch.float32 else single.to(dtype).to(torch.float32)
+            return rounded if self.overflow == "inf" else self._apply_overflow(rounded)
+        return self._apply_overflow(self._round_by_bits(single))
+
+    def _round_by_bits(self, single: Tensor) -> Tensor:
+        """The nearest multiple of the quantum of each element, however large.
+
+        Above the smallest normal, adding just under half of the last kept bit to the float32's
+        integer pattern carries exactly when the value rounds up. Below, all quanta are equal:
+        adding and subtracting a number whose own quantum is that one rounds in the addition.
+        """
+        dropped = 23 - self.mantissa_bits
+        rounded = single
+        if dropped > 0:
+            bits = single.view(torch.int32)
+            odd = (bits >> dropped) & 1
+            carried = (bits + (odd + (2 ** (dropped - 1) - 1))) & -(2**dropped)
+            # Infinities are fixed points of this; a NaN could lose its payload and must not.
+            rounded = torch.where(single.isnan(), single, carried.view(torch.float32))
+        magnitude = single.abs()
+        shift = math.ldexp(self.smallest_subnormal, 23)
+        below = torch.copysign((magnitude + shift) - shift, single)
+        return torch.where(magnitude < self.smallest_normal, below, rounded)
+
     def _round_by_quantum(self, single: Tensor) -> Tensor:
+        """The slow, obvious version of `_round_by_bits`, against which it is tested."""
         _, exponent = torch.frexp(single)
         octave = (exponent - 1).clamp(min=self.min_exponent)
         # Two exact steps, because 2^(mantissa_bits - octave) alone may exceed float32.
@@ -180,9 +225,7 @@ class FloatFormat:
         above = rounded.abs() > self.max
         if self.overflow == "nan":
             return torch.where(above, torch.nan, rounded)
-        return torch.where(
-            above, torch.copysign(torch.full_like(rounded, torch.inf), rounded), rounded
-        )
+        return torch.where(above, rounded * torch.inf, rounded)
 
 
 _BY_NAME: dict[str, FloatFormat] = {
@@ -199,3 +242,5 @@ _BY_DTYPE: dict[torch.dtype, FloatFormat] = {
     torch.float8_e5m2: _BY_NAME["e5m2"],
     torch.float8_e4m3fn: _BY_NAME["e4m3"],
 }
+_EXACT_CASTS = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2)
+"""Dtypes with an infinity: the cast from float32 rounds and overflows as IEEE 754 says."""
