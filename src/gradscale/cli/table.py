@@ -1,0 +1,127 @@
+"""The table at the end of a comparison."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gradscale.cli.display import scale_text
+from gradscale.recipes import Recipe
+from gradscale.training import Comparison, Spread, Summary
+
+_EMULATED = (
+    "Half precision is emulated on this machine (rounded operands, float32 products): its results "
+    "are those of hardware that has the format, its times are not."
+)
+_DIVIDED = (
+    "Dividing the loss by K is what gradient accumulation over K batches, a mean over K times more "
+    "items or a loss weight of 1/K do to the backward pass. Gradients are multiplied by K before "
+    "the optimizer, so in exact arithmetic nothing changes."
+)
+COLUMNS = ("lost", "skipped", "scale", "ms/step")
+
+
+def comparison_table(comparison: Comparison, summaries: list[Summary], recipe: Recipe) -> Table:
+    """One section a loss divisor, one line a row."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for name in ("test loss", recipe.metric_name, *COLUMNS):
+        table.add_column(name, justify="right", no_wrap=True)
+    for divisor in comparison.loss_divisors:
+        table.add_section()
+        title = "ordinary loss" if divisor == 1 else f"loss divided by {divisor:g}"
+        table.add_row(Text(title, style="bold"))
+        for summary in summaries:
+            if summary.loss_divisor == divisor:
+                table.add_row(*_cells(summary, recipe), style="red" if worse(summary) else "")
+    return table
+
+
+def worse(summary: Summary) -> bool:
+    """Whether a row ended above float32 by over 10 % of its loss, and 2 standard deviations."""
+    truth = summary.loss.mean - summary.versus.mean
+    difference = summary.versus.mean
+    # A NaN loss fails both comparisons, and is worse.
+    return not (difference <= 0.1 * abs(truth) or difference <= 2 * summary.versus.sd)
+
+
+def _cells(summary: Summary, recipe: Recipe) -> list[str]:
+    time = "–" if summary.ms_per_step is None else f"{summary.ms_per_step:.1f}"
+    return [
+        f"{'✗' if worse(summary) else ' '} {summary.row.label}",
+        spread(summary.loss, 3),
+        spread(summary.metric, 1 if recipe.metric_is_share else 2, percent=recipe.metric_is_share),
+        "–" if summary.lost is None else share(summary.lost.mean),
+        skips(summary),
+        "–" if summary.row.scaling == "none" else scales(summary.scales),
+        time,
+    ]
+
+
+def spread(value: Spread, digits: int, *, percent: bool = False) -> str:
+    """Mean and standard deviation, the latter left out for a single run.
+
+    Example:
+        >>> spread(Spread(0.9825, 0.0051), 1, percent=True), spread(Spread(2.5, 0.0), 2)
+        ('98.2 ± 0.5 %', '2.50')
+    """
+    factor, unit = (100.0, " %") if percent else (1.0, "")
+    text = f"{value.mean * factor:.{digits}f}"
+    if value.sd:
+        text += f" ± {value.sd * factor:.{digits}f}"
+    return text + unit
+
+
+def share(value: float) -> str:
+    """A share with two significant places and the unit.
+
+    Example:
+        >>> share(0.7258), share(0.00008), share(0.0)
+        ('73 %', '0.008 %', '0 %')
+    """
+    if not value:
+        return "0 %"
+    return f"{100 * value:.1e} %" if value < 1e-6 else f"{100 * value:.2g} %"
+
+
+def skips(summary: Summary) -> str:
+    """How many steps were skipped, and why.
+
+    Nothing skips a step where nobody scales.
+    """
+    if summary.row.scaling == "none":
+        return "–"
+    if not summary.skipped:
+        return "0"
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
+
+
+def scales(values: tuple[float, ...]) -> str:
+    """The range of the final scales.
+
+    Example:
+        >>> scales((65536.0, 65536.0)), scales((32768.0, 65536.0))
+        ('2^16', '2^15..2^16')
+    """
+    low, high = min(values), max(values)
+    return scale_text(low) if low == high else f"{scale_text(low)}..{scale_text(high)}"
+
+
+def caption(comparison: Comparison, summaries: list[Summary], *, emulated: bool) -> str:
+    """What the table's numbers mean, and how they were measured."""
+    steps = summaries[0].steps // comparison.seeds
+    seeds = "1 seed" if comparison.seeds == 1 else f"mean ± sd of {comparison.seeds} seeds"
+    lines = [
+        f"{seeds}, {steps} steps each; test loss and metric in float32, from the trained weights.",
+        "lost      gradient elements, of all module outputs and parameters, that are zero in the half-"
+        "precision pass but not in a float32 pass over the same batch and weights; 4 steps a run.",
+        "skipped   optimizer steps, all seeds together.   ms/step   median of the fastest seed.",
+    ]
+    if emulated:
+        lines.append(_EMULATED)
+    if any(divisor != 1 for divisor in comparison.loss_divisors):
+        lines.append(_DIVIDED)
+    if any(worse(summary) for summary in summaries):
+        lines.append("✗         test loss above float32's by over 10 % and 2 standard deviations.")
+    return "\n".join(lines)

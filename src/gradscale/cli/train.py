@@ -1,0 +1,123 @@
+"""`gradscale train`: one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradscale.cli.display import Display, console, scale_text
+from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.options import (
+    PRECISION,
+    new_folder,
+    number,
+    refuse_changes_on_resume,
+    scaling,
+    shared_options,
+)
+from gradscale.cli.table import share
+from gradscale.recipes import RECIPES, Recipe, find
+from gradscale.training import (
+    Interrupted,
+    RunFolder,
+    Settings,
+    load_data,
+    plain,
+    read_json,
+    run,
+    settings_for,
+    stop_on_signals,
+)
+
+OPTIONS = (
+    "precision scaling seed steps batch_size lr loss_divisor init_scale device emulate threads data"
+).split()
+
+
+@click.command()
+@click.argument("recipe", type=click.Choice(list(RECIPES)), required=False)
+@click.option("--precision", type=PRECISION, default="fp16", show_default=True)
+@click.option(
+    "--scaling",
+    type=scaling,
+    metavar="NAME",
+    help="Who chooses the scale.  [dynamic; fp32, bf16: none]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--loss-divisor", type=number, metavar="NUMBER", help="Divide the loss by this.  [recipe's own]"
+)
+@shared_options
+@click.pass_context
+def train(context: click.Context, **given: Any) -> None:
+    r"""Train RECIPE once.
+
+    \b
+    Examples:
+      gradscale train digits
+      gradscale train chars --precision fp16 --scaling dynamic --init-scale 2^24
+      gradscale train denoise --precision e5m2 --loss-divisor 256
+      gradscale train words --config run.toml --steps 500
+      gradscale train --resume runs/train-chars-20260101-120000
+    """
+    if given["resume"]:
+        refuse_changes_on_resume(context)
+        path, settings = given["resume"], _stored(given["resume"])
+    elif given["recipe"] is None:
+        raise BadInput(f"which recipe? Pass one of {', '.join(RECIPES)}, or `--resume DIR`.")
+    else:
+        with bad_input():
+            settings = settings_for(given["recipe"], **{name: given[name] for name in OPTIONS})
+        path = new_folder(given["out"], f"train-{settings.recipe}")
+    result = _run(settings, path, given)
+    if given["as_json"]:
+        click.echo(json.dumps(plain({"settings": settings.to_json(), **result}), indent=2))
+    else:
+        _report(find(settings.recipe), result, path, no_color=given["no_color"])
+
+
+def _stored(path: Path) -> Settings:
+    with bad_input():
+        stored = read_json(path / "settings.json")
+        if stored is None:
+            raise ValueError(
+                f"`--resume {path}`: there is no run in this folder (no settings.json)."
+            )
+        return Settings(**stored)
+
+
+def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    errors = console(stderr=True, no_color=given["no_color"])
+    with bad_input():
+        data = load_data(settings)
+        folder = RunFolder(path)
+    with stop_on_signals() as stop, Display(errors, settings.steps) as display:
+        on_step = display.begin(f"{settings.precision}, {settings.scaling}", settings.steps)
+        try:
+            every = given["save_every"]
+            return run(settings, data, folder, on_step=on_step, stop=stop, save_every=every)
+        except Interrupted:
+            pass
+    errors.print(f"Stopped. Continue with:\n\n    gradscale train --resume {path}\n")
+    raise SystemExit(stop.exit_code)
+
+
+def _report(recipe: Recipe, result: dict[str, Any], path: Path, *, no_color: bool) -> None:
+    loss, metric = float(result["loss"]), float(result["metric"])
+    reasons = ", ".join(f"{count} {reason}" for reason, count in result["reasons"].items())
+    lost = result["lost_share"]
+    lines = {
+        "test loss": f"{loss:.4f}",
+        recipe.metric_name: f"{100 * metric:.2f} %" if recipe.metric_is_share else f"{metric:.4f}",
+        "lost gradients": "–" if lost is None else share(lost),
+        "skipped steps": f"{result['skipped']}" + (f" ({reasons})" if reasons else ""),
+        "final scale": scale_text(float(result["final_scale"])),
+        "ms/step": "–" if result["ms_per_step"] is None else f"{result['ms_per_step']:.1f}",
+        "written to": str(path),
+    }
+    screen = console(no_color=no_color)
+    for name, value in lines.items():
+        screen.print(f"{name:<15} {value}", soft_wrap=True)

@@ -1,0 +1,209 @@
+"""A comparison: which runs it consists of, and what their results say together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradscale.training.settings import Settings, settings_for
+
+
+class Row(NamedTuple):
+    """One line of the table: a precision, and who chooses the scale."""
+
+    precision: str
+    scaling: str
+
+    @property
+    def label(self) -> str:
+        """As the table shows it."""
+        if self.precision == "fp32":
+            return "float32"
+        return f"{self.precision}, {'no scaling' if self.scaling == 'none' else self.scaling}"
+
+
+class Planned(NamedTuple):
+    """One run of a comparison, and where it is kept, relative to the comparison's folder."""
+
+    row: Row
+    settings: Settings
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same network on the same data, once a row, loss divisor and seed.
+
+    Attributes:
+        recipe: the task.
+        precision: of every row but the first, which is float32.
+        scalings: one row each.
+        loss_divisors: one group of rows each.
+        seeds: runs a row, with seeds 0, 1, …
+        options: further fields of `Settings`; None means the recipe's default.
+
+    Example:
+        >>> plan = Comparison("digits", "fp16", ("none", "dynamic"), (1.0,), 2, {"device": "cpu"})
+        >>> [row.label for row in plan.rows], len(list(plan.runs()))
+        (['float32', 'fp16, no scaling', 'fp16, dynamic'], 6)
+    """
+
+    recipe: str
+    precision: str
+    scalings: tuple[str, ...]
+    loss_divisors: tuple[float, ...]
+    seeds: int
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"`--seeds {self.seeds}` must be at least 1.")
+        if self.precision == "fp32":
+            raise ValueError("`--precision fp32` is every comparison's first row already.")
+        for _ in self.runs():
+            pass
+
+    @property
+    def rows(self) -> list[Row]:
+        """Float32 first, then one row a scaling."""
+        halves = [Row(self.precision, scaling) for scaling in self.scalings]
+        return [Row("fp32", "none"), *halves]
+
+    def runs(self) -> Iterator[Planned]:
+        """All runs, in the order in which they are trained.
+
+        Raises:
+            ValueError: if a setting is out of range.
+        """
+        for divisor in self.loss_divisors:
+            for row in self.rows:
+                for seed in range(self.seeds):
+                    yield self._planned(divisor, row, seed)
+
+    def _planned(self, divisor: float, row: Row, seed: int) -> Planned:
+        settings = settings_for(
+            self.recipe,
+            precision=row.precision,
+            scaling=row.scaling,
+            seed=seed,
+            loss_divisor=divisor,
+            **self.options,
+        )
+        name = f"{row.precision}-{row.scaling}"
+        return Planned(row, settings, Path(f"divisor-{divisor:g}") / name / f"seed-{seed}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> Comparison:
+        """The inverse of `to_json`."""
+        lists = {"scalings", "loss_divisors"}
+        return Comparison(**{k: tuple(v) if k in lists else v for k, v in fields.items()})
+
+
+class Spread(NamedTuple):
+    """A mean over seeds and its standard deviation, 0 for a single seed."""
+
+    mean: float
+    sd: float
+
+    @staticmethod
+    def of(values: list[float]) -> Spread:
+        """The spread of at least one value."""
+        sd = statistics.stdev(values) if len(values) > 1 else 0.0
+        return Spread(statistics.fmean(values), sd)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the runs of one row ended with.
+
+    Attributes:
+        loss: test loss.
+        versus: test loss minus float32's, seed by seed.
+        metric: the recipe's metric.
+        lost: share of gradient elements flushed; None where it was not measured.
+        skipped: steps skipped, all seeds together, by reason.
+        steps: steps taken or skipped, all seeds together.
+        scales: final scale of each seed.
+        ms_per_step: the median step of the fastest seed, in milliseconds; None if unknown.
+    """
+
+    loss_divisor: float
+    row: Row
+    loss: Spread
+    versus: Spread
+    metric: Spread
+    lost: Spread | None
+    skipped: dict[str, int]
+    steps: int
+    scales: tuple[float, ...]
+    ms_per_step: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, spreads as ``mean`` and ``sd``."""
+        spreads = {
+            name: value._asdict() if value is not None else None
+            for name, value in (
+                ("loss", self.loss),
+                ("loss_minus_float32", self.versus),
+                ("metric", self.metric),
+                ("lost_share", self.lost),
+            )
+        }
+        return {
+            "loss_divisor": self.loss_divisor,
+            **self.row._asdict(),
+            **spreads,
+            "skipped": self.skipped,
+            "steps": self.steps,
+            "final_scales": self.scales,
+            "ms_per_step": self.ms_per_step,
+        }
+
+
+def summarize(comparison: Comparison, results: dict[Path, dict[str, Any]]) -> list[Summary]:
+    """One summary a row and divisor.
+
+    Args:
+        comparison: what was run.
+        results: every run's result, by its folder.
+    """
+    groups: dict[tuple[float, Row], list[dict[str, Any]]] = {}
+    steps: dict[tuple[float, Row], int] = {}
+    for planned in comparison.runs():
+        key = planned.settings.loss_divisor, planned.row
+        groups.setdefault(key, []).append(results[planned.folder])
+        steps[key] = steps.get(key, 0) + planned.settings.steps
+    truth = Row("fp32", "none")
+    return [_summary(key, runs, groups[key[0], truth], steps[key]) for key, runs in groups.items()]
+
+
+def _summary(
+    key: tuple[float, Row], runs: list[dict[str, Any]], truth: list[dict[str, Any]], steps: int
+) -> Summary:
+    losses = [float(run["loss"]) for run in runs]
+    true = [float(run["loss"]) for run in truth]
+    lost = [run["lost_share"] for run in runs if run["lost_share"] is not None]
+    times = [run["ms_per_step"] for run in runs if run["ms_per_step"] is not None]
+    skipped: dict[str, int] = {}
+    for run in runs:
+        for reason, count in run["reasons"].items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    return Summary(
+        loss_divisor=key[0],
+        row=key[1],
+        loss=Spread.of(losses),
+        versus=Spread.of([ours - theirs for ours, theirs in zip(losses, true, strict=True)]),
+        metric=Spread.of([float(run["metric"]) for run in runs]),
+        lost=Spread.of(lost) if lost else None,
+        skipped=skipped,
+        steps=steps,
+        scales=tuple(float(run["final_scale"]) for run in runs),
+        ms_per_step=min(times) if times else None,
+    )

@@ -1,0 +1,98 @@
+"""One run from its first step, or from its last checkpoint, to its result."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gradscale.recipes import Data
+from gradscale.training.folder import RunFolder
+from gradscale.training.lost import Lost
+from gradscale.training.precision import emulated
+from gradscale.training.settings import Settings
+from gradscale.training.trial import Record, Trial
+
+_NONE = Lost()
+SAVE_EVERY_SECONDS = 5.0
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it saved itself first."""
+
+
+def run(
+    settings: Settings,
+    data: Data,
+    folder: RunFolder,
+    *,
+    on_step: Callable[[Record], None] = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+    save_every: int | None = None,
+) -> dict[str, Any]:
+    """Train, saving on the way, and return the result, which is also written to the folder.
+
+    Args:
+        settings: what the run depends on.
+        data: from `load_data`.
+        folder: where the run is kept; a run found there is continued, a finished one only read.
+        on_step: called after every step.
+        stop: asked after every step; True saves the run and raises.
+        save_every: steps between two checkpoints; None saves every few seconds.
+
+    Raises:
+        Interrupted: if `stop` said so.
+    """
+    if folder.result is not None:
+        return folder.result
+    folder.write_settings(settings)
+    torch.set_num_threads(settings.threads)
+    trial = Trial(settings, data)
+    state = folder.load(settings.device)
+    if state is not None:
+        trial.load_state_dict(state)
+    _train(trial, folder, on_step, stop, save_every)
+    result = _result(trial)
+    folder.write_result(result)
+    return result
+
+
+def _train(
+    trial: Trial,
+    folder: RunFolder,
+    on_step: Callable[[Record], None],
+    stop: Callable[[], bool],
+    save_every: int | None,
+) -> None:
+    unsaved: list[Record] = []
+    saved_at = time.monotonic()
+    while not trial.done:
+        unsaved.append(trial.advance())
+        on_step(unsaved[-1])
+        stopping = stop()
+        late = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
+        due = late if save_every is None else trial.step % save_every == 0
+        if due or stopping or trial.done:
+            folder.save(trial.state_dict(), unsaved)
+            unsaved, saved_at = [], time.monotonic()
+        if stopping:
+            raise Interrupted
+
+
+def _result(trial: Trial) -> dict[str, Any]:
+    settings = trial.settings
+    loss, metric = trial.evaluate()
+    return {
+        "loss": loss,
+        "metric": metric,
+        "lost": {kind: lost.share for kind, lost in trial.lost.items()},
+        "lost_share": sum(trial.lost.values(), start=_NONE).share,
+        "skipped": sum(trial.skips.values()),
+        "reasons": dict(sorted(trial.skips.items())),
+        "final_scale": 1.0 if trial.scaler is None else trial.scaler.get_scale(),
+        "ms_per_step": 1000 * statistics.median(trial.seconds) if trial.seconds else None,
+        "emulated": emulated(settings.precision, settings.device, settings.emulate),
+    }

@@ -1,0 +1,125 @@
+"""Everything that a run depends on, as one frozen value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from gradscale.recipes import find
+from gradscale.training.precision import PRECISIONS, check_precision
+from gradscale.training.scaling import SCALINGS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run. Two runs with equal settings on the same machine are equal bit for bit.
+
+    Attributes:
+        recipe: the task.
+        precision: what the network computes in: a name of `PRECISIONS`.
+        scaling: who chooses the loss scale: a name of `SCALINGS`.
+        seed: of the initial weights, the order of the data and every random number after.
+        steps: how many.
+        batch_size: items a step.
+        lr: the peak learning rate.
+        loss_divisor: the loss is divided by it before the backward pass, as gradient accumulation,
+            a mean over more items or a small loss weight do; the unscaled gradients are multiplied
+            by it again, so that in exact arithmetic it changes nothing.
+        init_scale: where the scale starts; None leaves it to `scaling`.
+        device: where the network lives.
+        emulate: ``auto``, ``on`` or ``off``: whether half precision is emulated in float32.
+        threads: CPU threads; the order of summation, and so the last bit, depends on it.
+        data: a folder to look for data files in.
+    """
+
+    recipe: str
+    precision: str
+    scaling: str
+    seed: int
+    steps: int
+    batch_size: int
+    lr: float
+    loss_divisor: float = 1.0
+    init_scale: float | None = None
+    device: str = "cpu"
+    emulate: str = "auto"
+    threads: int = 1
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, (holds, rule) in _RULES.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                option = name.replace("_", "-")
+                raise ValueError(f"`--{option} {value}` {rule}.")
+        check_precision(self.precision, self.device, self.emulate)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def settings_for(recipe: str, **given: Any) -> Settings:
+    """The settings of a run: what is given, and the recipe's defaults for the rest.
+
+    Raises:
+        ValueError: if a value is out of range; the message quotes the option and the rule.
+
+    Example:
+        >>> settings_for("digits", steps=10).scaling
+        'dynamic'
+    """
+    defaults = find(recipe).defaults
+    chosen = {name: value for name, value in given.items() if value is not None}
+    precision = chosen.setdefault("precision", "fp16")
+    wide = precision in ("fp32", "bf16")
+    return Settings(
+        recipe,
+        **{
+            "scaling": "none" if wide else "dynamic",
+            "seed": 0,
+            "steps": defaults.steps,
+            "batch_size": defaults.batch_size,
+            "lr": defaults.lr,
+            "loss_divisor": defaults.loss_divisor,
+            "device": default_device(),
+            "threads": torch.get_num_threads(),
+            **chosen,
+        },
+    )
+
+
+def default_device() -> str:
+    """The accelerator, if there is one, or ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _device_exists(name: str) -> bool:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        return False
+    return True
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "precision": (PRECISIONS.__contains__, f"must be one of {', '.join(PRECISIONS)}"),
+    "scaling": (SCALINGS.__contains__, f"must be one of {', '.join(SCALINGS)}"),
+    "steps": (_positive, "must be at least 1"),
+    "batch_size": (_positive, "must be at least 1"),
+    "seed": (lambda value: 0 <= value < 2**31, "must lie in [0, 2^31)"),
+    "lr": (_positive, "must be a positive number"),
+    "loss_divisor": (_positive, "must be a positive number"),
+    "init_scale": (lambda value: 2.0**-126 <= value < 2.0**128, "must lie in [2^-126, 2^128)"),
+    "threads": (_positive, "must be at least 1"),
+    "emulate": (("auto", "on", "off").__contains__, "must be one of auto, on, off"),
+    "device": (_device_exists, "is not there; `--device cpu` always is"),
+}

@@ -1,0 +1,208 @@
+"""One training run in memory: it advances step by step; its state can be saved and loaded."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscale.formats import FloatFormat
+from gradscale.recipes import Batch, Data, Recipe, find
+from gradscale.training import lost
+from gradscale.training.lost import Lost
+from gradscale.training.precision import EIGHT_BIT, computing_in
+from gradscale.training.scaling import Outcome, make_scaler, outcome
+from gradscale.training.schedule import learning_rate
+from gradscale.training.settings import Settings
+
+LOST_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step, as it is written to ``steps.jsonl``. Nothing in it depends on the clock."""
+
+    step: int
+    loss: float
+    scale: float
+    skipped: bool
+    reason: str | None
+
+
+class Trial:
+    """A run between two steps.
+
+    Args:
+        settings: what the run depends on.
+        data: the recipe's data, already on the device.
+
+    Attributes:
+        step: how many steps have been taken.
+        lost: the flushed gradients, by ``activations`` and ``parameters``.
+        seconds: what each step took, the sampled ones left out.
+    """
+
+    def __init__(self, settings: Settings, data: Data) -> None:
+        self.settings = settings
+        self.recipe: Recipe = find(settings.recipe)
+        self.data = data
+        torch.manual_seed(settings.seed)
+        self.model = self.recipe.model().to(settings.device)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.lr, foreach=True)
+        self.scaler = make_scaler(settings.scaling, settings.device, settings.init_scale)
+        self.step = 0
+        self.samples = 0
+        self.lost = {"activations": Lost(), "parameters": Lost()}
+        self.seconds: list[float] = []
+        self.skips: dict[str, int] = {}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        parameters = list(self.model.parameters())
+        decay = self.recipe.defaults.weight_decay
+        return [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.step >= self.settings.steps
+
+    def advance(self) -> Record:
+        """Take one step."""
+        settings = self.settings
+        batch = self.recipe.batch(self.data.train, settings.seed, self.step, settings.batch_size)
+        self._seed()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, settings.steps, settings.lr)
+        true = self._reference(batch) if self._sample_is_due() else None
+        started = time.perf_counter()
+        loss, stored = self._backward(batch, sampling=true is not None)
+        result = self._optimize()
+        # Reading the loss waits for the device, so the clock below is right on accelerators too.
+        record = Record(self.step, float(loss), result.scale, result.skipped, result.reason)
+        if true is None:
+            self.seconds.append(time.perf_counter() - started)
+        elif not result.skipped:
+            self._count(true, stored)
+        if result.skipped:
+            reason = result.reason or "unknown"
+            self.skips[reason] = self.skips.get(reason, 0) + 1
+        self.step += 1
+        return record
+
+    def _seed(self) -> None:
+        """Random numbers of a step depend on the seed and the step alone, so none need saving."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
+
+    def _sample_is_due(self) -> bool:
+        if self.settings.precision == "fp32":
+            return False
+        steps = self.settings.steps
+        due = sum(
+            self.step >= steps * (2 * i + 1) // (2 * LOST_SAMPLES) for i in range(LOST_SAMPLES)
+        )
+        return self.samples < due
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.recipe.loss(model, batch)
+
+    def _reference(self, batch: Batch) -> lost.Gradients:
+        divisor = self.settings.loss_divisor
+        true = lost.reference(self.model, lambda model: self._loss(model, batch) / divisor)
+        self._seed()
+        return true
+
+    def _backward(self, batch: Batch, *, sampling: bool) -> tuple[Tensor, lost.Gradients]:
+        """The undivided loss, and all gradients as stored if `sampling`."""
+        settings = self.settings
+        with lost.capturing(self.model) if sampling else nullcontext({}) as stored:
+            with computing_in(settings.precision, settings.device, settings.emulate):
+                loss = self._loss(self.model, batch)
+                divided = loss / settings.loss_divisor
+                scaled = divided if self.scaler is None else self.scaler.scale(divided)
+                scaled.backward()
+        if sampling:
+            stored = stored | {
+                name: grad.clone() for name, grad in lost.parameter_gradients(self.model).items()
+            }
+        return loss.detach(), stored
+
+    def _optimize(self) -> Outcome:
+        """Unscale, multiply by the divisor, step, update."""
+        if self.scaler is None:
+            self._undivide()
+            self.optimizer.step()
+            return Outcome(1.0, skipped=False, reason=None)
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
+        self._undivide()
+        self.scaler.step(self.optimizer)
+        result = outcome(self.scaler, self.optimizer, scale)
+        self.scaler.update()
+        return result
+
+    def _undivide(self) -> None:
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.settings.loss_divisor != 1:
+            torch._foreach_mul_(grads, self.settings.loss_divisor)
+
+    def _count(self, true: lost.Gradients, stored: lost.Gradients) -> None:
+        precision = self.settings.precision
+        format = FloatFormat.of(precision if precision in EIGHT_BIT else "fp16")
+        for kind, chosen in (("activations", False), ("parameters", True)):
+            names = [name for name in true if name.endswith(":grad") == chosen]
+            part = {name: true[name] for name in names}
+            self.lost[kind] += lost.compare(part, stored, format)
+        self.samples += 1
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """The test loss and the metric, in float32, whatever the run trained in."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        count = 0
+        for batch in self.recipe.evaluation(self.data.test):
+            values = [self.recipe.loss(self.model, batch), self.recipe.metric(self.model, batch)]
+            sums += len(batch[0]) * torch.stack(values).double().cpu()
+            count += len(batch[0])
+        loss, metric = (sums / count).tolist()
+        return loss, metric
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "lost": {kind: asdict(value) for kind, value in self.lost.items()},
+            "seconds": self.seconds,
+            "skips": self.skips,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self.step, self.samples = state["step"], state["samples"]
+        self.lost = {kind: Lost(**value) for kind, value in state["lost"].items()}
+        self.seconds, self.skips = list(state["seconds"]), dict(state["skips"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def load_data(settings: Settings) -> Data:
+    """The recipe's data on the run's device."""
+    folder = Path(settings.data) if settings.data else None
+    data = find(settings.recipe).load(folder)
+    return Data(*(tuple(tensor.to(settings.device) for tensor in part) for part in data))
