@@ -31,7 +31,7 @@ settings = st.builds(
     backoff_factor=maybe(st.sampled_from([0.25, 0.5, 0.75])),
     growth_interval=maybe(st.integers(50, 4000)),
     hysteresis=maybe(st.integers(1, 5)),
-    consecutive=maybe(st.booleans()),
+    hysteresis_refill=maybe(st.sampled_from(["growth", "clean", "clean_or_backoff"])),
     min_scale=maybe(powers),
     max_scale=maybe(powers),
 )
@@ -55,7 +55,7 @@ def test_everything_known_comes_back_or_is_reported(target: str, state: ScalerSt
             continue
         if name == "min_scale" and target == "flax":  # the floor that flax always has
             assert value == 2.0**-126
-        elif name == "consecutive" and state.flat().get("hysteresis", 1) == 1:
+        elif name == "hysteresis_refill" and state.flat().get("hysteresis", 1) == 1:
             continue  # which step restores a hysteresis of one is the same thing
         else:
             assert back.get(name, neutral.get(name, name == "dynamic")) == value
@@ -91,7 +91,7 @@ def test_a_trip_settles_what_was_open_and_then_changes_nothing(
 
 
 def test_each_target_has_the_layout_that_it_loads() -> None:
-    state = ScalerState(2048.0, 9, 2, ScalerSettings(True, 2.0, 0.5, 100, 3, True, 1.0))
+    state = ScalerState(2048.0, 9, 2, ScalerSettings(True, 2.0, 0.5, 100, 3, "clean", 1.0))
     written = {target: export_state(state, target).state for target in SYSTEMS}
     assert written == {
         "torch": {
@@ -138,10 +138,17 @@ def test_each_target_has_the_layout_that_it_loads() -> None:
                     "backoff_factor": 0.5,
                     "growth_interval": 100,
                     "hysteresis": 3,
-                    "consecutive": True,
+                    "hysteresis_refill": "clean",
                     "min_scale": 1.0,
                 },
-                "state": {"scale": 2048.0, "growth_tracker": 9, "hysteresis_tracker": 2},
+                "state": {
+                    "scale": 2048.0,
+                    "growth_tracker": 9,
+                    "hysteresis_tracker": 2,
+                    "steps_since_rescale": 0,
+                    "overflows_since_backoff": 0,
+                    "growth_window": 100,
+                },
             },
         },
         "keras": {"step_counter": 9, "dynamic_scale": 2048.0},

@@ -102,7 +102,7 @@ def test_hysteresis_counts_down_to_the_overflow_that_backs_off() -> None:
 
 def test_settings_are_read_apart_from_the_state() -> None:
     settings = read_state(peers.DeepSpeed(500, 3, consecutive=True).save()).settings
-    assert settings == ScalerSettings(True, 2.0, 0.5, 500, 3, True, 2.0**-100)
+    assert settings == ScalerSettings(True, 2.0, 0.5, 500, 3, "clean", 2.0**-100)
     assert read_state(peers.Megatron(500).save()).settings.growth_interval is None
 
 

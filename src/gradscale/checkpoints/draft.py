@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gradscale.checkpoints.state import ScalerState
 
-Value = float | int | bool
+Value = float | int | bool | str
 
 
 class Exported(NamedTuple):
@@ -50,6 +50,15 @@ class Draft:
         self._kept.add(name)
         return self._known[name]
 
+    def choose(self, name: str, choices: tuple[str, ...]) -> str:
+        """The value of `name` if the target has it, else the target's first, not kept."""
+        value = str(self._known.get(name, choices[0]))
+        if name not in self._known:
+            self._assumed.append(name)
+        elif value in choices:
+            self._kept.add(name)
+        return value if value in choices else choices[0]
+
     def known(self, name: str, default: Value) -> Any:
         """The value of `name` for a calculation, without saying that the target keeps it."""
         return self._known.get(name, default)
@@ -67,6 +76,6 @@ class Draft:
         # A scale that backs off at the first overflow is what a target without hysteresis does.
         if self._known.get("hysteresis", 1) == 1:
             self.fixed(hysteresis=1, hysteresis_left=1)
-            self.keep("consecutive")
+            self.keep("hysteresis_refill")
         left_out = [name for name in self._known if name not in self._kept]
         return Exported(state, (*left_out, *self._unread), tuple(self._assumed))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import Literal
+
+Refill = Literal["growth", "clean", "clean_or_backoff"]
 
 MIN_SCALE = 2.0**-126
 """The smallest normal float32: below it the reciprocal of a scale is not exact any more."""
@@ -25,7 +28,8 @@ class ScalerSettings:
         backoff_factor: what the scale is multiplied by when it backs off.
         growth_interval: finite steps in a row before the scale grows, counted as torch counts them.
         hysteresis: overflows before the scale backs off; 1 backs off at the first.
-        consecutive: True if a finite step restores the hysteresis, False if only growth does.
+        hysteresis_refill: when the hysteresis starts anew, as in `gradscale.Dynamic`: ``"growth"``,
+            ``"clean"`` (at every finite step) or ``"clean_or_backoff"``.
         min_scale: the floor.
         max_scale: the cap.
 
@@ -39,7 +43,7 @@ class ScalerSettings:
     backoff_factor: float | None = None
     growth_interval: int | None = None
     hysteresis: int | None = None
-    consecutive: bool | None = None
+    hysteresis_refill: Refill | None = None
     min_scale: float | None = None
     max_scale: float | None = None
 
@@ -94,7 +98,7 @@ class ScalerState:
         """The names of the counters that the source did not say."""
         return tuple(n for n in ("good_steps", "hysteresis_left") if getattr(self, n) is None)
 
-    def flat(self) -> dict[str, float | int | bool]:
+    def flat(self) -> dict[str, float | int | bool | str]:
         """State and settings that are known, by name.
 
         Example:

@@ -35,7 +35,7 @@ def read_scaler(state: Saved) -> ScalerState:
         backoff_factor=1 / read_float(state, "scale_factor"),
         growth_interval=interval,
         hysteresis=read_count(state, "delayed_shift"),
-        consecutive=read_flag(state, "consecutive_hysteresis"),
+        hysteresis_refill="clean" if read_flag(state, "consecutive_hysteresis") else "growth",
         min_scale=read_float(state, "min_scale"),
     )
     return ScalerState(
@@ -81,6 +81,7 @@ def write_scaler(state: ScalerState) -> Exported:
     # With a hysteresis of 1 DeepSpeed does not look at what is left, so it must not be below that.
     hysteresis = draft.take("hysteresis", draft.known("hysteresis_left", 1))
     left = draft.take("hysteresis_left", hysteresis)
+    refill = draft.choose("hysteresis_refill", ("growth", "clean"))
     saved = {
         "dynamic": True,
         **_common(draft),
@@ -88,7 +89,7 @@ def write_scaler(state: ScalerState) -> Exported:
         "min_scale": draft.take("min_scale", 1.0),
         "delayed_shift": hysteresis,
         "cur_hysteresis": left,
-        "consecutive_hysteresis": draft.take("consecutive", False),
+        "consecutive_hysteresis": refill == "clean",
     }
     return draft.finish(saved)
 

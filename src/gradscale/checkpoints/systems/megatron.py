@@ -24,14 +24,14 @@ def read(state: Saved) -> ScalerState:
         read_float(state, "scale"),
         good_steps=read_count(state, "growth_tracker"),
         hysteresis_left=max(1, read_count(state, "hysteresis_tracker")),
-        settings=ScalerSettings(dynamic=True, consecutive=False),
+        settings=ScalerSettings(dynamic=True, hysteresis_refill="growth"),
     )
 
 
 def write(state: ScalerState) -> Exported:
     """What Megatron's `DynamicGradScaler.load_state_dict` takes."""
     draft = Draft(state)
-    draft.fixed(dynamic=True, consecutive=False)
+    draft.fixed(dynamic=True, hysteresis_refill="growth")
     saved = {
         # Megatron calls .cuda() on this entry, so it must be a tensor, of one element.
         "scale": torch.tensor([draft.take("scale", 2.0**32)], dtype=torch.float32),

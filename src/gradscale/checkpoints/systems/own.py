@@ -10,6 +10,7 @@ from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.checkpoints.systems import torch_amp
 from gradscale.checkpoints.values import read_count
+from gradscale.policies.dynamic import Dynamic
 
 _SHARED = ("scale", "growth_tracker", "hysteresis_tracker")
 _SETTINGS = (
@@ -17,7 +18,7 @@ _SETTINGS = (
     "backoff_factor",
     "growth_interval",
     "hysteresis",
-    "consecutive",
+    "hysteresis_refill",
     "min_scale",
     "max_scale",
 )
@@ -38,8 +39,10 @@ def read(state: Saved) -> ScalerState:
         return plain
     own: Mapping[str, Any] = state["gradscale"]
     policy, fields = own.get("policy", {}), own.get("state", {})
-    unread = [f"policy {policy.get('name')}"] if policy.get("name") != "Dynamic" else []
-    unread += [f"state.{name}" for name in fields if name not in _SHARED]
+    dynamic = policy.get("name") == "Dynamic"
+    unread = [] if dynamic else [f"policy {policy.get('name')}"]
+    if not dynamic or policy.get("tolerance") or policy.get("window_follows_scale"):
+        unread += [f"state.{name}" for name in fields if name not in _SHARED]
     unread += ["counters"] if own.get("counters") else []
     if not has(fields, "hysteresis_tracker"):
         return ScalerState(plain.scale, plain.good_steps, unread=tuple(unread))
@@ -64,7 +67,12 @@ def write(state: ScalerState) -> Exported:
     saved = torch_amp.entries(draft)
     if draft.known("hysteresis", 2) == 1 or draft.known("hysteresis_left", 0) == 0:
         return draft.finish(saved)
-    fields = {
+    # The other counters of a Dynamic start where its own start.
+    start = Dynamic(
+        growth_interval=saved["growth_interval"], hysteresis=draft.known("hysteresis", 1)
+    )
+    fields = {name: value.item() for name, value in start.init()._asdict().items()}
+    fields |= {
         "scale": saved["scale"],
         "growth_tracker": saved["_growth_tracker"],
         "hysteresis_tracker": draft.take("hysteresis_left", 1),

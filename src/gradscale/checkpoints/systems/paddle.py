@@ -26,7 +26,7 @@ def read(state: Saved) -> ScalerState:
         backoff_factor=read_float(state, "decr_ratio"),
         growth_interval=read_count(state, "incr_every_n_steps"),
         hysteresis=hysteresis,
-        consecutive=True,
+        hysteresis_refill="clean_or_backoff",
     )
     return ScalerState(
         read_float(state, "scale"),
@@ -39,7 +39,7 @@ def read(state: Saved) -> ScalerState:
 def write(state: ScalerState) -> Exported:
     """What `paddle.amp.GradScaler.load_state_dict` takes."""
     draft = Draft(state)
-    draft.fixed(consecutive=True)
+    draft.fixed(hysteresis_refill="clean_or_backoff")
     hysteresis = draft.take("hysteresis", 1)
     left = min(hysteresis, draft.known("hysteresis_left", hysteresis))
     draft.fixed(hysteresis_left=left)
