@@ -144,10 +144,14 @@ def test_any_format_rounds_as_the_codec_says(format: FloatFormat, seed: int) -> 
 
 
 @settings(deadline=None, max_examples=40)
-@given(formats(), st.integers(0, 2**32 - 1))
-def test_rounding_by_bits_equals_rounding_by_quantum(format: FloatFormat, seed: int) -> None:
+@given(
+    formats().filter(lambda format: format.exponent_bits < 8 and format.mantissa_bits < 23),
+    st.integers(0, 2**32 - 1),
+)
+def test_rounding_by_addition_equals_rounding_by_quantum(format: FloatFormat, seed: int) -> None:
     values = awkward_values(format, seed)
-    fast, slow = format._round_by_bits(values), format._round_by_quantum(values)
+    fast = format._apply_overflow(format._round_by_addition(values))
+    slow = format._apply_overflow(format._round_by_quantum(values))
     torch.testing.assert_close(fast, slow, rtol=0, atol=0, equal_nan=True)
 
 

@@ -187,30 +187,24 @@ class FloatFormat:
         if dtype in _EXACT_CASTS:
             rounded = single if dtype == torch.float32 else single.to(dtype).to(torch.float32)
             return rounded if self.overflow == "inf" else self._apply_overflow(rounded)
-        return self._apply_overflow(self._round_by_bits(single))
+        if self.exponent_bits == 8 or self.mantissa_bits == 23:
+            return self._apply_overflow(self._round_by_quantum(single))
+        return self._apply_overflow(self._round_by_addition(single))
 
-    def _round_by_bits(self, single: Tensor) -> Tensor:
-        """The nearest multiple of the quantum of each element, however large.
+    def _round_by_addition(self, single: Tensor) -> Tensor:
+        """The nearest multiple of each element's quantum, by float32's own rounding.
 
-        Above the smallest normal, adding just under half of the last kept bit to the float32's
-        integer pattern carries exactly when the value rounds up. Below, all quanta are equal:
-        adding and subtracting a number whose own quantum is that one rounds in the addition.
+        In the octave of `shift` the quantum of float32 is the wanted one, so that adding `shift`
+        rounds, and subtracting it again is exact. For formats narrower than float32 in both fields;
+        what lies above the format's own octaves need not be right, it overflows.
         """
-        dropped = 23 - self.mantissa_bits
-        rounded = single
-        if dropped > 0:
-            bits = single.view(torch.int32)
-            odd = (bits >> dropped) & 1
-            carried = (bits + (odd + (2 ** (dropped - 1) - 1))) & -(2**dropped)
-            # Infinities are fixed points of this; a NaN could lose its payload and must not.
-            rounded = torch.where(single.isnan(), single, carried.view(torch.float32))
-        magnitude = single.abs()
-        shift = math.ldexp(self.smallest_subnormal, 23)
-        below = torch.copysign((magnitude + shift) - shift, single)
-        return torch.where(magnitude < self.smallest_normal, below, rounded)
+        octave = (single.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32)
+        octave = octave.clamp(self.smallest_normal, math.ldexp(1.0, self.max_exponent + 1))
+        shift = octave.mul_(2.0 ** (23 - self.mantissa_bits))
+        return torch.copysign(single.abs().add_(shift).sub_(shift), single)
 
     def _round_by_quantum(self, single: Tensor) -> Tensor:
-        """The slow, obvious version of `_round_by_bits`, against which it is tested."""
+        """The slow, obvious version, for the widest formats and as the oracle of the fast one."""
         _, exponent = torch.frexp(single)
         octave = (exponent - 1).clamp(min=self.min_exponent)
         # Two exact steps, because 2^(mantissa_bits - octave) alone may exceed float32.
@@ -242,5 +236,6 @@ _BY_DTYPE: dict[torch.dtype, FloatFormat] = {
     torch.float8_e5m2: _BY_NAME["e5m2"],
     torch.float8_e4m3fn: _BY_NAME["e4m3"],
 }
+_EXPONENT_FIELD = 0x7F800000
 _EXACT_CASTS = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2)
 """Dtypes with an infinity: the cast from float32 rounds and overflows as IEEE 754 says."""
