@@ -1,0 +1,278 @@
+"""What was measured at the nodes of a backward graph, as plain host data in unscaled terms."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from gradscale.backward.measure_counts import AMAX, NONFINITE, OCTAVES, ZERO
+from gradscale.histogram import MIN_OCTAVE
+
+Kind = Literal["arrived", "produced", "weight"]
+Moments = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a tensor held, divided by the scale at which it was stored.
+
+    Attributes:
+        amax: the largest finite magnitude; 0 if there is none.
+        zero: how many elements are zero, including those that the format had flushed.
+        nonfinite: how many are infinite or NaN.
+        lowest: the octave of the first entry of `octaves`.
+        octaves: how many elements have ``2**(lowest + i) <= |x| < 2**(lowest + i + 1)``.
+        moments: sums of ``x``, ``x^2``, ``ln|x|`` and ``(ln|x|)^2``, if they were asked for.
+
+    Example:
+        >>> one, two = Counts(1.0, 3, 0, 0, (5,)), Counts(6.0, 0, 0, 2, (1,))
+        >>> one + two
+        Counts(amax=6.0, zero=3, nonfinite=0, lowest=0, octaves=(5, 0, 1), moments=None)
+    """
+
+    amax: float = 0.0
+    zero: int = 0
+    nonfinite: int = 0
+    lowest: int = 0
+    octaves: tuple[int, ...] = ()
+    moments: Moments | None = None
+
+    @property
+    def nonzero(self) -> int:
+        """How many elements are finite and not zero."""
+        return sum(self.octaves)
+
+    @property
+    def numel(self) -> int:
+        """How many elements were counted."""
+        return self.nonzero + self.zero + self.nonfinite
+
+    def __add__(self, other: Counts) -> Counts:
+        lowest, octaves = _add_octaves(self, other)
+        moments = None
+        if self.moments is not None and other.moments is not None:
+            a, b = self.moments, other.moments
+            moments = (a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3])
+        return Counts(
+            amax=max(self.amax, other.amax),
+            zero=self.zero + other.zero,
+            nonfinite=self.nonfinite + other.nonfinite,
+            lowest=lowest,
+            octaves=octaves,
+            moments=moments,
+        )
+
+
+def _add_octaves(one: Counts, other: Counts) -> tuple[int, tuple[int, ...]]:
+    if not one.octaves or not other.octaves:
+        filled = one if one.octaves else other
+        return filled.lowest, filled.octaves
+    lowest = min(one.lowest, other.lowest)
+    end = max(one.lowest + len(one.octaves), other.lowest + len(other.octaves))
+    total = [0] * (end - lowest)
+    for counts in (one, other):
+        for index, count in enumerate(counts.octaves, counts.lowest - lowest):
+            total[index] += count
+    return lowest, tuple(total)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured place of the graph.
+
+    Attributes:
+        node: the node's index in the graph.
+        kind: ``"arrived"`` at the node, ``"produced"`` by it for `target`, or the ``"weight"`` that
+            it multiplies by (not scaled by anything).
+        target: the node that a product goes to; -1 otherwise.
+        format: the name of the format that held it, such as ``"fp16"``.
+        exponent: it was stored as ``2**exponent`` times the true gradient (rounded up).
+        counts: what it held.
+    """
+
+    node: int
+    kind: Kind
+    target: int
+    format: str
+    exponent: int
+    counts: Counts
+
+    @property
+    def place(self) -> tuple[int, Kind, int]:
+        """What identifies the record within its graph."""
+        return self.node, self.kind, self.target
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All records of one backward pass, or of several that ran through equal graphs.
+
+    Attributes:
+        signature: of the graph that they belong to.
+        records: at most one for a `place`, in the order of the graph's nodes.
+    """
+
+    signature: Hashable
+    records: tuple[Record, ...] = ()
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether anything that was measured is infinite or NaN."""
+        return any(record.counts.nonfinite for record in self.records if record.kind != "weight")
+
+    def of_node(self) -> dict[int, list[Record]]:
+        """The records by node."""
+        by_node: dict[int, list[Record]] = {}
+        for record in self.records:
+            by_node.setdefault(record.node, []).append(record)
+        return by_node
+
+    def merged(self, others: Iterable[Measurements]) -> Measurements:
+        """These and the others counted as one, as for the micro-batches of a step.
+
+        Raises:
+            ValueError: if one of them belongs to another graph.
+        """
+        records = {record.place: record for record in self.records}
+        for other in others:
+            self._same_graph(other)
+            for record in other.records:
+                known = records.get(record.place)
+                records[record.place] = record if known is None else _merged(known, record)
+        return replace(self, records=tuple(sorted(records.values(), key=lambda r: r.place)))
+
+    def with_maxima(self, earlier: Iterable[Measurements]) -> Measurements:
+        """These counts, with the largest `amax` that this or an earlier measurement saw.
+
+        Raises:
+            ValueError: if one of them belongs to another graph.
+        """
+        largest = {record.place: record.counts.amax for record in self.records}
+        for other in earlier:
+            self._same_graph(other)
+            for record in other.records:
+                if record.place in largest:
+                    largest[record.place] = max(largest[record.place], record.counts.amax)
+        records = (
+            replace(record, counts=replace(record.counts, amax=largest[record.place]))
+            for record in self.records
+        )
+        return replace(self, records=tuple(records))
+
+    def _same_graph(self, other: Measurements) -> None:
+        if other.signature != self.signature:
+            raise ValueError(
+                f"Measurements of the graph {other.signature!r} cannot be combined with those of "
+                f"{self.signature!r}. Keep one history for each signature."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, for a checkpoint; see `from_dict`."""
+        return {
+            "signature": self.signature,
+            "records": [asdict(record) for record in self.records],
+        }
+
+    @staticmethod
+    def from_dict(state: Mapping[str, Any]) -> Measurements:
+        """The inverse of `as_dict`.
+
+        Example:
+            >>> record = Record(0, "arrived", -1, "fp16", 16, Counts(1.0, octaves=(2,)))
+            >>> measurements = Measurements("a", (record,))
+            >>> Measurements.from_dict(measurements.as_dict()) == measurements
+            True
+        """
+        return Measurements(
+            state["signature"],
+            tuple(_record_from(record) for record in state["records"]),
+        )
+
+
+def _record_from(state: Mapping[str, Any]) -> Record:
+    fields: dict[str, Any] = dict(state)
+    fields["counts"] = _counts_from(state["counts"])
+    return Record(**fields)
+
+
+def _counts_from(state: Mapping[str, Any]) -> Counts:
+    moments = state["moments"]
+    fields: dict[str, Any] = dict(state)
+    fields["octaves"] = tuple(state["octaves"])
+    fields["moments"] = None if moments is None else tuple(moments)
+    return Counts(**fields)
+
+
+def _merged(one: Record, other: Record) -> Record:
+    # What was flushed at the lower of two scales is the part that neither knows.
+    exponent = min(one.exponent, other.exponent)
+    return replace(one, exponent=exponent, counts=one.counts + other.counts)
+
+
+def unscaled_counts(
+    rows: Tensor, scales: Sequence[tuple[float, int]], moments: Tensor | None = None
+) -> list[Counts]:
+    """The rows of `measure_counts` as counts of the true gradients.
+
+    Args:
+        rows: shape `(n, WIDTH)`, int64, on the host.
+        scales: for each row the loss scale and the exponent relative to it.
+        moments: shape `(n, 4)`, float64, on the host, or None.
+
+    Returns:
+        One for each row. A scale that is no power of two shifts the octaves by its exponent rounded
+        up, so that no magnitude is overstated.
+    """
+    heads = rows[:, :OCTAVES].tolist()
+    used = (rows[:, OCTAVES:] != 0).to(rows.dtype)
+    firsts = used.argmax(1).tolist() if len(heads) else []
+    ends = (used.shape[1] - used.flip(1).argmax(1)).tolist() if len(heads) else []
+    sums = [None] * len(heads) if moments is None else moments.tolist()
+    result: list[Counts] = []
+    for index, ((scale, exponent), head, row_sums) in enumerate(
+        zip(scales, heads, sums, strict=True)
+    ):
+        first, end = firsts[index], ends[index]
+        octaves = tuple(rows[index, OCTAVES + first : OCTAVES + end].tolist())
+        filled = any(octaves)
+        amax = struct.unpack("<f", struct.pack("<i", head[AMAX]))[0]
+        counts = Counts(
+            amax=math.ldexp(amax / scale, -exponent),
+            zero=head[ZERO],
+            nonfinite=head[NONFINITE],
+            lowest=MIN_OCTAVE + first - ceil_log2(scale) - exponent if filled else 0,
+            octaves=octaves if filled else (),
+        )
+        if row_sums is not None:
+            log_scale = math.log(scale) + exponent * math.log(2)
+            unscaled = _unscaled_moments(row_sums, counts.nonzero, log_scale)
+            counts = replace(counts, moments=unscaled)
+        result.append(counts)
+    return result
+
+
+def ceil_log2(value: float) -> int:
+    """The smallest integer whose power of two is at least `value`.
+
+    Example:
+        >>> ceil_log2(1.0), ceil_log2(5), ceil_log2(0.3)
+        (0, 3, -1)
+    """
+    mantissa, exponent = math.frexp(value)
+    return exponent - (mantissa == 0.5)
+
+
+def _unscaled_moments(sums: Sequence[float], nonzero: int, log_scale: float) -> Moments:
+    inverse = math.exp(-log_scale)
+    total, squares, logs, log_squares = sums
+    return (
+        total * inverse,
+        squares * inverse * inverse,
+        logs - nonzero * log_scale,
+        log_squares - 2 * log_scale * logs + nonzero * log_scale * log_scale,
+    )
