@@ -1,4 +1,5 @@
-"""The contract of a loss-scaling policy: a frozen value that turns a state and an observation into the next state."""
+"""The contract of a loss-scaling policy: a frozen value that turns a state and an observation into
+the next state."""
 
 from __future__ import annotations
 
@@ -13,15 +14,18 @@ S = TypeVar("S", bound="tuple[Any, ...]")
 
 
 class Observation(NamedTuple):
-    """What one optimizer step saw of the gradients. Every field is on the device; none has been read by the host.
+    """What one optimizer step saw of the gradients. Every field is on the device; none has been
+    read by the host.
 
     Attributes:
-        found_inf: shape `losses`, float32: above 0 where a gradient overflowed *because of the scale*. A step lost to
-            bad data (a non-finite loss, parameter or input) is never shown to a policy.
-        amax: shape `losses`, float32: the largest finite magnitude of the unscaled gradients, 0 if all are zero;
-            None unless the policy `needs` ``"amax"``.
-        exponents: shape `(*losses, EXPONENT_BINS)`, float32 or int64: how many unscaled gradient elements lie in each
-            octave (`gradscale.histogram`); None unless the policy `needs` ``"exponents"``.
+        found_inf: shape `losses`, float32: above 0 where a gradient overflowed *because of the
+            scale*. A step lost to bad data (a non-finite loss, parameter or input) is never shown
+            to a policy.
+        amax: shape `losses`, float32: the largest finite magnitude of the unscaled gradients, 0 if
+            all are zero; None unless the policy `needs` ``"amax"``.
+        exponents: shape `(*losses, EXPONENT_BINS)`, float32 or int64: how many unscaled gradient
+            elements lie in each octave (`gradscale.histogram`); None unless the policy `needs`
+            ``"exponents"``.
     """
 
     found_inf: Tensor
@@ -35,8 +39,8 @@ class Policy(ABC):
     The rules that the conformance suite holds every policy to:
 
     - `init` and `update` are pure: no tensor is changed in place, none is read by the host.
-    - The state is a NamedTuple of tensors; its first field is ``scale``, float32, finite and positive.
-    - A state of shape `(losses,)` behaves as that many states of shape `()`.
+    - The state is a NamedTuple of tensors; its first field is ``scale``, float32, finite and
+    positive. - A state of shape `(losses,)` behaves as that many states of shape `()`.
     - An overflow never raises the scale.
     """
 

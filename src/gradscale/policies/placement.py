@@ -1,0 +1,84 @@
+"""The scale that puts a gradient of a given size at a given exponent."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradscale.formats import FloatFormat
+from gradscale.policies.bits import MIN_SCALE, ceil_log2, power_of_two
+
+MAX_PREDICTED_SCALE = 2.0**60
+"""How far policies that measure may raise the scale: well inside float32, so that a scaled loss
+stays finite."""
+
+
+def scale_under(
+    amax: Tensor, exponent: int, min_scale: float, max_scale: float = MAX_PREDICTED_SCALE
+) -> Tensor:
+    """The largest power of two `S` with ``S * amax <= 2**exponent``, between the two bounds.
+
+    Args:
+        amax: any shape, float32, not negative; zero gives `max_scale`.
+        exponent: where the product may end.
+        min_scale: a power of two.
+        max_scale: a power of two.
+
+    Returns:
+        The same shape, float32.
+
+    Example:
+        >>> scale_under(torch.tensor([1.0, 1.5, 0.0]), 14, 1.0, 2.0**20)
+        tensor([  16384.,    8192., 1048576.])
+    """
+    octaves = exponent - ceil_log2(amax.clamp(min=MIN_SCALE))
+    low, high = int(math.log2(min_scale)), int(math.log2(max_scale))
+    scale = power_of_two(octaves.clamp(low, high))
+    return torch.where(amax > 0, scale, max_scale)
+
+
+def scale_of(
+    log2_scale: Tensor, min_scale: float, max_scale: float, to_power_of_two: bool
+) -> Tensor:
+    """``2**log2_scale`` between the two bounds, rounded down to a power of two if asked.
+
+    Args:
+        log2_scale: any shape, float32, not NaN.
+        min_scale: the smallest result; a power of two if `to_power_of_two`.
+        max_scale: the largest result; a power of two if `to_power_of_two`.
+        to_power_of_two: whether to drop the fraction of `log2_scale`.
+
+    Returns:
+        The same shape, float32.
+
+    Example:
+        >>> scale_of(torch.tensor([3.9, 99.0]), 1.0, 1024.0, to_power_of_two=True)
+        tensor([   8., 1024.])
+    """
+    bounded = log2_scale.clamp(math.log2(min_scale), math.log2(max_scale))
+    if to_power_of_two:
+        return power_of_two(torch.floor(bounded).to(torch.int32))
+    return torch.exp2(bounded).clamp(min_scale, max_scale)
+
+
+def log2_max(format: FloatFormat) -> float:
+    """The base-2 logarithm of the format's largest value, 15.9993 for float16."""
+    return math.log2(format.max)
+
+
+def unseen_log2_amax(scale: Tensor, format: FloatFormat) -> Tensor:
+    """What to record of a step that overflowed: an octave above the largest gradient that would
+    have fitted.
+
+    The true maximum is lost, but it lies above ``format.max / scale``.
+
+    Args:
+        scale: any shape, float32, the scale in force.
+        format: what overflowed.
+
+    Returns:
+        The same shape, float32: log2 of an unscaled maximum.
+    """
+    return log2_max(format) + 1.0 - torch.log2(scale)

@@ -1,0 +1,117 @@
+"""Checks of a policy's hyperparameters: each message quotes the call, the rule and the way out."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from gradscale.formats import FloatFormat
+from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
+
+
+def check(policy: Any, name: str, fits: bool, rule: str, way_out: str) -> None:
+    """Refuses the setting `name` of `policy` unless it `fits`.
+
+    Raises:
+        ValueError: naming the setting and its value as they were typed, then the rule, then the way
+        out.
+    """
+    if not fits:
+        raise ValueError(f"{quote(policy, name)} {rule}. {way_out}")
+
+
+def check_number(policy: Any, *names: str) -> None:
+    """Refuses settings that are not real numbers.
+
+    Raises:
+        TypeError: if one is of another kind; a bool is one.
+    """
+    for name in names:
+        value = getattr(policy, name)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(
+                f"{quote(policy, name)} must be a number, not {type(value).__name__}. "
+                "Pass a Python float: a policy reads no tensor on the host."
+            )
+
+
+def check_count(policy: Any, name: str, least: int, way_out: str) -> None:
+    """Refuses a setting that is not a whole number of at least `least`.
+
+    Raises:
+        TypeError: if it is not an int.
+        ValueError: if it is too small, or does not fit into int32.
+    """
+    value = getattr(policy, name)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"{quote(policy, name)} must be an int, not {type(value).__name__}. Pass a whole number."
+        )
+    fits = least <= int(value) < 2**31
+    check(policy, name, fits, f"must be at least {least} and below 2**31", way_out)
+
+
+def check_share(policy: Any, name: str, way_out: str) -> None:
+    """Refuses a setting that is not a number in (0, 1)."""
+    check_number(policy, name)
+    check(policy, name, 0 < getattr(policy, name) < 1, "must lie strictly between 0 and 1", way_out)
+
+
+def check_backoff(policy: Any) -> None:
+    """Refuses a `backoff_factor` outside (0, 1)."""
+    way_out = "To keep the scale after an overflow, use `Static`."
+    check_share(policy, "backoff_factor", way_out)
+
+
+def check_range(policy: Any) -> None:
+    """Refuses `init_scale`, `min_scale` and `max_scale` unless they are ordered normal float32
+    numbers."""
+    check_number(policy, "init_scale", "min_scale")
+    low, high = policy.min_scale, MAX_FLOAT32
+    fits = MIN_SCALE <= low <= MAX_FLOAT32
+    rule = "must be a finite number of at least 2**-126, the smallest normal float32"
+    check(policy, "min_scale", fits, rule, "A smaller scale would be flushed to zero.")
+    if policy.max_scale is not None:
+        check_number(policy, "max_scale")
+        high = policy.max_scale
+        fits = low <= high <= MAX_FLOAT32
+        rule = f"must be a finite float32 of at least `min_scale` ({low!r})"
+        check(policy, "max_scale", fits, rule, "Pass None to leave the scale without a cap.")
+    fits = low <= policy.init_scale <= high
+    rule = f"must lie between `min_scale` ({low!r}) and `max_scale` ({high!r})"
+    check(policy, "init_scale", fits, rule, "Move it, or pass the bound that it exceeds.")
+
+
+def check_powers_of_two(policy: Any, *names: str) -> None:
+    """Refuses settings that are not powers of two, for a policy whose every scale is one."""
+    for name in names:
+        fits = math.frexp(getattr(policy, name))[0] == 0.5
+        rule = "must be a power of two"
+        check(policy, name, fits, rule, "Only then does unscaling give back the same bits.")
+
+
+def check_format(policy: Any) -> None:
+    """Refuses a `format` that is not a `FloatFormat`, a torch float dtype or the name of one."""
+    try:
+        FloatFormat.of(policy.format)
+    except ValueError as error:
+        raise ValueError(f"{quote(policy, 'format')} must be a number format. {error}") from None
+
+
+def quote(policy: Any, name: str) -> str:
+    """The call as the user typed it, such as ```Dynamic(growth_factor=0.5)```."""
+    return f"`{type(policy).__name__}({name}={getattr(policy, name)!r})`"
+
+
+def check_flag(policy: Any, name: str) -> None:
+    """Refuses a setting that is not a bool.
+
+    Raises:
+        TypeError: if it is of another kind.
+    """
+    value = getattr(policy, name)
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{quote(policy, name)} must be a bool, not {type(value).__name__}. Pass True or False."
+        )
