@@ -15,9 +15,9 @@ from gradscale.policies.settings import (
     check,
     check_backoff,
     check_count,
+    check_flag,
     check_number,
     check_range,
-    quote,
 )
 
 Refill = Literal["growth", "clean", "clean_or_backoff"]
@@ -76,7 +76,8 @@ class Dynamic(Policy):
             skips its step and restarts the growth interval.
         hysteresis_refill: when the count starts anew: ``"growth"`` only as the scale grows
             (Megatron-LM, ColossalAI, DeepSpeed), ``"clean"`` at every clean step (apex's kernel,
-            DeepSpeed's `consecutive_hysteresis`), ``"clean_or_backoff"`` also after a backoff (Paddle, so that each backoff takes `hysteresis` overflows).
+            DeepSpeed's `consecutive_hysteresis`), ``"clean_or_backoff"`` also after a backoff
+            (Paddle, so that each backoff takes `hysteresis` overflows).
         tolerance: the share of overflows to put up with, in [0, 1) (fairseq): back off only if the
             overflows since the last backoff, over the steps since the scale last moved, reach it.
         window_follows_scale: multiply the growth interval by the same factors as the scale
@@ -124,17 +125,13 @@ class Dynamic(Policy):
         fits = self.hysteresis_refill in ("growth", "clean", "clean_or_backoff")
         rule = "must be 'growth', 'clean' or 'clean_or_backoff'"
         check(self, "hysteresis_refill", fits, rule, "To back off at once, pass `hysteresis=1`.")
-        if not isinstance(self.window_follows_scale, bool):  # pyright:
-        ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"{quote(self, 'window_follows_scale')} must be True or False. "
-                "The first interval is `growth_interval`."
-            )
+        check_flag(self, "window_follows_scale")
 
     @property
     def fast(self) -> bool:
         """Whether torch's own kernel computes this update, so that `update_` takes one launch and a
-        clamp."""
+        clamp.
+        """
         largest = self.max_scale or 0.0
         return (
             self.hysteresis == 1

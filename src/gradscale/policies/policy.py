@@ -1,5 +1,6 @@
 """The contract of a loss-scaling policy: a frozen value that turns a state and an observation into
-the next state."""
+the next state.
+"""
 
 from __future__ import annotations
 

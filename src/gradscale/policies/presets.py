@@ -69,13 +69,15 @@ def keras() -> Dynamic:
 
 def jmp() -> Dynamic:
     """DeepMind jmp `DynamicLossScale`: floor 1. It has no default first scale; 2^15 is that of its
-    documentation."""
+    documentation.
+    """
     return Dynamic(init_scale=2.0**15, min_scale=1.0)
 
 
 def flax() -> Dynamic:
     """Flax `DynamicScale`: grows after 2001 clean steps, one more than its `growth_interval`; cut
-    to float32's maximum."""
+    to float32's maximum.
+    """
     return Dynamic(growth_interval=2001, max_scale=MAX_FLOAT32)
 
 
@@ -90,7 +92,8 @@ def paddle() -> Dynamic:
 
 def mindspore() -> Dynamic:
     """MindSpore `DynamicLossScaleManager`: from 2^24, floor 1. Its factor is a whole number, and
-    divides on the way down."""
+    divides on the way down.
+    """
     return Dynamic(init_scale=2.0**24, min_scale=1.0)
 
 
@@ -164,6 +167,7 @@ def preset(name: str) -> Policy:
     """
     if name not in PRESETS:
         raise ValueError(
-            f"`preset({name!r})` is not a known system. Pass one of {', '.join(PRESETS)}, or set up a `Dynamic`."
+            f"`preset({name!r})` is not a known system. Pass one of {', '.join(PRESETS)}, "
+            "or set up a `Dynamic`."
         )
     return PRESETS[name]()

@@ -127,7 +127,8 @@ class Quantile(Policy):
 
     def update(self, state: QuantileState, observation: Observation) -> QuantileState:
         """The state with the step's maximum in the ring, and the scale that its quantile asks
-        for."""
+        for.
+        """
         amax = amax_of(self, observation)
         found = overflowed(observation, amax)
         learns = found | (amax > 0)
@@ -149,7 +150,8 @@ class Quantile(Policy):
 
     def _top(self, recent: Tensor, seen: Tensor) -> Tensor:
         """What the next log2 amax exceeds with a probability of at most `overflow_share`; -inf if
-        none was seen."""
+        none was seen.
+        """
         allowed = (seen.clamp(max=self.window) + 1) * self.overflow_share
         # A hair more, so that 1000 * 0.001 counts as 1 after rounding to float32.
         rank = torch.floor(allowed + 1e-5).to(torch.int64)

@@ -46,7 +46,8 @@ def check_count(policy: Any, name: str, least: int, way_out: str) -> None:
     value = getattr(policy, name)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
-            f"{quote(policy, name)} must be an int, not {type(value).__name__}. Pass a whole number."
+            f"{quote(policy, name)} must be an int, not {type(value).__name__}. "
+            "Pass a whole number."
         )
     fits = least <= int(value) < 2**31
     check(policy, name, fits, f"must be at least {least} and below 2**31", way_out)
@@ -66,7 +67,8 @@ def check_backoff(policy: Any) -> None:
 
 def check_range(policy: Any) -> None:
     """Refuses `init_scale`, `min_scale` and `max_scale` unless they are ordered normal float32
-    numbers."""
+    numbers.
+    """
     check_number(policy, "init_scale", "min_scale")
     low, high = policy.min_scale, MAX_FLOAT32
     fits = MIN_SCALE <= low <= MAX_FLOAT32
