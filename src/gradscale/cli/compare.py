@@ -21,7 +21,7 @@ from gradscale.cli.options import (
 from gradscale.cli.table import caption, comparison_table
 from gradscale.recipes import RECIPES, find
 from gradscale.training import (
-    SCALINGS,
+    COMPARED,
     Comparison,
     Interrupted,
     RunFolder,
@@ -35,8 +35,6 @@ from gradscale.training import (
     summarize,
     write_json,
 )
-
-COMPARED = tuple(SCALINGS)
 
 
 @click.command()
@@ -52,19 +50,19 @@ COMPARED = tuple(SCALINGS)
     "--scaling",
     type=several(scaling),
     metavar="NAME,…",
-    help="Strategies, see `gradscale train --help`.  [none and every policy]",
+    help="Strategies, listed by `gradscale train --help`.  [none, all policies, torch]",
 )
 @click.option(
     "--loss-divisor",
     type=several(number),
     metavar="NUMBER,…",
-    help="Divide the loss by this; one group of rows each.  [1,4096]",
+    help="Divide the loss by this; one group of rows each.  [recipe's own]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @shared_options
 @click.pass_context
 def compare(context: click.Context, **given: Any) -> None:
-    r"""Train RECIPE in float32, in half precision without scaling, and with each scaling strategy.
+    """Train RECIPE in float32, in half precision without scaling, and with each scaling strategy.
 
     Ends with a table. Without RECIPE: handwritten digits, about 3 minutes on 2 CPU cores, no
     download. Everything is written to a folder; a run that was stopped or killed goes on from
@@ -76,7 +74,7 @@ def compare(context: click.Context, **given: Any) -> None:
       gradscale compare chars --scaling none,dynamic --loss-divisor 1,256 --seeds 1
       gradscale compare --precision e5m2 --steps 200
       gradscale compare --resume runs/compare-digits-20260101-120000
-    """
+    """  # noqa: D301
     if given["resume"]:
         refuse_changes_on_resume(context)
         path, comparison = given["resume"], _stored(given["resume"])

@@ -14,14 +14,14 @@ from gradscale.cli.train import train
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("gradscale"), prog_name="gradscale")
 def gradscale() -> None:
-    r"""Loss scaling for PyTorch: train in half precision and see what it costs.
+    """Loss scaling for PyTorch: train in half precision and see what it costs.
 
     \b
     Examples:
       gradscale compare                  float32 against fp16 under every scaling strategy, ~3 min
       gradscale train chars              train a small GPT in fp16 with dynamic loss scaling
       gradscale recipes                  what can be trained here
-    """
+    """  # noqa: D301
 
 
 for _command in (compare, train, recipes):

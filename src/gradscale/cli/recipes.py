@@ -18,13 +18,13 @@ from gradscale.recipes import RECIPES, Recipe
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
 def recipes(data: Path | None, as_json: bool, no_color: bool) -> None:
-    r"""List the built-in training tasks.
+    """List the built-in training tasks.
 
     \b
     Examples:
       gradscale recipes
       gradscale recipes --data ~/datasets
-    """
+    """  # noqa: D301
     missing = {name: missing_installs(recipe, data) for name, recipe in RECIPES.items()}
     if as_json:
         click.echo(json.dumps([_row(recipe, missing[name]) for name, recipe in RECIPES.items()]))

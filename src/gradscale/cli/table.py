@@ -114,8 +114,8 @@ def caption(comparison: Comparison, summaries: list[Summary], *, emulated: bool)
     seeds = "1 seed" if comparison.seeds == 1 else f"mean ± sd of {comparison.seeds} seeds"
     lines = [
         f"{seeds}, {steps} steps each; test loss and metric in float32, from the trained weights.",
-        "lost      gradient elements, of all module outputs and parameters, that are zero in the half-"
-        "precision pass but not in a float32 pass over the same batch and weights; 4 steps a run.",
+        "lost      gradient elements (module outputs and parameters) that are zero in this "
+        "precision but not in a float32 pass over the same batch and weights; from 4 steps a run.",
         "skipped   optimizer steps, all seeds together.   ms/step   median of the fastest seed.",
     ]
     if emulated:

@@ -40,20 +40,26 @@ OPTIONS = (
 @click.command()
 @click.argument("recipe", type=click.Choice(list(RECIPES)), required=False)
 @click.option("--precision", type=PRECISION, default="fp16", show_default=True)
-@click.option(
-    "--scaling",
-    type=scaling,
-    metavar="NAME",
-    help="Who chooses the scale.  [dynamic; fp32, bf16: none]",
-)
+@click.option("--scaling", type=scaling, metavar="NAME", help="See above.  [dynamic]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option(
-    "--loss-divisor", type=number, metavar="NUMBER", help="Divide the loss by this.  [recipe's own]"
-)
+@click.option("--loss-divisor", type=number, metavar="X", help="Divide the loss by this.  [1]")
 @shared_options
 @click.pass_context
 def train(context: click.Context, **given: Any) -> None:
-    r"""Train RECIPE once.
+    """Train RECIPE once.
+
+    \b
+    The loss scale is chosen by --scaling:
+      none               nobody
+      static             one constant, 2^10
+      dynamic            backs off on overflow, grows after 2000 good steps
+      last-maximum, lognormal, quantile, band, two-sided
+                         by the size of the gradients measured so far
+      guarded            last-maximum, under a ceiling that overflows lower
+      torch              torch.amp.GradScaler
+      SYSTEM             the defaults of apex, deepspeed, megatron, fairseq,
+                         metaseq, keras, jmp, flax, paddle, mindspore, popart,
+                         colossalai, openseq2seq-backoff, openseq2seq-logmax
 
     \b
     Examples:
@@ -62,7 +68,7 @@ def train(context: click.Context, **given: Any) -> None:
       gradscale train denoise --precision e5m2 --loss-divisor 256
       gradscale train words --config run.toml --steps 500
       gradscale train --resume runs/train-chars-20260101-120000
-    """
+    """  # noqa: D301
     if given["resume"]:
         refuse_changes_on_resume(context)
         path, settings = given["resume"], _stored(given["resume"])

@@ -12,7 +12,9 @@ from gradscale.training.folder import write_json as write_json
 from gradscale.training.precision import PRECISIONS as PRECISIONS
 from gradscale.training.run import Interrupted as Interrupted
 from gradscale.training.run import run as run
+from gradscale.training.scaling import COMPARED as COMPARED
 from gradscale.training.scaling import SCALINGS as SCALINGS
+from gradscale.training.scaling import SYSTEMS as SYSTEMS
 from gradscale.training.settings import Settings as Settings
 from gradscale.training.settings import settings_for as settings_for
 from gradscale.training.stop import StopRequest as StopRequest

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from gradscale.training.settings import Settings, settings_for
 
+_LISTS = ("scalings", "loss_divisors")
+
 
 class Row(NamedTuple):
     """One line of the table: a precision, and who chooses the scale."""
@@ -22,7 +24,8 @@ class Row(NamedTuple):
         """As the table shows it."""
         if self.precision == "fp32":
             return "float32"
-        return f"{self.precision}, {'no scaling' if self.scaling == 'none' else self.scaling}"
+        names = {"none": "no scaling", "torch": "torch.amp"}
+        return f"{self.precision}, {names.get(self.scaling, self.scaling)}"
 
 
 class Planned(NamedTuple):
@@ -102,8 +105,8 @@ class Comparison:
     @staticmethod
     def from_json(fields: dict[str, Any]) -> Comparison:
         """The inverse of `to_json`."""
-        lists = {"scalings", "loss_divisors"}
-        return Comparison(**{k: tuple(v) if k in lists else v for k, v in fields.items()})
+        lists: dict[str, Any] = {name: tuple(fields[name]) for name in _LISTS}
+        return Comparison(**(fields | lists))
 
 
 class Spread(NamedTuple):

@@ -12,7 +12,7 @@ its floor is what float16 shows at a scale that flushes nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ class Lost:
 
 
 @contextmanager
-def capturing(model: nn.Module) -> Iterator[Gradients]:
+def capturing(model: nn.Module) -> Generator[Gradients]:
     """Collect the gradients of all leaf modules' outputs from the backward passes inside."""
     found: Gradients = {}
 

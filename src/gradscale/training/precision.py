@@ -19,7 +19,7 @@ PRECISIONS = {
 EIGHT_BIT = ("e5m2", "e4m3")
 
 
-def check_precision(precision: str, device: str, choice: str) -> None:
+def check_precision(precision: str, choice: str) -> None:
     """Refuse what cannot be computed.
 
     Raises:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
-SCALINGS: dict[str, str] = {
-    "none": "no loss scaling",
-    "static": "one constant, 2^16",
-    "dynamic": "backs off on overflow, grows every 2000 good steps",
-    "torch": "torch.amp.GradScaler",
+from gradscale.policies import (
+    Band,
+    Dynamic,
+    Guarded,
+    LastMaximum,
+    LogNormal,
+    Policy,
+    Quantile,
+    Static,
+    TwoSided,
+)
+from gradscale.policies.presets import PRESETS
+from gradscale.scaler import GradScaler
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "static": lambda: Static(2.0**10),
+    "dynamic": Dynamic,
+    "last-maximum": LastMaximum,
+    "lognormal": LogNormal,
+    "quantile": Quantile,
+    "band": Band,
+    "two-sided": TwoSided,
+    "guarded": lambda: Guarded(LastMaximum()),
 }
+# What a comparison shows: no scaling, every policy, and torch's own scaler as a peer.
+COMPARED = ("none", *POLICIES, "torch")
+SYSTEMS = tuple(name.replace("_", "-") for name in PRESETS if name != "torch")
+SCALINGS = (*COMPARED, *SYSTEMS)
 
 
 class Outcome(NamedTuple):
@@ -23,16 +47,59 @@ class Outcome(NamedTuple):
     reason: str | None
 
 
-def make_scaler(name: str, device: str, init_scale: float | None) -> TorchScaler | None:
-    """The scaler of that name, or None for ``none``."""
+def make_policy(name: str, init_scale: float | None, format: str = "fp16") -> Policy:
+    """The policy or preset of that name.
+
+    Args:
+        name: one of `POLICIES` or `SYSTEMS`.
+        init_scale: replaces its first scale, unless None.
+        format: what the gradients are stored in, for policies that ask.
+
+    Raises:
+        ValueError: if the policy does not allow this first scale.
+
+    Example:
+        >>> make_policy("deepspeed", init_scale=2.0**20).init_scale
+        1048576.0
+    """
+    make = POLICIES.get(name) or PRESETS[name.replace("-", "_")]
+    return _adapted(make(), init_scale, format)
+
+
+def _adapted(policy: Policy, init_scale: float | None, format: str) -> Policy:
+    changes: dict[str, Any] = {}
+    names = {field.name for field in fields(policy)}  # pyright: ignore[reportArgumentType]
+    if isinstance(policy, Guarded):
+        inner = _adapted(policy.policy, init_scale, format)
+        guard = policy.guard if init_scale is None else replace(policy.guard, init_scale=init_scale)
+        return Guarded(inner, guard)
+    if init_scale is not None:
+        changes["scale" if isinstance(policy, Static) else "init_scale"] = init_scale
+    if "format" in names:
+        changes["format"] = format
+    return replace(policy, **changes)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
+
+
+def make_scaler(
+    name: str, device: str, init_scale: float | None, format: str = "fp16"
+) -> TorchScaler | None:
+    """The scaler of that name; None for ``none``."""
+    kind = torch.device(device).type
     if name == "none":
         return None
-    start = 2.0**16 if init_scale is None else init_scale
-    return TorchScaler(torch.device(device).type, init_scale=start)
+    if name == "torch":
+        return TorchScaler(kind, init_scale=2.0**16 if init_scale is None else init_scale)
+    return GradScaler(kind, policy=make_policy(name, init_scale, format))
 
 
 def outcome(scaler: TorchScaler, optimizer: torch.optim.Optimizer, scale: float) -> Outcome:
-    """What `scaler` did to the step just taken at `scale`; call it before `update()`."""
+    """What `scaler` did to the step just taken at `scale`; call it before `update()`.
+
+    torch's scaler does not say why it skipped; its only reason is ``overflow``.
+    """
+    if isinstance(scaler, GradScaler):
+        last = scaler.last_step
+        return Outcome(scale, last.skipped, last.reason)
     found = scaler._found_inf_per_device(optimizer).values()
     skipped = any(bool(flag.item()) for flag in found)
     return Outcome(scale, skipped, "overflow" if skipped else None)

@@ -11,7 +11,7 @@ import torch
 
 from gradscale.recipes import find
 from gradscale.training.precision import PRECISIONS, check_precision
-from gradscale.training.scaling import SCALINGS
+from gradscale.training.scaling import SCALINGS, make_scaler
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Settings:
             if value is not None and not holds(value):
                 option = name.replace("_", "-")
                 raise ValueError(f"`--{option} {value}` {rule}.")
-        check_precision(self.precision, self.device, self.emulate)
+        check_precision(self.precision, self.emulate)
+        make_scaler(self.scaling, self.device, self.init_scale, self.precision)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -77,20 +78,17 @@ def settings_for(recipe: str, **given: Any) -> Settings:
     chosen = {name: value for name, value in given.items() if value is not None}
     precision = chosen.setdefault("precision", "fp16")
     wide = precision in ("fp32", "bf16")
-    return Settings(
-        recipe,
-        **{
-            "scaling": "none" if wide else "dynamic",
-            "seed": 0,
-            "steps": defaults.steps,
-            "batch_size": defaults.batch_size,
-            "lr": defaults.lr,
-            "loss_divisor": defaults.loss_divisor,
-            "device": default_device(),
-            "threads": torch.get_num_threads(),
-            **chosen,
-        },
-    )
+    fields: dict[str, Any] = {
+        "scaling": "none" if wide else "dynamic",
+        "seed": 0,
+        "steps": defaults.steps,
+        "batch_size": defaults.batch_size,
+        "lr": defaults.lr,
+        "loss_divisor": defaults.loss_divisor,
+        "device": default_device(),
+        "threads": torch.get_num_threads(),
+    }
+    return Settings(recipe, **{**fields, **chosen})
 
 
 def default_device() -> str:

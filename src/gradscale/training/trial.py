@@ -54,7 +54,9 @@ class Trial:
         torch.manual_seed(settings.seed)
         self.model = self.recipe.model().to(settings.device)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.lr, foreach=True)
-        self.scaler = make_scaler(settings.scaling, settings.device, settings.init_scale)
+        self.scaler = make_scaler(
+            settings.scaling, settings.device, settings.init_scale, settings.precision
+        )
         self.step = 0
         self.samples = 0
         self.lost = {"activations": Lost(), "parameters": Lost()}
@@ -153,7 +155,9 @@ class Trial:
     def _undivide(self) -> None:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.settings.loss_divisor != 1:
-            torch._foreach_mul_(grads, self.settings.loss_divisor)
+            torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+                grads, self.settings.loss_divisor
+            )
 
     def _count(self, true: lost.Gradients, stored: lost.Gradients) -> None:
         precision = self.settings.precision
