@@ -23,8 +23,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A module may import from its own level and from those below.
 LEVELS = (
     ("formats", "histogram"),
-    ("policies", "emulation", "backward.graph"),
-    ("backward", "plans", "unscale", "triage", "outcome", "pending", "ranks", "schedule"),
+    ("policies", "emulation", "backward.graph", "backward.user_hooks"),
+    (
+        *("backward", "plans"),
+        *("unscale", "gradients", "pending", "ranks"),
+        *("triage", "outcome", "alarm", "schedule", "state"),
+    ),
     ("layerwise",),
     ("scaler", "checkpoints"),
     ("recipes", "training"),

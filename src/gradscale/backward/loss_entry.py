@@ -1,0 +1,96 @@
+"""Where a backward pass enters a loss: the moment to walk, measure and rescale."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.backward.graph import Walk, walk
+from gradscale.backward.one_pass import NONE, current_pass, executes, is_full
+from gradscale.backward.user_hooks import watch_user_hooks
+
+
+class LossEntry:
+    """Calls `begin` at the start of each backward pass through the losses it watches.
+
+    By then every hook that the user registered is known, the kind of pass is known, and all losses
+    that take part in it are walked together, so that shared nodes get one exponent.
+
+        entry = LossEntry(begin)
+        scaled = entry.watch(loss) * scale       # an identity node, with a leaf nobody can name
+        scaled.backward()                        # begin(walk) runs first; the pass continues
+
+    `begin` is not called for `autograd.grad` or `backward(inputs=…)`: those passes stay plain, and
+    `partial_passes` counts them. Nothing is kept alive between passes.
+
+    Args:
+        begin: receives the walk of all losses in this pass. What it passes to `rescale` serves
+            this pass only. It runs in the engine's thread and must keep neither walk nor nodes.
+
+    Example:
+        >>> entry = LossEntry(lambda walk: print(len(walk.graph), "nodes"))
+        >>> w = torch.ones(3, requires_grad=True)
+        >>> (entry.watch((w * 2).sum()) * 1024.0).backward()
+        5 nodes
+    """
+
+    def __init__(self, begin: Callable[[Walk], None]) -> None:
+        watch_user_hooks()
+        self._begin = begin
+        self._nodes: list[weakref.ref[Any]] = []
+        self._probes: dict[torch.device, Tensor] = {}
+        self._pass = NONE
+        self.partial_passes = 0
+
+    def watch(self, loss: Tensor) -> Tensor:
+        """The same loss; a backward pass through the result announces itself.
+
+        A loss that requires no gradient is returned as it is.
+        """
+        if not (loss.requires_grad and torch.is_grad_enabled()):
+            return loss
+        probe = self._probes.get(loss.device)
+        if probe is None:
+            probe = torch.zeros((), device=loss.device, requires_grad=True)
+            self._probes[loss.device] = probe
+        watched = _LossEntry.apply(loss, probe)
+        node = watched.grad_fn
+        self._nodes = [ref for ref in self._nodes if ref() is not None]
+        self._nodes.append(weakref.ref(node))
+        node.register_prehook(self._entered)
+        return watched
+
+    def is_probe(self, leaf: Tensor) -> bool:
+        """Whether a leaf of a walk is one that `watch` added."""
+        return any(leaf is probe for probe in self._probes.values())
+
+    def _entered(self, grads: Any) -> None:
+        del grads
+        running = current_pass()
+        if running == self._pass:
+            return
+        self._pass = running
+        alive = [node for node in (ref() for ref in self._nodes) if node is not None]
+        walked = walk([node for node in alive if executes(node)])
+        if is_full(walked.nodes[leaf] for leaf in walked.graph.leaves):
+            self._begin(walked)
+        else:
+            self.partial_passes += 1
+
+
+class _LossEntry(torch.autograd.Function):
+    """The identity, with a second input that no `inputs=` can name."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, probe: Tensor) -> Tensor:
+        del ctx, probe
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        del ctx
+        return grads[0], None

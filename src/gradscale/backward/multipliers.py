@@ -1,0 +1,120 @@
+"""The powers of two of a plan, on the device, in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gradscale.backward.graph import BackwardGraph
+
+if TYPE_CHECKING:
+    from gradscale.plans.plan import ScalePlan
+
+
+class Multipliers:
+    """One float32 factor for every hooked edge and every root; a new plan rewrites them in place.
+
+    Make them once per plan and pass them to `rescale` on every step: the hooks read the tensor on
+    the device, so a captured CUDA graph follows `set` without being captured again.
+
+    Attributes:
+        edges: the numbers of the edges that have a factor.
+        plan: whose factors they hold.
+        factors: for each device a tensor with a factor per edge and root there.
+
+    Example:
+        >>> from gradscale.plans import ScalePlan
+        >>> w = torch.ones(3, requires_grad=True)
+        >>> graph = BackwardGraph.of((w * 2).sum())
+        >>> multipliers = Multipliers(graph, ScalePlan.of(graph, {1: 1}))
+        >>> multipliers.edges, multipliers.factors[torch.device("cpu")]
+        ((0, 1), tensor([1.0000, 2.0000, 0.5000]))
+        >>> multipliers.set(ScalePlan.of(graph, {1: 2}))
+        >>> multipliers.factors[torch.device("cpu")]
+        tensor([1.0000, 4.0000, 0.2500])
+    """
+
+    def __init__(
+        self, graph: BackwardGraph, plan: ScalePlan, edges: Sequence[int] | None = None
+    ) -> None:
+        """Prepares factors for the edges that `plan` cuts, or for a superset named by `edges`."""
+        self.edges = plan.cuts(graph) if edges is None else tuple(edges)
+        self._graph = graph.structure
+        self._places: dict[torch.device, list[int]] = {}
+        for place, node in enumerate((*graph.roots, *(graph.edges[e].target for e in self.edges))):
+            entry = 0 if place < len(graph.roots) else graph.edges[self._edge(place)].input
+            self._places.setdefault(self._device(node, entry), []).append(place)
+        self.factors = {
+            device: torch.ones(len(places), device=device)
+            for device, places in self._places.items()
+        }
+        self._by_place: dict[int, Tensor] = {}
+        for device, places in self._places.items():
+            self._by_place.update(zip(places, self.factors[device].unbind(), strict=True))
+        self.set(plan)
+
+    def set(self, plan: ScalePlan) -> None:
+        """Writes another plan's factors, without a host sync.
+
+        Raises:
+            ValueError: that plan cuts an edge which has no factor here.
+        """
+        exponents = plan.exponents
+        self._refuse_missing(exponents)
+        values = [exponents[root] for root in self._graph.roots]
+        for number in self.edges:
+            edge = self._graph.edges[number]
+            values.append(exponents[edge.target] - exponents[edge.source])
+        for device, places in self._places.items():
+            new = torch.tensor([2.0 ** values[place] for place in places])
+            if device.type == "cuda":
+                new = new.pin_memory()
+            self.factors[device].copy_(new, non_blocking=True)
+        self.plan = plan
+        self.root_exponents = tuple(values[: len(self._graph.roots)])
+
+    def check(self, graph: BackwardGraph, plan: ScalePlan) -> None:
+        """Raises if these are factors for another structure or another plan.
+
+        Raises:
+            ValueError: made for another structure, or last set for a plan that differs.
+        """
+        if graph.signature != self._graph.signature:
+            raise ValueError(
+                "`rescale(graph, plan, multipliers)`: the multipliers were made for another "
+                "structure. Make them with `Multipliers(graph, plan)`."
+            )
+        if plan != self.plan:
+            raise ValueError(
+                "`rescale(graph, plan, multipliers)`: the multipliers hold another plan's factors. "
+                "Call `multipliers.set(plan)` first."
+            )
+
+    def of_edges(self) -> dict[int, Tensor]:
+        """For each hooked edge its factor, shape `()`."""
+        first = len(self._graph.roots)
+        return {e: self._by_place[first + i] for i, e in enumerate(self.edges)}
+
+    def of_roots(self) -> tuple[Tensor, ...]:
+        """For each root the factor that its incoming gradient needs, shape `()`."""
+        return tuple(self._by_place[i] for i in range(len(self._graph.roots)))
+
+    def _edge(self, place: int) -> int:
+        return self.edges[place - len(self._graph.roots)]
+
+    def _device(self, node: int, entry: int) -> torch.device:
+        arrivals = self._graph.arrives[node]
+        device = arrivals[entry].device if entry < len(arrivals) else None
+        return device or torch.device("cpu")
+
+    def _refuse_missing(self, exponents: tuple[int, ...]) -> None:
+        known = set(self.edges)
+        for number, edge in enumerate(self._graph.edges):
+            if exponents[edge.source] != exponents[edge.target] and number not in known:
+                raise ValueError(
+                    f"`Multipliers.set(plan)`: the plan cuts edge {number}, for which there is no "
+                    "factor. Name it in `Multipliers(graph, plan, edges=…)`, or make new ones."
+                )

@@ -1,0 +1,188 @@
+"""Attaches a plan to one backward graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from gradscale.backward.graph import BackwardGraph, Walk
+from gradscale.backward.multipliers import Multipliers
+from gradscale.backward.multiply import multiply_gradient
+from gradscale.backward.one_pass import PassGate, current_pass
+
+if TYPE_CHECKING:
+    from gradscale.plans.plan import ScalePlan
+
+Grads = Sequence[Tensor | None]
+Scaled = tuple[Tensor | None, ...]
+CLAIM = "gradscale.rescale"
+
+
+class Rescaled:
+    """The hooks of one plan on one graph. They go with the graph, with `remove()` or with `with`.
+
+    Attributes:
+        edges: how many edges were hooked; 0 for a uniform plan.
+    """
+
+    def __init__(self, gate: PassGate | None, handles: list[RemovableHandle], edges: int) -> None:
+        self._gate = gate
+        self._handles = handles
+        self.edges = edges
+
+    def remove(self) -> None:
+        """Takes the hooks off; a second call does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._gate is not None:
+            self._gate.close()
+
+    def __enter__(self) -> Rescaled:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"Rescaled({self.edges} edges, {len(self._handles)} hooks)"
+
+
+def rescale(
+    graph: BackwardGraph | Walk, plan: ScalePlan, multipliers: Multipliers | None = None
+) -> Rescaled:
+    """Stores every node's gradient at its exponent, by hooks on the edges whose ends differ.
+
+    The gradient on an edge u -> v is multiplied by `2^(k_v - k_u)` as it leaves u. Every backward
+    node is linear in what it receives and powers of two commute with rounding, so the gradients of
+    the leaves keep their bits, except where a value would have over- or underflowed.
+
+    Only a pass that goes from the losses to all of their leaves is scaled. `autograd.grad`,
+    `backward(inputs=…)` and passes that start elsewhere in the graph find the hooks inert and so
+    read plain gradients. Called during a pass (`LossEntry`), the hooks serve that pass only and are
+    removed at its end.
+
+    Args:
+        graph: a graph whose losses are alive, or a `Walk`.
+        plan: made for this structure.
+        multipliers: factors already on the device, from an earlier step; made here if not given.
+
+    Raises:
+        ValueError: the plan is for another structure, or moves a leaf or a pinned node.
+        RuntimeError: a node has a plan already, or the losses are gone.
+
+    Example:
+        >>> from gradscale.plans import ScalePlan
+        >>> w = torch.ones(3, requires_grad=True)
+        >>> loss = (w * 2).sum()
+        >>> graph = BackwardGraph.of(loss)
+        >>> handle = rescale(graph, ScalePlan.of(graph, {1: 5}))
+        >>> loss.backward()
+        >>> handle, w.grad
+        (Rescaled(2 edges, 3 hooks), tensor([2., 2., 2.]))
+    """
+    plain = graph.graph if isinstance(graph, Walk) else graph
+    plan.check(plain)
+    if plan.is_uniform:
+        return Rescaled(None, [], 0)
+    walked = graph if isinstance(graph, Walk) else graph.walk_again()
+    plan.check(walked.graph)
+    if multipliers is None:
+        multipliers = Multipliers(walked.graph, plan)
+    multipliers.check(walked.graph, plan)
+    gate = PassGate()
+    _claim(walked, gate)
+    handles = _hook_roots(walked, gate, multipliers) + _hook_edges(walked, gate, multipliers)
+    rescaled = Rescaled(gate, handles, len(multipliers.edges))
+    if current_pass() >= 0:
+        gate.open_for_this_pass()
+        torch.autograd.Variable._execution_engine.queue_callback(rescaled.remove)
+    return rescaled
+
+
+def _claim(walked: Walk, gate: PassGate) -> None:
+    """Refuses a second plan where one is at work: the factors of both would apply."""
+    for node in walked.nodes:
+        before: PassGate | None = node.metadata.get(CLAIM)
+        if before is not None and before.alive:
+            raise RuntimeError(
+                f"`rescale(graph, plan)`: {node.name()} already carries a plan. For losses that "
+                "share nodes, walk them together: `BackwardGraph.of([first, second])`. To replace "
+                "a plan, call `remove()` on what `rescale` returned before."
+            )
+        node.metadata[CLAIM] = gate
+
+
+def _hook_roots(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[RemovableHandle]:
+    """The root's own incoming edge, and where a hook learns which pass is running."""
+    if current_pass() >= 0:
+        if any(multipliers.root_exponents):
+            raise ValueError(
+                "`rescale(walk, plan)` during a backward pass needs exponent 0 at the roots: what "
+                "arrives there has arrived already."
+            )
+        return []
+    handles: list[RemovableHandle] = []
+    structure = walked.graph.structure
+    for root, by in zip(structure.roots, multipliers.of_roots(), strict=True):
+        leaves = [walked.nodes[leaf] for leaf in structure.leaves_of_root[root]]
+        interior = bool(structure.edges_into[root])
+        scaling = None if interior else by
+        handles.append(walked.nodes[root].register_prehook(_root_hook(gate, leaves, scaling)))
+    return handles
+
+
+def _root_hook(
+    gate: PassGate, leaves: list[Any], by: Tensor | None
+) -> Callable[[Grads], Scaled | None]:
+    def hook(grads: Grads) -> Scaled | None:
+        gate.enter(leaves)
+        if by is None or not gate.is_open():
+            return None
+        return tuple(None if grad is None else multiply_gradient(grad, by) for grad in grads)
+
+    return hook
+
+
+def _hook_edges(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[RemovableHandle]:
+    jobs: dict[int, list[tuple[int, Tensor]]] = {}
+    for number, by in multipliers.of_edges().items():
+        edge = walked.graph.edges[number]
+        jobs.setdefault(edge.source, []).append((edge.output, by))
+    return [
+        walked.nodes[source].register_hook(_edge_hook(gate, outputs, _is_builtin(node)))
+        for source, outputs in jobs.items()
+        for node in (walked.nodes[source],)
+    ]
+
+
+def _edge_hook(
+    gate: PassGate, outputs: list[tuple[int, Tensor]], builtin: bool
+) -> Callable[[Grads, Grads], Scaled | None]:
+    def hook(grad_inputs: Grads, grad_outputs: Grads) -> Scaled | None:
+        del grad_outputs
+        if not gate.is_open():
+            return None
+        scaled = list(grad_inputs)
+        for output, by in outputs:
+            grad = scaled[output]
+            if grad is not None:
+                scaled[output] = multiply_gradient(grad, by, may_overwrite=builtin)
+        return tuple(scaled)
+
+    return hook
+
+
+def _is_builtin(node: Any) -> bool:
+    """Whether torch itself wrote the node; a custom one may lend out memory of its own."""
+    return not isinstance(node, torch.autograd.function.BackwardCFunction)

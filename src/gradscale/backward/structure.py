@@ -1,0 +1,199 @@
+"""What two iterations of one model have in common: nodes, edges, leaves and a signature."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+LEAF = "torch::autograd::AccumulateGrad"
+CAST = "ToCopyBackward0"
+# Reentrant checkpointing runs a backward pass of its own inside this node, over leaves that no walk
+# from the loss can see.
+REENTRANT = "CheckpointFunctionBackward"
+# What `register_full_backward_hook` puts around a module: its hooks read what passes there.
+WATCHING = "BackwardHookFunctionBackward"
+# `LossEntry`'s node: what arrives there has arrived by the time a plan is attached.
+ENTRY = "_LossEntryBackward"
+
+
+class Arrival(NamedTuple):
+    """What a node expects to receive at one of its inputs: the dtype, device and shape."""
+
+    dtype: torch.dtype | None
+    device: torch.device | None
+    shape: tuple[int, ...]
+
+
+class Edge(NamedTuple):
+    """Gradient number `output` of node `source` arrives at node `target` as its `input`."""
+
+    source: int
+    output: int
+    target: int
+    input: int
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """The nodes of one discovery, sorted; `order[i]` is the place at which node i was found."""
+
+    order: tuple[int, ...]
+    names: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    roots: tuple[int, ...]
+    leaves: tuple[int, ...]
+    casts: tuple[int, ...]
+
+
+@lru_cache(maxsize=32)
+def topology_of(names: tuple[str, ...], found: tuple[int, ...], roots: int) -> Topology:
+    """Sorts a discovery topologically; the same discovery gives the same order.
+
+    Kahn's algorithm with a queue, so that a recurrence of any length is walked in linear time.
+
+    Args:
+        names: of the nodes, in the order of discovery; the first `roots` are the roots.
+        found: for each node in turn the pairs (target, input) of its outputs, (-1, 0) where an
+            output leads nowhere, and a closing -2.
+        roots: how many roots there are.
+    """
+    out = _edges_by_source(found)
+    waiting = [0] * len(names)
+    for edges in out:
+        for edge in edges:
+            waiting[edge.target] += 1
+    ready = deque(i for i in range(roots) if not waiting[i])
+    order: list[int] = []
+    while ready:
+        node = ready.popleft()
+        order.append(node)
+        for edge in out[node]:
+            waiting[edge.target] -= 1
+            if not waiting[edge.target]:
+                ready.append(edge.target)
+    rank = [0] * len(names)
+    for place, node in enumerate(order):
+        rank[node] = place
+    sorted_names = tuple(names[node] for node in order)
+    return Topology(
+        order=tuple(order),
+        names=sorted_names,
+        edges=tuple(
+            Edge(rank[node], edge.output, rank[edge.target], edge.input)
+            for node in order
+            for edge in out[node]
+        ),
+        roots=tuple(rank[i] for i in range(roots)),
+        leaves=tuple(i for i, name in enumerate(sorted_names) if name == LEAF),
+        casts=tuple(i for i, name in enumerate(sorted_names) if name == CAST),
+    )
+
+
+def _edges_by_source(found: tuple[int, ...]) -> list[list[Edge]]:
+    out: list[list[Edge]] = [[]]
+    output, place = 0, 0
+    while place < len(found):
+        target = found[place]
+        if target == -2:
+            out.append([])
+            output, place = 0, place + 1
+            continue
+        if target >= 0:
+            out[-1].append(Edge(len(out) - 1, output, target, found[place + 1]))
+        output, place = output + 1, place + 2
+    return out[:-1]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A backward graph without anything that belongs to one iteration.
+
+    Attributes:
+        names: of the nodes, in topological order from the roots.
+        edges: sorted by source and output.
+        roots: the nodes at which gradients enter.
+        leaves: the nodes that accumulate into a parameter's `.grad`, each once.
+        arrives: per node what it expects at each of its inputs, as first walked.
+    """
+
+    names: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    roots: tuple[int, ...]
+    leaves: tuple[int, ...]
+    arrives: tuple[tuple[Arrival, ...], ...]
+
+    def __hash__(self) -> int:
+        return hash(self.signature)
+
+    @cached_property
+    def signature(self) -> str:
+        """A digest of names, edges, roots and dtypes; not of shapes, so batches may vary."""
+        dtypes = [[str(arrival.dtype) for arrival in arrivals] for arrivals in self.arrives]
+        parts = (self.names, [tuple(e) for e in self.edges], self.roots, dtypes)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def first_edge(self) -> tuple[int, ...]:
+        """Node i's edges are `edges[first_edge[i] : first_edge[i + 1]]`."""
+        first = [0] * (len(self.names) + 1)
+        for edge in self.edges:
+            first[edge.source + 1] += 1
+        for node in range(len(self.names)):
+            first[node + 1] += first[node]
+        return tuple(first)
+
+    @cached_property
+    def edges_into(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the numbers of the edges that lead to it."""
+        into: list[list[int]] = [[] for _ in self.names]
+        for number, edge in enumerate(self.edges):
+            into[edge.target].append(number)
+        return tuple(tuple(numbers) for numbers in into)
+
+    @cached_property
+    def reentrant(self) -> frozenset[int]:
+        """The nodes that run a backward pass of their own over leaves hidden from this graph."""
+        return frozenset(i for i, name in enumerate(self.names) if name == REENTRANT)
+
+    @cached_property
+    def pinned(self) -> frozenset[int]:
+        """The nodes that stay at the loss scale in every iteration."""
+        kinds = (REENTRANT, WATCHING, ENTRY)
+        pinned = {i for i, name in enumerate(self.names) if name in kinds}
+        # A gradient from outside joins those from inside there, and only the latter are scaled.
+        return frozenset(pinned | {root for root in self.roots if self.edges_into[root]})
+
+    @cached_property
+    def leaves_of_root(self) -> dict[int, tuple[int, ...]]:
+        """For each root the leaves that a gradient entering there reaches."""
+        if len(self.roots) == 1:
+            return {self.roots[0]: self.leaves}
+        return {root: self._leaves_below(root) for root in self.roots}
+
+    def _leaves_below(self, root: int) -> tuple[int, ...]:
+        reached = [False] * len(self.names)
+        reached[root] = True
+        for edge in self.edges:  # sorted by source, so a source is decided before it is met
+            if reached[edge.source]:
+                reached[edge.target] = True
+        return tuple(leaf for leaf in self.leaves if reached[leaf])
+
+
+def arrivals_of(node: Any) -> tuple[Arrival, ...]:
+    """What a live node expects; empty where this version of torch does not say."""
+    metadata: Sequence[Any] = getattr(node, "_input_metadata", ())
+    return tuple(_arrival(entry) for entry in metadata)
+
+
+def _arrival(entry: Any) -> Arrival:
+    try:
+        shape = tuple(int(size) for size in entry.shape)
+    except (RuntimeError, TypeError):  # nested tensors and symbolic sizes have no plain shape
+        shape = ()
+    return Arrival(entry.dtype, entry.device, shape)
