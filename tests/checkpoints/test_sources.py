@@ -14,9 +14,12 @@ from gradscale.checkpoints import (
     ScalerSettings,
     ScalerState,
     detect_source,
+    export_state,
     import_state,
     read_state,
 )
+from gradscale.policies import Dynamic, LogNormal, Observation
+from gradscale.scaler import GradScaler
 
 from . import peers
 
@@ -118,9 +121,10 @@ def test_keras_own_numbering_is_read_when_the_source_is_named() -> None:
     assert (state.scale, state.good_steps) == (32768.0, 5)
 
 
-def test_an_imported_state_loads_into_torchs_own_scaler() -> None:
+def test_an_exported_state_loads_into_torchs_own_scaler() -> None:
     scaler = torch.amp.GradScaler("cpu")
-    scaler.load_state_dict(import_state(peers.Keras(INTERVAL).save()))
+    state = read_state(peers.Keras(INTERVAL).save())
+    scaler.load_state_dict(export_state(state, "torch").state)
     assert scaler.get_scale() == 1024.0
     assert scaler.get_growth_interval() == INTERVAL
 
@@ -163,3 +167,82 @@ def test_what_cannot_be_read_is_refused_with_the_way_out(
 def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`source='caffe'` must be one of apex, deepspeed"):
         read_state({"loss_scale": 1.0}, source="caffe")
+
+
+@pytest.mark.parametrize("name", [*SAVED, "fairseq"])
+def test_a_new_scaler_goes_on_from_any_system(name: str) -> None:
+    saved = {"loss_scale": 1024.0} if name == "fairseq" else SAVED[name].save()
+    scaler = GradScaler("cpu")
+    scaler.load_state_dict(import_state(saved), configuration="restore")
+    assert scaler.get_scale() == 1024.0
+    assert scaler.state_dict()["_growth_tracker"] == (read_state(saved).good_steps or 0)
+
+
+def test_hysteresis_and_settings_reach_the_scaler() -> None:
+    peer = peers.DeepSpeed(INTERVAL, 3, consecutive=True)
+    peer.update(overflow=True)
+    scaler = GradScaler("cpu")
+    scaler.load_state_dict(import_state(peer.save()), configuration="restore")
+    assert scaler.policy == Dynamic(
+        init_scale=1024.0,
+        growth_interval=INTERVAL,
+        hysteresis=3,
+        hysteresis_refill="clean",
+        min_scale=2.0**-100,
+    )
+    assert scaler.state_dict()["gradscale"]["state"]["hysteresis_tracker"] == 2
+
+
+def test_nothing_that_was_assumed_contradicts_the_scaler() -> None:
+    scaler = GradScaler("cpu", growth_interval=123, growth_factor=4.0)
+    scaler.load_state_dict(import_state(peers.Megatron(INTERVAL).save()))  # a warning would fail
+    assert scaler.policy == Dynamic(growth_interval=123, growth_factor=4.0)
+
+
+@pytest.mark.parametrize("policy", [Dynamic(hysteresis=2), LogNormal()])
+def test_our_own_state_is_read_and_what_others_cannot_hold_is_said(policy: Any) -> None:
+    scaler = GradScaler("cpu", policy=policy)
+    saved = scaler.state_dict()
+    state = read_state(saved)
+    assert detect_source(saved) == "gradscale"
+    assert state.scale == 65536.0
+    dynamic = isinstance(policy, Dynamic)
+    assert state.settings.hysteresis == (2 if dynamic else None)
+    assert ("policy LogNormal" in state.unread) is not dynamic
+    assert ("state.mean" in export_state(state, "apex").left_out) is not dynamic
+
+
+HYSTERETIC = {
+    "megatron": lambda interval, left: peers.Megatron(interval, left),
+    "paddle": lambda interval, left: peers.Paddle(interval, left),
+    "deepspeed": lambda interval, left: peers.DeepSpeed(interval, left),
+    "deepspeed, consecutive": lambda interval, left: peers.DeepSpeed(interval, left, True),
+}
+
+
+@pytest.mark.parametrize("name", HYSTERETIC)
+@given(
+    before=st.lists(st.integers(0, 3).map(lambda n: n == 0), max_size=40),
+    after=st.lists(st.integers(0, 3).map(lambda n: n == 0), max_size=40),
+    interval=st.integers(1, 6),
+    hysteresis=st.integers(1, 4),
+)
+def test_an_imported_hysteresis_goes_on_as_it_would_have(
+    name: str, before: list[bool], after: list[bool], interval: int, hysteresis: int
+) -> None:
+    peer = HYSTERETIC[name](interval, hysteresis)
+    for overflow in before:
+        peer.update(overflow)
+    found = read_state(peer.save())
+    refill = found.settings.hysteresis_refill
+    assert refill is not None
+    policy = Dynamic(growth_interval=interval, hysteresis=hysteresis, hysteresis_refill=refill)
+    state = policy.init()._replace(
+        scale=torch.tensor(found.scale),
+        growth_tracker=torch.tensor(found.good_steps, dtype=torch.int32),
+        hysteresis_tracker=torch.tensor(found.hysteresis_left, dtype=torch.int32),
+    )
+    for overflow in after:
+        peer.update(overflow)
+        state = policy.update(state, Observation(torch.tensor(float(overflow))))
+        assert state.scale.item() == peer.now

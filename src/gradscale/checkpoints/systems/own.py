@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.systems import torch_amp
-from gradscale.checkpoints.values import read_count
-from gradscale.policies.dynamic import Dynamic
+from gradscale.checkpoints.values import read_count, read_float
 
 _SHARED = ("scale", "growth_tracker", "hysteresis_tracker")
+_TORCH = ("growth_factor", "backoff_factor", "growth_interval")
 _SETTINGS = (
-    "growth_factor",
-    "backoff_factor",
-    "growth_interval",
+    *_TORCH,
     "hysteresis",
     "hysteresis_refill",
     "min_scale",
@@ -26,7 +23,7 @@ _SETTINGS = (
 
 def recognizes(state: Saved) -> bool:
     """True for `gradscale.GradScaler.state_dict()`."""
-    return has(state, "gradscale", *torch_amp.KEYS)
+    return has(state, "gradscale", "scale")
 
 
 def read(state: Saved) -> ScalerState:
@@ -34,53 +31,55 @@ def read(state: Saved) -> ScalerState:
 
     Only `Dynamic` has counterparts elsewhere; what other policies keep is listed as unread.
     """
-    plain = torch_amp.read(state)
-    if not has(state, "gradscale"):
-        return plain
-    own: Mapping[str, Any] = state["gradscale"]
-    policy, fields = own.get("policy", {}), own.get("state", {})
-    dynamic = policy.get("name") == "Dynamic"
-    unread = [] if dynamic else [f"policy {policy.get('name')}"]
-    if not dynamic or policy.get("tolerance") or policy.get("window_follows_scale"):
-        unread += [f"state.{name}" for name in fields if name not in _SHARED]
-    unread += ["counters"] if own.get("counters") else []
-    if not has(fields, "hysteresis_tracker"):
-        return ScalerState(plain.scale, plain.good_steps, unread=tuple(unread))
-    settings = {name: policy.get(name, state.get(name)) for name in _SETTINGS}
+    own: Mapping[str, Any] = state.get("gradscale", {})
+    policy, fields = own.get("policy", {"name": "Dynamic"}), own.get("state", {})
+    config: Saved = policy.get("config", {})
+    known = {name: config.get(name, state.get(name)) for name in _SETTINGS}
+    if not own:
+        known["hysteresis"] = 1
+    left = read_count(fields, "hysteresis_tracker") if "hysteresis_tracker" in fields else 1
     return ScalerState(
-        plain.scale,
-        good_steps=plain.good_steps,
-        hysteresis_left=max(1, read_count(fields, "hysteresis_tracker")),
-        settings=ScalerSettings(True, **settings),
-        unread=tuple(unread),
+        read_float(state, "scale"),
+        good_steps=read_count(state, "_growth_tracker"),
+        hysteresis_left=max(1, left),
+        settings=ScalerSettings(True, **known),
+        unread=tuple(_unread(own, policy, fields)),
     )
 
 
 def write(state: ScalerState) -> Exported:
-    """What `gradscale.GradScaler.load_state_dict` takes, with the settings that are known.
+    """What `gradscale.GradScaler.load_state_dict` takes: no setting in it that is not known.
 
-    Without ``configuration="restore"`` the scaler keeps its own settings. Where the source knows no
-    hysteresis, only torch's part is written, and the scaler's own starts full.
+    Where the source knows no hysteresis, only torch's entries are written, and the scaler's own
+    hysteresis starts full.
     """
     draft = Draft(state)
     draft.fixed(dynamic=True)
-    saved = torch_amp.entries(draft)
+    known = {name: value for name, value in state.flat().items() if name in _SETTINGS}
+    saved: dict[str, Any] = {
+        "scale": draft.take("scale", 2.0**16),
+        **{name: draft.take(name, 0) for name in _TORCH if name in known},
+        "_growth_tracker": draft.take("good_steps", 0),
+    }
     if draft.known("hysteresis", 2) == 1 or draft.known("hysteresis_left", 0) == 0:
         return draft.finish(saved)
-    # The other counters of a Dynamic start where its own start.
-    start = Dynamic(
-        growth_interval=saved["growth_interval"], hysteresis=draft.known("hysteresis", 1)
-    )
-    fields = {name: value.item() for name, value in start.init()._asdict().items()}
-    fields |= {
-        "scale": saved["scale"],
-        "growth_tracker": saved["_growth_tracker"],
-        "hysteresis_tracker": draft.take("hysteresis_left", 1),
-    }
-    known = {name: value for name, value in state.flat().items() if name in _SETTINGS}
     draft.keep(*known)
-    own = {"version": 1, "policy": {"name": "Dynamic", **known}, "state": fields}
+    own = {
+        "version": 1,
+        "policy": {"name": "Dynamic", "config": {"init_scale": saved["scale"], **known}},
+        "state": {"hysteresis_tracker": draft.take("hysteresis_left", 1)},
+    }
     return draft.finish({**saved, "gradscale": own})
+
+
+def _unread(own: Saved, policy: Saved, fields: Saved) -> Iterator[str]:
+    dynamic = policy.get("name") == "Dynamic"
+    if not dynamic:
+        yield f"policy {policy.get('name')}"
+    config: Saved = policy.get("config", {})
+    if not dynamic or config.get("tolerance") or config.get("window_follows_scale"):
+        yield from (f"state.{name}" for name in fields if name not in _SHARED)
+    yield from (name for name in ("counters", "layerwise") if own.get(name))
 
 
 LAYOUT = Layout("gradscale", recognizes, read, write)

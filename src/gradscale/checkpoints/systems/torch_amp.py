@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
@@ -37,18 +35,14 @@ def write(state: ScalerState) -> Exported:
     """What `torch.amp.GradScaler.load_state_dict` takes."""
     draft = Draft(state)
     draft.fixed(dynamic=True)
-    return draft.finish(entries(draft))
-
-
-def entries(draft: Draft) -> dict[str, Any]:
-    """The five entries, taken from `draft`."""
-    return {
+    saved = {
         "scale": draft.take("scale", 2.0**16),
         "growth_factor": draft.take("growth_factor", 2.0),
         "backoff_factor": draft.take("backoff_factor", 0.5),
         "growth_interval": draft.take("growth_interval", 2000),
         "_growth_tracker": draft.take("good_steps", 0),
     }
+    return draft.finish(saved)
 
 
 LAYOUT = Layout("torch", recognizes, read, write)
