@@ -99,7 +99,7 @@ class Band(Policy):
         rule = f"must be at least `min_headroom` ({self.min_headroom})"
         check(self, "max_headroom", fits, rule, "Swap the two, or widen the band.")
         check_share(self, "decay", "To follow every step alone, use `LastMaximum`.")
-        check_range(self)
+        check_range(self, cap_required=True)
         check_backoff(self)
         check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
 

@@ -129,9 +129,7 @@ class Dynamic(Policy):
 
     @property
     def fast(self) -> bool:
-        """Whether torch's own kernel computes this update, so that `update_` takes one launch and a
-        clamp.
-        """
+        """Whether torch's own kernel computes this update, so that `update_` is two launches."""
         largest = self.max_scale or 0.0
         return (
             self.hysteresis == 1
@@ -171,8 +169,7 @@ class Dynamic(Policy):
     def update_(
         self, state: DynamicState, observation: Observation, ignore: Tensor | None = None
     ) -> None:
-        """Changes `state` in place into `advance(self, state, observation, ignore)`, sooner where
-        `fast`.
+        """Changes `state` in place into what `advance` would return, sooner where `fast`.
 
         The two agree for every state that `init` and `update` can reach; one whose `growth_tracker`
         was set to `growth_interval` or more grows at once in `update` but not in torch's kernel.

@@ -74,7 +74,7 @@ class LastMaximum(Policy):
     def __post_init__(self) -> None:
         check_format(self)
         check_count(self, "headroom", 0, "Pass 0 to leave no octave free.")
-        check_range(self)
+        check_range(self, cap_required=True)
         check_backoff(self)
         check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
 

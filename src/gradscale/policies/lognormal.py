@@ -127,7 +127,7 @@ class LogNormal(Policy):
             check(self, name, fits, "must be finite and at least 0", "Pass 0 for no extra room.")
         check_share(self, "mean_decay", "Closer to 1 averages over more steps.")
         check_share(self, "deviation_decay", "Closer to 1 averages over more steps.")
-        check_range(self)
+        check_range(self, cap_required=True)
         check_backoff(self)
         if self.power_of_two and not self.compat:
             check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
@@ -192,4 +192,5 @@ class LogNormal(Policy):
 
 def _rate(decay: float, seen: Tensor) -> Tensor:
     """The weight of the newest value in a bias-corrected moving mean: (1 - b) / (1 - b^t)."""
-    return (decay - 1.0) / torch.expm1(seen * math.log(decay))
+    # Rounding can take the first weight above 1, and the variance with it below 0.
+    return ((decay - 1.0) / torch.expm1(seen * math.log(decay))).clamp(max=1.0)

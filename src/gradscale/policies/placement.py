@@ -69,8 +69,7 @@ def log2_max(format: FloatFormat) -> float:
 
 
 def unseen_log2_amax(scale: Tensor, format: FloatFormat) -> Tensor:
-    """What to record of a step that overflowed: an octave above the largest gradient that would
-    have fitted.
+    """What to record of a step that overflowed: an octave above what would have fitted.
 
     The true maximum is lost, but it lies above ``format.max / scale``.
 

@@ -1,6 +1,4 @@
-"""The contract of a loss-scaling policy: a frozen value that turns a state and an observation into
-the next state.
-"""
+"""The contract of a policy: a frozen value that turns state and observation into the next state."""
 
 from __future__ import annotations
 

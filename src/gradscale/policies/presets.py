@@ -46,10 +46,9 @@ def megatron() -> Dynamic:
 
 
 def fairseq() -> Dynamic:
-    """Fairseq `DynamicLossScaler` with its class defaults (the trainer's window depends on the
-    world size).
+    """Fairseq `DynamicLossScaler` with its class defaults.
 
-    Fairseq stops with an error rather than go to 1e-4 or below; the last scale that it can reach
+    The window that fairseq's trainer sets depends on the world size. Fairseq stops with an error rather than go to 1e-4 or below; the last scale that it can reach
     from 2^15, 2^-13, is the floor here.
     """
     return Dynamic(init_scale=2.0**15, min_scale=2.0**-13)
@@ -68,15 +67,14 @@ def keras() -> Dynamic:
 
 
 def jmp() -> Dynamic:
-    """DeepMind jmp `DynamicLossScale`: floor 1. It has no default first scale; 2^15 is that of its
-    documentation.
-    """
+    """DeepMind jmp `DynamicLossScale`: floor 1; 2^15 is its documentation's, no default."""
     return Dynamic(init_scale=2.0**15, min_scale=1.0)
 
 
 def flax() -> Dynamic:
-    """Flax `DynamicScale`: grows after 2001 clean steps, one more than its `growth_interval`; cut
-    to float32's maximum.
+    """Flax `DynamicScale`: grows after 2001 clean steps, one more than its `growth_interval`.
+
+    A growth beyond float32 is cut to its maximum.
     """
     return Dynamic(growth_interval=2001, max_scale=MAX_FLOAT32)
 
@@ -91,17 +89,17 @@ def paddle() -> Dynamic:
 
 
 def mindspore() -> Dynamic:
-    """MindSpore `DynamicLossScaleManager`: from 2^24, floor 1. Its factor is a whole number, and
-    divides on the way down.
+    """MindSpore `DynamicLossScaleManager`: from 2^24, floor 1.
+
+    Its factor is a whole number; the scale is divided by it on the way down.
     """
     return Dynamic(init_scale=2.0**24, min_scale=1.0)
 
 
 def colossalai() -> Dynamic:
-    """ColossalAI `DynamicGradScaler` with its mixin's bounds: two overflows to back off, from 1 to
-    2^32.
+    """ColossalAI `DynamicGradScaler` with its mixin's bounds, 1 and 2^32.
 
-    The hysteresis is refilled when the scale grows.
+    Two overflows to back off; the hysteresis is refilled when the scale grows.
     """
     return Dynamic(growth_interval=1000, min_scale=1.0, max_scale=2.0**32, hysteresis=2)
 
@@ -121,9 +119,9 @@ def openseq2seq_logmax() -> LogNormal:
 
 
 def popart() -> TwoSided:
-    """Graphcore PopART: halves if more than 1e-7 of the elements lie above 1/16 of the maximum,
-    else doubles.
+    """Graphcore PopART: halves or doubles by the share of elements in the top four octaves.
 
+    It halves if more than 1e-7 of them lie above 1/16 of float16's maximum, else it doubles.
     The bin edge is taken at a whole octave, 2^12 for 4094, and exact zeros are not counted. PopART
     leaves the first scale to the optimizer, whose default is 1; it skips no step.
     """

@@ -111,7 +111,7 @@ class Quantile(Policy):
         least = math.ceil(1 / self.overflow_share - 1 - 1e-6)
         rule = f"must be at least 1 / overflow_share - 1 = {least}"
         check(self, "window", self.window >= least, rule, "Or raise `overflow_share`.")
-        check_range(self)
+        check_range(self, cap_required=True)
         check_backoff(self)
         if self.power_of_two:
             check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
@@ -126,9 +126,7 @@ class Quantile(Policy):
         return QuantileState(scale, seen, torch.full(ring, -math.inf, device=device))
 
     def update(self, state: QuantileState, observation: Observation) -> QuantileState:
-        """The state with the step's maximum in the ring, and the scale that its quantile asks
-        for.
-        """
+        """The state with the step's maximum in the ring, and the scale that the ring asks for."""
         amax = amax_of(self, observation)
         found = overflowed(observation, amax)
         learns = found | (amax > 0)
@@ -149,9 +147,7 @@ class Quantile(Policy):
         return QuantileState(torch.where(learns, scale, state.scale), seen, recent)
 
     def _top(self, recent: Tensor, seen: Tensor) -> Tensor:
-        """What the next log2 amax exceeds with a probability of at most `overflow_share`; -inf if
-        none was seen.
-        """
+        """What the next x exceeds with a probability of at most `overflow_share`."""
         allowed = (seen.clamp(max=self.window) + 1) * self.overflow_share
         # A hair more, so that 1000 * 0.001 counts as 1 after rounding to float32.
         rank = torch.floor(allowed + 1e-5).to(torch.int64)

@@ -65,21 +65,22 @@ def check_backoff(policy: Any) -> None:
     check_share(policy, "backoff_factor", way_out)
 
 
-def check_range(policy: Any) -> None:
-    """Refuses `init_scale`, `min_scale` and `max_scale` unless they are ordered normal float32
-    numbers.
+def check_range(policy: Any, cap_required: bool = False) -> None:
+    """Refuses `init_scale`, `min_scale` and `max_scale` unless they are ordered normal numbers.
+
+    A `max_scale` of None means that there is no cap, where that is allowed.
     """
     check_number(policy, "init_scale", "min_scale")
     low, high = policy.min_scale, MAX_FLOAT32
     fits = MIN_SCALE <= low <= MAX_FLOAT32
     rule = "must be a finite number of at least 2**-126, the smallest normal float32"
     check(policy, "min_scale", fits, rule, "A smaller scale would be flushed to zero.")
-    if policy.max_scale is not None:
+    if policy.max_scale is not None or cap_required:
         check_number(policy, "max_scale")
         high = policy.max_scale
         fits = low <= high <= MAX_FLOAT32
         rule = f"must be a finite float32 of at least `min_scale` ({low!r})"
-        check(policy, "max_scale", fits, rule, "Pass None to leave the scale without a cap.")
+        check(policy, "max_scale", fits, rule, "Raise it, or lower `min_scale`.")
     fits = low <= policy.init_scale <= high
     rule = f"must lie between `min_scale` ({low!r}) and `max_scale` ({high!r})"
     check(policy, "init_scale", fits, rule, "Move it, or pass the bound that it exceeds.")

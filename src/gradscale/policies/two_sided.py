@@ -32,8 +32,7 @@ class TwoSidedState(NamedTuple):
 
 @dataclass(frozen=True)
 class TwoSided(Policy):
-    """Halves or doubles the scale by what the gradients' histogram shows at both ends of the
-    format.
+    """Halves or doubles the scale by what the histogram shows at both ends of the format.
 
         upper(S) = share of the non-zero elements in the format's `upper_octaves` topmost octaves,
         or above them
@@ -94,7 +93,7 @@ class TwoSided(Policy):
             check_number(self, "lost_share")
             way_out = "Pass None to raise the scale whenever the top is empty."
             check(self, "lost_share", 0 <= self.lost_share < 1, "must lie in [0, 1)", way_out)
-        check_range(self)
+        check_range(self, cap_required=True)
         check_powers_of_two(self, "init_scale", "min_scale", "max_scale")
 
     def init(
