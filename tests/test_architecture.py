@@ -23,11 +23,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A module may import from its own level and from those below.
 LEVELS = (
     ("formats", "histogram"),
-    ("policies", "emulation", "backward.graph", "backward.user_hooks"),
+    ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
     (
         *("backward", "plans"),
         *("unscale", "gradients", "pending", "ranks"),
-        *("triage", "outcome", "alarm", "schedule", "state"),
+        *("triage", "outcome", "alarm", "schedule", "settings", "state", "fused"),
+        *("reporting", "saving"),
     ),
     ("layerwise",),
     ("scaler", "checkpoints"),

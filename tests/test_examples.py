@@ -126,8 +126,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_the_command_lines_on_the_pages_are_understood(command: str) -> None:
     testing = pytest.importorskip("click.testing")
-    main = importlib.import_module("gradscale.cli.main").main
-    result = testing.CliRunner().invoke(main, [*shlex.split(command)[1:], "--help"])
+    program = importlib.import_module("gradscale.cli.group").gradscale
+    result = testing.CliRunner().invoke(program, [*shlex.split(command)[1:], "--help"])
     assert result.exit_code == 0, result.output
 
 
