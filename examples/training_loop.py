@@ -66,7 +66,8 @@ def main() -> None:
             print(f"step {step}: {scaler.last_step}")
         if (step + 1) % 50 == 0 or step + 1 == steps:
             print(
-                f"step {step + 1}: loss {loss.item() * ACCUMULATE:.4f}, scale {scaler.get_scale():g}"
+                f"step {step + 1}: loss {loss.item() * ACCUMULATE:.4f}, "
+                f"scale {scaler.get_scale():g}"
             )
             # The scaler belongs in the checkpoint: without it the search for a scale starts again.
             state = {
