@@ -8,6 +8,8 @@ import pkgutil
 import re
 import runpy
 import shlex
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +84,9 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names: dict[str, Any] = {"__name__": "page"}
+    module = types.ModuleType("page")  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, "page", module)
+    names = vars(module)
     for block in blocks_of(page):
         if block.language == "python":
             run_block(page, block, block.code, names)
