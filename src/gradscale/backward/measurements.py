@@ -93,6 +93,7 @@ class Record:
         format: the name of the format that held it, such as ``"fp16"``.
         exponent: it was stored as ``2**exponent`` times the true gradient (rounded up).
         counts: what it held.
+        fan: of a weight: how many products one element of the gradient behind it sums; else 0.
     """
 
     node: int
@@ -101,6 +102,7 @@ class Record:
     format: str
     exponent: int
     counts: Counts
+    fan: int = 0
 
     @property
     def place(self) -> tuple[int, Kind, int]:

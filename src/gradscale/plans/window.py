@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gradscale.backward.measurements import Counts, ceil_log2
 from gradscale.formats import FloatFormat
 
-FAR = 64
-"""Exponents of plans lie within ±FAR: float32, in which unlimited nodes work, holds them all."""
+FAR = 63
+"""Windows are cut to ±FAR: float32, in which unlimited nodes work, holds gradients so scaled."""
 
 
 @dataclass(frozen=True)

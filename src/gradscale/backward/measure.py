@@ -1,0 +1,233 @@
+"""Counts what passes each node of one backward pass; results stay on the device until asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.backward.graph import Walk
+from gradscale.backward.measure_counts import (
+    AMAX,
+    WIDTH,
+    count_into,
+    empty_counts,
+    moments_into,
+)
+from gradscale.backward.measure_places import Place, places_of
+from gradscale.backward.measure_weights import Weight, weights_of
+from gradscale.backward.measurements import Measurements, Record, ceil_log2, unscaled_counts
+from gradscale.ranks import reduce_max_, reduce_sum_
+
+_MOMENTS = 4
+Hook = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]
+
+
+def measure(
+    walk: Walk,
+    exponents: Sequence[int] | None = None,
+    scale: float | Tensor = 1.0,
+    *,
+    moments: bool = False,
+) -> Measuring:
+    """Hooks the nodes of a live graph, so that its next backward passes are counted.
+
+    Call it *before* `rescale`, because both hook what a node produces, in the order of the calls:
+    a product is counted at its node's exponent, before an edge multiplies it.
+
+    Args:
+        walk: the graph and its live nodes.
+        exponents: of the plan that the backward pass runs with, one for each node; None for zeros.
+        scale: the loss scale, on the host or as a tensor of one element on the device.
+        moments: also add up the sums that `Adaptive` needs, and those of the saved weights.
+
+    Returns:
+        A `Measuring`, to be asked for its result after the backward passes.
+
+    Example:
+        >>> from gradscale.backward.graph import walk
+        >>> x = torch.tensor([3.0], dtype=torch.float16, requires_grad=True)
+        >>> loss = (x * 2).float().sum()
+        >>> measuring = measure(walk(loss), scale=8.0)
+        >>> (loss * 8.0).backward()
+        >>> records = measuring.result().records
+        >>> [(record.kind, record.format, record.counts.amax) for record in records]
+        [('arrived', 'fp32', 1.0), ('arrived', 'fp16', 1.0), ('produced', 'fp16', 2.0)]
+    """
+    graph = walk.graph
+    chosen = list(exponents) if exponents is not None else [0] * len(graph)
+    places = places_of(graph, chosen, products=moments)
+    weights = weights_of(graph, walk.nodes) if moments else []
+    measuring = Measuring(graph.signature, chosen, places, weights, scale, moments)
+    for node, hook in measuring.hooks().items():
+        measuring.handles.append(walk.nodes[node].register_hook(hook))
+    return measuring
+
+
+class Measuring:
+    """One measurement under way: rows on the device, one for each place, and what they mean."""
+
+    def __init__(
+        self,
+        signature: str,
+        exponents: Sequence[int],
+        places: Sequence[Place],
+        weights: Sequence[Weight],
+        scale: float | Tensor,
+        moments: bool,
+    ) -> None:
+        self.signature = signature
+        self.exponents = exponents
+        self.places = [*places, *(weight.place for weight in weights)]
+        self.fans = [0] * len(places) + [weight.fan for weight in weights]
+        self.handles: list[Any] = []
+        self._blocks = _Blocks(self.places, moments)
+        self._scale = scale.detach().clone() if isinstance(scale, Tensor) else scale
+        self._host: list[Tensor] | None = None
+        self._event: torch.cuda.Event | None = None
+        for index, weight in enumerate(weights, len(places)):
+            self._count(index, weight.tensor)
+
+    def hooks(self) -> dict[int, Hook]:
+        """For each node with places the hook that counts them; keeps no node alive."""
+        by_node: dict[int, list[tuple[int, int]]] = {}
+        for index, place in enumerate(self.places):
+            if place.kind != "weight":
+                by_node.setdefault(place.node, []).append((index, place.output))
+        return {node: self._hook(wanted) for node, wanted in by_node.items()}
+
+    def _hook(self, wanted: Sequence[tuple[int, int]]) -> Hook:
+        def count(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
+            for index, output in wanted:
+                for tensor in arrived if output < 0 else (produced[output],):
+                    if tensor is not None:
+                        self._count(index, tensor)
+
+        return count
+
+    def _count(self, index: int, tensor: Tensor) -> None:
+        block, row = self._blocks.where[index]
+        with torch.no_grad():
+            count_into(block.rows[row], tensor)
+            if block.moments is not None:
+                moments_into(block.moments[row], tensor)
+
+    def reduce(self, groups: Iterable[Any]) -> None:
+        """Merges the counts of all ranks, in place on the device: maxima and sums."""
+        groups = list(groups)
+        for block in self._blocks.all:
+            amax = block.rows[:, AMAX].clone()
+            reduce_max_([amax], groups)
+            sums = [block.rows] if block.moments is None else [block.rows, block.moments]
+            reduce_sum_(sums, groups)
+            block.rows[:, AMAX] = amax
+
+    def fetch(self) -> None:
+        """Begins to copy the rows to the host, without waiting for them; hooks are removed."""
+        self.remove()
+        packed = [_packed(block, self._scale) for block in self._blocks.all]
+        self._host = [_to_host(tensor) for tensor in packed]
+        if any(tensor.is_cuda for tensor in packed):
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    @property
+    def ready(self) -> bool:
+        """Whether `result` need not wait."""
+        return self._host is not None and (self._event is None or self._event.query())
+
+    def result(self) -> Measurements:
+        """What was counted, in unscaled terms; waits for the copy if it is still under way."""
+        if self._host is None:
+            self.fetch()
+        if self._event is not None:
+            self._event.synchronize()
+        records: dict[int, Record] = {}
+        for block, host in zip(self._blocks.all, self._host or (), strict=True):
+            rows, moments, scale = _unpacked(host, block)
+            scales = [self._scale_of(place, scale) for place in block.places]
+            counts = unscaled_counts(rows, scales, moments)
+            for index, place, (factor, exponent), count in zip(
+                block.indices, block.places, scales, counts, strict=True
+            ):
+                stored = ceil_log2(factor) + exponent
+                records[index] = Record(
+                    place.node, place.kind, place.target, place.format, stored, count,
+                    self.fans[index],
+                )  # fmt: skip
+        merged = Measurements(self.signature).merged(
+            Measurements(self.signature, (records[index],)) for index in sorted(records)
+        )
+        return merged
+
+    def _scale_of(self, place: Place, scale: float) -> tuple[float, int]:
+        return (1.0, 0) if place.kind == "weight" else (scale, self.exponents[place.node])
+
+    def remove(self) -> None:
+        """Removes the hooks; those of a graph that is gone went with it."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+
+class _Block:
+    """The rows on one device."""
+
+    def __init__(self, device: torch.device, moments: bool) -> None:
+        self.device = device
+        self.indices: list[int] = []
+        self.places: list[Place] = []
+        self.rows = empty_counts(0)
+        self.moments: Tensor | None = None
+        self._with_moments = moments
+
+    def allocate(self) -> None:
+        size = len(self.indices)
+        self.rows = empty_counts(size, self.device)
+        if self._with_moments:
+            self.moments = torch.zeros(size, _MOMENTS, dtype=torch.float64, device=self.device)
+
+
+class _Blocks:
+    """All rows, and where each place has its own."""
+
+    def __init__(self, places: Sequence[Place], moments: bool) -> None:
+        by_device: dict[torch.device, _Block] = {}
+        self.where: list[tuple[_Block, int]] = []
+        for index, place in enumerate(places):
+            block = by_device.setdefault(place.device, _Block(place.device, moments))
+            self.where.append((block, len(block.indices)))
+            block.indices.append(index)
+            block.places.append(place)
+        self.all = list(by_device.values())
+        for block in self.all:
+            block.allocate()
+
+
+def _packed(block: _Block, scale: float | Tensor) -> Tensor:
+    """Counts, moments and the scale as one flat int64 tensor, so that one copy takes them all."""
+    if not isinstance(scale, Tensor):
+        scale = torch.full((), scale, dtype=torch.float64, device=block.device)
+    scale = scale.to(block.device, torch.float64).reshape(1)
+    parts = [block.rows.reshape(-1), scale.view(torch.int64)]
+    if block.moments is not None:
+        parts.append(block.moments.reshape(-1).view(torch.int64))
+    return torch.cat(parts)
+
+
+def _to_host(packed: Tensor) -> Tensor:
+    if not packed.is_cuda:
+        return packed
+    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+    return host.copy_(packed, non_blocking=True)
+
+
+def _unpacked(host: Tensor, block: _Block) -> tuple[Tensor, Tensor | None, float]:
+    size = len(block.indices)
+    rows = host[: size * WIDTH].reshape(size, WIDTH)
+    scale = host[size * WIDTH : size * WIDTH + 1].view(torch.float64).item()
+    if block.moments is None:
+        return rows, None, scale
+    return rows, host[size * WIDTH + 1 :].view(torch.float64).reshape(size, _MOMENTS), scale

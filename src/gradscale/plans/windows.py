@@ -1,0 +1,272 @@
+"""The default planner: the fewest groups of nodes in which nothing overflows and little is lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.measurements import Measurements
+from gradscale.formats import FloatFormat
+from gradscale.plans.plan import LARGEST_EXPONENT, ScalePlan
+from gradscale.plans.planner import Decision, Group, Loss, Names, connected
+from gradscale.plans.window import FAR, Window, intersection
+from gradscale.plans.windows_nodes import node_windows
+from gradscale.plans.windows_overflow import lowered, overflow_origins
+from gradscale.plans.windows_partition import Interval, partition
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Gives each node an exponent from its window; neighbours share one while they can.
+
+        overflow      the groups in which it began go down by `backoff`, the others stay
+        all in place  keep the plan
+        otherwise     the groups with a node outside its window are formed anew, the others stay,
+                      unless forming all anew takes fewer groups
+
+    A new group takes the highest exponent that all its windows share, or one in use a few octaves
+    below. The loss scale becomes the exponent that spares most edges to leaves a multiplication.
+
+    Args:
+        flushed: the share of a tensor's non-zero elements that may be lost.
+        headroom: octaves between the largest gradient and overflow, at least 1; fewer are kept
+            where both ends of a window press.
+        backoff: octaves by which a group goes down when it overflows, at least 1.
+        product_format: the format in which matrix products read their gradient if the tensor that
+            carries it is wider, as under `gradscale.emulation`; a name such as ``"e5m2"``.
+
+    Raises:
+        ValueError: if a setting lies outside its range.
+
+    Example:
+        >>> Windows(flushed=0.01)
+        Windows(flushed=0.01, headroom=4, backoff=2, product_format=None)
+    """
+
+    flushed: float = 1e-3
+    headroom: int = 4
+    backoff: int = 2
+    product_format: FloatFormat | str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flushed < 1:
+            raise ValueError(
+                f"`Windows(flushed={self.flushed})` must lie in [0, 1): it is a share of elements."
+            )
+        for name in ("headroom", "backoff"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`Windows({name}={getattr(self, name)})` must be at least 1 octave."
+                )
+
+    @property
+    def moments(self) -> bool:
+        """Counts are enough."""
+        return False
+
+    def decide(
+        self,
+        graph: BackwardGraph,
+        measurements: Measurements,
+        current: ScalePlan,
+        log2_scale: int,
+        names: Names | None = None,
+    ) -> Decision:
+        """See the class and `Planner.decide`.
+
+        Bad data overflows too: do not ask after a step that was lost to it.
+        """
+        del names
+        if measurements.overflowed:
+            return self.overflowed(
+                graph, current, log2_scale, overflow_origins(graph, measurements)
+            )
+        windows = self.windows(graph, measurements)
+        if _in_place(graph, windows, current, log2_scale):
+            groups = _described(graph, windows, current, log2_scale)
+            return Decision(current, log2_scale, groups, _losses(windows), changed=False)
+        plan, scale = _replanned(graph, windows, current, log2_scale, self.headroom)
+        return Decision(
+            plan,
+            scale,
+            _described(graph, windows, plan, scale),
+            _losses(windows),
+            changed=(plan, scale) != (current, log2_scale),
+        )
+
+    def overflowed(
+        self,
+        graph: BackwardGraph,
+        current: ScalePlan,
+        log2_scale: int,
+        origins: Collection[int],
+    ) -> Decision:
+        """The decision after an overflow that began at `origins`, measured or suspected."""
+        plan, scale = lowered(graph, current, log2_scale, origins, self.backoff)
+        groups = _described(graph, [Window()] * len(graph), plan, scale)
+        changed = (plan, scale) != (current, log2_scale)
+        return Decision(plan, scale, groups, overflowed=tuple(origins), changed=changed)
+
+    def windows(self, graph: BackwardGraph, measurements: Measurements) -> list[Window]:
+        """The window of every node."""
+        narrow = self.product_format
+        return node_windows(
+            graph,
+            measurements,
+            flushed=self.flushed,
+            headroom=self.headroom,
+            product_format=None if narrow is None else FloatFormat.of(narrow),
+        )
+
+
+def _in_place(
+    graph: BackwardGraph, windows: Sequence[Window], plan: ScalePlan, log2_scale: int
+) -> bool:
+    del graph
+    exponents = plan.exponents
+    return all(w.lo <= k + log2_scale <= w.limit for w, k in zip(windows, exponents, strict=True))
+
+
+def _replanned(
+    graph: BackwardGraph,
+    windows: Sequence[Window],
+    current: ScalePlan,
+    log2_scale: int,
+    slack: int,
+) -> tuple[ScalePlan, int]:
+    fixed = {*graph.leaves, *graph.pinned}
+    free = [node for node in range(len(graph)) if node not in fixed]
+    intervals = {node: (windows[node].lo, windows[node].hi) for node in free}
+    fresh = _groups(graph, free, intervals, {})
+    kept = _kept_groups(graph, windows, current, log2_scale)
+    if kept:
+        for nodes in kept.values():
+            exponent = current.exponents[nodes[0]] + log2_scale
+            intervals.update((node, (exponent, exponent)) for node in nodes)
+        anew = _groups(graph, free, intervals, kept)
+        chosen = anew if len(anew) <= len(fresh) else fresh
+    else:
+        chosen = fresh
+    if chosen is fresh:
+        intervals.update((node, (windows[node].lo, windows[node].hi)) for node in free)
+    exponents = _anchored(chosen, intervals, slack)
+    scale = _loss_exponent(graph, windows, exponents, log2_scale)
+    relative = [
+        max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, exponents.get(node, scale) - scale))
+        for node in range(len(graph))
+    ]
+    return ScalePlan(tuple(relative), graph.signature), scale
+
+
+def _kept_groups(
+    graph: BackwardGraph, windows: Sequence[Window], current: ScalePlan, log2_scale: int
+) -> dict[int, list[int]]:
+    """The groups of the current plan all of whose nodes are within their windows."""
+    members: dict[int, list[int]] = {}
+    broken: set[int] = set()
+    for node, group in enumerate(connected(graph, current)):
+        exponent = current.exponents[node] + log2_scale
+        if group >= 0:
+            members.setdefault(group, []).append(node)
+            if not windows[node].lo <= exponent <= windows[node].limit:
+                broken.add(group)
+    return {group: nodes for group, nodes in members.items() if group not in broken}
+
+
+def _groups(
+    graph: BackwardGraph,
+    free: Sequence[int],
+    intervals: dict[int, Interval],
+    kept: dict[int, list[int]],
+) -> list[list[int]]:
+    """The fewest groups of free nodes; those of a kept group stay together."""
+    number: dict[int, int] = {}
+    together = {node: nodes[0] for nodes in kept.values() for node in nodes}
+    for node in free:
+        number.setdefault(together.get(node, node), len(number))
+    place = {node: number[together.get(node, node)] for node in free}
+    pieces: list[Interval] = [(-FAR, FAR)] * len(number)
+    for node in free:
+        pieces[place[node]] = intervals[node]
+    edges = {
+        (place[edge.source], place[edge.target])
+        for edge in graph.edges
+        if edge.source in place and edge.target in place
+    }
+    groups = partition(pieces, sorted((a, b) for a, b in edges if a != b))
+    members: list[list[int]] = [[] for _ in range(max(groups, default=-1) + 1)]
+    for node in free:
+        members[groups[place[node]]].append(node)
+    return members
+
+
+def _anchored(
+    groups: Sequence[Sequence[int]], intervals: dict[int, Interval], slack: int
+) -> dict[int, int]:
+    """Each group as high as its windows allow, or at one in use at most `slack` octaves below."""
+    spans = [
+        (min(intervals[n][1] for n in nodes), max(intervals[n][0] for n in nodes), index)
+        for index, nodes in enumerate(groups)
+    ]
+    used: list[int] = []
+    exponents: dict[int, int] = {}
+    for hi, lo, index in sorted(spans):
+        if hi >= FAR and lo <= -FAR:
+            continue  # nothing in it limits the exponent: it follows the loss scale
+        near = [exponent for exponent in used if max(lo, hi - slack) <= exponent <= hi]
+        exponent = max(near, default=hi)
+        used.append(exponent)
+        exponents.update((node, exponent) for node in groups[index])
+    return exponents
+
+
+def _loss_exponent(
+    graph: BackwardGraph, windows: Sequence[Window], exponents: dict[int, int], before: int
+) -> int:
+    """The exponent that spares most edges to leaves and pinned nodes a multiplication."""
+    fixed = {*graph.leaves, *graph.pinned}
+    votes: Counter[int] = Counter()
+    for edge in graph.edges:
+        for one, other in ((edge.source, edge.target), (edge.target, edge.source)):
+            if one in exponents and other in fixed:
+                votes[exponents[one]] += 1
+    if not votes:
+        votes.update(exponents.values())
+    allowed = intersection(windows[node] for node in fixed)
+    within = {e: n for e, n in votes.items() if e in allowed} or dict(votes)
+    if not within:
+        return before
+    best = max(within, key=lambda e: (within[e], e == before, e))
+    return max(allowed.lo, min(best, allowed.hi))
+
+
+def _described(
+    graph: BackwardGraph, windows: Sequence[Window], plan: ScalePlan, log2_scale: int
+) -> tuple[Group, ...]:
+    members: dict[int, list[int]] = {}
+    for node, group in enumerate(connected(graph, plan)):
+        if group >= 0:
+            members.setdefault(group, []).append(node)
+    groups: list[Group] = []
+    for nodes in members.values():
+        low = max(nodes, key=lambda node: windows[node].lo)
+        high = min(nodes, key=lambda node: windows[node].hi)
+        groups.append(
+            Group(
+                plan.exponents[nodes[0]] + log2_scale,
+                tuple(nodes),
+                needs=(low, windows[low].lo) if windows[low].lo > -FAR else None,
+                allows=(high, windows[high].hi) if windows[high].hi < FAR else None,
+            )
+        )
+    return tuple(sorted(groups, key=lambda group: (-len(group.nodes), group.nodes)))
+
+
+def _losses(windows: Sequence[Window]) -> tuple[Loss, ...]:
+    return tuple(
+        Loss(node, window.hi, window.lost, window.extrapolated)
+        for node, window in enumerate(windows)
+        if window.lost > 0
+    )

@@ -1,0 +1,116 @@
+"""The window of every node, from what was measured at it and behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.measure_places import PRODUCTS, format_of, is_reduced
+from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.structure import CAST
+from gradscale.formats import FloatFormat
+from gradscale.plans.window import Window, intersection, sum_window, window_of, with_flushed
+
+
+def node_windows(
+    graph: BackwardGraph,
+    measurements: Measurements,
+    *,
+    flushed: float,
+    headroom: int,
+    product_format: FloatFormat | None = None,
+) -> list[Window]:
+    """One window for each node.
+
+    A node computes its outputs at its own exponent, so its window holds for what arrives and for
+    everything that it produces, the weight gradient included. A leaf's is that of the gradient it
+    stores. Nodes that work in float32 get the whole range.
+
+    Args:
+        graph: the graph.
+        measurements: of this graph.
+        flushed: see `window_of`.
+        headroom: see `window_of`.
+        product_format: the format in which matrix products read their gradient, if that is
+            narrower than the tensor that carries it.
+    """
+    finder = _Finder(graph, measurements, flushed, headroom)
+    windows: list[list[Window]] = [[] for _ in range(len(graph))]
+    for node, arrives in enumerate(graph.arrives):
+        record = finder.arrived.get(node)
+        if record is None:
+            continue
+        if any(is_reduced(arrival.dtype) for arrival in arrives):
+            windows[node].append(finder.window(record, record.format))
+        if product_format is not None and graph.names[node] in PRODUCTS:
+            windows[node].append(finder.window(record, product_format))
+    for number, edge in enumerate(graph.edges):
+        dtypes = graph.arrives[edge.target]
+        dtype = dtypes[edge.input].dtype if edge.input < len(dtypes) else None
+        record = finder.of_edge(number)
+        if dtype is None or not is_reduced(dtype) or record is None:
+            continue
+        window = finder.window(record, format_of(dtype))
+        windows[edge.source].append(window)
+        terms = len(graph.edges_into(edge.target))
+        if terms > 1:
+            largest = record.counts.amax
+            windows[edge.target].append(
+                sum_window(largest, terms, FloatFormat.of(format_of(dtype)))
+            )
+        if finder.is_leaf(edge.target):
+            windows[edge.target].append(window)
+    return [intersection(found) if found else _FREE for found in windows]
+
+
+_FREE = Window()
+
+
+class _Finder:
+    """Looks records up, and remembers what each says."""
+
+    def __init__(
+        self, graph: BackwardGraph, measurements: Measurements, flushed: float, headroom: int
+    ) -> None:
+        self._graph = graph
+        self._leaves = set(graph.leaves)
+        self._flushed = flushed
+        self._headroom = headroom
+        self._known: dict[tuple[tuple[int, str, int], str], Window] = {}
+        self._whole: dict[tuple[int, str, int], Counts] = {}
+        self.arrived: Mapping[int, Record] = {
+            record.node: record for record in measurements.records if record.kind == "arrived"
+        }
+        self._produced = {
+            (record.node, record.target): record
+            for record in measurements.records
+            if record.kind == "produced"
+        }
+
+    def is_leaf(self, node: int) -> bool:
+        return node in self._leaves
+
+    def of_edge(self, number: int) -> Record | None:
+        """What says most of a product: a cast's is known before the cast lost anything."""
+        edge = self._graph.edges[number]
+        if self._graph.names[edge.source] == CAST and edge.source in self.arrived:
+            return self.arrived[edge.source]
+        produced = self._produced.get((edge.source, edge.target))
+        return produced or self.arrived.get(edge.target)
+
+    def window(self, record: Record, format: FloatFormat | str) -> Window:
+        format = FloatFormat.of(format)
+        key = (record.place, format.name)
+        if key not in self._known:
+            counts = self._counts(record)
+            window = window_of(counts, format, flushed=self._flushed, headroom=self._headroom)
+            guessed = counts is not record.counts
+            self._known[key] = replace(window, extrapolated=True) if guessed else window
+        return self._known[key]
+
+    def _counts(self, record: Record) -> Counts:
+        if record.place not in self._whole:
+            storage = FloatFormat.of(record.format)
+            self._whole[record.place] = with_flushed(record.counts, storage, record.exponent)
+        return self._whole[record.place]

@@ -1,0 +1,104 @@
+"""Where an overflow began, and the plan without it: those groups go down, the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.measurements import Measurements
+from gradscale.plans.plan import ScalePlan
+from gradscale.plans.planner import connected
+
+
+def overflow_origins(graph: BackwardGraph, measurements: Measurements) -> tuple[int, ...]:
+    """The nodes at which a measured backward pass first became infinite or NaN.
+
+    An origin received nothing bad and produced it, or received it though whatever it came from was
+    finite (a sum or a multiplication on the way overflowed). Nodes without a measurement pass on
+    what they receive.
+
+    Returns:
+        Ascending; empty if everything measured is finite.
+    """
+    arrived: set[int] = set()
+    produced: dict[tuple[int, int], bool] = {}
+    for record in measurements.records:
+        bad = record.counts.nonfinite > 0
+        if record.kind == "produced":
+            produced[record.node, record.target] = bad
+        elif record.kind == "arrived" and bad:
+            arrived.add(record.node)
+    origins: list[int] = []
+    dirty: set[int] = set()
+    for node in range(len(graph)):
+        edges = [graph.edges[number] for number in graph.edges_from(node)]
+        makes = [edge for edge in edges if produced.get((node, edge.target), False)]
+        if node not in dirty and (node in arrived or makes):
+            origins.append(node)
+        passes_on = node in dirty or node in arrived
+        for edge in edges:
+            if produced.get((node, edge.target), passes_on):
+                dirty.add(edge.target)
+    return tuple(origins)
+
+
+def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...]:
+    """The nodes at which an overflow may have begun, given only which leaves became non-finite.
+
+    What is infinite stays so on its way down, so a node above a finite leaf did not overflow. Of
+    the others, those come first that no other one leads to.
+
+    Args:
+        graph: the graph.
+        nonfinite: the leaf nodes whose gradient is infinite or NaN.
+
+    Returns:
+        Ascending; empty if no leaf is non-finite.
+
+    Example:
+        >>> import torch
+        >>> a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+        >>> graph = BackwardGraph.of((a.exp() + b.sin()).sum())
+        >>> first, second = graph.leaves
+        >>> [graph.names[node] for node in suspects(graph, [first])]
+        ['ExpBackward0']
+    """
+    bad = set(nonfinite)
+    reaches_finite = [False] * len(graph)
+    reaches_bad = [False] * len(graph)
+    for leaf in graph.leaves:
+        reaches_bad[leaf] = leaf in bad
+        reaches_finite[leaf] = leaf not in bad
+    for edge in reversed(graph.edges):
+        reaches_finite[edge.source] |= reaches_finite[edge.target]
+        reaches_bad[edge.source] |= reaches_bad[edge.target]
+    suspect = [b and not f for b, f in zip(reaches_bad, reaches_finite, strict=True)]
+    led_to = {edge.target for edge in graph.edges if suspect[edge.source]}
+    return tuple(node for node, is_one in enumerate(suspect) if is_one and node not in led_to)
+
+
+def lowered(
+    graph: BackwardGraph, plan: ScalePlan, log2_scale: int, nodes: Collection[int], octaves: int
+) -> tuple[ScalePlan, int]:
+    """The plan and loss scale after the groups of `nodes` went down; all others stay.
+
+    A leaf or a pinned node is at the loss scale, so if one of them overflowed, that goes down and
+    the exponents relative to it go up.
+
+    Args:
+        graph: the graph.
+        plan: under which `nodes` overflowed.
+        log2_scale: under which they did.
+        nodes: where an overflow began.
+        octaves: how far they go down.
+    """
+    components = connected(graph, plan)
+    hit = {components[node] for node in nodes}
+    exponents = list(plan.exponents)
+    lower_scale = octaves if -1 in hit else 0
+    for node, component in enumerate(components):
+        if component < 0:
+            continue
+        exponents[node] += lower_scale - (octaves if component in hit else 0)
+    bounded = tuple(max(-63, min(63, exponent)) for exponent in exponents)
+    return ScalePlan(bounded, plan.signature), log2_scale - lower_scale
