@@ -35,8 +35,8 @@ class FloorAlarm:
         self._sounded = True
         warnings.warn(
             f"{consecutive} steps in a row were skipped for overflow; the loss scale is down to "
-            f"{scale:g} and reaches its floor {floor:g} in {left} more. `scaler.last_step.culprits` "
-            "names the parameters; a gradient that overflows at any scale is a problem of the model "
-            "or of the learning rate.",
+            f"{scale:g} and reaches its floor {floor:g} in {left} more. "
+            "`scaler.last_step.culprits` names the parameters; a gradient that overflows at any "
+            "scale is a problem of the model or of the learning rate.",
             stacklevel=4,
         )

@@ -1,27 +1,25 @@
-"""The gradients of one step: whose they are, divided once, checked, measured, agreed on by all ranks."""
+"""The gradients of one step: divided once, checked, measured, agreed on by all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradscale.outcome import OptimizerOutcome
 from gradscale.policies.policy import Need, Observation
-from gradscale.ranks import reduce_max_, reduce_sum_, sharding_groups
+from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
 from gradscale.unscale import (
+    Flags,
     Groups,
     check_groups,
+    collect_gradients,
     exponent_counts,
     finite_amax,
-    gradient_values,
-    group_gradients,
-    multiplied,
     unscale_groups_,
 )
-
-Flags = dict[torch.device, Tensor]
 
 
 class StepGradients:
@@ -29,63 +27,61 @@ class StepGradients:
 
     Args:
         needs: what the policy wants measured.
-        process_group: ranks that decide alike, beside those of distributed gradients; or None.
+        process_group: ranks that decide alike, beside those of sharded parameters; or None.
     """
 
     def __init__(self, needs: Set[Need], process_group: Any) -> None:
-        self._needs = needs
-        self._process_group = process_group
-        self._owned: dict[int, list[Tensor]] = {}
+        self.needs = needs
+        self.process_group = process_group
+        self._divided: list[tuple[torch.optim.Optimizer, OptimizerOutcome | None]] = []
         self._measured: list[dict[str, Tensor]] = []
 
-    def owned_by(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """The optimizer's parameters that have a gradient."""
-        if id(optimizer) not in self._owned:
-            parameters = (p for group in optimizer.param_groups for p in group["params"])
-            self._owned[id(optimizer)] = [p for p in parameters if p.grad is not None]
-        return self._owned[id(optimizer)]
+    def mark_divided(
+        self, optimizer: torch.optim.Optimizer, outcome: OptimizerOutcome | None = None
+    ) -> None:
+        """Notes that an optimizer's gradients are divided; by an `outcome`, unless skipped."""
+        self._divided.append((optimizer, outcome))
 
-    def shares(self, optimizer: torch.optim.Optimizer) -> set[int]:
-        """The ids of parameters that another optimizer of this step has divided already."""
-        others = [owned for key, owned in self._owned.items() if key != id(optimizer)]
-        if not others:
-            return set()
-        divided = {id(parameter) for owned in others for parameter in owned}
-        return divided.intersection(map(id, self.owned_by(optimizer)))
+    def shared(self, optimizer: torch.optim.Optimizer) -> set[int]:
+        """The ids of its parameters that another optimizer of this step has divided already.
+
+        Reads the host if that other one is fused, shares parameters, and is not on the CPU.
+        """
+        shared: set[int] = set()
+        for other, outcome in self._divided:
+            if other is optimizer:
+                continue
+            common = {id(p) for p in _parameters(other)}.intersection(
+                id(p) for p in _parameters(optimizer)
+            )
+            if common and not (outcome is not None and outcome.skipped):
+                shared |= common
+        return shared
 
     def divide_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor
     ) -> Flags:
-        """Multiplies by `inv_scale` what is not divided yet; flags what is not finite, by device."""
-        fresh, divided = self._groups(optimizer)
+        """Multiplies by `inv_scale` what is not divided yet; flags by device what is not finite."""
+        apart = self.shared(optimizer) if self._divided else ()
+        fresh, divided = collect_gradients(optimizer, apart)
         flags = unscale_groups_(fresh, inv_scale, found_inf)
         if divided:
-            flag = flags.get(found_inf.device, found_inf)
-            flags.update(unscale_groups_(divided, torch.ones_like(inv_scale), flag))
-        self._measure(fresh)
+            one = torch.ones_like(inv_scale)
+            for device, flag in unscale_groups_(divided, one, found_inf).items():
+                flags[device] = torch.maximum(flags[device], flag) if device in flags else flag
+        if self.needs:
+            self._measure(optimizer, fresh, found_inf.device)
         return self._agreed(optimizer, flags, found_inf)
 
-    def check(self, optimizer: torch.optim.Optimizer, scale: Tensor) -> Flags:
-        """Flags gradients that are, or divided by `scale` would be, not finite; writes nothing."""
-        fresh, _ = self._groups(optimizer)
-        inv_scale = scale.reciprocal()
-        flags = check_groups(fresh, inv_scale)
-        if self._needs:
-            self._measure(multiplied(fresh, inv_scale) if "exponents" in self._needs else fresh)
-            if "exponents" not in self._needs:
-                self._measured[-1]["amax"].mul_(inv_scale)
-        return self._agreed(optimizer, flags, scale)
-
-    def quotient_overflowed(self, optimizer: torch.optim.Optimizer, scale: Tensor) -> bool:
-        """Whether a gradient that was divided is not finite. One pass, one host read."""
-        one = torch.ones_like(scale)
-        values = (gradient_values(parameter) for parameter in self.owned_by(optimizer))
-        groups = group_gradients(value for value in values if value is not None)
-        flags = self._agreed(optimizer, unscale_groups_(groups, one, one - 1), scale)
-        return any(flag.item() for flag in flags.values())
+    def check(self, optimizer: torch.optim.Optimizer, inv_scale: Tensor) -> Flags:
+        """Flags gradients that are, or times `inv_scale` would be, not finite; writes nothing."""
+        groups, _ = collect_gradients(optimizer)
+        return self._agreed(optimizer, check_groups(groups, inv_scale), inv_scale)
 
     def observation(self, found_inf: Tensor) -> Observation:
         """What the policy may see of this step."""
+        if not self.needs:
+            return Observation(found_inf)
         amaxes = [measured["amax"] for measured in self._measured if "amax" in measured]
         counts = [measured["exponents"] for measured in self._measured if "exponents" in measured]
         return Observation(
@@ -94,38 +90,31 @@ class StepGradients:
             torch.stack(counts).sum(0) if counts else None,
         )
 
-    def _groups(self, optimizer: torch.optim.Optimizer) -> tuple[Groups, Groups]:
-        owned = self.owned_by(optimizer)
-        shared = self.shares(optimizer)
-        fresh: list[Tensor] = []
-        divided: list[Tensor] = []
-        for parameter in owned:
-            values = gradient_values(parameter)
-            if values is not None:
-                (divided if id(parameter) in shared else fresh).append(values)
-        return group_gradients(fresh), group_gradients(divided)
-
     def _agreed(self, optimizer: torch.optim.Optimizer, flags: Flags, like: Tensor) -> Flags:
         if not flags:
             flags = {like.device: torch.zeros((), dtype=torch.float32, device=like.device)}
-        groups = sharding_groups(self.owned_by(optimizer))
-        if self._process_group is not None:
-            groups.append(self._process_group)
+        groups = groups_of(optimizer, self.process_group)
         if groups:
-            reduce_max_(flags.values(), groups)
+            # One flag a rank: ranks may hold their gradients on different numbers of devices.
+            total = torch.stack([flag.to(like.device) for flag in flags.values()]).amax()
+            reduce_max_([total], groups)
+            flags = {device: total.to(device) for device in flags}
         return flags
 
-    def _measure(self, groups: Groups) -> None:
-        if not self._needs:
-            return
-        device = next(iter(groups), torch.device("cpu"))
+    def _measure(
+        self, optimizer: torch.optim.Optimizer, groups: Groups, device: torch.device
+    ) -> None:
         measured: dict[str, Tensor] = {}
-        if "amax" in self._needs:
+        ranks = groups_of(optimizer, self.process_group)
+        if "amax" in self.needs:
             measured["amax"] = finite_amax(groups, device)
-        if "exponents" in self._needs:
+            reduce_max_([measured["amax"]], ranks)
+        if "exponents" in self.needs:
             measured["exponents"] = exponent_counts(groups, device)
-        if self._process_group is not None:
-            reduce_max_([measured["amax"]] if "amax" in measured else [], [self._process_group])
-            sums = [measured["exponents"]] if "exponents" in measured else []
-            reduce_sum_(sums, [self._process_group])
+            reduce_sum_([measured["exponents"]], ranks)
         self._measured.append(measured)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gradscale.policies.policy import Observation
-from gradscale.triage import Culprit, Reason, find_culprits, find_reason
+from gradscale.ranks import agreed_index, distributed, groups_of, mesh_groups, reduce_max_
+from gradscale.triage import REASONS, Culprit, Reason, find_culprits, find_reason
 
 
 class Evidence:
@@ -22,12 +23,24 @@ class Evidence:
         self.losses: list[Tensor] = []
         self.inputs: list[Any] = []
 
-    def nonfinite_loss(self, device: torch.device) -> Tensor | None:
-        """Float32 0-d on `device`: above 0 if a loss was not finite; None if none is known."""
-        flags = [(~torch.isfinite(loss)).any().to(device, torch.float32) for loss in self.losses]
-        if not flags:
+    def note_loss(self, output: Tensor) -> None:
+        """Keeps a loss as it was before scaling; of a large one, only a NaN if it was not finite."""
+        loss = output.detach()
+        self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
+
+    def bad_data(self, found_inf: Tensor, process_group: Any) -> Tensor | None:
+        """Float32 0-d: above 0 if a flagged step had a non-finite loss; None if nobody can tell.
+
+        Reduced over `process_group`, because all ranks must blame the same thing; with several
+        ranks and no group nobody is blamed.
+        """
+        if not self.losses or (distributed() and process_group is None):
             return None
-        return torch.stack(flags).amax() if len(flags) > 1 else flags[0]
+        finite = [torch.isfinite(loss).reshape(()).to(found_inf.device) for loss in self.losses]
+        bad = (found_inf > 0) & ~torch.stack(finite).all()
+        flag = bad.to(torch.float32)
+        reduce_max_([flag], mesh_groups(process_group))
+        return flag
 
 
 class OptimizerOutcome:
@@ -38,6 +51,9 @@ class OptimizerOutcome:
 
     Attributes:
         observation: what the policy was shown; None before `update()`.
+        unrepresentable: whether a gradient was finite at this scale, but not when divided by it: it
+            exceeds its own dtype, and no scale helps.
+        blames_scale: whether the host found the scale at fault; the policy sees only such steps.
     """
 
     def __init__(
@@ -56,10 +72,24 @@ class OptimizerOutcome:
         self._culprits: tuple[Culprit, ...] = ()
         self._explained = False
         self.observation: Observation | None = None
+        self.unrepresentable = False
+        self.blames_scale = False
 
-    def settle(self, skipped: bool, scale: float) -> None:
-        """Records what the host has read."""
+    def settle(self, skipped: bool, scale: float, process_group: Any) -> None:
+        """Records what the host has read. Of a skipped step, finds out why: a collective."""
         self._skipped, self._scale = skipped, scale
+        optimizer = self._optimizer()
+        if not skipped or optimizer is None:
+            return
+        self._explain()
+        groups = groups_of(optimizer, process_group)
+        if groups:
+            code = agreed_index(
+                REASONS.index(self._reason or "overflow"), groups, self._found_inf[0]
+            )
+            self._reason = REASONS[code]
+        alone = not groups and distributed()
+        self.blames_scale = not self.unrepresentable and (alone or self._reason == "overflow")
 
     @property
     def settled(self) -> bool:
@@ -142,6 +172,11 @@ class StepOutcome:
     def add(self, outcome: OptimizerOutcome) -> None:
         """Another optimizer's outcome."""
         self._outcomes.append(outcome)
+
+    def show(self, observation: Observation) -> None:
+        """Notes what the policy is shown."""
+        for outcome in self._outcomes:
+            outcome.observation = observation
 
     def __iter__(self) -> Iterator[OptimizerOutcome]:
         return iter(self._outcomes)

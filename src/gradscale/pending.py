@@ -3,16 +3,22 @@
 Between two `update()` calls all gradients of an optimizer are scaled by the same S. What is still in
 `.grad` when the next loss is scaled was divided already, or sits at the scale of before. Adding to
 it as it stands would mix scales: torch's scaler turns 1 + 1 into 1.125 that way.
+
+Known are the optimizers that this scaler has unscaled or stepped before. Those whose gradients are
+None (`zero_grad()`, the usual case) cost a look at each parameter, those with zeros one pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
-from gradscale.unscale import gradient_values, group_gradients
+from gradscale.unscale import collect_gradients
 
 
 class PendingGradients:
@@ -21,7 +27,7 @@ class PendingGradients:
     def __init__(self) -> None:
         self._optimizers: dict[int, ref[torch.optim.Optimizer]] = {}
         self._left_at: dict[int, Tensor | None] = {}
-        self._fresh = True
+        self._fresh = False
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer whose gradients this scaler handles."""
@@ -31,27 +37,28 @@ class PendingGradients:
             self._optimizers[key] = ref(optimizer)
             self._left_at.pop(key, None)
 
-    def leave(self, divided: dict[int, Tensor | None], scale: Tensor) -> None:
+    def leave(self, records: Mapping[int, Mapping[str, Any]], scale: Tensor) -> None:
         """Called by `update()` before the scale changes.
 
         Args:
-            divided: by `id(optimizer)` of those that stepped: None if its gradients were divided by
-                the scale for certain, else the flag that is above 0 where they were not (a fused
-                optimizer that skipped).
+            records: of the step that ends, by `id(optimizer)`, as torch's scaler keeps them.
             scale: the scale of the step that ends.
         """
-        self._fresh = True
         kept: Tensor | None = None
-        for key in list(self._optimizers):
-            if self._optimizers[key]() is None:
+        for key, reference in list(self._optimizers.items()):
+            if reference() is None:
                 del self._optimizers[key]
                 self._left_at.pop(key, None)
-            elif key not in divided:
-                kept = scale.clone() if kept is None else kept
-                self._left_at[key] = kept
+                continue
+            record = records.get(key)
+            if record is None or record["stage"] is OptState.READY:
+                # A second `update` without a `scale` between finds the gradients where they were.
+                if not (self._fresh and key in self._left_at):
+                    kept = scale.clone() if kept is None else kept
+                    self._left_at[key] = kept
             else:
-                flag = divided[key]
-                self._left_at[key] = None if flag is None else torch.where(flag > 0, scale, 1.0)
+                self._left_at[key] = _left_by(record, scale)
+        self._fresh = True
 
     def bring_to(self, scale: Tensor) -> None:
         """Called by `scale()`: multiplies what is left in `.grad` up to `scale`, once a step."""
@@ -62,20 +69,30 @@ class PendingGradients:
             optimizer = self._optimizers[key]()
             if optimizer is None:
                 continue
-            gradients = [
-                values
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-                if parameter.grad is not None and (values := gradient_values(parameter)) is not None
-            ]
-            if gradients:
+            groups, _ = collect_gradients(optimizer)
+            if groups:
                 factor = scale if left_at is None else scale / left_at
-                _multiply_(gradients, factor)
+                if not (factor.device.type == "cpu" and factor.item() == 1):
+                    _multiply_(groups, factor)
 
 
-def _multiply_(gradients: list[Tensor], factor: Tensor) -> None:
+def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | None:
+    """The scale of an optimizer's gradients after its step; None if they were divided for certain.
+
+    A fused optimizer divides while it steps: it leaves gradients scaled only if it skips.
+    """
+    outcome = record.get("outcome")
+    if record.get("divided") or outcome is None:
+        return None
+    if outcome.settled:
+        return scale.clone() if outcome.skipped else None
+    return torch.where(outcome.found_inf[0] > 0, scale, 1.0)
+
+
+def _multiply_(groups: dict[torch.device, dict[torch.dtype, list[Tensor]]], factor: Tensor) -> None:
     with torch.no_grad():
-        for device, by_dtype in group_gradients(gradients).items():
-            on_device = factor.to(device=device, non_blocking=True)
+        for device, by_dtype in groups.items():
             for grads in by_dtype.values():
-                torch._foreach_mul_(grads, on_device)
+                # Through the check-and-unscale kernel, whose factor is float32 for every dtype.
+                unused = torch.zeros((), device=device)
+                torch._amp_foreach_non_finite_check_and_unscale_(grads, unused, factor.to(device))

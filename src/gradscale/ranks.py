@@ -10,17 +10,59 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def sharding_groups(parameters: Iterable[Tensor]) -> list[Any]:
-    """The process groups over which distributed gradients (DTensor) are split, each once.
+def distributed() -> bool:
+    """Whether there is more than this one rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
-    A gradient that is replicated over a mesh dimension is alike on its ranks and needs no group.
+
+def groups_of(optimizer: torch.optim.Optimizer, process_group: Any) -> list[Any]:
+    """The process groups over which the ranks that share this optimizer's step must agree.
+
+    Args:
+        optimizer: its sharded parameters (DTensor) bring the groups of their mesh along.
+        process_group: one more, or None; a `DeviceMesh` stands for all of its dimensions.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return []
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    groups = sharding_groups(parameters)
+    own = mesh_groups(process_group)
+    return groups + [group for group in own if not any(group is other for other in groups)]
+
+
+def mesh_groups(process_group: Any) -> list[Any]:
+    """A process group, those of a `DeviceMesh`, or none for None, as a list."""
+    if process_group is None:
+        return []
+    return process_group.get_all_groups() if hasattr(process_group, "mesh") else [process_group]
+
+
+def agreed_index(index: int, groups: Iterable[Any], like: Tensor) -> int:
+    """The largest `index` of all ranks of `groups`. Reads the host.
+
+    Args:
+        index: this rank's, small and not negative.
+        groups: the process groups.
+        like: a tensor on the device that the groups communicate on.
+    """
+    code = torch.full((), float(index), dtype=torch.float32, device=like.device)
+    reduce_max_([code], groups)
+    return int(code.item())
+
+
+def sharding_groups(parameters: Iterable[Tensor]) -> list[Any]:
+    """The process groups over which distributed parameters (DTensor) are split, each once.
+
+    What is replicated over a mesh dimension is alike on its ranks and needs no group. Asked of the
+    parameters rather than of their gradients, because a rank may lack a gradient, and a collective
+    that it leaves out would never end.
     """
     groups: dict[int, Any] = {}
     for parameter in parameters:
-        mesh = getattr(parameter.grad, "device_mesh", None)
+        mesh = getattr(parameter, "device_mesh", None)
         if mesh is None:
             continue
-        for dimension, placement in enumerate(parameter.grad.placements):  # pyright: ignore
+        for dimension, placement in enumerate(parameter.placements):  # pyright: ignore
             if not placement.is_replicate():
                 group = mesh.get_group(dimension)
                 groups[id(group)] = group
@@ -51,8 +93,10 @@ def differing_ranks(values: Tensor, group: Any = None) -> list[int]:
         group: the process group; None is the default one.
 
     Returns:
-        Ranks within the group, ascending; empty if all agree.
+        Ranks within the group, ascending; empty if all agree, or if there is only one rank.
     """
+    if not distributed():
+        return []
     mine = values.detach().clone()
     gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, mine, group=group)

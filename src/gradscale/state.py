@@ -76,6 +76,15 @@ def fill_state_(state: Any, fields: Mapping[str, Any]) -> None:
             fill_state_(current, fields[name])
 
 
+def copy_state_(state: Any, after: Any) -> None:
+    """Overwrites the tensors of a policy state by those of another."""
+    for old, new in zip(state, after, strict=True):
+        if not isinstance(old, Tensor):
+            copy_state_(old, new)
+        elif old is not new:
+            old.copy_(new)
+
+
 def check_saved(saved: Mapping[str, Any], state: Any, policy: Policy) -> dict[str, Any]:
     """The saved fields that fit `state`, which a scaler may then take over.
 

@@ -42,20 +42,22 @@ class Culprit(NamedTuple):
 def find_reason(parameters: Sequence[Tensor], losses: Sequence[Tensor], inputs: Any) -> Reason:
     """The root cause of a non-finite gradient, the deepest cause first. Reads the host.
 
-    A parameter that is not finite explains everything after it; an input explains a non-finite
-    loss; a non-finite loss explains the gradients. Only if all of these are sound was the scale
-    too high.
+    If the loss is finite, only the scale can be to blame: an infinite parameter or input that did
+    not reach the loss, such as an attention mask, is no cause. If it is not, a parameter that is
+    not finite explains everything after it, and an input explains the loss.
 
     Args:
         parameters: the optimizer's.
-        losses: what was given to `scaler.scale` in this step, before scaling.
+        losses: what was given to `scaler.scale` in this step, before scaling; may be empty.
         inputs: what was given as `scaler.scale(..., inputs=)`: tensors in any nesting, or None.
     """
+    if losses and _all_finite(losses):
+        return "overflow"
     if not _all_finite(parameters):
         return "nonfinite_parameter"
-    if _all_finite(losses):
-        return "overflow"
-    return "nonfinite_loss" if _all_finite(tensors_in(inputs)) else "nonfinite_input"
+    if not _all_finite(tensors_in(inputs)):
+        return "nonfinite_input"
+    return "nonfinite_loss" if losses else "overflow"
 
 
 def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[Culprit]:
@@ -98,6 +100,10 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if local.is_sparse:
             local = local._values()
+        if local.layout is not torch.strided or not (
+            local.is_floating_point() or local.is_complex()
+        ):
+            continue
         if not bool(torch.isfinite(local.detach()).all()):
             return False
     return True

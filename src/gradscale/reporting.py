@@ -1,0 +1,94 @@
+"""What a scaler tells its caller: outcomes counted, callbacks, names, schedules, agreement of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gradscale.alarm import FloorAlarm
+from gradscale.outcome import Counters, OptimizerOutcome
+from gradscale.policies.bits import MIN_SCALE
+from gradscale.ranks import differing_ranks
+from gradscale.saving import SavedScaler
+from gradscale.schedule import step_if_taken
+
+
+class ReportingScaler(SavedScaler):
+    """A scaler that can be asked what it did."""
+
+    process_group: Any
+    _names: dict[int, str]
+    _alarm: FloorAlarm
+
+    @property
+    def counters(self) -> Counters:
+        """Optimizer steps taken and skipped so far. Waits for the device if an optimizer is fused."""
+        return self._ledger.counters
+
+    def on_skip(self, callback: Callable[[OptimizerOutcome], object]) -> None:
+        """Calls `callback` with the outcome of every skipped step from now on."""
+        self._ledger.on_skip.append(callback)
+
+    def name_parameters(self, model: torch.nn.Module) -> None:
+        """Lets outcomes name this model's parameters; without it, optimizers' own names are used."""
+        self._names.update({id(p): name for name, p in model.named_parameters()})
+
+    def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
+        """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.
+
+        Example:
+            >>> from gradscale import GradScaler
+            >>> model = torch.nn.Linear(4, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+            >>> scaler = GradScaler("cpu")
+            >>> scaler.scale(model(torch.full((2, 4), torch.inf)).mean()).backward()
+            >>> scaler.step(optimizer)
+            >>> scaler.update()
+            >>> scaler.step_scheduler(scheduler), scheduler.get_last_lr()
+            (False, [0.1])
+        """
+        if not self._enabled:
+            scheduler.step(*args, **kwargs)
+            return True
+        return step_if_taken(self.last_step, scheduler, *args, **kwargs)
+
+    def check_ranks(self, process_group: Any = None) -> None:
+        """Compares the scale and its counters over all ranks; a collective, and a host read.
+
+        Args:
+            process_group: the ranks to compare; the scaler's own group if it has one, else all.
+
+        Raises:
+            RuntimeError: if they differ; the message names the ranks.
+        """
+        group = process_group if process_group is not None else self.process_group
+        scale, tracker = self._check_scale_growth_tracker("check_ranks")
+        ranks = differing_ranks(torch.stack([scale.detach(), tracker.to(scale.dtype)]), group)
+        if ranks:
+            raise RuntimeError(
+                f"`check_ranks()`: ranks {ranks} differ from rank 0 in the loss scale or its growth "
+                f"counter (here: scale {float(scale):g}), so they skip different steps. Pass the "
+                "group over which they must agree as `GradScaler(process_group=…)`."
+            )
+
+    def set_growth_factor(self, new_factor: float) -> None:
+        """Sets the policy's `growth_factor`."""
+        self._growth_factor = new_factor
+
+    def set_backoff_factor(self, new_factor: float) -> None:
+        """Sets the policy's `backoff_factor`."""
+        self._backoff_factor = new_factor
+
+    def set_growth_interval(self, new_interval: int) -> None:
+        """Sets the policy's `growth_interval`."""
+        self._growth_interval = new_interval
+
+    def _sound_alarm(self) -> None:
+        outcomes = [outcome for outcome in self.last_step if outcome.settled and outcome.skipped]
+        if outcomes and outcomes[0].reason == "overflow":
+            consecutive = self._ledger.settled_counters.consecutive
+            floor = getattr(self.policy, "min_scale", MIN_SCALE)
+            self._alarm.hear(consecutive, outcomes[0].scale, floor, self._backoff_factor)

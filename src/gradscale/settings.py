@@ -1,0 +1,159 @@
+"""The hyperparameters of a scaler: what may be given, and where torch's names for them live."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
+from gradscale.policies.dynamic import Dynamic
+from gradscale.policies.policy import Policy
+
+TORCH_NUMBERS: dict[str, Any] = {
+    "init_scale": 2.0**16,
+    "growth_factor": 2.0,
+    "backoff_factor": 0.5,
+    "growth_interval": 2000,
+}
+"""The numbers of torch's constructor, and their defaults."""
+
+
+class InvalidSetting(ValueError, AssertionError):
+    """A ValueError that is also an AssertionError, because torch raises the latter for factors."""
+
+
+def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any]) -> Policy:
+    """The policy given, or `Dynamic` made of torch's four numbers.
+
+    Raises:
+        ValueError: if a number is out of range, or a policy comes with numbers beside it.
+    """
+    if policy is not None:
+        beside = [f"{name}={it}" for name, it in numbers.items() if it != TORCH_NUMBERS[name]]
+        if beside:
+            raise ValueError(
+                f"`GradScaler({', '.join(beside)}, policy={type(policy).__name__}(…))` says the same "
+                "thing twice: a policy brings its own numbers. Put them into the policy."
+            )
+        return policy
+    if not enabled:
+        return Dynamic()
+    try:
+        chosen = Dynamic(**numbers)
+    except ValueError as error:
+        raise InvalidSetting(str(error).replace("`Dynamic(", "`GradScaler(")) from None
+    _warn_of_rounding(numbers)
+    return chosen
+
+
+def _warn_of_rounding(numbers: dict[str, Any]) -> None:
+    for name in ("growth_factor", "backoff_factor"):
+        if math.frexp(numbers[name])[0] != 0.5:
+            warnings.warn(
+                f"`GradScaler({name}={numbers[name]})` is not a power of two: multiplying and "
+                "dividing by the scale will round the gradients. 2.0 and 0.5 never do.",
+                stacklevel=4,
+            )
+
+
+def present_device(device: str) -> str:
+    """`device`, or the accelerator or CPU that is there if ``"cuda"`` is not."""
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        return device
+    accelerator = torch.accelerator.current_accelerator()
+    present = accelerator.type if accelerator is not None else "cpu"
+    warnings.warn(
+        f"`GradScaler({device!r})`: CUDA is not available; scaling goes on on {present!r}. Pass "
+        f"device={present!r} to say so, or `enabled=False` to switch scaling off.",
+        stacklevel=3,
+    )
+    return present
+
+
+def check_scale(call: str, scale: float) -> None:
+    """Refuses a scale that gradients cannot be multiplied and divided by.
+
+    Raises:
+        ValueError: if it is not finite, or below the smallest normal float32.
+    """
+    if not MIN_SCALE <= scale <= MAX_FLOAT32:
+        raise ValueError(
+            f"`{call}` must be a finite number of at least 2**-126, the smallest normal float32. "
+            "Pass a scale such as 2.0**16."
+        )
+
+
+def replace_setting(policy: Policy, name: str, value: Any) -> Policy:
+    """The policy with another value for one hyperparameter.
+
+    Raises:
+        ValueError: if the policy has no such hyperparameter, or not this value.
+    """
+    if getattr(policy, name, TORCH_NUMBERS[name]) == value:
+        return policy
+    if not (dataclasses.is_dataclass(policy) and hasattr(policy, name)):
+        raise ValueError(
+            f"`set_{name}({value})`: {policy!r} has no `{name}`. Build the scaler with a policy that "
+            "has one."
+        )
+    try:
+        return dataclasses.replace(policy, **{name: value})
+    except ValueError as error:
+        raise InvalidSetting(str(error)) from None
+
+
+class PolicySetting:
+    """Torch's private attribute for a hyperparameter, kept where it belongs: in the policy."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, scaler: Any, owner: type) -> Any:
+        if scaler is None:
+            return self
+        return getattr(scaler.policy, self.name, TORCH_NUMBERS[self.name])
+
+    def __set__(self, scaler: Any, value: Any) -> None:
+        scaler.policy = replace_setting(scaler.policy, self.name, value)
+
+
+def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
+    """What `update(new_scale)` writes.
+
+    Raises:
+        AssertionError: if it is a tensor of several elements, or one that requires a gradient.
+        ValueError: if it is a number that is no usable scale.
+    """
+    if not isinstance(new_scale, Tensor):
+        check_scale(f"update(new_scale={new_scale})", new_scale)
+        return float(new_scale)
+    if new_scale.numel() != 1 or new_scale.requires_grad:
+        raise AssertionError(
+            f"`update(new_scale=tensor of shape {tuple(new_scale.shape)})` must have one element and "
+            "not require a gradient. Pass `.detach()`, or a number."
+        )
+    return new_scale.detach().reshape(()).clamp(min=MIN_SCALE)
+
+
+def build_layerwise(layerwise: Any, process_group: Any) -> Any:
+    """The layer-wise part of a scaler, or None.
+
+    Raises:
+        RuntimeError: if this installation has none.
+    """
+    if layerwise is False or layerwise is None:
+        return None
+    try:
+        module = importlib.import_module("gradscale.layerwise")
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"`GradScaler(layerwise={layerwise!r})`: this gradscale has no `gradscale.layerwise`. "
+            "Upgrade it, or use one scale for all layers with layerwise=False."
+        ) from error
+    return module.Layerwise.of(layerwise, process_group)
