@@ -155,6 +155,20 @@ class FloatFormat:
         """The largest magnitude that rounds to zero: half the smallest subnormal."""
         return self.smallest_subnormal / 2
 
+    def fits_into(self, other: FloatFormat) -> bool:
+        """Whether every finite value of this format is one of `other`.
+
+        Example:
+            >>> e4m3 = FloatFormat.of("e4m3")
+            >>> e4m3.fits_into(FloatFormat.of("fp16")), e4m3.fits_into(FloatFormat.of("e5m2"))
+            (True, False)
+        """
+        return (
+            self.mantissa_bits <= other.mantissa_bits
+            and self.max <= other.max
+            and self.smallest_subnormal >= other.smallest_subnormal
+        )
+
     def round(self, tensor: Tensor) -> Tensor:
         """The nearest value of this format, ties to even, in the dtype of `tensor`.
 

@@ -41,7 +41,7 @@ class Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
         mode: EmulationMode,
         query: Tensor,
@@ -60,10 +60,10 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of query, key, value and a floating mask."""
         with ctx.mode.silenced():
-            found = attend_backward(ctx.mode, grads[0], *ctx.saved_tensors, ctx.options)
+            found = attend_backward(ctx.mode, grads[0], ctx.saved_tensors, ctx.options)
         query, key, value, mask = found
         if ctx.mask_shape is None or not ctx.needs_input_grad[4]:
             return None, query, key, value, None, None
@@ -101,15 +101,15 @@ def attend(
 def attend_backward(
     mode: EmulationMode,
     grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    probabilities: Tensor,
-    kept: Tensor | None,
+    saved: Any,
     options: AttentionOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of query, key, value and, in float32, of the scores."""
+    """The gradients of query, key, value and, in float32, of the scores.
+
+    `saved` is query, key, value, then what else `attend` returned.
+    """
     formats = mode.precision
+    query, key, value, probabilities, kept = saved
     q, k, v = (as_operand(tensor, formats.forward) for tensor in (query, key, value))
     if options.grouped:
         k, v = (_repeat_heads(tensor, query) for tensor in (k, v))
@@ -125,11 +125,13 @@ def attend_backward(
     operand = formats.backward.round(for_scores)
     for_query = (operand @ k) * scale
     for_key = (operand.transpose(-2, -1) @ q) * scale
-    found = (
-        as_result(_fold_to(part, like), formats.backward_result, like.dtype)
-        for part, like in ((for_query, query), (for_key, key), (for_value, value))
+    wide = formats.backward_result
+    return (
+        as_result(_fold_to(for_query, query), wide, query.dtype),
+        as_result(_fold_to(for_key, key), wide, key.dtype),
+        as_result(_fold_to(for_value, value), wide, value.dtype),
+        for_scores,
     )
-    return *found, for_scores
 
 
 def _masked(scores: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:

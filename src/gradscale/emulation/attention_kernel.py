@@ -10,7 +10,8 @@ from torch import Tensor
 from gradscale.emulation.attention import attention
 from gradscale.emulation.kernel import Kernel
 from gradscale.emulation.mode import EmulationMode, current_mode
-from gradscale.emulation.precision import emulated
+from gradscale.emulation.precision import Precision, emulated
+from gradscale.formats import FloatFormat
 
 _sdpa = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -29,4 +30,9 @@ def _kernel(keyset: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _applies(mode: EmulationMode, args: tuple[Any, ...]) -> bool:
-    return not mode.silent and emulated(*args[:3]) and not mode.keeps_float32(*args[:3])
+    tensors = args[:3]
+    if mode.silent or not emulated(*tensors) or mode.keeps_float32(*tensors):
+        return False
+    own = FloatFormat.of(tensors[0].dtype)
+    real = tensors[0].device.type != "cpu" and mode.precision == Precision(own, own, own, own)
+    return not real

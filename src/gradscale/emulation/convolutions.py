@@ -1,4 +1,4 @@
-"""The backward pass of convolutions, whose arguments say which one is the gradient."""
+"""The backward pass of convolutions, whose arguments name the gradient."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from gradscale.emulation.mode import EmulationMode
     from gradscale.emulation.products import Handler
 
-aten = torch.ops.aten
-
 
 def convolution_backward(
     mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -27,8 +25,9 @@ def convolution_backward(
     formats = mode.backward_formats(grad, saved_input, weight)
     if not emulated(grad, saved_input, weight) or formats is None:
         return func(*args, **kwargs)
-    operands = [as_operand(grad, formats.first)]
-    operands += [as_operand(saved, formats.second) for saved in (saved_input, weight)]
+    dtype = formats.dtype_for(grad)
+    operands = [as_operand(grad, formats.first, dtype)]
+    operands += [as_operand(saved, formats.second, dtype) for saved in (saved_input, weight)]
     products = func(*operands, bias_sizes, *geometry, [wanted[0], wanted[1], False])
     bias = None
     if wanted[2]:
@@ -39,24 +38,6 @@ def convolution_backward(
     )
 
 
-def conv_tbc_backward(
-    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, ...]:
-    """The same for the time-batch-channel convolution: `(gradient, input, weight, bias, pad)`."""
-    grad, saved_input, weight, bias, pad = args
-    formats = mode.backward_formats(grad, saved_input, weight)
-    if not emulated(grad, saved_input, weight) or formats is None:
-        return func(*args, **kwargs)
-    operands = [as_operand(grad, formats.first)]
-    operands += [as_operand(saved, formats.second) for saved in (saved_input, weight)]
-    for_input, for_weight, _ = func(*operands, bias.to(torch.float32), pad)
-    parts = for_input, for_weight, grad.to(torch.float32).sum([0, 1])
-    return tuple(as_result(part, formats.result, grad.dtype) for part in parts)
-
-
 def convolution_handlers() -> dict[Any, Handler]:
-    """The backward operations by overload."""
-    return {
-        aten.convolution_backward.default: convolution_backward,
-        aten.conv_tbc_backward.default: conv_tbc_backward,
-    }
+    """The backward operation by overload."""
+    return {torch.ops.aten.convolution_backward.default: convolution_backward}

@@ -25,7 +25,8 @@ class emulate(ContextDecorator):
     operand to `forward`. Tensors keep their dtype. Under CPU autocast the other operations follow
     CUDA's lists (softmax, norms, sums and losses in float32), so that unmodified
     `torch.autocast("cpu", torch.float16)` code computes what it would on a GPU. Float32 products
-    within an autocast context were asked for and stay as they are; outside one they are rounded.
+    in a disabled autocast region of a model that runs under autocast were asked for and stay as
+    they are; without autocast float32 products are rounded like all others.
     Float64, complex and sparse tensors are left alone.
 
     Keep the optimizer step outside: its products, where it has any, would be rounded too.

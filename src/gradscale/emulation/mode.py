@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import (
 
 from gradscale.emulation.attention import attention
 from gradscale.emulation.convolutions import convolution_handlers
-from gradscale.emulation.passes import autocast_depth, in_backward
+from gradscale.emulation.passes import autocast_depth, in_autograd_node, in_backward
 from gradscale.emulation.precision import Precision, as_format, emulated
 from gradscale.emulation.products import Handler, product_handlers
 from gradscale.emulation.provenance import Provenance, Role, format_of
@@ -31,11 +31,16 @@ class ProductFormats:
     second: FloatFormat
     result: FloatFormat
 
-    def runs_natively(self, tensor: Tensor) -> bool:
-        """Whether the device's own kernel for this dtype does exactly this, and fast."""
+    def dtype_for(self, tensor: Tensor) -> torch.dtype:
+        """What to multiply in: float32, or the tensor's own dtype where that does the same.
+
+        A GPU's kernel accumulates in float32 and rounds the result to the dtype, so that it is the
+        real thing if the operands' formats fit into the dtype. CPU kernels are too slow for that.
+        """
         own = as_format(tensor.dtype)
-        natively_fast = tensor.device.type != "cpu"
-        return natively_fast and (self.first, self.second, self.result) == (own, own, own)
+        real = tensor.device.type != "cpu" and self.result == own
+        fits = real and self.first.fits_into(own) and self.second.fits_into(own)
+        return tensor.dtype if fits else torch.float32
 
 
 class EmulationMode(TorchDispatchMode):
@@ -51,6 +56,7 @@ class EmulationMode(TorchDispatchMode):
         self.silent = 0
         self._provenance = Provenance()
         self._exact_seen = False
+        self._autocast_seen = False
 
     def __torch_dispatch__(
         self,
@@ -62,6 +68,7 @@ class EmulationMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.silent:
             return func(*args, **kwargs)
+        self._autocast_seen = self._autocast_seen or torch._C._is_any_autocast_enabled()
         handler = _HANDLERS.get(func, _UNSEEN)
         if handler is _UNSEEN:
             handler = _HANDLERS[func] = _decompose if _is_composite(func) else None
@@ -71,7 +78,7 @@ class EmulationMode(TorchDispatchMode):
         return result
 
     @contextmanager
-    def silenced(self) -> Iterator[None]:
+    def silenced(self) -> Generator[None]:
         """Products inside run as they are."""
         self.silent += 1
         try:
@@ -105,8 +112,14 @@ class EmulationMode(TorchDispatchMode):
         return self._product_formats("gradient", "saved")
 
     def keeps_float32(self, *tensors: Tensor) -> bool:
-        """Whether float32 operands were chosen: they met autocast and are float32 nevertheless."""
-        return all(t.dtype == torch.float32 for t in tensors) and autocast_depth() > 0
+        """Whether float32 operands were chosen: they met autocast and are float32 nevertheless.
+
+        A disabled autocast context alone is no choice: checkpointing enters some, and so do training
+        loops with a switch. One has to have been enabled before.
+        """
+        if not all(tensor.dtype == torch.float32 for tensor in tensors):
+            return False
+        return self._autocast_seen and autocast_depth() > 0
 
     def _forward_formats(self, a: Tensor, b: Tensor) -> ProductFormats | None:
         exact = self.keeps_float32(a, b)
@@ -133,9 +146,9 @@ class EmulationMode(TorchDispatchMode):
                 self._provenance.remember(tensor, role)
 
     def _note_created(self, func: Any, result: Any) -> None:
-        if torch._C._current_autograd_node() is None:
+        if not in_autograd_node():
             self._provenance.backward_ended()
-        elif not _aliases(func):
+        elif not _aliases(func) and in_backward():
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, Tensor) and emulated(tensor):
                     self._provenance.created(tensor)

@@ -12,6 +12,12 @@ _ENGINE = _engine_run_backward.__code__
 _CHECKPOINT_FILE = checkpoint.__file__
 
 
+def in_autograd_node() -> bool:
+    """Whether the autograd engine is running a node in this thread."""
+    # torch declares a node, but returns None outside backward passes.
+    return bool(torch._C._current_autograd_node())
+
+
 def in_backward() -> bool:
     """Whether the operation at hand is part of a backward pass.
 
@@ -20,7 +26,7 @@ def in_backward() -> bool:
     and the engine: `torch.utils.checkpoint` is among them, or gradients are recorded although the
     caller of the engine did not ask for that (`create_graph`).
     """
-    if torch._C._current_autograd_node() is None:
+    if not in_autograd_node():
         return False
     frame = sys._getframe(1)
     while frame is not None:

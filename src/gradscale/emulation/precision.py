@@ -82,15 +82,15 @@ def emulated(*tensors: Tensor) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def as_operand(tensor: Tensor, format: FloatFormat | None) -> Tensor:
-    """`tensor` in float32, rounded to `format` unless it is None or its dtype says so already."""
-    if format is None or _STORED[tensor.dtype] == format:
-        return tensor.to(torch.float32)
-    return format.round(tensor.to(torch.float32))
+def as_operand(tensor: Tensor, format: FloatFormat, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`tensor` rounded to `format`, in `dtype`, which must hold the format's values."""
+    if _STORED[tensor.dtype] == format:
+        return tensor.to(dtype)
+    return format.round(tensor.to(torch.float32)).to(dtype)
 
 
-def as_result(product: Tensor, format: FloatFormat | None, dtype: torch.dtype) -> Tensor:
-    """A float32 `product` rounded to `format` (None: not at all), in `dtype`."""
-    if format is None or _STORED[dtype] == format:
+def as_result(product: Tensor, format: FloatFormat, dtype: torch.dtype) -> Tensor:
+    """`product` rounded to `format`, in `dtype`."""
+    if _STORED[dtype] == format:
         return product.to(dtype)
     return format.round(product).to(dtype)

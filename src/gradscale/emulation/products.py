@@ -50,18 +50,45 @@ def multiply(
     if formats is None:
         return func(*args, **kwargs)
     out = args[0] if in_place else kwargs.pop("out", None)
-    if out is None and formats.runs_natively(a):
-        return func(*args, **kwargs)
-    single = [_single(argument) for argument in args]
-    single[first] = as_operand(a, formats.first)
-    single[second] = as_operand(b, formats.second)
-    product = getattr(aten, base).default(*single, **kwargs)
+    dtype = formats.dtype_for(a)
+    wide = [_widened(argument, dtype) for argument in args]
+    wide[first] = as_operand(a, formats.first, dtype)
+    wide[second] = as_operand(b, formats.second, dtype)
+    product = getattr(aten, base).default(*wide, **kwargs)
     result = as_result(product, formats.result, a.dtype)
     return result if out is None else _write(out, result, in_place)
 
 
-def _single(argument: Any) -> Any:
-    return argument.to(torch.float32) if isinstance(argument, Tensor) else argument
+def multiply_outer(
+    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The gradients of `mv` and `dot` that autograd writes as `gradient * saved`."""
+    if not _is_outer(args):
+        return func(*args, **kwargs)
+    grad, saved = args
+    formats = mode.backward_formats(grad, saved)
+    if formats is None:
+        return func(*args, **kwargs)
+    product = as_operand(grad, formats.first) * as_operand(saved, formats.second)
+    return as_result(product, formats.result, grad.dtype)
+
+
+def _is_outer(args: tuple[Any, ...]) -> bool:
+    node: Any = torch._C._current_autograd_node()
+    if node is None or node.name() not in _VECTOR_NODES:
+        return False
+    grad, saved = args
+    if not (isinstance(saved, Tensor) and emulated(grad, saved)):
+        return False
+    # A column times a vector, or a scalar times a vector; not what is left of `alpha`.
+    return saved.dim() == 1 and (grad.dim() == 0 or grad.shape[-1] == 1)
+
+
+_VECTOR_NODES = frozenset(("MvBackward0", "AddmvBackward0", "DotBackward0", "VdotBackward0"))
+
+
+def _widened(argument: Any, dtype: torch.dtype) -> Any:
+    return argument.to(dtype) if isinstance(argument, Tensor) else argument
 
 
 def _write(out: Tensor, result: Tensor, in_place: bool) -> Tensor:
@@ -72,7 +99,7 @@ def _write(out: Tensor, result: Tensor, in_place: bool) -> Tensor:
 
 def product_handlers() -> dict[Any, Handler]:
     """Every overload of every product, functional, in place and with `out=`."""
-    handlers: dict[Any, Handler] = {}
+    handlers: dict[Any, Handler] = {aten.mul.Tensor: multiply_outer}
     for base in OPERANDS:
         for name in (base, base + "_"):
             packet = getattr(aten, name, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,7 @@ def _composite(layer: str, overload: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def unfused(*, oneDNN: bool, cuDNN: bool) -> Iterator[None]:
+def unfused(*, oneDNN: bool, cuDNN: bool) -> Generator[None]:
     """Switch the named libraries off for one call. The switches are the whole process's."""
     before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     torch._C._set_mkldnn_enabled(before[0] and not oneDNN)
