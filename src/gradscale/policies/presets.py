@@ -48,8 +48,9 @@ def megatron() -> Dynamic:
 def fairseq() -> Dynamic:
     """Fairseq `DynamicLossScaler` with its class defaults.
 
-    The window that fairseq's trainer sets depends on the world size. Fairseq stops with an error rather than go to 1e-4 or below; the last scale that it can reach
-    from 2^15, 2^-13, is the floor here.
+    The window that fairseq's trainer sets depends on the world size. Fairseq stops with an error
+    rather than go to 1e-4 or below; the last scale that it can reach from 2^15, 2^-13, is the floor
+    here.
     """
     return Dynamic(init_scale=2.0**15, min_scale=2.0**-13)
 
