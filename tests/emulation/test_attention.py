@@ -159,3 +159,14 @@ def test_double_precision_attention_is_torchs_own() -> None:
     wanted = F.scaled_dot_product_attention(*qkv)
     with emulate():
         assert torch.equal(F.scaled_dot_product_attention(*qkv), wanted)
+
+
+def test_a_backward_pass_started_inside_autocast_gives_the_same_bits() -> None:
+    qkv, grad = [x.half().requires_grad_() for x in operands({})], spread(*SHAPE).half()
+    with emulate():
+        with torch.autocast("cpu", torch.float16):
+            output = F.scaled_dot_product_attention(*qkv)
+            inside = torch.autograd.grad(output, qkv, grad, retain_graph=True)
+        outside = torch.autograd.grad(output, qkv, grad)
+    for one, other in zip(inside, outside, strict=True):
+        assert torch.equal(one, other)

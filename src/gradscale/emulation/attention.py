@@ -62,7 +62,9 @@ class Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of query, key, value and a floating mask."""
-        with ctx.mode.silenced():
+        # A backward() inside autocast would cast these float32 products back to half.
+        device = grads[0].device.type
+        with ctx.mode.silenced(), torch.autocast(device, enabled=False):
             found = attend_backward(ctx.mode, grads[0], ctx.saved_tensors, ctx.options)
         query, key, value, mask = found
         if ctx.mask_shape is None or not ctx.needs_input_grad[4]:

@@ -68,7 +68,6 @@ class EmulationMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.silent:
             return func(*args, **kwargs)
-        self._autocast_seen = self._autocast_seen or torch._C._is_any_autocast_enabled()
         handler = _HANDLERS.get(func, _UNSEEN)
         if handler is _UNSEEN:
             handler = _HANDLERS[func] = _decompose if _is_composite(func) else None
@@ -114,12 +113,14 @@ class EmulationMode(TorchDispatchMode):
     def keeps_float32(self, *tensors: Tensor) -> bool:
         """Whether float32 operands were chosen: they met autocast and are float32 nevertheless.
 
-        A disabled autocast context alone is no choice: checkpointing enters some, and so do training
-        loops with a switch. One has to have been enabled before.
+        A disabled autocast context alone is no choice: checkpointing enters some, and so do
+        training loops with a switch. Autocast must have lowered a product before.
         """
-        if not all(tensor.dtype == torch.float32 for tensor in tensors):
+        if autocast_depth() == 0:
             return False
-        return self._autocast_seen and autocast_depth() > 0
+        single = all(tensor.dtype == torch.float32 for tensor in tensors)
+        self._autocast_seen = self._autocast_seen or not single
+        return single and self._autocast_seen
 
     def _forward_formats(self, a: Tensor, b: Tensor) -> ProductFormats | None:
         exact = self.keeps_float32(a, b)
