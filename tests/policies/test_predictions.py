@@ -91,7 +91,8 @@ def test_a_steady_maximum_ends_inside_the_format(kind: type[Any], format: str) -
     for amax in (1e-12, 0.3, 77.0):
         state = after(kind(format=format), *[saw(amax)] * 300)
         headroom = math.log2(FloatFormat.of(format).max / (state.scale.item() * amax))
-        assert 0 <= headroom < 4
+        # Band may leave three octaves, the topmost one and what rounding to powers of two takes.
+        assert 0 <= headroom < (5 if kind is Band else 4)
 
 
 @pytest.mark.parametrize("kind", MEASURING)
@@ -315,17 +316,22 @@ def test_every_measuring_policy_wants_a_cap(kind: type[Any]) -> None:
     [
         (LastMaximum, "headroom", -1, r"must be at least 0.*Pass 0"),
         (LastMaximum, "backoff_factor", 0.7, r"must be a power of two"),
-        (LastMaximum, "backoff_factor", 1.0, r"strictly between 0 and 1.*`Static`"),
+        (LastMaximum, "backoff_factor", 1.0, r"must lie strictly between 0 and 1.*`Static`"),
         (LogNormal, "headroom", -1.0, r"must be finite and at least 0.*no extra room"),
         (LogNormal, "deviations", math.inf, r"must be finite and at least 0"),
-        (LogNormal, "mean_decay", 1.0, r"strictly between 0 and 1.*more steps"),
-        (LogNormal, "deviation_decay", 0.0, r"strictly between 0 and 1.*more steps"),
+        (LogNormal, "mean_decay", 1.0, r"must lie strictly between 0 and 1.*more steps"),
+        (LogNormal, "deviation_decay", 0.0, r"must lie strictly between 0 and 1.*more steps"),
         (Quantile, "headroom", math.nan, r"must be finite and at least 0"),
-        (Quantile, "overflow_share", 0.0, r"strictly between 0 and 1.*one step in a thousand"),
+        (
+            Quantile,
+            "overflow_share",
+            0.0,
+            r"must lie strictly between 0 and 1.*one step in a thousand",
+        ),
         (Quantile, "window", 500, r"must be at least 1 / overflow_share - 1 = 999.*raise `overf"),
         (Quantile, "window", 0, r"must be at least 1 "),
         (Band, "max_headroom", 0, r"must be at least `min_headroom` \(1\).*widen the band"),
-        (Band, "decay", 1.0, r"strictly between 0 and 1.*`LastMaximum`"),
+        (Band, "decay", 1.0, r"must lie strictly between 0 and 1.*`LastMaximum`"),
         (TwoSided, "upper_octaves", 0, r"must be at least 1.*half-open"),
         (TwoSided, "upper_share", 1.0, r"must lie in \[0, 1\).*Pass 0"),
         (TwoSided, "lost_share", -0.1, r"must lie in \[0, 1\).*Pass None"),

@@ -68,6 +68,17 @@ def advance(policy: Policy, state: S, observation: Observation, ignore: Tensor |
         state: the policy's state, fields of shape `(*losses, …)`.
         observation: what the step saw.
         ignore: shape `losses`, or None to ignore nothing.
+
+    Returns:
+        The next state, of the type of `state`.
+
+    Example:
+        >>> from gradscale.policies import Dynamic
+        >>> policy = Dynamic()
+        >>> overflow = Observation(found_inf=torch.ones(2))
+        >>> bad_data = torch.tensor([0.0, 1.0])
+        >>> advance(policy, policy.init((2,)), overflow, bad_data).scale
+        tensor([32768., 65536.])
     """
     after = policy.update(state, observation)
     if ignore is None:
