@@ -1,0 +1,67 @@
+# `make demo`, `make test` and the rest work on a fresh machine: the first of them builds .venv, the others find it there.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The first of these that is there and is 3.10 or newer.
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
+WORKERS ?= 2
+
+.PHONY: help setup demo test test-all lint types docs wheel-test bench clean
+
+help:
+	@echo 'make demo        train in float32 and fp16 under every scaling strategy, about 3 minutes'
+	@echo 'make test        the tests, without the slow ones'
+	@echo 'make test-all    all tests'
+	@echo 'make lint        ruff, check and format'
+	@echo 'make types       pyright'
+	@echo 'make docs        build the documentation into site/'
+	@echo 'make wheel-test  build the wheel, install it into an empty environment, train with it'
+	@echo 'make bench       time one scaler step against torch.amp.GradScaler'
+	@echo 'make clean       remove what was built, the virtual environment included'
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@python=; for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	    python="$$candidate"; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo 'No Python 3.10 or newer found. Name one: make PYTHON=/path/to/python' >&2; exit 1; fi; \
+	if [ ! -x $(BIN)/python ]; then echo "Building $(VENV) with $$python"; "$$python" -m venv $(VENV); fi
+	@echo 'Installing gradscale and what its tests need'
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e '.[dev,docs]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/gradscale compare
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+wheel-test: $(READY)
+	$(BIN)/python -m pytest -q tests/test_wheel.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step.py
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache
