@@ -6,6 +6,7 @@ measured: a convolutional network on 8x8 digits, 400 steps in float32, gradients
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def measure(steps: int = 400, batch: int = 256) -> Tensor:
     labels = torch.tensor(digits.target)
     widths = (1, 16, 32, 32)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
