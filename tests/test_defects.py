@@ -1,7 +1,7 @@
 """Every defect that torch's scaler is known for: it fails there, and holds here.
 
-Each claim is a function of the scaler's class. `test_torch_has_the_defect` keeps the list honest: a row that torch
-has repaired fails it, and is then no defect any more.
+Each claim is a function of the scaler's class. `test_torch_has_the_defect` keeps the list honest:
+a row that torch has repaired fails it, and is then no defect any more.
 """
 
 import io
@@ -103,9 +103,9 @@ def a_fused_optimizer_without_gradients_makes_an_ordinary_step(Scaler):
 def a_positional_closure_is_refused_as_a_keyword_is(Scaler):
     parameter, optimizer = one_parameter(optimizer=torch.optim.LBFGS)
     scaler = scaled_by_hand(Scaler, 4.0, 1.0, parameter)
-    with pytest.raises(RuntimeError, match="[Cc]losure"):
+    with pytest.raises(RuntimeError, match=r"[Cc]losure"):
         scaler.step(optimizer, closure=lambda: torch.zeros(()))
-    with pytest.raises(RuntimeError, match="[Cc]losure"):
+    with pytest.raises(RuntimeError, match=r"[Cc]losure"):
         scaler.step(optimizer, lambda: torch.zeros(()))
 
 
@@ -279,7 +279,7 @@ def a_whole_number_sets_the_scale(Scaler):
 
 
 def a_momentum_skipped_at_first_starts_from_nothing(Scaler):
-    """Not in the tables: torch's fused SGD keeps the uninitialized buffer of a skipped first step."""
+    """Not in the tables: torch keeps the uninitialized buffer of a skipped first step."""
     parameter = torch.nn.Parameter(torch.ones(1024))
     optimizer = torch.optim.SGD([parameter], lr=1.0, momentum=0.9, fused=True)
     rubbish = [torch.full((1024,), 7.0) for _ in range(64)]
@@ -364,7 +364,7 @@ def test_two_optimizers_one_overflows_in_both(Scaler):
 def test_protocol_errors_keep_their_class_in_both(Scaler):
     parameter, optimizer = one_parameter()
     scaler = scaled_by_hand(Scaler, 4.0, 1.0, parameter)
-    with pytest.raises(AssertionError, match="[Nn]o inf checks were recorded"):
+    with pytest.raises(AssertionError, match=r"[Nn]o inf checks were recorded"):
         scaler.update()
     scaler.unscale_(optimizer)
     with pytest.raises(RuntimeError, match="already been called"):

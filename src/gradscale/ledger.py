@@ -1,0 +1,101 @@
+"""Outcomes counted and called back, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.outcome import OptimizerOutcome
+
+
+@dataclass
+class Counters:
+    """How many optimizer steps were taken and skipped.
+
+    Attributes:
+        steps: optimizer steps asked for.
+        skipped: of these, not taken.
+        consecutive: skipped since the last one taken.
+        reasons: skipped, by reason.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    consecutive: int = 0
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+
+    def count(self, outcome: OptimizerOutcome) -> None:
+        """Adds one step. Reads the outcome."""
+        self.steps += 1
+        if not outcome.skipped:
+            self.consecutive = 0
+            return
+        self.skipped += 1
+        self.consecutive += 1
+        reason = outcome.reason or "overflow"
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+class Ledger:
+    """Outcomes in order, counted as soon as the host knows them and without waiting for the device.
+
+    Outcomes of unfused optimizers are known at once. Those of fused ones wait in a queue; their
+    flags travel to the host on their own, and whoever reads `counters` waits for them.
+    """
+
+    def __init__(self, on_skip: Sequence[Callable[[OptimizerOutcome], object]] = ()) -> None:
+        self.on_skip = list(on_skip)
+        self._counters = Counters()
+        self._waiting: list[tuple[OptimizerOutcome, Tensor | None, Any]] = []
+
+    @property
+    def counters(self) -> Counters:
+        """Every outcome so far, counted. Waits for the device where one is still under way."""
+        self._drain(wait=True)
+        return self._counters
+
+    @counters.setter
+    def counters(self, counters: Counters) -> None:
+        self._waiting.clear()
+        self._counters = counters
+
+    @property
+    def settled_counters(self) -> Counters:
+        """What has been counted so far, without waiting."""
+        return self._counters
+
+    def add(self, outcome: OptimizerOutcome) -> None:
+        """Takes an outcome; counts it now if that costs nothing."""
+        arrived = event = None
+        if not outcome.settled and outcome.found_inf and outcome.found_inf[0].is_cuda:
+            flags = [flag.to(outcome.found_inf[0].device) for flag in outcome.found_inf]
+            total = torch.stack(flags).amax()
+            arrived = torch.empty((), dtype=total.dtype, pin_memory=True)
+            arrived.copy_(total, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._waiting.append((outcome, arrived, event))
+        self._drain(wait=False)
+
+    def _drain(self, wait: bool) -> None:
+        while self._waiting:
+            outcome, arrived, event = self._waiting[0]
+            if event is not None and arrived is not None and not outcome.settled:
+                if wait:
+                    event.synchronize()
+                if event.query():
+                    outcome._skipped = bool(arrived.item())
+            if not (wait or outcome.settled):
+                # Without an event (CPU) a read costs nothing but is left to whoever asks, so that
+                # a step traced with fake tensors stays free of host reads.
+                if event is not None or not self.on_skip:
+                    break
+            self._waiting.pop(0)
+            self._counters.count(outcome)
+            if outcome.skipped:
+                for callback in self.on_skip:
+                    callback(outcome)
