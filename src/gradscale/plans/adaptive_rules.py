@@ -1,9 +1,9 @@
 """The formulas of adaptive loss scaling: how much one layer should scale the gradient it received.
 
-Zhao, Vogel, Ahmed, *Adaptive Loss Scaling for Mixed Precision Training*, arXiv 1910.12385, 2019, as
-in the authors' code. All rules model the elements by a distribution, ask for the factor that leaves
-at most a share `threshold` below the smallest float16, never ask for less than 1, and cap that where
-the largest element would overflow:
+Zhao, Vogel, Ahmed, *Adaptive Loss Scaling for Mixed Precision Training*, arXiv 1910.12385, 2019,
+as in the authors' code. All rules model the elements by a distribution, ask for the factor that
+leaves at most a share `threshold` below the smallest float16, never ask for less than 1, and cap
+that where the largest element would overflow:
 
     raw = min(max(a_low, 1), a_up),        1 for a tensor of zeros
 
@@ -18,9 +18,9 @@ the largest element would overflow:
                   a_up = u_max / max|x|
 
 The `s` of `product` is the root mean square of a scalar product, not its standard deviation: the
-published code leaves out the last term, and so does this rule. `fan` is the number of products that
-one output sums. Rounding is downwards to a power of two, by `frexp`: a logarithm in float32 can be off
-by one just below one.
+published code leaves out the last term, and so does this rule. `fan` is the number of products
+that one output sums. Rounding is downwards to a power of two, by `frexp`: a logarithm in float32
+can be off by one just below one.
 """
 
 from __future__ import annotations

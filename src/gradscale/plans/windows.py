@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ from gradscale.backward.measurements import Measurements
 from gradscale.formats import FloatFormat
 from gradscale.plans.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.plans.planner import Decision, Group, Loss, Names, connected
-from gradscale.plans.window import FAR, Window, intersection
+from gradscale.plans.window import FAR, Window
+from gradscale.plans.windows_anchor import anchored, loss_exponent
 from gradscale.plans.windows_nodes import node_windows
 from gradscale.plans.windows_overflow import lowered, overflow_origins
 from gradscale.plans.windows_partition import Interval, partition
@@ -151,8 +151,8 @@ def _replanned(
         chosen = fresh
     if chosen is fresh:
         intervals.update((node, (windows[node].lo, windows[node].hi)) for node in free)
-    exponents = _anchored(chosen, intervals, slack)
-    scale = _loss_exponent(graph, windows, exponents, log2_scale)
+    exponents = anchored(chosen, intervals, slack)
+    scale = loss_exponent(graph, windows, exponents, log2_scale)
     relative = [
         max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, exponents.get(node, scale) - scale))
         for node in range(len(graph))
@@ -200,46 +200,6 @@ def _groups(
     for node in free:
         members[groups[place[node]]].append(node)
     return members
-
-
-def _anchored(
-    groups: Sequence[Sequence[int]], intervals: dict[int, Interval], slack: int
-) -> dict[int, int]:
-    """Each group as high as its windows allow, or at one in use at most `slack` octaves below."""
-    spans = [
-        (min(intervals[n][1] for n in nodes), max(intervals[n][0] for n in nodes), index)
-        for index, nodes in enumerate(groups)
-    ]
-    used: list[int] = []
-    exponents: dict[int, int] = {}
-    for hi, lo, index in sorted(spans):
-        if hi >= FAR and lo <= -FAR:
-            continue  # nothing in it limits the exponent: it follows the loss scale
-        near = [exponent for exponent in used if max(lo, hi - slack) <= exponent <= hi]
-        exponent = max(near, default=hi)
-        used.append(exponent)
-        exponents.update((node, exponent) for node in groups[index])
-    return exponents
-
-
-def _loss_exponent(
-    graph: BackwardGraph, windows: Sequence[Window], exponents: dict[int, int], before: int
-) -> int:
-    """The exponent that spares most edges to leaves and pinned nodes a multiplication."""
-    fixed = {*graph.leaves, *graph.pinned}
-    votes: Counter[int] = Counter()
-    for edge in graph.edges:
-        for one, other in ((edge.source, edge.target), (edge.target, edge.source)):
-            if one in exponents and other in fixed:
-                votes[exponents[one]] += 1
-    if not votes:
-        votes.update(exponents.values())
-    allowed = intersection(windows[node] for node in fixed)
-    within = {e: n for e, n in votes.items() if e in allowed} or dict(votes)
-    if not within:
-        return before
-    best = max(within, key=lambda e: (within[e], e == before, e))
-    return max(allowed.lo, min(best, allowed.hi))
 
 
 def _described(

@@ -2,10 +2,10 @@
 
 On a tree this is small parsimony (Hartigan 1973, *Minimum mutation fits to a given tree*,
 Biometrics 29): with each node choosing from a set of states, find the fewest edges whose ends
-differ. The set of best states of a subtree follows from those of its children alone, here as one bit
-per exponent, so that a node costs a few operations on integers. A backward graph is not a tree, but
-its groups are connected through some spanning tree; so the trees that keep the widest common windows
-are tried, and groups that still fit each other are joined.
+differ. The set of best states of a subtree follows from those of its children alone, here as one
+bit per exponent, so that a node costs a few operations on integers. A backward graph is not a tree,
+but its groups are connected through some spanning tree; so the trees that keep the widest common
+windows are tried, and groups that still fit each other are joined.
 """
 
 from __future__ import annotations
