@@ -75,6 +75,10 @@ def octave_bins(bits: Tensor) -> Tensor:
 
     Returns:
         The same shape, int32.
+
+    Example:
+        >>> octave_bins(magnitude_bits(torch.tensor([1.0, -6.0]))) + MIN_OCTAVE
+        tensor([0, 2], dtype=torch.int32)
     """
     normal = (bits >> _MANTISSA_BITS) - _BIAS - MIN_OCTAVE
     # A subnormal is `bits * 2^-149`, and as a number of its own `bits` is below 2^24, hence exact.
