@@ -167,7 +167,7 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
         ValueError: a loss does not require a gradient.
     """
     one = isinstance(losses, GradientEdge) or not isinstance(losses, list | tuple)
-    several = [losses] if one else list(losses)
+    several = [losses] if one else list(cast(Sequence[Root], losses))
     roots = list(dict.fromkeys(_root_node(cast(Root, loss)) for loss in several))
     found_nodes, found = _discover(roots)
     names = tuple([node.name() for node in found_nodes])

@@ -75,7 +75,8 @@ class LossEntry:
             return
         self._pass = running
         alive = [node for node in (ref() for ref in self._nodes) if node is not None]
-        walked = walk([node for node in alive if executes(node)])
+        here = torch._C._current_autograd_node()  # the engine does not count a pass's only root
+        walked = walk([node for node in alive if node is here or executes(node)])
         if is_full(walked.nodes[leaf] for leaf in walked.graph.leaves):
             self._begin(walked)
         else:

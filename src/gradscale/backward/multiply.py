@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import sys
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-# A tensor that only the engine holds is referenced twice inside a hook: by the engine's list and
-# by the Python object of the hook's argument; its storage by the tensor and by the Python storage.
-ALONE = 2
 REDUCED = (torch.float16, torch.bfloat16)
+
+
+class _Holders(NamedTuple):
+    """Who holds a tensor: Python objects, C++ objects, and tensors its storage."""
+
+    python: int
+    engine: int
+    storage: int
+
+    @classmethod
+    def of(cls, grads: list[Tensor], output: int) -> _Holders:
+        python = sys.getrefcount(grads[output])
+        engine: int = cast(Any, grads[output])._use_count()
+        storage: int = torch._C._storage_Use_Count(grads[output].untyped_storage()._cdata)
+        return cls(python, engine, storage)
+
+
+def _held_as_in_a_hook() -> _Holders:
+    """Counts for a tensor held once by C++, by one tuple and by one list; torch versions differ."""
+    owner = torch.zeros(1, device="cpu", requires_grad=True)
+    owner.grad = torch.zeros(1, device="cpu")
+    given = (owner.grad,)
+    return _Holders.of(list(given), 0)
+
+
+UNSHARED = _held_as_in_a_hook()
 
 
 def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) -> Tensor:
@@ -22,15 +46,14 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
     Args:
         grad: any dense, sparse COO, complex or subclassed tensor.
         by: a power of two, float32, shape `()`, on the same device.
-        may_overwrite: the caller's word that the producer of `grad` keeps no reference of its own;
-            it is then overwritten if nothing else can see it (`only_reference`).
+        may_overwrite: overwrite `grad`, which nothing else may hold (`is_unshared`).
 
     Example:
         >>> half = torch.tensor([2.0**-24, 1.0], dtype=torch.float16)
         >>> multiply_gradient(half, torch.tensor(2.0**20))
         tensor([0.0625,    inf], dtype=torch.float16)
     """
-    if may_overwrite and only_reference(grad):
+    if may_overwrite:
         return _on_device(grad, by, grad) if _needs_float32(grad) else grad.mul_(by)
     if grad.layout == torch.sparse_coo:
         return _on_values(grad, by)
@@ -44,19 +67,20 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
     return _on_device(grad, by, torch.empty_like(grad))
 
 
-def only_reference(grad: Tensor) -> bool:
-    """Whether the engine alone holds `grad`, so that overwriting it changes nothing else.
+def is_unshared(grads: list[Tensor | None], output: int) -> bool:
+    """Whether `grads[output]` can be overwritten without anybody noticing.
 
-    True only for plain, dense, real tensors outside `create_graph=True` whose reference counts
-    show one holder of the tensor and one of its storage.
+    Asked inside a hook about a copy of the list it was given. True only for plain, dense, real
+    tensors outside `create_graph=True` that one tuple, this list and the engine hold, and whose
+    storage no other tensor shares. Memory lent by something else than torch does not show.
     """
-    if torch.is_grad_enabled() or type(grad) is not Tensor or grad.layout != torch.strided:
+    kind, grad = type(grads[output]), cast(list[Tensor], grads)
+    if torch.is_grad_enabled() or kind is not Tensor or grad[output].layout != torch.strided:
         return False
-    if grad.is_complex() or not grad.is_contiguous():
+    if grad[output].is_complex() or not grad[output].is_contiguous():
         return False
-    references: int = cast(Any, grad)._use_count()
-    holders: int = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
-    return references <= ALONE and holders <= ALONE
+    holders = _Holders.of(grad, output)
+    return all(found <= alone for found, alone in zip(holders, UNSHARED, strict=True))
 
 
 def _needs_float32(grad: Tensor) -> bool:
@@ -76,5 +100,10 @@ def _on_device(grad: Tensor, by: Tensor, out: Tensor) -> Tensor:
 
 def _on_values(grad: Tensor, by: Tensor) -> Tensor:
     values = multiply_gradient(grad._values(), by)
-    merged = grad.is_coalesced()
-    return torch.sparse_coo_tensor(grad._indices(), values, grad.shape, is_coalesced=merged)
+    return torch.sparse_coo_tensor(
+        grad._indices(),
+        values,
+        grad.shape,
+        is_coalesced=grad.is_coalesced(),
+        check_invariants=False,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.multipliers import Multipliers
-from gradscale.backward.multiply import multiply_gradient
+from gradscale.backward.multiply import is_unshared, multiply_gradient
 from gradscale.backward.one_pass import PassGate, current_pass
 
 if TYPE_CHECKING:
@@ -112,7 +112,10 @@ def rescale(
 
 def _claim(walked: Walk, gate: PassGate) -> None:
     """Refuses a second plan where one is at work: the factors of both would apply."""
-    for node in walked.nodes:
+    leaves = set(walked.graph.leaves)
+    for number, node in enumerate(walked.nodes):
+        if number in leaves:  # they outlive the iteration, and carry no plan
+            continue
         before: PassGate | None = node.metadata.get(CLAIM)
         if before is not None and before.alive:
             raise RuntimeError(
@@ -175,9 +178,12 @@ def _edge_hook(
             return None
         scaled = list(grad_inputs)
         for output, by in outputs:
-            grad = scaled[output]
-            if grad is not None:
-                scaled[output] = multiply_gradient(grad, by, may_overwrite=builtin)
+            if scaled[output] is None:
+                continue
+            overwrite = builtin and is_unshared(scaled, output)
+            grad = cast(Tensor, scaled[output])
+            scaled[output] = multiply_gradient(grad, by, may_overwrite=overwrite)
+            del grad  # the next output may be the same tensor
         return tuple(scaled)
 
     return hook
