@@ -1,0 +1,58 @@
+"""Options from a TOML file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gradscale.cli.group import gradscale
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text('steps = 4\nbatch-size = 8\nthreads = 1\ndevice = "cpu"\nprecision = "fp32"\n')
+    return path
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(gradscale, [str(argument) for argument in arguments])
+
+
+def test_the_file_sets_options_and_the_command_line_overrides_it(config, tmp_path):
+    arguments = ("--config", config, "--steps", 2, "--json", "--out", tmp_path / "run")
+    settings = json.loads(call("train", "digits", *arguments).stdout)["settings"]
+    assert (settings["steps"], settings["batch_size"], settings["precision"]) == (2, 8, "fp32")
+
+
+def test_lists_stand_for_comma_separated_values(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(
+        'scaling = ["none", "dynamic"]\nloss_divisor = [1, 8]\nseeds = 1\nsteps = 1\n'
+        'batch_size = 4\nthreads = 1\ndevice = "cpu"\n'
+    )
+    result = call("compare", "--config", path, "--json", "--out", tmp_path / "run")
+    comparison = json.loads(result.stdout)["comparison"]
+    assert comparison["scalings"] == ["none", "dynamic"]
+    assert comparison["loss_divisors"] == [1.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step = 3", "`step` in"),
+        ("step = 3", "Did you mean `steps`?"),
+        ("resume = 'x'", "`resume` in"),
+        ("steps = ", "is not valid TOML"),
+        ("steps = 'many'", "'many' is not a valid integer"),
+    ],
+)
+def test_a_wrong_file_is_exit_code_2_with_the_reason(text, message, tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    result = call("train", "digits", "--config", path)
+    assert result.exit_code == 2
+    assert message in result.stderr
