@@ -171,3 +171,16 @@ def test_gradients_that_torch_adds_from_several_products_round_each_of_them(name
     assert torch.equal(found[0], wanted[0])
     for one, other in zip(found[1:], wanted[1:], strict=True):
         torch.testing.assert_close(one, other, rtol=4e-3, atol=2.0**-8 * float(other.abs().max()))
+
+
+def test_operands_of_different_dtypes_are_refused_as_by_torch() -> None:
+    half, single = torch.ones(2, 2).half(), torch.ones(2, 2)
+    with emulate():
+        for call in (
+            lambda: half @ single,
+            lambda: torch.addmm(single, half, half),
+            lambda: F.conv1d(half[None], single[None]),
+            lambda: F.scaled_dot_product_attention(half[None], single[None], half[None]),
+        ):
+            with pytest.raises(RuntimeError, match="dtype|type"):
+                call()

@@ -149,10 +149,11 @@ class EmulationMode(TorchDispatchMode):
     def _note_created(self, func: Any, result: Any) -> None:
         if not in_autograd_node():
             self._provenance.backward_ended()
-        elif not _aliases(func) and in_backward():
+        elif not _aliases(func):
+            by_backward = in_backward()
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, Tensor) and emulated(tensor):
-                    self._provenance.created(tensor)
+                    self._provenance.created(tensor, by_backward=by_backward)
 
 
 def current_mode() -> EmulationMode | None:

@@ -43,9 +43,13 @@ class Provenance:
         if len(self._known) >= self._sweep_at:
             self._sweep()
 
-    def created(self, tensor: Tensor) -> None:
-        """The running backward pass made `tensor`."""
-        self._created.add(tensor.untyped_storage()._cdata)
+    def created(self, tensor: Tensor, *, by_backward: bool) -> None:
+        """`tensor` is new: made by the backward pass itself, or by a forward pass recomputed in it.
+
+        Every new tensor is told, since it may live where an earlier one has died.
+        """
+        key = tensor.untyped_storage()._cdata
+        (self._created.add if by_backward else self._created.discard)(key)
 
     def backward_ended(self) -> None:
         """Forget what the last backward pass made."""
