@@ -89,7 +89,7 @@ def test_the_wheel_requires_torch_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_installed_wheel_trains(python: Path) -> None:
-    assert "trained 0." in run(python, "-c", TRAINS, cwd=python.parent)
+    assert "trained 0." in run(python, "-I", "-c", TRAINS, cwd=python.parent)
 
 
 def test_the_installed_command_starts(python: Path) -> None:
