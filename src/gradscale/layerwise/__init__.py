@@ -1,0 +1,3 @@
+"""Layer-wise loss scaling: walk, measure, plan and rescale, one training step after another."""
+
+from gradscale.layerwise.layerwise import Layerwise as Layerwise

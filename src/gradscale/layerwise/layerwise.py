@@ -1,0 +1,349 @@
+"""One training step of layer-wise scaling: the part of `GradScaler(layerwise=…)` that acts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gradscale.backward.graph import BackwardGraph, Walk
+from gradscale.backward.loss_entry import LossEntry
+from gradscale.backward.measure import Measuring, measure
+from gradscale.backward.measurements import Measurements
+from gradscale.backward.rescale import rescale
+from gradscale.layerwise.agreement import same_on_all_ranks
+from gradscale.layerwise.calendar import Calendar
+from gradscale.layerwise.finished import Finished
+from gradscale.layerwise.hidden import Leaves, custom_nodes, leaf_names, owned, refusal
+from gradscale.layerwise.track import Track
+from gradscale.outcome import StepOutcome
+from gradscale.plans.plan import ScalePlan
+from gradscale.plans.planner import Decision, Planner, UserGiven, fixed
+from gradscale.plans.planner_report import report
+from gradscale.plans.windows import Windows
+from gradscale.plans.windows_overflow import lowered, suspects
+from gradscale.ranks import distributed, mesh_groups
+from gradscale.unscale import gradient_values
+
+
+class Layerwise:
+    """Gives every part of a network its own loss scale, replanned as training goes on.
+
+        every backward pass:   walk the graph; on a measuring step hook all its nodes to measure,
+                               if its plan is not uniform hook the edges whose ends differ
+        update():              on a measuring step begin to copy the measurements to the host
+        next scale():          planner(graph, measurements) -> plan and loss scale
+
+    A step that neither measures nor has a plan walks nothing and costs nothing.
+
+    Args:
+        planner: decides the exponents.
+        measure_every: steps between two measurements; the first steps measure more often.
+        keep: how many graph structures are remembered; the one unused for longest is forgotten.
+        process_group: the ranks that must have the same plan; None for all of them.
+
+    Example:
+        >>> from gradscale import GradScaler
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> scaler = GradScaler("cpu", layerwise=Layerwise(measure_every=50))
+        >>> scaler.scale(model(torch.ones(2, 4)).mean()).backward()
+        >>> scaler.step(optimizer)
+        >>> scaler.update()
+    """
+
+    def __init__(
+        self,
+        planner: Planner | None = None,
+        *,
+        measure_every: int = 100,
+        keep: int = 8,
+        process_group: Any = None,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"`Layerwise(keep={keep})` must be at least 1, one plan to follow.")
+        self.planner: Planner = planner if planner is not None else Windows()
+        self.calendar = Calendar(measure_every)
+        self.keep = keep
+        self.process_group = process_group
+        self.tracks: OrderedDict[str, Track] = OrderedDict()
+        self.steps = 0
+        self._restored: dict[str, Mapping[str, Any]] = {}
+        self._entry = LossEntry(self._begin_pass)
+        self._scale: Tensor | None = None
+        self._again = False
+        self._unsettled: list[StepOutcome] = []
+        self._finished: Finished | None = None
+        self._lowered: int | None = None
+        self.parameter_names: Mapping[int, str] = {}
+        self._hiding = False
+        self._warned: set[str] = set()
+        self._begin_step()
+
+    @classmethod
+    def of(cls, layerwise: Any, process_group: Any) -> Layerwise:
+        """What `GradScaler(layerwise=…)` means: True, a planner, a plan, a function or this class.
+
+        Raises:
+            TypeError: if it is none of these.
+        """
+        if isinstance(layerwise, Layerwise):
+            if layerwise.process_group is None:
+                layerwise.process_group = process_group
+            return layerwise
+        if layerwise is True:
+            return cls(process_group=process_group)
+        if isinstance(layerwise, ScalePlan):
+            return cls(fixed(layerwise), process_group=process_group)
+        if hasattr(layerwise, "decide"):
+            return cls(layerwise, process_group=process_group)
+        if callable(layerwise):
+            return cls(UserGiven(cast(Any, layerwise)), process_group=process_group)
+        raise TypeError(
+            f"`GradScaler(layerwise={layerwise!r})` must be True, a planner such as `Windows()`, a "
+            "`ScalePlan`, a function of (graph, measurements), or a `Layerwise(…)`."
+        )
+
+    def begin_step(self, scale: Tensor) -> None:
+        """Before the first loss of a step is scaled: the last measurement becomes a plan.
+
+        Args:
+            scale: the loss scale; changed in place if the planner moved it.
+        """
+        self._scale = scale
+        if self._fresh:
+            self._fresh = False
+            self._plan(scale)
+
+    def attach(self, loss: Tensor) -> Tensor:
+        """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
+        if not (self._measures or any(not t.plan.is_uniform for t in self.tracks.values())):
+            return loss
+        return self._entry.watch(loss)
+
+    def after_unscale(self, optimizer: Any) -> None:
+        """Refuses gradients of which nobody knows whether the plan scaled them.
+
+        Raises:
+            RuntimeError: if a parameter's gradient came from a backward pass that was not seen.
+        """
+        if not self._leaves.walked or not self._custom:
+            return
+        missed = self._leaves.missed(owned(optimizer))
+        if missed and self._leaves.scaled and not self._hiding:
+            raise refusal(missed, self.parameter_names)
+        self._hiding |= bool(missed)
+
+    def update(self, last_step: StepOutcome) -> None:
+        """Ends a step: the measurements start on their way to the host."""
+        if self._measurings:
+            measurings = self._agreed()
+            for measuring in measurings:
+                measuring.fetch()
+            scale = cast(Tensor, self._scale).detach().clone()
+            self._finished = Finished(measurings, last_step, scale)
+        self._watch_outcomes(last_step)
+        self.steps += 1
+        self._begin_step()
+
+    def _begin_pass(self, walk: Walk) -> None:
+        graph = walk.graph
+        track = self._track(graph)
+        self._custom |= bool(custom_nodes(walk) - graph.structure.pinned)
+        if self._hiding:
+            graph = graph.pinning(custom_nodes(walk))
+            walk = Walk(graph, walk.nodes)
+        track.graph = graph
+        plan, factors = track.factors(graph)
+        if self._measures:
+            scale = cast(Tensor, self._scale)
+            moments = self.planner.moments
+            self._measurings.append(measure(walk, plan.exponents, scale, moments=moments))
+        if not plan.is_uniform:
+            rescale(walk, plan, factors)
+        self._leaves.see(graph, scaled=not plan.is_uniform)
+        self._report_reentrant(graph)
+
+    def _track(self, graph: BackwardGraph) -> Track:
+        key = graph.signature
+        if key not in self.tracks:
+            saved = self._restored.pop(key, None)
+            self.tracks[key] = Track(graph) if saved is None else Track.restored(graph, saved)
+            self._again |= saved is None
+            while len(self.tracks) > self.keep:
+                self.tracks.popitem(last=False)
+        self.tracks.move_to_end(key)
+        return self.tracks[key]
+
+    def _report_reentrant(self, graph: BackwardGraph) -> None:
+        if graph.structure.reentrant:
+            self._warn_once(
+                "layer-wise scaling: reentrant checkpointing hides what it recomputes, which "
+                "stays at the loss scale. Pass `use_reentrant=False` to `checkpoint` to have it "
+                "scaled too."
+            )
+
+    def _begin_step(self) -> None:
+        self._fresh = True
+        self._measures = self._again or self.calendar.due(self.steps)
+        self._again = False
+        self._measurings: list[Measuring] = []
+        self._leaves = Leaves()
+        self._custom = False
+
+    def _groups(self) -> list[Any]:
+        if not distributed():
+            return []
+        return mesh_groups(self.process_group) or [torch.distributed.group.WORLD]
+
+    def _agreed(self) -> Sequence[Measuring]:
+        """The measurements of all ranks; where their graphs differ, one scale for all of them."""
+        groups = self._groups()
+        if not groups:
+            return self._measurings
+        device = cast(Tensor, self._scale).device
+        signatures = [measuring.signature for measuring in self._measurings]
+        if same_on_all_ranks(signatures, groups, device):
+            for measuring in self._measurings:
+                measuring.reduce(groups)
+            return self._measurings
+        why = "ranks run different graphs"
+        for signature in signatures:
+            self.tracks[signature].freeze(why)
+        self._warn_once(
+            "layer-wise scaling: ranks run different graphs, so their plans could differ; these "
+            "graphs stay at one loss scale."
+        )
+        for measuring in self._measurings:
+            measuring.remove()
+        self._measurings = []
+        return []
+
+    def _watch_outcomes(self, last_step: StepOutcome) -> None:
+        """After an overflow: those groups go down at once, and the next step measures again."""
+        self._unsettled.append(last_step)
+        while self._unsettled and all(outcome.settled for outcome in self._unsettled[0]):
+            step = self._unsettled.pop(0)
+            blamed = [outcome for outcome in step if outcome.skipped and outcome.blames_scale]
+            if not blamed:
+                continue
+            self._again = True
+            if step is last_step and not self._measurings and not self._groups():
+                self._go_down(step)
+
+    def _go_down(self, step: StepOutcome) -> None:
+        """Lowers the groups that must have overflowed, judging by whose gradients are finite."""
+        track = next(reversed(self.tracks.values()), None)
+        if track is None or track.plan.is_uniform:
+            return
+        leaves = [
+            leaf
+            for leaf, parameter in track.graph.parameters().items()
+            if parameter is not None
+            and (values := gradient_values(parameter)) is not None
+            and not bool(torch.isfinite(values).all())
+        ]
+        nodes = suspects(track.graph, leaves)
+        if nodes:
+            plan, self._lowered = lowered(track.graph, track.plan, _exponent(step.scale), nodes, 1)
+            track.move_to(plan)
+
+    def _plan(self, scale: Tensor) -> None:
+        """Turns the last step's measurements into plans, and sets the loss scale they ask for."""
+        if self._lowered is not None:
+            scale.fill_(2.0**self._lowered)
+            self._lowered = None
+        if self._finished is None:
+            return
+        finished, self._finished = self._finished, None
+        merged = finished.merged()
+        if any(m.overflowed for m in merged.values()) and not finished.blames_scale():
+            self._again = self._measures = True
+            return
+        log2_scale = _exponent(float(finished.scale))
+        decisions = [
+            self._decide(self.tracks[key], measurements, log2_scale)
+            for key, measurements in merged.items()
+            if key in self.tracks and self.tracks[key].frozen is None
+        ]
+        if decisions:
+            lowest = min(decision.log2_scale for decision in decisions)
+            scale.fill_(2.0 ** max(-126, min(127, lowest)))
+            for track in self.tracks.values():
+                track.anchor_at(lowest)
+
+    def _decide(self, track: Track, measurements: Measurements, log2_scale: int) -> Decision:
+        overflowed = measurements.overflowed
+        seen = measurements if overflowed else measurements.with_maxima(track.history)
+        decision = self.planner.decide(track.graph, seen, track.plan, log2_scale, self.names(track))
+        if overflowed:
+            self._measures = True
+        else:
+            track.history.append(measurements)
+        track.adopt(decision)
+        return decision
+
+    def names(self, track: Track) -> dict[int, str]:
+        """For each node of a track the module it belongs to, as far as known."""
+        return leaf_names(track.graph, self.parameter_names)
+
+    def report(self) -> str:
+        """How many loss scales each structure needs, where and why; the latest structure last.
+
+        Reads the device if a measurement is still under way.
+        """
+        lines: list[str] = []
+        for track in self.tracks.values():
+            if track.frozen is not None:
+                lines.append(f"one loss scale, because {track.frozen}")
+            elif track.decision is not None:
+                lines.append(report(track.decision, track.graph, self.names(track)))
+        return "\n".join(lines) or "nothing has been measured yet"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plans, measurements and counters: a resumed run goes on bit for bit."""
+        if self._finished is not None and self._scale is not None:
+            self._plan(self._scale)
+        tracks = {key: track.state_dict() for key, track in self.tracks.items()}
+        return {
+            "steps": self.steps,
+            "again": self._measures,
+            "hiding": self._hiding,
+            "lowered": self._lowered,
+            "tracks": {**self._restored, **tracks},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave; each plan comes into force as its graph is met."""
+        self.tracks.clear()
+        self._restored = dict(state["tracks"])
+        self.steps, self._hiding, self._lowered = state["steps"], state["hiding"], state["lowered"]
+        self._finished, self._unsettled = None, []
+        self._again = state["again"]
+        self._begin_step()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "settings": (self.planner, self.calendar.every, self.keep),
+            "state": self.state_dict(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        planner, every, keep = state["settings"]
+        self.__init__(planner, measure_every=every, keep=keep)
+        self.load_state_dict(state["state"])
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=2)
+
+
+def _exponent(scale: float) -> int:
+    """The base-2 exponent of a scale, rounded down."""
+    return math.frexp(scale)[1] - 1
