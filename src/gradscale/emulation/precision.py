@@ -72,8 +72,11 @@ def as_format(dtype: torch.dtype) -> FloatFormat:
 
 
 def emulated(*tensors: Tensor) -> bool:
-    """Whether these tensors take part: dense, real, and 32 bits wide or narrower."""
-    return all(
+    """Whether these operands take part: dense, real, 32 bits wide or narrower, of one dtype.
+
+    Torch refuses mixed dtypes, and no hardware multiplies them.
+    """
+    return len({tensor.dtype for tensor in tensors}) == 1 and all(
         tensor.dtype in _STORED and tensor.layout == torch.strided and type(tensor) in _PLAIN
         for tensor in tensors
     )

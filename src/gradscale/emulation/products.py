@@ -44,7 +44,7 @@ def multiply(
     base = name.rstrip("_") if in_place else name
     first, second = OPERANDS[base]
     a, b = args[first], args[second]
-    if not emulated(a, b) or _mixed(args):
+    if not emulated(*(argument for argument in args if isinstance(argument, Tensor))):
         return func(*args, **kwargs)
     formats = mode.formats(a, b)
     if formats is None:
@@ -85,11 +85,6 @@ def _is_outer(args: tuple[Any, ...]) -> bool:
 
 
 _VECTOR_NODES = frozenset(("MvBackward0", "AddmvBackward0", "DotBackward0", "VdotBackward0"))
-
-
-def _mixed(args: tuple[Any, ...]) -> bool:
-    """Whether the dtypes differ: torch has an error for that, and hardware no such product."""
-    return len({argument.dtype for argument in args if isinstance(argument, Tensor)}) > 1
 
 
 def _widened(argument: Any, dtype: torch.dtype) -> Any:
