@@ -1,0 +1,34 @@
+"""Methods that `torch.compile` runs as they are, with a graph break, as it runs torch's own scaler."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eager(method: Callable[P, R]) -> Callable[P, R]:
+    """Keeps dynamo out of `method` and all that it calls.
+
+    `torch.compiler.disable` does so too, but imports the compiler with the library, and costs
+    every call more than a scaler's whole bookkeeping. Traced instead, the state of a step (ids,
+    weak references, flags read by the host) would be frozen into the graph.
+    """
+    disabled: list[Callable[P, R]] = []
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if get_eval_frame_callback() is None:
+            return method(*args, **kwargs)
+        if not disabled:
+            disabled.append(cast("Callable[P, R]", torch.compiler.disable(method)))
+        return disabled[0](*args, **kwargs)
+
+    cast(Any, call)._torchdynamo_disable = True
+    return call
