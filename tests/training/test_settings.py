@@ -15,6 +15,7 @@ from gradscale.training.schedule import learning_rate
 def test_what_is_not_given_comes_from_the_recipe():
     settings = settings_for("digits", steps=7, lr=None, device="cpu")
     assert (settings.steps, settings.batch_size, settings.lr) == (7, 64, 5e-3)
+    assert settings.threads == 1
 
 
 @pytest.mark.parametrize(

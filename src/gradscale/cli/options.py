@@ -70,7 +70,7 @@ _SHARED = (
         show_default=True,
         help="Half precision by rounding and float32 products; auto: where it is not native.",
     ),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [torch's own]"),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [recipe's own]"),
     click.option("--data", type=click.Path(file_okay=False), help="Look for data here first."),
     click.option("--out", type=FOLDER, help="Folder of the run.  [runs/NAME-DATE]"),
     click.option("--resume", type=FOLDER, help="Continue the run in this folder, bit for bit."),

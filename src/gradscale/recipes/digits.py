@@ -23,7 +23,9 @@ class Digits(Classification):
     data = "handwritten digits, 1,797 images 8x8 (scikit-learn)"
     network = "residual network, 3 blocks"
     needs = (SCIKIT_LEARN,)
-    defaults = Defaults(steps=120, batch_size=64, lr=5e-3, compare_divisors=(1.0, 16384.0))
+    defaults = Defaults(
+        steps=120, batch_size=64, lr=5e-3, compare_divisors=(1.0, 16384.0), threads=1
+    )
 
     def load(self, folder: Path | None = None) -> Data:
         """The images with mean 0 and standard deviation 1, in a fixed random order."""

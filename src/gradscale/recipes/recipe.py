@@ -36,6 +36,8 @@ class Defaults:
         weight_decay: of AdamW, on matrices and kernels only.
         loss_divisor: what `train` divides the loss by.
         compare_divisors: what `compare` divides the loss by, one group of rows each.
+        threads: CPU threads; None takes what torch takes. One is enough for a small network, and
+            makes its results independent of how many cores the machine has.
     """
 
     steps: int
@@ -44,6 +46,7 @@ class Defaults:
     weight_decay: float = 0.01
     loss_divisor: float = 1.0
     compare_divisors: tuple[float, ...] = (1.0, 4096.0)
+    threads: int | None = None
 
 
 class Recipe(ABC):

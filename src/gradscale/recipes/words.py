@@ -53,7 +53,7 @@ class Words(Recipe):
     metric_better = "higher"
     metric_is_share = True
     needs = (CMUDICT,)
-    defaults = Defaults(steps=300, batch_size=64, lr=5e-3)
+    defaults = Defaults(steps=300, batch_size=64, lr=5e-3, threads=1)
 
     def load(self, folder: Path | None = None) -> Data:
         """`(letters, phones)`, each `(words, LONGEST)` int64, ended by END and padded by PAD."""

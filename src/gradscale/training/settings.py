@@ -86,7 +86,7 @@ def settings_for(recipe: str, **given: Any) -> Settings:
         "lr": defaults.lr,
         "loss_divisor": defaults.loss_divisor,
         "device": default_device(),
-        "threads": torch.get_num_threads(),
+        "threads": defaults.threads or torch.get_num_threads(),
     }
     return Settings(recipe, **{**fields, **chosen})
 
