@@ -84,9 +84,15 @@ class Windows:
                 graph, current, log2_scale, overflow_origins(graph, measurements)
             )
         windows = self.windows(graph, measurements)
-        if _in_place(graph, windows, current, log2_scale):
-            groups = _described(graph, windows, current, log2_scale)
-            return Decision(current, log2_scale, groups, _losses(windows), changed=False)
+        if _in_place(windows, current, log2_scale):
+            return Decision(
+                current,
+                log2_scale,
+                _described(graph, windows, current, log2_scale),
+                _losses(windows),
+                changed=False,
+                notes=_notes(graph, windows, log2_scale),
+            )
         plan, scale = _replanned(graph, windows, current, log2_scale, self.headroom)
         return Decision(
             plan,
@@ -94,6 +100,7 @@ class Windows:
             _described(graph, windows, plan, scale),
             _losses(windows),
             changed=(plan, scale) != (current, log2_scale),
+            notes=_notes(graph, windows, scale),
         )
 
     def overflowed(
@@ -121,10 +128,7 @@ class Windows:
         )
 
 
-def _in_place(
-    graph: BackwardGraph, windows: Sequence[Window], plan: ScalePlan, log2_scale: int
-) -> bool:
-    del graph
+def _in_place(windows: Sequence[Window], plan: ScalePlan, log2_scale: int) -> bool:
     exponents = plan.exponents
     return all(w.lo <= k + log2_scale <= w.limit for w, k in zip(windows, exponents, strict=True))
 
@@ -229,4 +233,17 @@ def _losses(windows: Sequence[Window]) -> tuple[Loss, ...]:
         Loss(node, window.hi, window.lost, window.extrapolated)
         for node, window in enumerate(windows)
         if window.lost > 0
+    )
+
+
+def _notes(graph: BackwardGraph, windows: Sequence[Window], log2_scale: int) -> tuple[str, ...]:
+    """What the loss scale cannot give to all that sit at it."""
+    low = [leaf for leaf in graph.leaves if windows[leaf].lo > log2_scale]
+    if not low:
+        return ()
+    needed = max(windows[leaf].lo for leaf in low)
+    return (
+        f"{len(low)} of {len(graph.leaves)} parameters hold their gradient in reduced precision "
+        f"and lose part of it at 2^{log2_scale}: they need up to 2^{needed}. Keep the parameters "
+        "in float32, as autocast does.",
     )

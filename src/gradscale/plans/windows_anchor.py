@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.plans.plan import LARGEST_EXPONENT
 from gradscale.plans.window import FAR, Window, intersection
 from gradscale.plans.windows_partition import Interval
 
@@ -47,4 +48,8 @@ def loss_exponent(
     if not within:
         return before
     best = max(within, key=lambda e: (within[e], e == before, e))
-    return max(allowed.lo, min(best, allowed.hi))
+    best = max(allowed.lo, min(best, allowed.hi))
+    # A plan reaches LARGEST_EXPONENT octaves from the loss scale; where it cannot reach both ends,
+    # the lower one, which would overflow, counts.
+    best = max(best, max(exponents.values(), default=best) - LARGEST_EXPONENT)
+    return min(best, min(exponents.values(), default=best) + LARGEST_EXPONENT)

@@ -10,7 +10,15 @@ from gradscale.backward.measure_places import PRODUCTS, format_of, is_reduced
 from gradscale.backward.measurements import Counts, Measurements, Record
 from gradscale.backward.structure import CAST
 from gradscale.formats import FloatFormat
-from gradscale.plans.window import Window, intersection, sum_window, window_of, with_flushed
+from gradscale.plans.window import (
+    FAR,
+    Window,
+    flush_octave,
+    intersection,
+    sum_window,
+    window_of,
+    with_flushed,
+)
 
 
 def node_windows(
@@ -53,6 +61,9 @@ def node_windows(
             continue
         window = finder.window(record, format_of(dtype))
         windows[edge.source].append(window)
+        if record.counts.octaves == () and finder.may_have_flushed(edge.source):
+            raised = record.exponent + _UNSEEN_OCTAVES
+            windows[edge.source].append(Window(lo=min(raised, FAR), extrapolated=True))
         terms = len(graph.edges_into(edge.target))
         if terms > 1:
             largest = record.counts.amax
@@ -65,6 +76,9 @@ def node_windows(
 
 
 _FREE = Window()
+# A product of nothing but zeros, made from a gradient this close to the format's lower end, may
+# have been flushed whole: its node goes up by so much at a time until something of it is seen.
+_UNSEEN_OCTAVES = 12
 
 
 class _Finder:
@@ -90,6 +104,14 @@ class _Finder:
 
     def is_leaf(self, node: int) -> bool:
         return node in self._leaves
+
+    def may_have_flushed(self, node: int) -> bool:
+        """Whether what a node received was small enough for its products to vanish."""
+        record = self.arrived.get(node)
+        if record is None or not record.counts.octaves:
+            return False
+        top = record.counts.lowest + len(record.counts.octaves) + record.exponent
+        return top <= flush_octave(FloatFormat.of(record.format)) + _UNSEEN_OCTAVES
 
     def of_edge(self, number: int) -> Record | None:
         """What says most of a product: a cast's is known before the cast lost anything."""
