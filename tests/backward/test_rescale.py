@@ -419,6 +419,19 @@ def test_losses_entered_in_one_pass_are_walked_together() -> None:
     assert roots == [2, 1, 1]
 
 
+def test_two_entries_in_one_pass_leave_it_plain() -> None:
+    begun: list[int] = []
+    entries = [LossEntry(_plan_of(begun)) for _ in range(2)]
+    w = torch.randn(3, requires_grad=True)
+    trunk = w.sin()
+    first, second = (e.watch((trunk * k).sum()) for k, e in enumerate(entries, 1))
+    (first + second).backward(retain_graph=True)
+    assert begun == [] and [entry.partial_passes for entry in entries] == [1, 1]
+    assert torch.allclose(w.grad, 3 * w.detach().cos())
+    second.backward()
+    assert len(begun) == 1
+
+
 def test_a_loss_without_gradient_passes_an_entry_untouched() -> None:
     loss = torch.tensor(1.0)
     assert LossEntry(lambda walked: None).watch(loss) is loss

@@ -24,8 +24,10 @@ class LossEntry:
         scaled = entry.watch(loss) * scale       # an identity node, with a leaf nobody can name
         scaled.backward()                        # begin(walk) runs first; the pass continues
 
-    `begin` is not called for `autograd.grad` or `backward(inputs=…)`: those passes stay plain, and
-    `partial_passes` counts them. Nothing is kept alive between passes.
+    `begin` is not called for `autograd.grad` or `backward(inputs=…)`, nor where the losses of two
+    `LossEntry` meet in one pass: such passes stay plain, and `partial_passes` counts them. Nothing
+    is kept alive between passes. One case cannot be seen: a loss that was never watched, computed
+    from the same inner tensors and added to a watched one. Watch all losses of a pass, or none.
 
     Args:
         begin: receives the walk of all losses in this pass. What it passes to `rescale` serves
@@ -45,6 +47,7 @@ class LossEntry:
         self._probes: dict[torch.device, Tensor] = {}
         self._pass = NONE
         self.partial_passes = 0
+        _ENTRIES.add(self)
 
     def watch(self, loss: Tensor) -> Tensor:
         """The same loss; a backward pass through the result announces itself.
@@ -74,13 +77,22 @@ class LossEntry:
         if running == self._pass:
             return
         self._pass = running
-        alive = [node for node in (ref() for ref in self._nodes) if node is not None]
-        here = torch._C._current_autograd_node()  # the engine does not count a pass's only root
-        walked = walk([node for node in alive if node is here or executes(node)])
-        if is_full(walked.nodes[leaf] for leaf in walked.graph.leaves):
+        walked = walk(self._taking_part())
+        full = is_full(walked.nodes[leaf] for leaf in walked.graph.leaves)
+        alone = not any(entry._taking_part() for entry in list(_ENTRIES) if entry is not self)
+        if full and alone:
             self._begin(walked)
         else:
             self.partial_passes += 1
+
+    def _taking_part(self) -> list[Any]:
+        """The entries that the running pass goes through, in the order they were watched."""
+        here = torch._C._current_autograd_node()  # the engine does not count a pass's only root
+        alive = [node for node in (ref() for ref in self._nodes) if node is not None]
+        return [node for node in alive if node is here or executes(node)]
+
+
+_ENTRIES: weakref.WeakSet[LossEntry] = weakref.WeakSet()
 
 
 class _LossEntry(torch.autograd.Function):

@@ -101,7 +101,8 @@ def rescale(
         multipliers = Multipliers(walked.graph, plan)
     multipliers.check(walked.graph, plan)
     gate = PassGate()
-    _claim(walked, gate)
+    if current_pass() < 0:  # during a pass, `LossEntry` has joined all that takes part in it
+        _claim(walked, gate)
     handles = _hook_roots(walked, gate, multipliers) + _hook_edges(walked, gate, multipliers)
     rescaled = Rescaled(gate, handles, len(multipliers.edges))
     if current_pass() >= 0:
