@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradscale.outcome import Counters, Ledger, StepOutcome
+from gradscale.ledger import Counters, Ledger
+from gradscale.outcome import StepOutcome
 from gradscale.pending import PendingGradients
 from gradscale.policies.policy import Policy
 from gradscale.settings import PolicySetting
@@ -68,14 +69,16 @@ class SavedScaler(torch.amp.GradScaler):
         """
         if not self._enabled:
             return {}
+        # First, because a plan that is due may change the scale.
+        layerwise = None if self._layerwise is None else self._layerwise.state_dict()
         own: dict[str, Any] = {
             "version": VERSION,
             "policy": describe(self.policy),
             "state": self._saved_fields(),
             "counters": asdict(self._ledger.counters),
         }
-        if self._layerwise is not None:
-            own["layerwise"] = self._layerwise.state_dict()
+        if layerwise is not None:
+            own["layerwise"] = layerwise
         return {**super().state_dict(), "gradscale": own}
 
     def load_state_dict(
@@ -93,7 +96,7 @@ class SavedScaler(torch.amp.GradScaler):
 
         Raises:
             RuntimeError: if the dictionary is empty or has no scale.
-            ValueError: if the saved scale is zero, subnormal or not finite, or a field does not fit.
+            ValueError: if the saved scale is zero, subnormal or not finite, or a shape differs.
         """
         if not self._enabled:
             return
@@ -108,7 +111,7 @@ class SavedScaler(torch.amp.GradScaler):
         differing = differences(state_dict, policy)
         if differing:
             warnings.warn(
-                f"`load_state_dict` keeps this scaler's settings, which differ from the saved ones: "
+                "`load_state_dict` keeps this scaler's settings, which differ from the saved ones: "
                 f"{'; '.join(differing)}. Pass `configuration='restore'` to take the saved ones.",
                 stacklevel=2,
             )

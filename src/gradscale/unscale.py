@@ -24,6 +24,9 @@ from torch import Tensor
 
 from gradscale.histogram import EXPONENT_BINS, count_exponents
 
+multiply_and_check_ = torch._amp_foreach_non_finite_check_and_unscale_  # pyright: ignore[reportPrivateImportUsage]
+"""Torch's kernel `(tensors, flag, factor)`: flags what is not finite, then multiplies in place."""
+
 Groups = dict[torch.device, dict[torch.dtype, list[Tensor]]]
 Flags = dict[torch.device, Tensor]
 
@@ -37,6 +40,9 @@ def gradient_values(parameter: Tensor) -> Tensor | None:
     grad = parameter.grad
     if grad is None:
         return None
+    if grad.is_complex() and grad.is_conj():
+        # A lazy conjugate has no real view; optimizers would resolve it as well.
+        grad = parameter.grad = grad.resolve_conj()
     if hasattr(grad, "to_local"):
         grad = grad._local_tensor  # pyright: ignore[reportAttributeAccessIssue]
     if grad.is_sparse:
@@ -77,7 +83,7 @@ def collect_gradients(
                     others.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
                     continue
                 grad = values
-            # Neighbors mostly share device and dtype: hashing both for each costs more than the rest.
+            # Neighbors mostly share device and dtype, and hashing both for each is costly.
             if grad.dtype is not dtype or grad.device != device:
                 device, dtype = grad.device, grad.dtype
                 bucket = most.setdefault(device, {}).setdefault(dtype, [])
@@ -86,7 +92,7 @@ def collect_gradients(
 
 
 def unscale_reference(gradients: Sequence[Tensor], scale: float) -> bool:
-    """Divides in place, tensor by tensor in float64; True if a quotient or a gradient is not finite.
+    """Divides in place, tensor by tensor in float64; True if one is not finite, before or after.
 
     The slow, obvious version: the oracle of `unscale_groups_` and `check_groups`.
     """
@@ -116,13 +122,13 @@ def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> Fla
         flag = found_inf if same else found_inf.to(device=device, copy=True, non_blocking=True)
         factor = inv_scale if same else inv_scale.to(device=device, non_blocking=True)
         for grads in by_dtype.values():
-            torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, factor)
+            multiply_and_check_(grads, flag, factor)
         flags[device] = flag
     return flags
 
 
 def check_groups(groups: Groups, inv_scale: Tensor) -> Flags:
-    """A flag per device, 0 or 1: whether a gradient, or its product with `inv_scale`, is not finite.
+    """A flag per device, 0 or 1: whether a gradient, or it times `inv_scale`, is not finite.
 
     Nothing is written and no host read made. On accelerators the largest magnitude tells both in
     one reading pass; on the CPU that norm is 15 times slower than the check of the gradients alone,
@@ -148,7 +154,7 @@ def _check_on_cpu(by_dtype: dict[torch.dtype, list[Tensor]], inv_scale: Tensor) 
         product = torch.stack([tensor_amax(grads) for grads in by_dtype.values()]).amax() * factor
         return (~torch.isfinite(product)).to(torch.float32)
     for grads in by_dtype.values():
-        torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, one)
+        multiply_and_check_(grads, flag, one)
     return flag
 
 
@@ -162,9 +168,14 @@ def tensor_amax(tensors: Sequence[Tensor]) -> Tensor:
     if not filled:
         return torch.zeros((), device=tensors[0].device)
     if filled[0].device.type != "cpu":
-        return torch.stack(torch._foreach_norm(filled, float("inf"))).amax().to(torch.float32)
+        return _largest(filled).amax().to(torch.float32)
     ends = [end for tensor in filled for end in torch.aminmax(tensor)]
     return torch.stack(ends).abs().amax().to(torch.float32)
+
+
+def _largest(tensors: list[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(tensors, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms)
 
 
 def finite_amax(groups: Groups, device: torch.device) -> Tensor:

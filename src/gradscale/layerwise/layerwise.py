@@ -122,9 +122,10 @@ class Layerwise:
 
     def attach(self, loss: Tensor) -> Tensor:
         """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
-        if not (self._measures or any(not t.plan.is_uniform for t in self.tracks.values())):
-            return loss
-        return self._entry.watch(loss)
+        follows = any(not track.plan.is_uniform for track in self.tracks.values())
+        if self._measures or follows or self._restored:
+            return self._entry.watch(loss)
+        return loss
 
     def after_unscale(self, optimizer: Any) -> None:
         """Refuses gradients of which nobody knows whether the plan scaled them.

@@ -1,0 +1,291 @@
+"""`GradScaler(layerwise=…)` through whole training steps: bits, overflow, bad data, resume."""
+
+import copy
+import random
+import sys
+
+import pytest
+import torch
+from gradscale.emulation import emulate
+from gradscale.layerwise import Layerwise
+from gradscale.plans.plan import ScalePlan
+from gradscale.plans.windows import Windows
+from gradscale.scaler import GradScaler
+from torch import nn
+from zoo import ZOO
+
+pytestmark = [
+    # torch's own: dynamo looks at `.grad` of what it traces, sparse tensors announce their checks.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled"),
+]
+
+
+def random_plans(seed):
+    """A planner that draws a new plan at every measurement."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def decide(graph, measurements):
+        return ScalePlan.random(graph, generator)
+
+    return decide
+
+
+def steps(trial, scaler, count):
+    """The gradients of `count` training steps, each step changing the parameters a little."""
+    optimizer = torch.optim.SGD([p for p in trial.parameters if p.is_leaf], lr=0.01)
+    history = []
+    for _ in range(count):
+        optimizer.zero_grad()
+        for loss in trial.losses():
+            scaler.scale(loss).backward(retain_graph=True)
+        scaler.unscale_(optimizer)
+        history.append([None if p.grad is None else p.grad.clone() for p in trial.parameters])
+        scaler.step(optimizer)
+        scaler.update()
+    return history
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_random_plans_leave_every_gradient_of_the_zoo_bitwise_alike(name):
+    histories = []
+    for layerwise in (False, Layerwise(Layerwise.of(random_plans(3), None).planner, measure_every=1)):
+        torch.manual_seed(1)
+        random.seed(1)
+        trial = ZOO[name](torch.float32, 4)
+        scaler = GradScaler("cpu", init_scale=2.0**4, layerwise=layerwise)
+        torch.manual_seed(2)
+        histories.append(steps(trial, scaler, 3))
+    for plain, planned in zip(*histories, strict=True):
+        for one, other in zip(plain, planned, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                same = (one.to_dense() == other.to_dense()) if one.is_sparse else (one == other)
+                assert bool(same.all()), name
+
+
+def deep(attenuation, depth=20, width=32, seed=0):
+    torch.manual_seed(seed)
+    layers = []
+    for _ in range(depth):
+        linear = nn.Linear(width, width)
+        nn.init.normal_(linear.weight, std=attenuation * (2 / width) ** 0.5)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 4))
+
+
+def half_step(model, optimizer, scaler, x, y, weight=1.0):
+    optimizer.zero_grad()
+    with torch.autocast("cpu", torch.float16):
+        loss = nn.functional.cross_entropy(model(x).float(), y) * weight
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    gradients = [p.grad.clone() for p in model.parameters()]
+    scaler.step(optimizer)
+    scaler.update()
+    return gradients
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(5)
+    return torch.randn(16, 32), torch.randint(4, (16,))
+
+
+def train(scaler, batch, count, *, model=None, attenuation=0.25, spoil=None):
+    model = deep(attenuation) if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    gradients = []
+    with emulate(forward=torch.float16, backward=torch.float16):
+        for step in range(count):
+            x, y = batch
+            weight = 1.0
+            if spoil is not None:
+                x, weight = spoil(step, x)
+            gradients.append(half_step(model, optimizer, scaler, x, y, weight))
+    return model, gradients
+
+
+def true_gradients(batch, attenuation=0.25):
+    model = deep(attenuation).double()
+    nn.functional.cross_entropy(model(batch[0].double()), batch[1]).backward()
+    return [p.grad for p in model.parameters()]
+
+
+def test_gradients_that_one_scale_flushes_survive_under_a_plan(batch):
+    truth = true_gradients(batch)
+    _, single = train(GradScaler("cpu", init_scale=2.0**15), batch, 8)
+    scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=True)
+    _, layered = train(scaler, batch, 8)
+    assert single[-1][0].count_nonzero() == 0
+    for name, got, true in zip(range(99), layered[-1], truth, strict=False):
+        one, other = got.double().flatten(), true.flatten()
+        assert one @ other > 0.98 * one.norm() * other.norm(), name
+    assert scaler.counters.skipped == 0
+
+
+def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch):
+    scaler = GradScaler("cpu", layerwise=True)
+    train(scaler, batch, 4, attenuation=1.0)
+    (track,) = scaler._layerwise.tracks.values()
+    assert track.plan.is_uniform
+    assert "one loss scale is enough" in scaler._layerwise.report()
+    loss = torch.ones((), requires_grad=True) * 2
+    scaler._layerwise._measures = False
+    assert scaler._layerwise.attach(loss) is loss
+
+
+def test_bad_data_never_moves_a_plan(batch):
+    scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=True)
+    model, _ = train(scaler, batch, 8)
+    (track,) = scaler._layerwise.tracks.values()
+    plan, scale = track.plan, scaler.get_scale()
+    assert not plan.is_uniform
+
+    def spoil(step, x):
+        return x.clone().fill_(float("nan")), 1.0
+
+    train(scaler, batch, 12, model=model, spoil=spoil)
+    assert track.plan == plan and scaler.get_scale() == scale
+    assert scaler.last_step.reason == "nonfinite_loss"
+
+
+def test_an_overflow_lowers_the_plan_and_training_recovers(batch):
+    scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=True)
+    model, _ = train(scaler, batch, 8)
+    skipped = scaler.counters.skipped
+
+    def spoil(step, x):
+        return x, 2.0**9  # the loss suddenly weighs 512 times as much
+
+    train(scaler, batch, 12, model=model, spoil=spoil)
+    assert skipped < scaler.counters.skipped < 12
+    assert not scaler.last_step.skipped
+    assert set(scaler.counters.reasons) == {"overflow"}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(batch):
+    whole = GradScaler("cpu", init_scale=2.0**15, layerwise=Layerwise(measure_every=4))
+    model, _ = train(whole, batch, 5)
+    saved, weights = copy.deepcopy(whole.state_dict()), copy.deepcopy(model.state_dict())
+    _, rest = train(whole, batch, 7, model=model)
+
+    resumed = GradScaler("cpu", init_scale=2.0**15, layerwise=Layerwise(measure_every=4))
+    resumed.load_state_dict(saved)
+    again = deep(0.25)
+    again.load_state_dict(weights)
+    _, other = train(resumed, batch, 7, model=again)
+    for one, two in zip(rest, other, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert whole.state_dict()["scale"] == resumed.state_dict()["scale"]
+    assert whole._layerwise.state_dict() == resumed._layerwise.state_dict()
+
+
+def test_the_state_is_plain_and_survives_a_file(batch, tmp_path):
+    scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=True)
+    train(scaler, batch, 3)
+    torch.save(scaler.state_dict(), tmp_path / "scaler.pt")
+    loaded = torch.load(tmp_path / "scaler.pt", weights_only=True)
+    assert loaded["gradscale"]["layerwise"]["steps"] == 3
+
+
+def test_a_new_structure_starts_uniform_and_only_so_many_are_kept():
+    scaler = GradScaler("cpu", layerwise=Layerwise(keep=2, measure_every=1))
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for length in range(1, 6):
+        optimizer.zero_grad()
+        hidden = weight
+        for _ in range(length):
+            hidden = hidden.sin()
+        scaler.scale(hidden.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert len(scaler._layerwise.tracks) == 2
+
+
+class HidesItsLeaf(torch.autograd.Function):
+    """Runs a backward pass of its own, as reentrant checkpointing does."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.module = module
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return module(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            inner = x.detach().requires_grad_()
+            torch.autograd.backward(ctx.module(inner), grad)
+        return inner.grad, None
+
+
+def test_leaves_hidden_in_a_custom_function_come_at_the_loss_scale():
+    results = []
+    for layerwise in (False, Layerwise(Layerwise.of(random_plans(7), None).planner, measure_every=1)):
+        torch.manual_seed(0)
+        first, hidden, last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+        parameters = [p for m in (first, hidden, last) for p in m.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.01)
+        scaler = GradScaler("cpu", init_scale=16.0, layerwise=layerwise)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = last(HidesItsLeaf.apply(first(torch.ones(2, 4)), hidden).relu()).sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append([p.detach().clone() for p in parameters])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_reentrant_checkpointing_is_reported_once_and_right():
+    from torch.utils.checkpoint import checkpoint
+
+    block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    head = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD([*block.parameters(), *head.parameters()], lr=0.01)
+    planner = Layerwise.of(random_plans(7), None).planner
+    scaler = GradScaler("cpu", layerwise=Layerwise(planner, measure_every=1))
+    x = torch.randn(2, 4, requires_grad=True)
+    with pytest.warns(UserWarning, match="use_reentrant=False") as caught:
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(head(checkpoint(block, x, use_reentrant=True)).sum()).backward()
+            scaler.unscale_(optimizer)
+            scaled = block[0].weight.grad.clone()
+            scaler.step(optimizer)
+            scaler.update()
+    assert len(caught) == 1
+    assert bool(torch.isfinite(scaled).all())
+
+
+def test_a_deep_recurrence_does_not_hit_the_recursion_limit():
+    weight = torch.full((4,), 0.999, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    scaler = GradScaler("cpu", layerwise=True)
+    hidden = torch.ones(4)
+    for _ in range(5 * sys.getrecursionlimit()):
+        hidden = hidden * weight
+    scaler.scale(hidden.sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert not scaler.last_step.skipped
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("yes", "must be True, a planner"), (3, "must be True, a planner")],
+)
+def test_what_layerwise_takes_is_checked(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        GradScaler("cpu", layerwise=wrong)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="measure_every=0"):
+        Layerwise(measure_every=0)
+    with pytest.raises(ValueError, match="keep=0"):
+        Layerwise(Windows(), keep=0)
