@@ -206,9 +206,9 @@ def heavy_tailed(losses: int = 96) -> Tensor:
 @pytest.mark.slow
 def test_heavy_tails_break_the_lognormal_promise_and_the_quantile_keeps_it() -> None:
     lognormal = LogNormal(power_of_two=False)
-    assert overflow_share(lognormal, log_normal()) <= 1.1e-3
-    assert overflow_share(lognormal, heavy_tailed()) > 2e-3
-    assert overflow_share(Quantile(power_of_two=False), heavy_tailed()) <= 1.2e-3
+    assert overflow_share(lognormal, log_normal()) <= 1e-3
+    assert overflow_share(lognormal, heavy_tailed()) > 5e-3
+    assert overflow_share(Quantile(power_of_two=False), heavy_tailed()) <= 1e-3
     assert overflow_share(Quantile(), heavy_tailed()) <= 1e-3
 
 

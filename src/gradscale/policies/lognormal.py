@@ -59,7 +59,7 @@ class LogNormalState(NamedTuple):
 class LogNormal(Policy):
     """Takes log2 of the maximum as normal and keeps its upper tail inside the format.
 
-        x = log2(amax), or one octave above what fitted if the step overflowed
+        x = log2(amax), or two octaves above what fitted if the step overflowed
         mean, slow_mean, variance = moving moments of x
         scale = 2 ** floor(log2(format.max) - headroom - mean - deviations * sqrt(variance))
         overflow:  scale = min(that, old scale * backoff_factor)

@@ -54,7 +54,7 @@ class QuantileState(NamedTuple):
 class Quantile(Policy):
     """Keeps the share of overflowing steps at `overflow_share` with no assumption about the maxima.
 
-        x = log2(amax), or one octave above what fitted if the step overflowed; kept in a ring of
+        x = log2(amax), or two octaves above what fitted if the step overflowed; kept in a ring of
         `window`
         n = how many are in the ring;  r = floor((n + 1) * overflow_share)
         top = the r-th largest x, which the next one exceeds with probability r / (n + 1)
