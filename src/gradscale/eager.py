@@ -1,4 +1,4 @@
-"""Methods that `torch.compile` runs as they are, with a graph break, as it runs torch's own scaler."""
+"""Methods that `torch.compile` leaves out of its graphs, as it leaves out torch's own scaler."""
 
 from __future__ import annotations
 
