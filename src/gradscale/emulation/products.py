@@ -51,7 +51,10 @@ def multiply(
         return func(*args, **kwargs)
     out = args[0] if in_place else kwargs.pop("out", None)
     dtype = formats.dtype_for(a)
-    wide = [_widened(argument, dtype) for argument in args]
+    wide = [
+        argument if position in (first, second) else _widened(argument, dtype)
+        for position, argument in enumerate(args)
+    ]
     wide[first] = as_operand(a, formats.first, dtype)
     wide[second] = as_operand(b, formats.second, dtype)
     product = getattr(aten, base).default(*wide, **kwargs)
