@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from gradscale.training import RunFolder, Trial, load_data, run, settings_for
 
@@ -72,10 +73,15 @@ def test_eight_bits_lose_more_than_sixteen(data):
     assert shares == sorted(shares) and shares[0] < shares[2]
 
 
+def with_dropout(trial: Trial) -> Trial:
+    trial.model.insert(3, nn.Dropout(0.5))
+    return trial
+
+
 def test_measuring_what_is_lost_does_not_change_the_run(data, monkeypatch):
-    measured = train(trial(data))
+    measured = train(with_dropout(trial(data)))
     monkeypatch.setattr("gradscale.training.trial.LOST_SAMPLES", 0)
-    unmeasured = train(trial(data))
+    unmeasured = train(with_dropout(trial(data)))
     assert unmeasured.lost["activations"].share is None
     assert torch.equal(weights(measured), weights(unmeasured))
 
