@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from gradscale.backward.graph import walk
@@ -217,3 +218,13 @@ def test_a_scale_that_is_no_power_of_two_overstates_nothing() -> None:
     for record in measuring.result().records:
         assert math.ldexp(1.0, record.counts.lowest) <= record.counts.amax
     assert measuring.ready
+
+
+def test_a_measured_backward_pass_never_reads_a_tensor_on_the_host() -> None:
+    with FakeTensorMode():
+        model = nn.Sequential(nn.Linear(4, 8, dtype=torch.half), nn.ReLU())
+        loss = model(torch.randn(3, 4, dtype=torch.half)).float().sum()
+        measuring = measure(walk(loss), None, torch.tensor(4.0), moments=True)
+        (loss * 4).backward()
+        measuring.fetch()
+        assert measuring.ready

@@ -1,0 +1,90 @@
+"""Which records limit which nodes."""
+
+import torch
+
+from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.measurements import Counts, Kind, Measurements, Record
+from gradscale.formats import FloatFormat
+from gradscale.plans.window import FAR, Window, highest_exponent, window_of
+from gradscale.plans.windows_nodes import node_windows
+
+HALF = FloatFormat.of("fp16")
+
+
+def graph_of(dtype: torch.dtype = torch.float16) -> BackwardGraph:
+    """0 sum, 1 sin, 2 sin, 3 leaf."""
+    return BackwardGraph.of(torch.ones(2, dtype=dtype, requires_grad=True).sin().sin().sum())
+
+
+def record(
+    node: int, octave: int, kind: Kind = "arrived", target: int = -1, stored: int = 0
+) -> Record:
+    counts = Counts(2.0**octave, 0, 0, octave, (10,))
+    return Record(node, kind, target, "fp16", stored, counts)
+
+
+def windows(graph: BackwardGraph, *records: Record) -> list[Window]:
+    measurements = Measurements(graph.signature, records)
+    return node_windows(graph, measurements, flushed=0.0, headroom=4)
+
+
+def window(octave: int) -> Window:
+    return window_of(Counts(2.0**octave, 0, 0, octave, (10,)), HALF, flushed=0.0)
+
+
+def test_the_headroom_is_kept_to_the_octave() -> None:
+    assert window(0).hi == highest_exponent(1.0, HALF) - 4 == 11
+    assert window(0).limit == 13 and window(0).lo == -25
+
+
+def test_a_node_is_limited_by_what_arrives_and_by_what_it_produces() -> None:
+    graph = graph_of()
+    found = windows(graph, record(1, -10))
+    assert found[1] == window(-10)
+    assert found[0] == window(-10)  # what arrives at 1 was produced by 0, at 0's exponent
+    assert found[2] == Window() and found[3] == Window()
+
+
+def test_a_leaf_is_limited_by_the_gradient_that_it_stores() -> None:
+    graph = graph_of()
+    found = windows(graph, record(2, 3, "produced", 3))
+    assert found[3] == found[2] == window(3)
+
+
+def test_float32_has_no_window() -> None:
+    graph = graph_of(torch.float32)
+    assert windows(graph, record(1, -10)) == [Window()] * 4
+
+
+def test_a_product_is_preferred_to_what_then_arrived() -> None:
+    graph = graph_of()
+    found = windows(graph, record(0, -5, "produced", 1), record(1, -8))
+    assert found[0] == window(-5) and found[1] == window(-8)
+
+
+def test_a_join_keeps_room_for_the_sum_of_its_terms() -> None:
+    y = torch.ones(2, dtype=torch.float16, requires_grad=True).sin()
+    graph = BackwardGraph.of(torch.stack([y.cos() for _ in range(16)]).sum())
+    (join,) = [n for n in range(len(graph)) if len(graph.edges_into(n)) == 16]
+    sources = [graph.edges[number].source for number in graph.edges_into(join)]
+    found = windows(graph, *(record(source, 0, "produced", join) for source in sources))
+    assert found[join].hi == highest_exponent(1.0, HALF) - 4 - 1
+
+
+def test_a_product_that_may_have_been_flushed_whole_raises_its_node() -> None:
+    graph = graph_of()
+    nothing = Record(1, "produced", 2, "fp16", 0, Counts(0.0, 10))
+    low = windows(graph, record(1, -22), nothing)
+    assert low[1].lo == 12 and low[1].extrapolated
+    high = windows(graph, record(1, -2), nothing)
+    assert high[1].lo == window(-2).lo
+
+
+def test_products_may_read_a_narrower_format_than_carries_the_gradient() -> None:
+    x, w = torch.ones(2, 2), torch.ones(2, 2, requires_grad=True)
+    graph = BackwardGraph.of((x @ w).sum())
+    node = graph.names.index("MmBackward0")
+    measurements = Measurements(graph.signature, (record(node, 0),))
+    narrow = FloatFormat.of("e4m3")
+    found = node_windows(graph, measurements, flushed=0.0, headroom=4, product_format=narrow)
+    assert found[node].hi == highest_exponent(1.0, narrow) - 4 < FAR
