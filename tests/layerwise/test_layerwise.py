@@ -49,7 +49,10 @@ def steps(trial, scaler, count):
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_random_plans_leave_every_gradient_of_the_zoo_bitwise_alike(name):
     histories = []
-    for layerwise in (False, Layerwise(Layerwise.of(random_plans(3), None).planner, measure_every=1)):
+    for layerwise in (
+        False,
+        Layerwise(Layerwise.of(random_plans(3), None).planner, measure_every=1),
+    ):
         torch.manual_seed(1)
         random.seed(1)
         trial = ZOO[name](torch.float32, 4)
@@ -127,7 +130,7 @@ def test_gradients_that_one_scale_flushes_survive_under_a_plan(batch):
 def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch):
     scaler = GradScaler("cpu", layerwise=True)
     train(scaler, batch, 4, attenuation=1.0)
-    (track,) = scaler._layerwise.tracks.values()
+    (track,) = scaler._layerwise.tracks
     assert track.plan.is_uniform
     assert "one loss scale is enough" in scaler._layerwise.report()
     loss = torch.ones((), requires_grad=True) * 2
@@ -138,7 +141,7 @@ def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch
 def test_bad_data_never_moves_a_plan(batch):
     scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=True)
     model, _ = train(scaler, batch, 8)
-    (track,) = scaler._layerwise.tracks.values()
+    (track,) = scaler._layerwise.tracks
     plan, scale = track.plan, scaler.get_scale()
     assert not plan.is_uniform
 
@@ -225,7 +228,10 @@ class HidesItsLeaf(torch.autograd.Function):
 
 def test_leaves_hidden_in_a_custom_function_come_at_the_loss_scale():
     results = []
-    for layerwise in (False, Layerwise(Layerwise.of(random_plans(7), None).planner, measure_every=1)):
+    for layerwise in (
+        False,
+        Layerwise(Layerwise.of(random_plans(7), None).planner, measure_every=1),
+    ):
         torch.manual_seed(0)
         first, hidden, last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
         parameters = [p for m in (first, hidden, last) for p in m.parameters()]

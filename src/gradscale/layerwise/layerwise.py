@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -20,15 +19,15 @@ from gradscale.layerwise.agreement import same_on_all_ranks
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.finished import Finished
 from gradscale.layerwise.hidden import Leaves, custom_nodes, leaf_names, owned, refusal
+from gradscale.layerwise.suspicion import lower_suspects
 from gradscale.layerwise.track import Track
+from gradscale.layerwise.tracks import Tracks
 from gradscale.outcome import StepOutcome
 from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Decision, Planner, UserGiven, fixed
 from gradscale.plans.planner_report import report
 from gradscale.plans.windows import Windows
-from gradscale.plans.windows_overflow import lowered, suspects
 from gradscale.ranks import distributed, mesh_groups
-from gradscale.unscale import gradient_values
 
 
 class Layerwise:
@@ -65,15 +64,11 @@ class Layerwise:
         keep: int = 8,
         process_group: Any = None,
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"`Layerwise(keep={keep})` must be at least 1, one plan to follow.")
         self.planner: Planner = planner if planner is not None else Windows()
         self.calendar = Calendar(measure_every)
-        self.keep = keep
         self.process_group = process_group
-        self.tracks: OrderedDict[str, Track] = OrderedDict()
+        self.tracks = Tracks(keep)
         self.steps = 0
-        self._restored: dict[str, Mapping[str, Any]] = {}
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
         self._again = False
@@ -122,10 +117,7 @@ class Layerwise:
 
     def attach(self, loss: Tensor) -> Tensor:
         """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
-        follows = any(not track.plan.is_uniform for track in self.tracks.values())
-        if self._measures or follows or self._restored:
-            return self._entry.watch(loss)
-        return loss
+        return self._entry.watch(loss) if self._measures or self.tracks.followed else loss
 
     def after_unscale(self, optimizer: Any) -> None:
         """Refuses gradients of which nobody knows whether the plan scaled them.
@@ -154,7 +146,8 @@ class Layerwise:
 
     def _begin_pass(self, walk: Walk) -> None:
         graph = walk.graph
-        track = self._track(graph)
+        track = self.tracks.of(graph)
+        self._again |= track.unmeasured
         self._custom |= bool(custom_nodes(walk) - graph.structure.pinned)
         if self._hiding:
             graph = graph.pinning(custom_nodes(walk))
@@ -169,17 +162,6 @@ class Layerwise:
             rescale(walk, plan, factors)
         self._leaves.see(graph, scaled=not plan.is_uniform)
         self._report_reentrant(graph)
-
-    def _track(self, graph: BackwardGraph) -> Track:
-        key = graph.signature
-        if key not in self.tracks:
-            saved = self._restored.pop(key, None)
-            self.tracks[key] = Track(graph) if saved is None else Track.restored(graph, saved)
-            self._again |= saved is None
-            while len(self.tracks) > self.keep:
-                self.tracks.popitem(last=False)
-        self.tracks.move_to_end(key)
-        return self.tracks[key]
 
     def _report_reentrant(self, graph: BackwardGraph) -> None:
         if graph.structure.reentrant:
@@ -213,9 +195,8 @@ class Layerwise:
             for measuring in self._measurings:
                 measuring.reduce(groups)
             return self._measurings
-        why = "ranks run different graphs"
         for signature in signatures:
-            self.tracks[signature].freeze(why)
+            self.tracks[signature].freeze("ranks run different graphs")
         self._warn_once(
             "layer-wise scaling: ranks run different graphs, so their plans could differ; these "
             "graphs stay at one loss scale."
@@ -235,24 +216,9 @@ class Layerwise:
                 continue
             self._again = True
             if step is last_step and not self._measurings and not self._groups():
-                self._go_down(step)
-
-    def _go_down(self, step: StepOutcome) -> None:
-        """Lowers the groups that must have overflowed, judging by whose gradients are finite."""
-        track = next(reversed(self.tracks.values()), None)
-        if track is None or track.plan.is_uniform:
-            return
-        leaves = [
-            leaf
-            for leaf, parameter in track.graph.parameters().items()
-            if parameter is not None
-            and (values := gradient_values(parameter)) is not None
-            and not bool(torch.isfinite(values).all())
-        ]
-        nodes = suspects(track.graph, leaves)
-        if nodes:
-            plan, self._lowered = lowered(track.graph, track.plan, _exponent(step.scale), nodes, 1)
-            track.move_to(plan)
+                track = self.tracks.latest
+                if track is not None:
+                    self._lowered = lower_suspects(track, _exponent(step.scale))
 
     def _plan(self, scale: Tensor) -> None:
         """Turns the last step's measurements into plans, and sets the loss scale they ask for."""
@@ -275,7 +241,7 @@ class Layerwise:
         if decisions:
             lowest = min(decision.log2_scale for decision in decisions)
             scale.fill_(2.0 ** max(-126, min(127, lowest)))
-            for track in self.tracks.values():
+            for track in self.tracks:
                 track.anchor_at(lowest)
 
     def _decide(self, track: Track, measurements: Measurements, log2_scale: int) -> Decision:
@@ -299,7 +265,7 @@ class Layerwise:
         Reads the device if a measurement is still under way.
         """
         lines: list[str] = []
-        for track in self.tracks.values():
+        for track in self.tracks:
             if track.frozen is not None:
                 lines.append(f"one loss scale, because {track.frozen}")
             elif track.decision is not None:
@@ -310,19 +276,17 @@ class Layerwise:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._finished is not None and self._scale is not None:
             self._plan(self._scale)
-        tracks = {key: track.state_dict() for key, track in self.tracks.items()}
         return {
             "steps": self.steps,
             "again": self._measures,
             "hiding": self._hiding,
             "lowered": self._lowered,
-            "tracks": {**self._restored, **tracks},
+            "tracks": self.tracks.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave; each plan comes into force as its graph is met."""
-        self.tracks.clear()
-        self._restored = dict(state["tracks"])
+        self.tracks.load_state_dict(state["tracks"])
         self.steps, self._hiding, self._lowered = state["steps"], state["hiding"], state["lowered"]
         self._finished, self._unsettled = None, []
         self._again = state["again"]
@@ -330,7 +294,7 @@ class Layerwise:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "settings": (self.planner, self.calendar.every, self.keep),
+            "settings": (self.planner, self.calendar.every, self.tracks.keep),
             "state": self.state_dict(),
         }
 

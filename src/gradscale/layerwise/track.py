@@ -36,6 +36,11 @@ class Track:
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
         self._factors: dict[frozenset[int], tuple[ScalePlan, Multipliers]] = {}
 
+    @property
+    def unmeasured(self) -> bool:
+        """Whether a measurement is wanted, because there has been none."""
+        return self.frozen is None and self.decision is None and not self.history
+
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
         self.decision, self.anchor = decision, decision.log2_scale
