@@ -8,7 +8,27 @@ from typing import Any
 
 import torch
 
-from gradscale.ranks import reduce_max_
+from gradscale.backward.measure import Measuring
+from gradscale.ranks import distributed, mesh_groups, reduce_max_
+
+
+def rank_groups(process_group: Any) -> list[Any]:
+    """The process groups whose ranks need the same plan: the given one, or all ranks; else none."""
+    if not distributed():
+        return []
+    return mesh_groups(process_group) or [torch.distributed.group.WORLD]
+
+
+def reduced(measurings: Sequence[Measuring], groups: Sequence[Any], device: torch.device) -> bool:
+    """Merges the counts of all ranks in place; False, and nothing done, if their graphs differ."""
+    if not groups:
+        return True
+    signatures = [measuring.signature for measuring in measurings]
+    same = same_on_all_ranks(signatures, groups, device)
+    if same:
+        for measuring in measurings:
+            measuring.reduce(groups)
+    return same
 
 
 def same_on_all_ranks(

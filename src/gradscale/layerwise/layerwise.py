@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
@@ -15,7 +14,7 @@ from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measure import Measuring, measure
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.rescale import rescale
-from gradscale.layerwise.agreement import same_on_all_ranks
+from gradscale.layerwise.agreement import rank_groups, reduced
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.finished import Finished
 from gradscale.layerwise.hidden import Leaves, custom_nodes, leaf_names, owned, refusal
@@ -27,7 +26,6 @@ from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Decision, Planner, UserGiven, fixed
 from gradscale.plans.planner_report import report
 from gradscale.plans.windows import Windows
-from gradscale.ranks import distributed, mesh_groups
 
 
 class Layerwise:
@@ -179,31 +177,19 @@ class Layerwise:
         self._leaves = Leaves()
         self._custom = False
 
-    def _groups(self) -> list[Any]:
-        if not distributed():
-            return []
-        return mesh_groups(self.process_group) or [torch.distributed.group.WORLD]
-
     def _agreed(self) -> Sequence[Measuring]:
         """The measurements of all ranks; where their graphs differ, one scale for all of them."""
-        groups = self._groups()
-        if not groups:
-            return self._measurings
+        groups = rank_groups(self.process_group)
         device = cast(Tensor, self._scale).device
-        signatures = [measuring.signature for measuring in self._measurings]
-        if same_on_all_ranks(signatures, groups, device):
-            for measuring in self._measurings:
-                measuring.reduce(groups)
+        if reduced(self._measurings, groups, device):
             return self._measurings
-        for signature in signatures:
-            self.tracks[signature].freeze("ranks run different graphs")
+        for measuring in self._measurings:
+            measuring.remove()
+            self.tracks[measuring.signature].freeze("ranks run different graphs")
         self._warn_once(
             "layer-wise scaling: ranks run different graphs, so their plans could differ; these "
             "graphs stay at one loss scale."
         )
-        for measuring in self._measurings:
-            measuring.remove()
-        self._measurings = []
         return []
 
     def _watch_outcomes(self, last_step: StepOutcome) -> None:
@@ -215,7 +201,7 @@ class Layerwise:
             if not blamed:
                 continue
             self._again = True
-            if step is last_step and not self._measurings and not self._groups():
+            if step is last_step and not self._measurings and not rank_groups(self.process_group):
                 track = self.tracks.latest
                 if track is not None:
                     self._lowered = lower_suspects(track, _exponent(step.scale))
