@@ -67,7 +67,11 @@ def only(policy: Policy, observation: Observation) -> Observation:
 def trajectory(policy: Policy, run: list[Step]) -> list[Any]:
     """The states after each step of a run."""
     state, states = policy.init(), []
+    # Long runs repeat the same two steps.
+    seen = {
+        id(step): only(policy, observe(step)) for step in {id(step): step for step in run}.values()
+    }
     for step in run:
-        state = policy.update(state, only(policy, observe(step)))
+        state = policy.update(state, seen[id(step)])
         states.append(state)
     return states

@@ -277,6 +277,14 @@ def test_a_guard_holds_the_scale_down_where_amax_cannot_see_the_overflow() -> No
     assert skipped(Guarded(LastMaximum())) <= 6 + steps / 200
 
 
+def test_a_guard_that_grew_far_above_its_policy_comes_down_with_the_first_overflow() -> None:
+    policy = Guarded(LastMaximum(), Dynamic(growth_interval=1))
+    state = after(policy, *[saw(1.0)] * 30)
+    assert (state.scale.item(), state.guard_scale.item()) == (2.0**14, 2.0**46)
+    state = policy.update(state, saw(1.0, overflow=True))
+    assert state.guard_scale.item() == 2.0**13
+
+
 def test_a_guards_state_pickles_in_a_flat_tuple() -> None:
     state = Guarded(Quantile()).init((2,))
     assert state._fields[:2] == ("scale", "guard_scale")

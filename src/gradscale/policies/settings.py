@@ -71,7 +71,8 @@ def check_range(policy: Any, cap_required: bool = False) -> None:
     A `max_scale` of None means that there is no cap, where that is allowed.
     """
     check_number(policy, "init_scale", "min_scale")
-    low, high = policy.min_scale, MAX_FLOAT32
+    low: float = policy.min_scale
+    high: float = MAX_FLOAT32
     fits = MIN_SCALE <= low <= MAX_FLOAT32
     rule = "must be a finite number of at least 2**-126, the smallest normal float32"
     check(policy, "min_scale", fits, rule, "A smaller scale would be flushed to zero.")
