@@ -182,5 +182,5 @@ def test_operands_of_different_dtypes_are_refused_as_by_torch() -> None:
             lambda: F.conv1d(half[None], single[None]),
             lambda: F.scaled_dot_product_attention(half[None], single[None], half[None]),
         ):
-            with pytest.raises(RuntimeError, match="dtype|type"):
+            with pytest.raises(RuntimeError, match=r"dtype|type"):
                 call()
