@@ -14,7 +14,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradscale.backward import LossEntry, Walk, rescale
+from gradscale.backward import BackwardGraph, LossEntry, Walk, rescale
+from gradscale.backward.names import module_places
 from gradscale.plans import ScalePlan
 
 pytestmark = pytest.mark.slow
@@ -46,19 +47,29 @@ def fsdp2() -> nn.Module:
     return sharded
 
 
-def fsdp1() -> nn.Module:
+def fsdp1_original() -> nn.Module:
+    return fsdp1(use_orig_params=True)
+
+
+def fsdp1(use_orig_params: bool = False) -> nn.Module:
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
     return FullyShardedDataParallel(
-        model(), auto_wrap_policy=ModuleWrapPolicy({nn.Linear}), device_id=torch.device("cpu")
+        model(),
+        auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
+        device_id=torch.device("cpu"),
+        use_orig_params=use_orig_params,
     )
 
 
 def gradients(net: nn.Module, plan_seed: int | None) -> tuple[list[Tensor], int]:
     hooked: list[int] = []
+    graphs: list[BackwardGraph] = []
 
     def begin(walk: Walk) -> None:
+        graphs.append(walk.graph)
+        assert module_places(walk.graph, net).count(None) == 1  # the leaf that `watch` added
         if plan_seed is not None:
             plan = ScalePlan.random(walk.graph, torch.Generator().manual_seed(plan_seed))
             hooked.append(rescale(walk, plan).edges)
@@ -68,6 +79,7 @@ def gradients(net: nn.Module, plan_seed: int | None) -> tuple[list[Tensor], int]
     for _ in range(2):
         x = torch.randn(3, 8)
         (entry.watch(net(x).square().mean()) * 1024.0).backward()
+    assert graphs and not graphs[-1].hidden(net.parameters())
     found = [p.grad for p in net.parameters() if p.grad is not None]
     net.zero_grad(set_to_none=True)
     return [getattr(grad, "_local_tensor", grad).clone() for grad in found], sum(hooked)
@@ -92,6 +104,6 @@ def worker(rank: int, make: Callable[[], nn.Module], store: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("make", [ddp, ddp_with_unused, fsdp2, fsdp1])
+@pytest.mark.parametrize("make", [ddp, ddp_with_unused, fsdp2, fsdp1, fsdp1_original])
 def test_reduced_gradients_keep_their_bits(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     mp.spawn(worker, args=(make, str(tmp_path / "store")), nprocs=2)

@@ -87,6 +87,7 @@ def test_a_retained_gradient_is_at_the_loss_scale() -> None:
     chain = Chain()
     expected = chain.true(chain.a)
     chain.a.retain_grad()
+    chain.a.retain_grad()  # twice is no mistake
     chain.rescale()
     chain.loss.backward()
     assert same([chain.w.grad, chain.v.grad, chain.a.grad], expected)
@@ -447,3 +448,38 @@ def test_a_graph_whose_loss_is_gone_says_so() -> None:
     chain = Chain()
     walked = walk(chain.loss)
     assert rescale(walked, ScalePlan.of(walked.graph, {1: 1})).edges == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_every_device_rounds_once(dtype: torch.dtype, device: str) -> None:
+    kind = torch.complex64 if dtype.is_complex else torch.float32
+    grad = torch.randn(1000, dtype=kind).mul(8).to(dtype).to(device)
+    for exponent in (-30, 20):
+        by = torch.tensor(2.0**exponent, device=device)
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        expected = (grad.to(wide) * 2.0**exponent).to(dtype)
+        assert torch.equal(multiply_gradient(grad, by), expected)
+        assert torch.equal(multiply_gradient(grad.clone(), by, may_overwrite=True), expected)
+
+
+@pytest.mark.cuda
+def test_a_scaled_pass_on_the_gpu_keeps_its_bits_without_a_sync() -> None:
+    w = torch.randn(64, 64, device="cuda", requires_grad=True)
+
+    def loss() -> Tensor:
+        return ((w @ w).half().tanh() @ w.half()).float().square().mean()
+
+    loss().backward()
+    expected, w.grad = w.grad, None
+    again = loss()
+    graph = BackwardGraph.of(again)
+    plan = ScalePlan.random(graph, torch.Generator().manual_seed(0), 0, 2)
+    multipliers = Multipliers(graph, plan)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert rescale(graph, plan, multipliers).edges > 0
+        again.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(w.grad, expected)

@@ -116,11 +116,15 @@ class BackwardGraph:
     def hidden(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those of `parameters` that have a gradient but are no leaf of this graph.
 
+        Shards are left out: the graph's leaf is the whole parameter that FSDP gathers.
+
         A custom function that runs a backward pass of its own hides its leaves; so does reentrant
         checkpointing. Their gradients come at the exponent of the node that hides them.
         """
         seen = {id(parameter) for parameter in self.parameters().values()}
-        return [p for p in parameters if p.grad is not None and id(p) not in seen]
+        return [
+            p for p in parameters if p.grad is not None and id(p) not in seen and not _is_shard(p)
+        ]
 
     def pinning(self, nodes: Iterable[int]) -> BackwardGraph:
         """The same graph with more nodes pinned to the loss scale."""
@@ -195,6 +199,10 @@ def _root_node(loss: Root) -> Any:
             )
         return torch.autograd.graph.get_gradient_edge(loss).node
     return loss.node if isinstance(loss, GradientEdge) else loss
+
+
+def _is_shard(parameter: Tensor) -> bool:
+    return hasattr(parameter, "_local_tensor") or hasattr(parameter, "_fsdp_flattened")
 
 
 def _discover(roots: list[Any]) -> tuple[list[Any], tuple[int, ...]]:

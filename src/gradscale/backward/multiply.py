@@ -53,7 +53,7 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
         >>> multiply_gradient(half, torch.tensor(2.0**20))
         tensor([0.0625,    inf], dtype=torch.float16)
     """
-    if may_overwrite:
+    if may_overwrite and grad.layout == torch.strided and not grad.is_complex():
         return _on_device(grad, by, grad) if _needs_float32(grad) else grad.mul_(by)
     if grad.layout == torch.sparse_coo:
         return _on_values(grad, by)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # A hook of these packages moves gradients or waits for them; none reads their size.
 BLIND = ("torch.distributed", "torch.nn.parallel", "torch._dynamo", "torch._functorch")
@@ -25,7 +25,7 @@ class _Watched:
 
     def __init__(self) -> None:
         self.numbers: set[int] = set()
-        self.retained: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self.retained = WeakTensorKeyDictionary()  # a plain WeakSet compares elementwise
         self.lock = threading.Lock()
 
     def add(self, tensor: Tensor) -> None:
@@ -40,7 +40,7 @@ class _Watched:
     def current(self) -> set[int]:
         """All watched nodes. `retain_grad` follows a tensor through in-place changes: so do we."""
         with self.lock:
-            retained = list(self.retained)
+            retained: list[Tensor] = list(self.retained)
         for tensor in retained:
             self.add(tensor)
         return self.numbers
@@ -98,7 +98,7 @@ def _wrap_retain_grad() -> None:
     def retain_grad(self: Tensor) -> None:
         if self.grad_fn is not None:
             _WATCHED.add(self)
-            _WATCHED.retained.add(self)
+            _WATCHED.retained[self] = True
         original(self)
 
     torch.Tensor.retain_grad = retain_grad

@@ -1,0 +1,52 @@
+"""Messages name layers, not node numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gradscale.backward import BackwardGraph
+from gradscale.backward.names import Place, describe_node, module_places
+from zoo import UNet
+
+
+def test_every_node_of_a_unet_has_a_place_and_each_convolution_is_inside_its_own() -> None:
+    model = UNet()
+    graph = BackwardGraph.of(model(torch.randn(1, 2, 8, 8)).sum())
+    places = module_places(graph, model)
+    assert None not in places
+    inside = [
+        place.module
+        for name, place in zip(graph.names, places, strict=True)
+        if name == "ConvolutionBackward0" and place is not None and place.inside
+    ]
+    assert sorted(inside) == ["down", "middle", "out", "up"]
+    assert places[0] == Place("out", False)
+    assert describe_node(graph, places, 0) == "after out (SumBackward0)"
+
+
+def test_casts_and_transposes_of_a_weight_are_inside() -> None:
+    model = nn.Linear(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        graph = BackwardGraph.of(model(torch.ones(1, 2)).float().sum())
+    places = module_places(graph, model)
+    assert {str(places[i]) for i, n in enumerate(graph.names) if "ToCopy" in n} == {
+        "Linear",
+        "after Linear",
+    }
+
+
+def test_wrappers_leave_no_trace_in_a_name() -> None:
+    outer = nn.Module()
+    outer._orig_mod = nn.Module()
+    outer._orig_mod.head = nn.Linear(2, 1)
+    graph = BackwardGraph.of(outer._orig_mod.head(torch.ones(1, 2)).sum())
+    assert {place.module for place in module_places(graph, outer) if place} == {"head"}
+
+
+def test_nodes_without_a_known_parameter_are_named_by_number() -> None:
+    stranger = torch.ones(2, requires_grad=True)
+    graph = BackwardGraph.of(stranger.exp().sum())
+    places = module_places(graph, nn.Linear(1, 1))
+    assert places == (None, None, None)
+    assert describe_node(graph, places, 2) == "node 2 (AccumulateGrad)"
