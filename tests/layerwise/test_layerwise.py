@@ -295,3 +295,20 @@ def test_settings_are_checked():
         Layerwise(measure_every=0)
     with pytest.raises(ValueError, match="keep=0"):
         Layerwise(Windows(), keep=0)
+
+
+def test_gradients_read_in_eight_bits_are_planned_for_eight_bits(batch):
+    truth = true_gradients(batch, 0.6)
+    worst = {}
+    for layerwise in (False, True):
+        scaler = GradScaler("cpu", layerwise=layerwise)
+        model = deep(0.6)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with emulate(forward=torch.float16, backward="e4m3"):
+            for _ in range(6):
+                got = half_step(model, optimizer, scaler, *batch)
+        worst[layerwise] = min(
+            float(a.double().flatten() @ b.flatten() / (a.norm() * b.norm() + 1e-30))
+            for a, b in zip(got, truth, strict=True)
+        )
+    assert worst[True] > 0.9 > worst[False]

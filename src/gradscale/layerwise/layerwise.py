@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -16,10 +15,11 @@ from gradscale.backward.measurements import Measurements
 from gradscale.backward.rescale import rescale
 from gradscale.layerwise.agreement import rank_groups, reduced
 from gradscale.layerwise.calendar import Calendar
+from gradscale.layerwise.emulated import fitted
 from gradscale.layerwise.finished import Finished
 from gradscale.layerwise.hidden import Leaves, custom_nodes, leaf_names, owned, refusal
 from gradscale.layerwise.suspicion import lower_suspects
-from gradscale.layerwise.track import Track
+from gradscale.layerwise.track import Track, exponent_of
 from gradscale.layerwise.tracks import Tracks
 from gradscale.outcome import StepOutcome
 from gradscale.plans.plan import ScalePlan
@@ -63,6 +63,7 @@ class Layerwise:
         process_group: Any = None,
     ) -> None:
         self.planner: Planner = planner if planner is not None else Windows()
+        self._planning = self.planner
         self.calendar = Calendar(measure_every)
         self.process_group = process_group
         self.tracks = Tracks(keep)
@@ -154,7 +155,8 @@ class Layerwise:
         plan, factors = track.factors(graph)
         if self._measures:
             scale = cast(Tensor, self._scale)
-            moments = self.planner.moments
+            self._planning = fitted(self.planner)
+            moments = self._planning.moments
             self._measurings.append(measure(walk, plan.exponents, scale, moments=moments))
         if not plan.is_uniform:
             rescale(walk, plan, factors)
@@ -204,7 +206,7 @@ class Layerwise:
             if step is last_step and not self._measurings and not rank_groups(self.process_group):
                 track = self.tracks.latest
                 if track is not None:
-                    self._lowered = lower_suspects(track, _exponent(step.scale))
+                    self._lowered = lower_suspects(track, exponent_of(step.scale))
 
     def _plan(self, scale: Tensor) -> None:
         """Turns the last step's measurements into plans, and sets the loss scale they ask for."""
@@ -218,7 +220,7 @@ class Layerwise:
         if any(m.overflowed for m in merged.values()) and not finished.blames_scale():
             self._again = self._measures = True
             return
-        log2_scale = _exponent(float(finished.scale))
+        log2_scale = exponent_of(float(finished.scale))
         decisions = [
             self._decide(self.tracks[key], measurements, log2_scale)
             for key, measurements in merged.items()
@@ -233,7 +235,9 @@ class Layerwise:
     def _decide(self, track: Track, measurements: Measurements, log2_scale: int) -> Decision:
         overflowed = measurements.overflowed
         seen = measurements if overflowed else measurements.with_maxima(track.history)
-        decision = self.planner.decide(track.graph, seen, track.plan, log2_scale, self.names(track))
+        decision = self._planning.decide(
+            track.graph, seen, track.plan, log2_scale, self.names(track)
+        )
         if overflowed:
             self._measures = True
         else:
@@ -293,8 +297,3 @@ class Layerwise:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=2)
-
-
-def _exponent(scale: float) -> int:
-    """The base-2 exponent of a scale, rounded down."""
-    return math.frexp(scale)[1] - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -90,3 +91,8 @@ class Track:
         track.frozen, track.anchor = state["frozen"], state["anchor"]
         track.history.extend(Measurements.from_dict(saved) for saved in state["history"])
         return track
+
+
+def exponent_of(scale: float) -> int:
+    """The base-2 exponent of a scale, rounded down."""
+    return math.frexp(scale)[1] - 1

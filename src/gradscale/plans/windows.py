@@ -63,8 +63,8 @@ class Windows:
 
     @property
     def moments(self) -> bool:
-        """Counts are enough."""
-        return False
+        """Whether every product is to be counted, whatever the dtype that carries its gradient."""
+        return self.product_format is not None
 
     def decide(
         self,
