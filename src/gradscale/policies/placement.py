@@ -73,8 +73,8 @@ def log2_max(format: FloatFormat) -> float:
 def unseen_log2_amax(scale: Tensor, format: FloatFormat) -> Tensor:
     """What to record of a step that overflowed: two octaves above what would have fit.
 
-    The true maximum is lost: it lies above ``format.max / scale``, perhaps far above. With one octave,
-    an unrounded `Quantile` overflows 1.2 times as often as it should on heavy tails.
+    The true maximum is lost: it lies above ``format.max / scale``, perhaps far above. With one
+    octave, an unrounded `Quantile` overflows 1.2 times as often as it should on heavy tails.
 
     Args:
         scale: any shape, float32, the scale in force.

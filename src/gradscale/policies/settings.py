@@ -71,14 +71,13 @@ def check_range(policy: Any, cap_required: bool = False) -> None:
     A `max_scale` of None means that there is no cap, where that is allowed.
     """
     check_number(policy, "init_scale", "min_scale")
-    low: float = policy.min_scale
-    high: float = MAX_FLOAT32
+    low, high = float(policy.min_scale), MAX_FLOAT32
     fits = MIN_SCALE <= low <= MAX_FLOAT32
     rule = "must be a finite number of at least 2**-126, the smallest normal float32"
     check(policy, "min_scale", fits, rule, "A smaller scale would be flushed to zero.")
     if policy.max_scale is not None or cap_required:
         check_number(policy, "max_scale")
-        high = policy.max_scale
+        high = float(policy.max_scale or 0.0)
         fits = low <= high <= MAX_FLOAT32
         rule = f"must be a finite float32 of at least `min_scale` ({low!r})"
         check(policy, "max_scale", fits, rule, "Raise it, or lower `min_scale`.")
