@@ -11,6 +11,9 @@ from torch import Tensor
 
 from gradscale.outcome import OptimizerOutcome
 
+LONGEST_QUEUE = 64
+"""Outcomes that may wait for the device; only accelerators other than CUDA ever get there."""
+
 
 @dataclass
 class Counters:
@@ -71,15 +74,16 @@ class Ledger:
     def add(self, outcome: OptimizerOutcome) -> None:
         """Takes an outcome; counts it now if that costs nothing."""
         arrived = event = None
-        if not outcome.settled and outcome.found_inf and outcome.found_inf[0].is_cuda:
-            flags = [flag.to(outcome.found_inf[0].device) for flag in outcome.found_inf]
-            total = torch.stack(flags).amax()
-            arrived = torch.empty((), dtype=total.dtype, pin_memory=True)
-            arrived.copy_(total, non_blocking=True)
+        flag = outcome.found_inf[0]
+        if not outcome.settled and flag.is_cuda and torch.cuda.is_available():
+            if torch.cuda.is_current_stream_capturing():
+                return  # The host runs this once, the graph many times: nobody can count.
+            arrived = torch.empty((), dtype=flag.dtype, pin_memory=True)
+            arrived.copy_(flag, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         self._waiting.append((outcome, arrived, event))
-        self._drain(wait=False)
+        self._drain(wait=len(self._waiting) > LONGEST_QUEUE)
 
     def _drain(self, wait: bool) -> None:
         while self._waiting:
@@ -88,12 +92,9 @@ class Ledger:
                 if wait:
                     event.synchronize()
                 if event.query():
-                    outcome._skipped = bool(arrived.item())
+                    outcome.arrive(bool(arrived.item()))
             if not (wait or outcome.settled):
-                # Without an event (CPU) a read costs nothing but is left to whoever asks, so that
-                # a step traced with fake tensors stays free of host reads.
-                if event is not None or not self.on_skip:
-                    break
+                break
             self._waiting.pop(0)
             self._counters.count(outcome)
             if outcome.skipped:

@@ -86,7 +86,7 @@ class SteppingScaler(ReportingScaler):
             with torch.no_grad():
                 again = self._gradients.check(optimizer, torch.ones_like(scale))
             for device, flag in flags.items():
-                flag.copy_(torch.maximum(flag, again.get(device, flag)))
+                torch.maximum(flag, again.get(device, flag), out=flag)
         found_inf = combined(list(flags.values()), scale.device)
         at = scale if on_cpu else scale.clone()
         outcome = OptimizerOutcome(optimizer, [found_inf], at, self._evidence)

@@ -1,0 +1,102 @@
+"""Why a step was skipped."""
+
+import math
+
+import pytest
+import torch
+
+from gradscale.scaler import GradScaler
+from gradscale.triage import find_culprits, find_reason
+
+FINE, BAD = torch.ones(2), torch.tensor([1.0, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "losses", "inputs", "reason"),
+    [
+        ([FINE], [FINE], None, "overflow"),
+        ([FINE], [FINE], [FINE], "overflow"),
+        ([FINE], [BAD], None, "nonfinite_loss"),
+        ([FINE], [FINE, BAD], None, "nonfinite_loss"),
+        ([FINE], [BAD], [FINE], "nonfinite_loss"),
+        ([FINE], [BAD], [FINE, BAD], "nonfinite_input"),
+        ([FINE], [BAD], {"x": (FINE, [BAD])}, "nonfinite_input"),
+        ([FINE, BAD], [BAD], [BAD], "nonfinite_parameter"),
+        ([FINE, BAD], [FINE], [BAD], "overflow"),
+        ([FINE], [], None, "overflow"),
+        ([BAD], [], None, "nonfinite_parameter"),
+        ([FINE], [BAD], ["text", 3, torch.tensor([1])], "nonfinite_loss"),
+    ],
+)
+def test_the_deepest_cause_is_named(parameters, losses, inputs, reason):
+    assert find_reason(parameters, losses, inputs) == reason
+
+
+def model_and_optimizer(named=False):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    parameters = model.named_parameters() if named else model.parameters()
+    return model, torch.optim.SGD(parameters, lr=0.1)
+
+
+def train_step(scaler, model, optimizer, batch, **kwargs):
+    optimizer.zero_grad()
+    scaler.scale(model(batch).square().mean(), **kwargs).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.last_step.reason
+
+
+def test_each_cause_is_found_in_training():
+    model, optimizer = model_and_optimizer()
+    scaler = GradScaler("cpu", init_scale=8.0)
+    bad = torch.full((2, 3), math.inf)
+    assert train_step(scaler, model, optimizer, torch.ones(2, 3)) is None
+    assert train_step(scaler, model, optimizer, bad) == "nonfinite_loss"
+    assert train_step(scaler, model, optimizer, bad, inputs=[bad]) == "nonfinite_input"
+    assert scaler.get_scale() == 8.0
+    with torch.no_grad():
+        model[1].bias.fill_(math.nan)
+    assert train_step(scaler, model, optimizer, torch.ones(2, 3)) == "nonfinite_parameter"
+    assert scaler.get_scale() == 8.0
+
+
+def test_a_loss_that_only_overflows_when_scaled_is_the_scales_fault():
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    scaler = GradScaler("cpu", init_scale=2.0**100)
+    scaled = scaler.scale((parameter * 1e30).exp().log().sum() * 0 + parameter.sum() * 1e30)
+    scaler.update(2.0**100)
+    loss = parameter.sum() * 1e30
+    scaled = scaler.scale(loss)
+    scaled.backward()
+    assert torch.isinf(scaled)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.last_step.reason == "overflow" and scaler.get_scale() == 2.0**99
+
+
+def test_names_come_from_the_model_the_optimizer_or_the_index():
+    for source in ("model", "optimizer", "index"):
+        model, optimizer = model_and_optimizer(named=source == "optimizer")
+        scaler = GradScaler("cpu")
+        if source == "model":
+            scaler.name_parameters(model)
+        scaler.scale(model(torch.ones(1, 3)).sum()).backward()
+        model[1].weight.grad[0, 0] = math.inf
+        scaler.step(optimizer)
+        (culprit,) = scaler.last_step.culprits
+        name = "group 0, parameter 2" if source == "index" else "1.weight"
+        assert str(culprit) == f"{name}: 1 of 2 elements"
+
+
+def test_gradients_that_are_gone_name_nobody():
+    _, optimizer = model_and_optimizer()
+    assert find_culprits(optimizer, {}) == []
+
+
+def test_a_large_output_is_not_kept_for_triage():
+    scaler = GradScaler("cpu")
+    scaler.scale(torch.ones(1000))
+    assert [loss.numel() for loss in scaler._evidence.losses] == [1]
+    scaler.scale(torch.full((3,), math.inf))
+    assert not torch.isfinite(scaler._evidence.losses[1])
