@@ -80,23 +80,23 @@ def formats(draw: st.DrawFn) -> FloatFormat:
 
 def awkward_values(format: FloatFormat, seed: int) -> torch.Tensor:
     """Random bit patterns, values of the format, the ties between them, and their neighbors."""
-    random = np.random.default_rng(seed)
-    anything = random.integers(0, 2**32, 256, dtype=np.uint32).view(np.float32)
-    octaves = random.uniform(
-        format.min_exponent - format.mantissa_bits - 2, format.max_exponent + 1, 256
-    )
-    near = np.exp2(octaves).astype(np.float32) * random.choice(np.float32([-1, 1]), 256)
-    near = np.concatenate(
-        [near, np.float32([format.max, format.flush_threshold, format.overflow_threshold])]
-    )
-    low = codec(format)
-    down = gfloat.round_ndarray(low, near.astype(np.float64), gfloat.RoundMode.TowardZero)
-    up = down + np.copysign(_quantum(format, down), down)
     with np.errstate(over="ignore", invalid="ignore"):
+        random = np.random.default_rng(seed)
+        anything = random.integers(0, 2**32, 256, dtype=np.uint32).view(np.float32)
+        octaves = random.uniform(
+            format.min_exponent - format.mantissa_bits - 2, format.max_exponent + 1, 256
+        )
+        near = np.exp2(octaves).astype(np.float32) * random.choice(np.float32([-1, 1]), 256)
+        near = np.concatenate(
+            [near, np.float32([format.max, format.flush_threshold, format.overflow_threshold])]
+        )
+        low = codec(format)
+        down = gfloat.round_ndarray(low, near.astype(np.float64), gfloat.RoundMode.TowardZero)
+        up = down + np.copysign(_quantum(format, down), down)
         ties = ((down + up) / 2).astype(np.float32)
         beside = np.concatenate([np.nextafter(ties, np.float32(d)) for d in (np.inf, -np.inf)])
-    special = np.float32([0.0, -0.0, np.inf, -np.inf, np.nan])
-    return torch.from_numpy(np.concatenate([anything, near, ties, beside, special]))
+        special = np.float32([0.0, -0.0, np.inf, -np.inf, np.nan])
+        return torch.from_numpy(np.concatenate([anything, near, ties, beside, special]))
 
 
 def _quantum(format: FloatFormat, values: np.ndarray) -> np.ndarray:
