@@ -86,6 +86,14 @@ def test_an_overflow_or_a_maximum_that_is_not_finite_backs_off(
 
 
 @pytest.mark.parametrize("kind", MEASURING)
+def test_an_overflow_backs_off_from_a_cap_far_below_the_prediction(kind: type[Any]) -> None:
+    policy = kind(max_scale=2.0**16)
+    state = after(policy, *[saw(2.0**-30)] * 5)
+    assert state.scale.item() == 2.0**16
+    assert policy.update(state, saw(2.0**-30, overflow=True)).scale.item() <= 2.0**15
+
+
+@pytest.mark.parametrize("kind", MEASURING)
 @pytest.mark.parametrize("format", ["fp16", "e5m2", "e4m3"])
 def test_a_steady_maximum_ends_inside_the_format(kind: type[Any], format: str) -> None:
     for amax in (1e-12, 0.3, 77.0):
