@@ -1,18 +1,22 @@
-"""What a scaler tells its caller: outcomes counted, callbacks, names, schedules, agreement of ranks."""
+"""What a scaler tells its caller: counts, callbacks, names, schedules, agreement of ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gradscale.alarm import FloorAlarm
-from gradscale.outcome import Counters, OptimizerOutcome
+from gradscale.ledger import Counters
+from gradscale.outcome import OptimizerOutcome
 from gradscale.policies.bits import MIN_SCALE
 from gradscale.ranks import differing_ranks
 from gradscale.saving import SavedScaler
 from gradscale.schedule import step_if_taken
+
+if TYPE_CHECKING:
+    from gradscale.layerwise import Layerwise
 
 
 class ReportingScaler(SavedScaler):
@@ -24,16 +28,25 @@ class ReportingScaler(SavedScaler):
 
     @property
     def counters(self) -> Counters:
-        """Optimizer steps taken and skipped so far. Waits for the device if an optimizer is fused."""
+        """Optimizer steps taken and skipped. Waits for the device if an optimizer is fused."""
         return self._ledger.counters
+
+    @property
+    def layerwise(self) -> Layerwise | None:
+        """The layer-wise part, whose `report()` says which scales are in use; None without one."""
+        return self._layerwise
 
     def on_skip(self, callback: Callable[[OptimizerOutcome], object]) -> None:
         """Calls `callback` with the outcome of every skipped step from now on."""
         self._ledger.on_skip.append(callback)
 
     def name_parameters(self, model: torch.nn.Module) -> None:
-        """Lets outcomes name this model's parameters; without it, optimizers' own names are used."""
+        """Lets outcomes and plans name this model's parts; else optimizers' own names are used."""
         self._names.update({id(p): name for name, p in model.named_parameters()})
+        if self._layerwise is not None:
+            self._layerwise.naming.know(model)
+        if self._layerwise is not None:
+            self._layerwise.parameter_names = self._names
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
         """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.
@@ -69,8 +82,8 @@ class ReportingScaler(SavedScaler):
         ranks = differing_ranks(torch.stack([scale.detach(), tracker.to(scale.dtype)]), group)
         if ranks:
             raise RuntimeError(
-                f"`check_ranks()`: ranks {ranks} differ from rank 0 in the loss scale or its growth "
-                f"counter (here: scale {float(scale):g}), so they skip different steps. Pass the "
+                f"`check_ranks()`: ranks {ranks} differ from rank 0 in the loss scale or its "
+                f"growth counter (here: scale {float(scale):g}), so they skip different steps. Pass the "
                 "group over which they must agree as `GradScaler(process_group=…)`."
             )
 

@@ -9,6 +9,7 @@ import torch
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
 from gradscale.plans.plan import ScalePlan
+from gradscale.plans.planner import Excluding
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
 from torch import nn
@@ -130,9 +131,9 @@ def test_gradients_that_one_scale_flushes_survive_under_a_plan(batch):
 def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch):
     scaler = GradScaler("cpu", layerwise=True)
     train(scaler, batch, 4, attenuation=1.0)
-    (track,) = scaler._layerwise.tracks
+    (track,) = scaler.layerwise.tracks
     assert track.plan.is_uniform
-    assert "one loss scale is enough" in scaler._layerwise.report()
+    assert "one loss scale is enough" in scaler.layerwise.report()
     loss = torch.ones((), requires_grad=True) * 2
     scaler._layerwise._measures = False
     assert scaler._layerwise.attach(loss) is loss
@@ -141,7 +142,7 @@ def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch
 def test_bad_data_never_moves_a_plan(batch):
     scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=True)
     model, _ = train(scaler, batch, 8)
-    (track,) = scaler._layerwise.tracks
+    (track,) = scaler.layerwise.tracks
     plan, scale = track.plan, scaler.get_scale()
     assert not plan.is_uniform
 
@@ -204,7 +205,7 @@ def test_a_new_structure_starts_uniform_and_only_so_many_are_kept():
         scaler.scale(hidden.sum()).backward()
         scaler.step(optimizer)
         scaler.update()
-    assert len(scaler._layerwise.tracks) == 2
+    assert len(scaler.layerwise.tracks) == 2
 
 
 class HidesItsLeaf(torch.autograd.Function):
@@ -312,3 +313,17 @@ def test_gradients_read_in_eight_bits_are_planned_for_eight_bits(batch):
             for a, b in zip(got, truth, strict=True)
         )
     assert worst[True] > 0.9 > worst[False]
+
+
+def test_a_report_names_the_modules_and_excluded_ones_stay_at_the_loss_scale(batch):
+    scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=Excluding(Windows(), ["0", "2"]))
+    model = deep(0.25)
+    scaler.name_parameters(model)
+    train(scaler, batch, 8, model=model)
+    (track,) = scaler.layerwise.tracks
+    names = scaler.layerwise.naming.of(track)
+    assert any(name == "40" for name in names.values())
+    outside = [track.plan.exponents[n] for n, name in names.items() if name in ("0", "2")]
+    assert outside and not any(outside) and not track.plan.is_uniform
+    assert "loss scales are needed" in scaler.layerwise.report()
+    assert "after " in scaler.layerwise.report()

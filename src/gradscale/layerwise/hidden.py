@@ -52,9 +52,3 @@ def refusal(missed: Sequence[Tensor], names: Mapping[int, str]) -> RuntimeError:
 def owned(optimizer: Any) -> Iterable[Tensor]:
     """An optimizer's parameters."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def leaf_names(graph: BackwardGraph, names: Mapping[int, str]) -> dict[int, str]:
-    """For each leaf the name of its parameter, as far as known."""
-    parameters = graph.parameters().items()
-    return {leaf: names[id(p)] for leaf, p in parameters if p is not None and id(p) in names}

@@ -17,14 +17,14 @@ from gradscale.layerwise.agreement import rank_groups, reduced
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.emulated import fitted
 from gradscale.layerwise.finished import Finished
-from gradscale.layerwise.hidden import Leaves, custom_nodes, leaf_names, owned, refusal
+from gradscale.layerwise.hidden import Leaves, custom_nodes, owned, refusal
+from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.suspicion import lower_suspects
 from gradscale.layerwise.track import Track, exponent_of
 from gradscale.layerwise.tracks import Tracks
 from gradscale.outcome import StepOutcome
 from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Decision, Planner, UserGiven, fixed
-from gradscale.plans.planner_report import report
 from gradscale.plans.windows import Windows
 
 
@@ -74,7 +74,7 @@ class Layerwise:
         self._unsettled: list[StepOutcome] = []
         self._finished: Finished | None = None
         self._lowered: int | None = None
-        self.parameter_names: Mapping[int, str] = {}
+        self.naming = Naming()
         self._hiding = False
         self._warned: set[str] = set()
         self._begin_step()
@@ -128,7 +128,7 @@ class Layerwise:
             return
         missed = self._leaves.missed(owned(optimizer))
         if missed and self._leaves.scaled and not self._hiding:
-            raise refusal(missed, self.parameter_names)
+            raise refusal(missed, self.naming.parameters)
         self._hiding |= bool(missed)
 
     def update(self, last_step: StepOutcome) -> None:
@@ -236,7 +236,7 @@ class Layerwise:
         overflowed = measurements.overflowed
         seen = measurements if overflowed else measurements.with_maxima(track.history)
         decision = self._planning.decide(
-            track.graph, seen, track.plan, log2_scale, self.names(track)
+            track.graph, seen, track.plan, log2_scale, self.naming.of(track)
         )
         if overflowed:
             self._measures = True
@@ -245,22 +245,10 @@ class Layerwise:
         track.adopt(decision)
         return decision
 
-    def names(self, track: Track) -> dict[int, str]:
-        """For each node of a track the module it belongs to, as far as known."""
-        return leaf_names(track.graph, self.parameter_names)
-
     def report(self) -> str:
-        """How many loss scales each structure needs, where and why; the latest structure last.
-
-        Reads the device if a measurement is still under way.
-        """
-        lines: list[str] = []
-        for track in self.tracks:
-            if track.frozen is not None:
-                lines.append(f"one loss scale, because {track.frozen}")
-            elif track.decision is not None:
-                lines.append(report(track.decision, track.graph, self.names(track)))
-        return "\n".join(lines) or "nothing has been measured yet"
+        """How many loss scales each structure needs, where and why; the latest structure last."""
+        described = [self.naming.describe(track) for track in self.tracks]
+        return "\n".join(filter(None, described)) or "nothing has been measured yet"
 
     def state_dict(self) -> dict[str, Any]:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""

@@ -1,0 +1,41 @@
+"""What nodes and parameters are called, once a model is known."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+
+import torch
+
+from gradscale.backward.names import module_places
+from gradscale.layerwise.track import Track
+from gradscale.plans.planner_report import report
+
+
+class Naming:
+    """The names of a model's parts; of no model at first. Keeps the model alive for nobody."""
+
+    def __init__(self) -> None:
+        self._model: weakref.ref[torch.nn.Module] | None = None
+        self.parameters: Mapping[int, str] = {}
+
+    def know(self, model: torch.nn.Module) -> None:
+        """Takes the names of this model from now on."""
+        self._model = weakref.ref(model)
+        self.parameters = {id(p): name for name, p in model.named_parameters()}
+
+    def of(self, track: Track) -> dict[int, str]:
+        """For each node of a track where it is in the model, as far as known."""
+        model = None if self._model is None else self._model()
+        if model is None:
+            return {}
+        places = module_places(track.graph, model)
+        return {node: str(place) for node, place in enumerate(places) if place is not None}
+
+    def describe(self, track: Track) -> str:
+        """How many loss scales a track needs, where and why; empty before it was measured."""
+        if track.frozen is not None:
+            return f"one loss scale, because {track.frozen}"
+        if track.decision is None:
+            return ""
+        return report(track.decision, track.graph, self.of(track))
