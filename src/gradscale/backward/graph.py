@@ -159,7 +159,7 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     """Walks the autograd graph once, without recursion, in linear time.
 
     Everything that does not belong to this iteration is looked up by structure, so that walking a
-    structure for the second time costs about 0.3 us a node.
+    structure for the second time costs well under a microsecond a node.
 
     Args:
         losses: tensors, nodes or gradient edges; several share one graph.
@@ -169,6 +169,12 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
 
     Raises:
         ValueError: a loss does not require a gradient.
+
+    Example:
+        >>> w = torch.ones(3, requires_grad=True)
+        >>> graph, nodes = walk((w * 2).sum())
+        >>> graph, [node.name() for node in nodes[:2]]  # doctest: +ELLIPSIS
+        (BackwardGraph(3 nodes, 2 edges, 1 leaves, signature=...), ['SumBackward0', 'MulBackward0'])
     """
     one = isinstance(losses, GradientEdge) or not isinstance(losses, list | tuple)
     several = [losses] if one else list(cast(Sequence[Root], losses))
