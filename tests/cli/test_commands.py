@@ -35,7 +35,7 @@ def test_compare_shows_every_strategy_for_every_divisor(compared):
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     for name in (*COMPARED[1:-1], "no scaling", "torch.amp"):
-        assert sum(f"fp16, {name} " in line for line in lines) == 2, name
+        assert sum(f"fp16 {name} " in line for line in lines) == 2, name
     assert sum(" float32 " in line and "±" in line for line in lines) == 2
     assert "ordinary loss" in result.stdout and "loss divided by 16384" in result.stdout
     assert "mean ± sd of 2 seeds, 3 steps each" in result.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
 
 import pytest
@@ -57,12 +59,40 @@ def test_scales_are_powers_where_they_are_ones(value, text):
     assert scales((value, value)) == text
 
 
+def test_the_widest_table_fits_into_eighty_columns():
+    from rich.console import Console
+
+    from gradscale.cli.table import comparison_table
+    from gradscale.recipes import find
+    from gradscale.training import Comparison
+
+    asked = Comparison("digits", "fp16", ("last-maximum",), (16384.0,), 3, {"device": "cpu"})
+    row = Row("fp16", "last-maximum")
+    widest = summary(
+        1.799, Spread(0.0, 0.0), loss_divisor=16384.0, row=row, skipped={"overflow": 8}
+    )
+    widest = dataclasses.replace(
+        widest,
+        loss=Spread(1.799, 0.299),
+        metric=Spread(0.339, 0.113),
+        lost=Spread(7.9e-5, 0.0),
+        scales=(2.0**34, 2.0**35),
+        ms_per_step=109.1,
+    )
+    screen = Console(width=80, record=True, file=io.StringIO())
+    screen.print(comparison_table(asked, [widest], find("digits"), width=80))
+    line = next(line for line in screen.export_text().splitlines() if "last-maximum" in line)
+    assert line.split() == (
+        "fp16 last-maximum 1.799 ± 0.299 33.9 ± 11.3 0.0079 8 overflow 2^34..35 109".split()
+    )
+
+
 def test_shares_keep_two_places():
     assert [share(value) for value in (0.0, 0.5, 0.00123, 1e-8)] == [
-        "0 %",
-        "50 %",
-        "0.12 %",
-        "1.0e-06 %",
+        "0",
+        "50",
+        "0.12",
+        "1.0e-06",
     ]
 
 

@@ -162,6 +162,6 @@ def _report(
     recipe = find(comparison.recipe)
     screen = console(no_color=given["no_color"])
     screen.print(f"\n{recipe.data}; {recipe.network}, {recipe.parameters():,} parameters")
-    screen.print(comparison_table(comparison, summaries, recipe))
+    screen.print(comparison_table(comparison, summaries, recipe, screen.width))
     screen.print(caption(comparison, summaries, emulated=emulated), style="dim")
     screen.print(f"\nWritten to {path}")

@@ -19,14 +19,18 @@ _DIVIDED = (
     "items or a loss weight of 1/K do to the backward pass. Gradients are multiplied by K before "
     "the optimizer, so in exact arithmetic nothing changes."
 )
-COLUMNS = ("lost", "skipped", "scale", "ms/step")
+COLUMNS = ("lost %", "skipped", "scale", "ms")
+ROOMY = 92
 
 
-def comparison_table(comparison: Comparison, summaries: list[Summary], recipe: Recipe) -> Table:
-    """One section a loss divisor, one line a row."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+def comparison_table(
+    comparison: Comparison, summaries: list[Summary], recipe: Recipe, width: int = 100
+) -> Table:
+    """One section a loss divisor, one line a row; it fits into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(width >= ROOMY)))
     table.add_column("", no_wrap=True)
-    for name in ("test loss", recipe.metric_name, *COLUMNS):
+    metric = recipe.metric_name + (" %" if recipe.metric_is_share else "")
+    for name in ("test loss", metric, *COLUMNS):
         table.add_column(name, justify="right", no_wrap=True)
     for divisor in comparison.loss_divisors:
         table.add_section()
@@ -47,9 +51,9 @@ def worse(summary: Summary) -> bool:
 
 
 def _cells(summary: Summary, recipe: Recipe) -> list[str]:
-    time = "–" if summary.ms_per_step is None else f"{summary.ms_per_step:.1f}"
+    time = "–" if summary.ms_per_step is None else f"{summary.ms_per_step:.3g}"
     return [
-        f"{'✗' if worse(summary) else ' '} {summary.row.label}",
+        f"{'✗' if worse(summary) else ' '} {summary.row.label.replace(',', '')}",
         spread(summary.loss, 3),
         spread(summary.metric, 1 if recipe.metric_is_share else 2, percent=recipe.metric_is_share),
         "–" if summary.lost is None else share(summary.lost.mean),
@@ -64,25 +68,25 @@ def spread(value: Spread, digits: int, *, percent: bool = False) -> str:
 
     Example:
         >>> spread(Spread(0.9825, 0.0051), 1, percent=True), spread(Spread(2.5, 0.0), 2)
-        ('98.2 ± 0.5 %', '2.50')
+        ('98.2 ± 0.5', '2.50')
     """
-    factor, unit = (100.0, " %") if percent else (1.0, "")
+    factor = 100.0 if percent else 1.0
     text = f"{value.mean * factor:.{digits}f}"
     if value.sd:
         text += f" ± {value.sd * factor:.{digits}f}"
-    return text + unit
+    return text
 
 
 def share(value: float) -> str:
-    """A share with two significant places and the unit.
+    """A share in percent, with two significant places.
 
     Example:
-        >>> share(0.7258), share(0.00008), share(0.0)
-        ('73 %', '0.008 %', '0 %')
+        >>> share(0.7258), share(0.00008), share(0.0), share(1.0)
+        ('73', '0.008', '0', '100')
     """
-    if not value:
-        return "0 %"
-    return f"{100 * value:.1e} %" if value < 1e-6 else f"{100 * value:.2g} %"
+    if 100 * value >= 99.5:
+        return "100"
+    return f"{100 * value:.1e}" if 0 < value < 1e-6 else f"{100 * value:.2g}"
 
 
 def skips(summary: Summary) -> str:
@@ -102,10 +106,12 @@ def scales(values: tuple[float, ...]) -> str:
 
     Example:
         >>> scales((65536.0, 65536.0)), scales((32768.0, 65536.0))
-        ('2^16', '2^15..2^16')
+        ('2^16', '2^15..16')
     """
-    low, high = min(values), max(values)
-    return scale_text(low) if low == high else f"{scale_text(low)}..{scale_text(high)}"
+    low, high = (scale_text(value) for value in (min(values), max(values)))
+    if low == high:
+        return low
+    return f"{low}..{high.removeprefix('2^') if low.startswith('2^') else high}"
 
 
 def caption(comparison: Comparison, summaries: list[Summary], *, emulated: bool) -> str:
@@ -114,14 +120,14 @@ def caption(comparison: Comparison, summaries: list[Summary], *, emulated: bool)
     seeds = "1 seed" if comparison.seeds == 1 else f"mean ± sd of {comparison.seeds} seeds"
     lines = [
         f"{seeds}, {steps} steps each; test loss and metric in float32, from the trained weights.",
-        "lost      gradient elements (module outputs and parameters) that are zero in this "
-        "precision but not in a float32 pass over the same batch and weights; from 4 steps a run.",
-        "skipped   optimizer steps, all seeds together.   ms/step   median of the fastest seed.",
+        "lost: gradient elements (module outputs and parameters) that are zero in this precision "
+        "but not in a float32 pass over the same batch and weights; from 4 steps a run.",
+        "skipped: optimizer steps, all seeds together. ms: median step of the fastest seed.",
     ]
     if emulated:
         lines.append(_EMULATED)
     if any(divisor != 1 for divisor in comparison.loss_divisors):
         lines.append(_DIVIDED)
     if any(worse(summary) for summary in summaries):
-        lines.append("✗         test loss above float32's by over 10 % and 2 standard deviations.")
+        lines.append("✗: test loss above float32's by over 10 % and 2 standard deviations.")
     return "\n".join(lines)

@@ -118,7 +118,7 @@ def _report(recipe: Recipe, result: dict[str, Any], path: Path, *, no_color: boo
     lines = {
         "test loss": f"{loss:.4f}",
         recipe.metric_name: f"{100 * metric:.2f} %" if recipe.metric_is_share else f"{metric:.4f}",
-        "lost gradients": "–" if lost is None else share(lost),
+        "lost gradients": "–" if lost is None else f"{share(lost)} %",
         "skipped steps": f"{result['skipped']}" + (f" ({reasons})" if reasons else ""),
         "final scale": scale_text(float(result["final_scale"])),
         "ms/step": "–" if result["ms_per_step"] is None else f"{result['ms_per_step']:.1f}",

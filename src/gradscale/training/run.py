@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def run(
     if folder.result is not None:
         return folder.result
     folder.write_settings(settings)
-    torch.set_num_threads(settings.threads)
+    _make_deterministic(settings)
     trial = Trial(settings, data)
     state = folder.load(settings.device)
     if state is not None:
@@ -58,6 +59,15 @@ def run(
     result = _result(trial)
     folder.write_result(result)
     return result
+
+
+def _make_deterministic(settings: Settings) -> None:
+    """Fix what would let two equal runs differ. A few CUDA kernels still add in any order."""
+    torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    # Read when cuBLAS starts: without a fixed workspace its sums depend on the stream.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _train(
