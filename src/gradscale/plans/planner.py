@@ -151,7 +151,15 @@ def _plan_from(graph: BackwardGraph, given: Mapping[int, int] | Sequence[int]) -
 
 
 def fixed(plan: ScalePlan) -> UserGiven:
-    """A planner that always decides for `plan`."""
+    """A planner that always decides for `plan`.
+
+    Example:
+        >>> import torch
+        >>> graph = BackwardGraph.of((torch.ones(2, requires_grad=True) * 2).sum())
+        >>> plan = ScalePlan.of(graph, {1: 5})
+        >>> fixed(plan).decide(graph, Measurements(graph.signature), plan, 16).plan == plan
+        True
+    """
     return UserGiven(lambda graph, measurements: plan)
 
 
