@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class Measuring:
 
     def _count(self, index: int, tensor: Tensor) -> None:
         block, row = self._blocks.where[index]
-        with torch.no_grad():
+        with torch.no_grad(), _counting(tensor):
             count_into(block.rows[row], tensor)
             if block.moments is not None:
                 moments_into(block.moments[row], tensor)
@@ -170,6 +171,14 @@ class Measuring:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+
+
+def _counting(tensor: Tensor) -> AbstractContextManager[object]:
+    """Keeps dispatch modes, such as `emulate`, out of the dozens of operations of one count.
+
+    They are no part of the pass. A fake or distributed tensor is nothing without its dispatch.
+    """
+    return torch._C._DisableTorchDispatch() if type(tensor) is Tensor else nullcontext()
 
 
 class _Block:
