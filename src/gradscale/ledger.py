@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,8 +71,28 @@ class Ledger:
         """What has been counted so far, without waiting."""
         return self._counters
 
-    def add(self, outcome: OptimizerOutcome) -> None:
-        """Takes an outcome; counts it now if that costs nothing."""
+    def add(self, step: Iterable[OptimizerOutcome]) -> bool:
+        """Takes the outcomes of a step; counts now those that cost nothing.
+
+        Returns:
+            Whether the host knows that one was skipped.
+        """
+        skipped = False
+        for outcome in step:
+            if outcome.settled and not self._waiting:
+                skipped |= self._count(outcome)
+            else:
+                self._queue(outcome)
+        return skipped
+
+    def _count(self, outcome: OptimizerOutcome) -> bool:
+        self._counters.count(outcome)
+        if outcome.skipped:
+            for callback in self.on_skip:
+                callback(outcome)
+        return outcome.skipped
+
+    def _queue(self, outcome: OptimizerOutcome) -> None:
         arrived = event = None
         flag = outcome.found_inf[0]
         if not outcome.settled and flag.is_cuda and torch.cuda.is_available():
@@ -96,7 +116,4 @@ class Ledger:
             if not (wait or outcome.settled):
                 break
             self._waiting.pop(0)
-            self._counters.count(outcome)
-            if outcome.skipped:
-                for callback in self.on_skip:
-                    callback(outcome)
+            self._count(outcome)
