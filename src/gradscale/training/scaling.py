@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
+from gradscale.plans import Adaptive, Planner, Windows
 from gradscale.policies import (
     Band,
     Dynamic,
@@ -33,10 +34,15 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "two-sided": TwoSided,
     "guarded": lambda: Guarded(LastMaximum()),
 }
-# What a comparison shows: no scaling, every policy, and torch's own scaler as a peer.
-COMPARED = ("none", *POLICIES, "torch")
+# Planners, which give every part of the network its own scale.
+PLANNERS: dict[str, Callable[[], Planner]] = {
+    "layerwise": Windows,
+    "adaptive": Adaptive,
+}
+# What a comparison shows: no scaling, every policy, a scale per layer, torch's own as a peer.
+COMPARED = ("none", *POLICIES, "layerwise", "torch")
 SYSTEMS = tuple(name.replace("_", "-") for name in PRESETS if name != "torch")
-SCALINGS = (*COMPARED, *SYSTEMS)
+SCALINGS = (*COMPARED, "adaptive", *SYSTEMS)
 
 
 class Outcome(NamedTuple):
@@ -89,6 +95,9 @@ def make_scaler(
         return None
     if name == "torch":
         return TorchScaler(kind, init_scale=2.0**16 if init_scale is None else init_scale)
+    if name in PLANNERS:
+        guard = make_policy("dynamic", init_scale)
+        return GradScaler(kind, policy=guard, layerwise=PLANNERS[name]())
     return GradScaler(kind, policy=make_policy(name, init_scale, format))
 
 
