@@ -53,7 +53,7 @@ def train(context: click.Context, **given: Any) -> None:
       none               nobody
       static             one constant, 2^10
       dynamic            backs off on overflow, grows after 2000 good steps
-      last-maximum, lognormal, quantile, band, two-sided
+      last-maximum, lognormal, quantile, band, two-sided, layerwise, adaptive
                          by the size of the gradients measured so far
       guarded            last-maximum, under a ceiling that overflows lower
       torch              torch.amp.GradScaler
