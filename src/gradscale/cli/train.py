@@ -53,9 +53,11 @@ def train(context: click.Context, **given: Any) -> None:
       none               nobody
       static             one constant, 2^10
       dynamic            backs off on overflow, grows after 2000 good steps
-      last-maximum, lognormal, quantile, band, two-sided, layerwise, adaptive
+      last-maximum, lognormal, quantile, band, two-sided
                          by the size of the gradients measured so far
       guarded            last-maximum, under a ceiling that overflows lower
+      layerwise          a scale for every part of the network that needs one
+      adaptive           a scale for every layer, by the published rule
       torch              torch.amp.GradScaler
       SYSTEM             the defaults of apex, deepspeed, megatron, fairseq,
                          metaseq, keras, jmp, flax, paddle, mindspore, popart,
