@@ -311,3 +311,16 @@ def test_deep_copies_and_layerwise_are_independent_of_the_original():
     step_with(scaler, parameter, optimizer, math.inf)
     assert (twin.get_scale(), scaler.get_scale()) == (2.0, 1.0)
     assert twin.counters.skipped == 1 and scaler.counters.skipped == 2
+
+
+def test_several_flags_make_one_and_never_their_sum():
+    from gradscale.flags import combined
+
+    zero, one = torch.zeros(()), torch.ones(())
+    device = torch.device("cpu")
+    assert [combined(f, device).item() for f in ([zero, one], [one, one], [zero])] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["scale", "unscale_", "step", "update"])
+def test_the_compiler_is_told_to_leave_the_method_alone(name):
+    assert getattr(GradScaler, name)._torchdynamo_disable

@@ -22,13 +22,16 @@ def inverse(scale: Tensor) -> Tensor:
 def combined(flags: Sequence[Tensor], device: torch.device) -> Tensor:
     """The largest of several flags, float32 0-d on `device`: 0 or 1, never their number."""
     if len(flags) == 1:
-        return flags[0].to(device=device, non_blocking=True)
+        flag = flags[0]
+        return flag if flag.device == device else flag.to(device=device, non_blocking=True)
     return torch.stack([flag.to(device=device, non_blocking=True) for flag in flags]).amax()
 
 
 def read_together(flags: Sequence[Tensor], scale: Tensor) -> tuple[bool, float]:
     """Whether a flag is set, and the scale: one host read if all are on one accelerator."""
-    if scale.device.type == "cpu" or any(flag.device != scale.device for flag in flags):
+    if len(flags) == 1 and scale.is_cpu:
+        return flags[0].item() > 0, scale.item()
+    if scale.is_cpu or any(flag.device != scale.device for flag in flags):
         return any(flag.item() for flag in flags), scale.item()
     *found, value = torch.stack([*flags, scale]).tolist()
     return any(found), value

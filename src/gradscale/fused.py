@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor
 @contextmanager
 def handed_over(
     optimizer: torch.optim.Optimizer, scale: Tensor | None, found_inf: Tensor
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Sets `optimizer.grad_scale` and `optimizer.found_inf` for the length of one step.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +25,14 @@ class Evidence:
         self.inputs: list[Any] = []
 
     def note_loss(self, output: Tensor) -> None:
-        """Keeps a loss as it was before scaling; of a large one, only a NaN if it was not finite."""
+        """Keeps a loss as it was; of a large one, only a NaN if it was not finite."""
         loss = output.detach()
         self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
+
+    def release(self) -> None:
+        """Lets go of losses and inputs: nobody will ask for them any more."""
+        self.losses.clear()
+        self.inputs.clear()
 
     def bad_data(self, found_inf: Tensor, process_group: Any) -> Tensor | None:
         """Float32 0-d: above 0 if a flagged step had a non-finite loss; None if nobody can tell.
@@ -36,8 +42,8 @@ class Evidence:
         """
         if not self.losses or (distributed() and process_group is None):
             return None
-        finite = [torch.isfinite(loss).reshape(()).to(found_inf.device) for loss in self.losses]
-        bad = (found_inf > 0) & ~torch.stack(finite).all()
+        finite = [(loss.abs() < math.inf).reshape(()).to(found_inf.device) for loss in self.losses]
+        bad = (found_inf > 0) & torch.stack(finite).all().logical_not()
         flag = bad.to(torch.float32)
         reduce_max_([flag], mesh_groups(process_group))
         return flag
@@ -56,6 +62,14 @@ class OptimizerOutcome:
         blames_scale: whether the host found the scale at fault; the policy sees only such steps.
     """
 
+    observation: Observation | None = None
+    unrepresentable = False
+    blames_scale = False
+    _skipped: bool | None = None
+    _reason: Reason | None = None
+    _culprits: tuple[Culprit, ...] = ()
+    _explained = False
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -64,22 +78,17 @@ class OptimizerOutcome:
         evidence: Evidence,
     ) -> None:
         self._optimizer = ref(optimizer)
-        self._found_inf = list(found_inf)
+        self._found_inf = found_inf
         self._scale: Tensor | float = scale
         self._evidence = evidence
-        self._skipped: bool | None = None
-        self._reason: Reason | None = None
-        self._culprits: tuple[Culprit, ...] = ()
-        self._explained = False
-        self.observation: Observation | None = None
-        self.unrepresentable = False
-        self.blames_scale = False
 
     def settle(self, skipped: bool, scale: float, process_group: Any) -> None:
         """Records what the host has read. Of a skipped step, finds out why: a collective."""
         self._skipped, self._scale = skipped, scale
+        if not skipped:
+            return
         optimizer = self._optimizer()
-        if not skipped or optimizer is None:
+        if optimizer is None:
             return
         self._explain()
         groups = groups_of(optimizer, process_group)
@@ -90,6 +99,10 @@ class OptimizerOutcome:
             self._reason = REASONS[code]
         alone = not groups and distributed()
         self.blames_scale = not self.unrepresentable and (alone or self._reason == "overflow")
+
+    def arrive(self, skipped: bool) -> None:
+        """Records the flag alone, once it has reached the host by itself."""
+        self._skipped = skipped
 
     @property
     def settled(self) -> bool:
@@ -230,92 +243,3 @@ class StepOutcome:
 
     def __repr__(self) -> str:
         return f"StepOutcome({', '.join(map(repr, self._outcomes))})"
-
-
-@dataclass
-class Counters:
-    """How many optimizer steps were taken and skipped.
-
-    Attributes:
-        steps: optimizer steps asked for.
-        skipped: of these, not taken.
-        consecutive: skipped since the last one taken.
-        reasons: skipped, by reason.
-    """
-
-    steps: int = 0
-    skipped: int = 0
-    consecutive: int = 0
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-
-    def count(self, outcome: OptimizerOutcome) -> None:
-        """Adds one step. Reads the outcome."""
-        self.steps += 1
-        if not outcome.skipped:
-            self.consecutive = 0
-            return
-        self.skipped += 1
-        self.consecutive += 1
-        reason = outcome.reason or "overflow"
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
-
-
-class Ledger:
-    """Outcomes in order, counted as soon as the host knows them and without waiting for the device.
-
-    Outcomes of unfused optimizers are known at once. Those of fused ones wait in a queue; their
-    flags travel to the host on their own, and whoever reads `counters` waits for them.
-    """
-
-    def __init__(self, on_skip: Sequence[Callable[[OptimizerOutcome], object]] = ()) -> None:
-        self.on_skip = list(on_skip)
-        self._counters = Counters()
-        self._waiting: list[tuple[OptimizerOutcome, Tensor | None, Any]] = []
-
-    @property
-    def counters(self) -> Counters:
-        """Every outcome so far, counted. Waits for the device where one is still under way."""
-        self._drain(wait=True)
-        return self._counters
-
-    @counters.setter
-    def counters(self, counters: Counters) -> None:
-        self._waiting.clear()
-        self._counters = counters
-
-    @property
-    def settled_counters(self) -> Counters:
-        """What has been counted so far, without waiting."""
-        return self._counters
-
-    def add(self, outcome: OptimizerOutcome) -> None:
-        """Takes an outcome; counts it now if that costs nothing."""
-        arrived = event = None
-        if not outcome.settled and outcome.found_inf and outcome.found_inf[0].is_cuda:
-            flags = [flag.to(outcome.found_inf[0].device) for flag in outcome.found_inf]
-            total = torch.stack(flags).amax()
-            arrived = torch.empty((), dtype=total.dtype, pin_memory=True)
-            arrived.copy_(total, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._waiting.append((outcome, arrived, event))
-        self._drain(wait=False)
-
-    def _drain(self, wait: bool) -> None:
-        while self._waiting:
-            outcome, arrived, event = self._waiting[0]
-            if event is not None and arrived is not None and not outcome.settled:
-                if wait:
-                    event.synchronize()
-                if event.query():
-                    outcome._skipped = bool(arrived.item())
-            if not (wait or outcome.settled):
-                # Without an event (CPU) a read costs nothing but is left to whoever asks, so that
-                # a step traced with fake tensors stays free of host reads.
-                if event is not None or not self.on_skip:
-                    break
-            self._waiting.pop(0)
-            self._counters.count(outcome)
-            if outcome.skipped:
-                for callback in self.on_skip:
-                    callback(outcome)

@@ -1,8 +1,8 @@
 """Gradients that outlive `update()`: brought to the current scale before more are added to them.
 
-Between two `update()` calls all gradients of an optimizer are scaled by the same S. What is still in
-`.grad` when the next loss is scaled was divided already, or sits at the scale of before. Adding to
-it as it stands would mix scales: torch's scaler turns 1 + 1 into 1.125 that way.
+Between two `update()` calls all gradients of an optimizer are scaled by the same S. What is still
+in `.grad` when the next loss is scaled was divided already, or sits at the scale of before. Adding
+to it as it stands would mix scales: torch's scaler turns 1 + 1 into 1.125 that way.
 
 Known are the optimizers that this scaler has unscaled or stepped before. Those whose gradients are
 None (`zero_grad()`, the usual case) cost a look at each parameter, those with zeros one pass.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from gradscale.unscale import collect_gradients
+from gradscale.unscale import collect_gradients, multiply_and_check_
 
 
 class PendingGradients:
@@ -95,4 +95,4 @@ def _multiply_(groups: dict[torch.device, dict[torch.dtype, list[Tensor]]], fact
             for grads in by_dtype.values():
                 # Through the check-and-unscale kernel, whose factor is float32 for every dtype.
                 unused = torch.zeros((), device=device)
-                torch._amp_foreach_non_finite_check_and_unscale_(grads, unused, factor.to(device))
+                multiply_and_check_(grads, unused, factor.to(device))

@@ -100,8 +100,7 @@ class ReportingScaler(SavedScaler):
         self._growth_interval = new_interval
 
     def _sound_alarm(self) -> None:
-        outcomes = [outcome for outcome in self.last_step if outcome.settled and outcome.skipped]
-        if outcomes and outcomes[0].reason == "overflow":
+        if self.last_step.reason == "overflow":
             consecutive = self._ledger.settled_counters.consecutive
             floor = getattr(self.policy, "min_scale", MIN_SCALE)
-            self._alarm.hear(consecutive, outcomes[0].scale, floor, self._backoff_factor)
+            self._alarm.hear(consecutive, self.last_step.scale, floor, self._backoff_factor)

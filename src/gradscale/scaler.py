@@ -11,20 +11,20 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
 
 from gradscale.alarm import FloorAlarm
-from gradscale.flags import combined, inverse, read_together
-from gradscale.fused import handed_over
+from gradscale.eager import eager
+from gradscale.flags import combined, inverse
 from gradscale.gradients import StepGradients
-from gradscale.outcome import Evidence, Ledger, OptimizerOutcome, StepOutcome
+from gradscale.ledger import Ledger
+from gradscale.outcome import Evidence, OptimizerOutcome, StepOutcome
 from gradscale.pending import PendingGradients
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy, advance
-from gradscale.reporting import ReportingScaler
 from gradscale.settings import build_layerwise, choose_policy, present_device, scale_to_set
 from gradscale.state import copy_state_
-from gradscale.unscale import Flags
+from gradscale.stepping import SteppingScaler
 
 
-class GradScaler(ReportingScaler):
+class GradScaler(SteppingScaler):
     """Drop-in for `torch.amp.GradScaler`: every policy, every optimizer, nothing silent.
 
     One training step:
@@ -93,7 +93,8 @@ class GradScaler(ReportingScaler):
         device = present_device(device) if enabled else device
         super().__init__(device, enabled=False)
         self._enabled = enabled
-        self._init_scale = float(self.policy.init().scale)
+        first = getattr(self.policy, "init_scale", None)
+        self._init_scale = float(self.policy.init().scale if first is None else first)
         self._init_growth_tracker = 0
         self._scale = self._growth_tracker = self._state = self._loaded = None
         self._per_optimizer_states = defaultdict(_refresh_per_optimizer_state)
@@ -106,6 +107,7 @@ class GradScaler(ReportingScaler):
         self._layerwise = build_layerwise(layerwise, process_group) if enabled else None
         self._begin_step()
 
+    @eager
     def scale(self, outputs: Any, *, inputs: Any = None) -> Any:
         """Multiplies a loss, or a nesting of lists and tuples of them, by the scale.
 
@@ -138,21 +140,25 @@ class GradScaler(ReportingScaler):
                 return type(outputs)(scaled)  # pyright: ignore[reportUnknownVariableType]
             return scaled
         raise ValueError(
-            f"`scale({type(outputs).__name__})`: outputs must be a Tensor or an iterable of Tensors."
+            f"`scale({type(outputs).__name__})`: outputs must be a Tensor or an iterable of "
+            "Tensors. Pass the loss, or a list of losses."
         )
 
     def _scale_tensor(self, output: Tensor) -> Tensor:
         if self._scale is None:
             self._lazy_init_scale_growth_tracker(output.device)
         scale = cast(Tensor, self._scale)
+        if self._layerwise is not None:
+            self._layerwise.begin_step(scale)
         self._pending.bring_to(scale)
         self._evidence.note_loss(output)
         if output.dim() and output.dtype in (torch.float16, torch.bfloat16):
             output = output.to(torch.float32)
         if self._layerwise is not None:
-            output = self._layerwise.attach(output, scale)
+            output = self._layerwise.attach(output)
         return output * scale.to(device=output.device, non_blocking=True)
 
+    @eager
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides the optimizer's gradients by the scale, once a step; `step` does it otherwise.
 
@@ -180,27 +186,9 @@ class GradScaler(ReportingScaler):
         record["stage"], record["divided"] = OptState.UNSCALED, True
         self._gradients.mark_divided(optimizer)
         if self._layerwise is not None:
-            self._layerwise.after_unscale(optimizer, record["found_inf_per_device"])
+            self._layerwise.after_unscale(optimizer)
 
-    def _unscale_grads_(
-        self,
-        optimizer: torch.optim.Optimizer,
-        inv_scale: Tensor,
-        found_inf: Tensor,
-        allow_fp16: bool,
-    ) -> Flags:
-        self._pending.note(optimizer)
-        with torch.no_grad():
-            return self._gradients.divide_(optimizer, inv_scale, found_inf)
-
-    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> Flags:
-        scale, _ = self._check_scale_growth_tracker("_check_inf_per_device")
-        self._pending.note(optimizer)
-        with torch.no_grad():
-            flags = self._gradients.check(optimizer, inverse(scale))
-        self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = flags
-        return flags
-
+    @eager
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
         """Divides and checks the gradients, then steps the optimizer unless one was not finite.
 
@@ -219,9 +207,9 @@ class GradScaler(ReportingScaler):
             return optimizer.step(*args, **kwargs)
         if "closure" in kwargs or (args and any(callable(argument) for argument in args)):
             raise RuntimeError(
-                "`step(optimizer, closure)`: closure use is not supported, it would run the backward "
-                "pass unscaled. Run backward() before step(), and optimizers that need a closure "
-                "(LBFGS) in float32 without a scaler."
+                "`step(optimizer, closure)`: closure use is not supported, it would run the "
+                "backward pass unscaled. Run backward() before step(), and optimizers that need a "
+                "closure (LBFGS) in float32 without a scaler."
             )
         self._check_scale_growth_tracker("step")
         if self._step_closed:
@@ -239,63 +227,7 @@ class GradScaler(ReportingScaler):
         record["stage"] = OptState.STEPPED
         return result
 
-    def _maybe_opt_step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        optimizer_state: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> float | None:
-        flags = list(optimizer_state["found_inf_per_device"].values())
-        scale = cast(Tensor, self._scale)
-        outcome = OptimizerOutcome(optimizer, flags, scale, self._evidence)
-        skipped, value = read_together(flags, scale)
-        if not skipped and value < 1:
-            skipped = outcome.unrepresentable = self._quotient_overflowed(optimizer, flags)
-        outcome.settle(skipped, value, self.process_group)
-        optimizer_state["outcome"] = outcome
-        self.last_step.add(outcome)
-        return None if skipped else optimizer.step(*args, **kwargs)
-
-    def _quotient_overflowed(self, optimizer: torch.optim.Optimizer, flags: list[Tensor]) -> bool:
-        with torch.no_grad():
-            found = self._gradients.check(optimizer, torch.ones_like(cast(Tensor, self._scale)))
-        overflowed = any(flag.item() for flag in found.values())
-        if overflowed:
-            flags[0].fill_(1.0)
-        return overflowed
-
-    def _fused_opt_step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        optimizer_state: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> float | None:
-        divided = optimizer_state["stage"] is OptState.UNSCALED
-        flags = optimizer_state["found_inf_per_device"] if divided else {}
-        scale = cast(Tensor, self._scale)
-        on_cpu = scale.device.type == "cpu"
-        if not divided:
-            flags = self._check_inf_per_device(optimizer)
-        elif not on_cpu or scale.item() < 1:
-            with torch.no_grad():
-                again = self._gradients.check(optimizer, torch.ones_like(scale))
-            for device, flag in flags.items():
-                flag.copy_(torch.maximum(flag, again.get(device, flag)))
-        found_inf = combined(list(flags.values()), scale.device)
-        at = scale if on_cpu else scale.clone()
-        outcome = OptimizerOutcome(optimizer, [found_inf], at, self._evidence)
-        if on_cpu:
-            outcome.settle(bool(found_inf.item()), scale.item(), self.process_group)
-        optimizer_state["outcome"] = outcome
-        self.last_step.add(outcome)
-        with handed_over(optimizer, None if divided else at, found_inf):
-            result = optimizer.step(*args, **kwargs)
-        if not divided:
-            self._gradients.mark_divided(optimizer, outcome)
-        return result
-
+    @eager
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Ends the step: the policy sees what happened and chooses the next scale.
 
@@ -318,9 +250,8 @@ class GradScaler(ReportingScaler):
             scale.copy_(new) if isinstance(new, Tensor) else scale.fill_(new)
         else:
             self._advance(scale)
-        for outcome in self.last_step:
-            self._ledger.add(outcome)
-        self._sound_alarm()
+        if self._ledger.add(self.last_step):
+            self._sound_alarm()
         self._per_optimizer_states.clear()
         self._begin_step()
         self._step_closed = True
@@ -350,11 +281,15 @@ class GradScaler(ReportingScaler):
 
     def _triage(self, found_inf: Tensor) -> tuple[bool, Tensor | None]:
         """Whether the policy must not see this step: known to the host, or as a flag."""
-        outcomes = [record.get("outcome") for record in self._per_optimizer_states.values()]
-        if all(outcome is not None and outcome.settled for outcome in outcomes):
-            skipped = [outcome for outcome in outcomes if outcome is not None and outcome.skipped]
-            return bool(skipped) and not any(o.blames_scale for o in skipped), None
-        return False, self._evidence.bad_data(found_inf, self.process_group)
+        skipped = blamed = False
+        for record in self._per_optimizer_states.values():
+            outcome: OptimizerOutcome | None = record.get("outcome")
+            if outcome is None or not outcome.settled:
+                return False, self._evidence.bad_data(found_inf, self.process_group)
+            skipped |= outcome.skipped
+            blamed |= outcome.blames_scale
+        self._evidence.release()
+        return skipped and not blamed, None
 
     def _begin_step(self) -> None:
         self._evidence = Evidence(self._names)

@@ -24,7 +24,9 @@ def step_if_taken(
     Args:
         last_step: `scaler.last_step`.
         follower: a learning-rate scheduler, or anything with a `step` method.
+        args: passed on to `step`.
         optimizer: whose step to follow; `follower.optimizer` if it has one, else all of them.
+        kwargs: passed on to `step`.
 
     Returns:
         Whether it was called. Waits for the device if the optimizer is fused.

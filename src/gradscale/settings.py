@@ -38,8 +38,8 @@ def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any])
         beside = [f"{name}={it}" for name, it in numbers.items() if it != TORCH_NUMBERS[name]]
         if beside:
             raise ValueError(
-                f"`GradScaler({', '.join(beside)}, policy={type(policy).__name__}(…))` says the same "
-                "thing twice: a policy brings its own numbers. Put them into the policy."
+                f"`GradScaler({', '.join(beside)}, policy={type(policy).__name__}(…))` says the "
+                "same thing twice: a policy brings its own numbers. Put them into the policy."
             )
         return policy
     if not enabled:
@@ -99,8 +99,8 @@ def replace_setting(policy: Policy, name: str, value: Any) -> Policy:
         return policy
     if not (dataclasses.is_dataclass(policy) and hasattr(policy, name)):
         raise ValueError(
-            f"`set_{name}({value})`: {policy!r} has no `{name}`. Build the scaler with a policy that "
-            "has one."
+            f"`set_{name}({value})`: {policy!r} has no `{name}`. Build the scaler with a policy "
+            "that has one."
         )
     try:
         return dataclasses.replace(policy, **{name: value})
@@ -135,8 +135,8 @@ def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
         return float(new_scale)
     if new_scale.numel() != 1 or new_scale.requires_grad:
         raise AssertionError(
-            f"`update(new_scale=tensor of shape {tuple(new_scale.shape)})` must have one element and "
-            "not require a gradient. Pass `.detach()`, or a number."
+            f"`update(new_scale=tensor of shape {tuple(new_scale.shape)})` must have one element "
+            "and not require a gradient. Pass `.detach()`, or a number."
         )
     return new_scale.detach().reshape(()).clamp(min=MIN_SCALE)
 

@@ -61,7 +61,7 @@ def differences(saved: Mapping[str, Any], policy: Policy) -> list[str]:
 
 
 def dump_state(state: Any) -> dict[str, Any]:
-    """A policy state as Python numbers, and CPU tensors where fields have dimensions. Reads the host."""
+    """A policy state as numbers, and CPU tensors where fields have dimensions. Host read."""
     return {name: _dump(value) for name, value in state._asdict().items()}
 
 
@@ -106,8 +106,8 @@ def check_saved(saved: Mapping[str, Any], state: Any, policy: Policy) -> dict[st
         )
     if not MIN_SCALE <= saved["scale"] <= torch.finfo(torch.float32).max:
         raise ValueError(
-            f"`load_state_dict({{'scale': {saved['scale']}}})` must have a finite scale of at least "
-            "2**-126; the run that saved it had collapsed. Replace it, say by 2.0**16."
+            f"`load_state_dict({{'scale': {saved['scale']}}})` must have a finite scale of at "
+            "least 2**-126; the run that saved it had collapsed. Replace it, say by 2.0**16."
         )
     fields: dict[str, Any] = {"growth_tracker": saved.get("_growth_tracker", 0)}
     if own.get("policy", {}).get("name") == type(policy).__name__:
@@ -142,8 +142,8 @@ def _build(description: Mapping[str, Any]) -> Policy:
     kind = getattr(gradscale.policies, description["name"], None)
     if not (isinstance(kind, type) and issubclass(kind, Policy)):
         raise ValueError(
-            f"`load_state_dict(configuration='restore')` finds no policy {description['name']!r} in "
-            "`gradscale.policies`. Build the scaler with that policy and load with 'keep'."
+            f"`load_state_dict(configuration='restore')` finds no policy {description['name']!r} "
+            "in `gradscale.policies`. Build the scaler with that policy and load with 'keep'."
         )
     config = {
         name: _build(value) if isinstance(value, Mapping) and "config" in value else value

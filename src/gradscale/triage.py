@@ -97,12 +97,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     for tensor in tensors:
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        local: Tensor = getattr(tensor, "_local_tensor", tensor)
         if local.is_sparse:
             local = local._values()
-        if local.layout is not torch.strided or not (
-            local.is_floating_point() or local.is_complex()
-        ):
+        if local.layout is not torch.strided:
             continue
         if not bool(torch.isfinite(local.detach()).all()):
             return False

@@ -17,6 +17,7 @@ the host reads the scale at no cost, and what depends on it is decided there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
@@ -142,8 +143,13 @@ def check_groups(groups: Groups, inv_scale: Tensor) -> Flags:
         largest = [tensor_amax(grads) for grads in by_dtype.values()]
         amax = torch.stack(largest).amax() if len(largest) > 1 else largest[0]
         product = amax * inv_scale.to(device=device, non_blocking=True)
-        flags[device] = (~torch.isfinite(product)).to(torch.float32)
+        flags[device] = _not_finite(product)
     return flags
+
+
+def _not_finite(magnitude: Tensor) -> Tensor:
+    """1 for inf and NaN, else 0; a NaN is below nothing."""
+    return (magnitude < math.inf).logical_not().to(torch.float32)
 
 
 def _check_on_cpu(by_dtype: dict[torch.dtype, list[Tensor]], inv_scale: Tensor) -> Tensor:
@@ -152,7 +158,7 @@ def _check_on_cpu(by_dtype: dict[torch.dtype, list[Tensor]], inv_scale: Tensor) 
     factor = inv_scale.to("cpu")
     if factor.item() > 1:
         product = torch.stack([tensor_amax(grads) for grads in by_dtype.values()]).amax() * factor
-        return (~torch.isfinite(product)).to(torch.float32)
+        return _not_finite(product)
     for grads in by_dtype.values():
         multiply_and_check_(grads, flag, one)
     return flag
@@ -189,7 +195,7 @@ def finite_amax(groups: Groups, device: torch.device) -> Tensor:
         for grads in by_dtype.values():
             for grad in grads:
                 amax = tensor_amax([grad])
-                amax = torch.where(torch.isfinite(amax), amax, 0.0)
+                amax = torch.where(amax < math.inf, amax, 0.0)
                 largest = torch.maximum(largest, amax.to(device=device, non_blocking=True))
     return largest
 
