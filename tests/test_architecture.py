@@ -24,12 +24,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LEVELS = (
     ("formats", "histogram"),
     ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
-    (
-        *("backward", "plans"),
-        *("unscale", "gradients", "pending", "ranks"),
-        *("triage", "outcome", "alarm", "schedule", "settings", "state", "fused", "flags"),
-        *("ledger", "reporting", "saving", "eager", "stepping"),
-    ),
+    ("backward", "plans", "ranks", "gradients", "outcomes"),
     ("layerwise",),
     ("scaler", "checkpoints"),
     ("recipes", "training"),
@@ -44,6 +39,7 @@ PUBLIC = (
     "gradscale.emulation",
     "gradscale.formats",
     "gradscale.histogram",
+    "gradscale.outcomes",
     "gradscale.plans",
     "gradscale.policies",
 )

@@ -2,7 +2,7 @@
 
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.layerwise import Layerwise as Layerwise
-from gradscale.outcome import StepOutcome as StepOutcome
+from gradscale.outcomes.outcome import StepOutcome as StepOutcome
 from gradscale.plans.adaptive import Adaptive as Adaptive
 from gradscale.plans.plan import ScalePlan as ScalePlan
 from gradscale.plans.planner import Excluding as Excluding

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
 from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Excluding
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
-from torch import nn
 from zoo import ZOO
 
 pytestmark = [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradscale.backward.measure import Measuring
 from gradscale.backward.measurements import Measurements
-from gradscale.outcome import StepOutcome
+from gradscale.outcomes.outcome import StepOutcome
 
 
 class Finished(NamedTuple):

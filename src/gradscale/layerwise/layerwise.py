@@ -22,7 +22,7 @@ from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.suspicion import lower_suspects
 from gradscale.layerwise.track import Track, exponent_of
 from gradscale.layerwise.tracks import Tracks
-from gradscale.outcome import StepOutcome
+from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Decision, Planner, UserGiven, fixed
 from gradscale.plans.windows import Windows

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from gradscale.gradients.unscale import gradient_values
 from gradscale.layerwise.track import Track
 from gradscale.plans.windows_overflow import lowered, suspects
-from gradscale.unscale import gradient_values
 
 
 def lower_suspects(track: Track, log2_scale: int) -> int | None:

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
 
-from gradscale.alarm import FloorAlarm
-from gradscale.eager import eager
-from gradscale.flags import combined, inverse
-from gradscale.gradients import StepGradients
-from gradscale.ledger import Ledger
-from gradscale.outcome import Evidence, OptimizerOutcome, StepOutcome
-from gradscale.pending import PendingGradients
+from gradscale.gradients.flags import combined, inverse
+from gradscale.gradients.pending import PendingGradients
+from gradscale.gradients.step_gradients import StepGradients
+from gradscale.outcomes.alarm import FloorAlarm
+from gradscale.outcomes.ledger import Ledger
+from gradscale.outcomes.outcome import Evidence, OptimizerOutcome, StepOutcome
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy, advance
-from gradscale.settings import build_layerwise, choose_policy, present_device, scale_to_set
-from gradscale.state import copy_state_
-from gradscale.stepping import SteppingScaler
+from gradscale.scaler.eager import eager
+from gradscale.scaler.settings import build_layerwise, choose_policy, present_device, scale_to_set
+from gradscale.scaler.state import copy_state_
+from gradscale.scaler.stepping import SteppingScaler
 
 
 class GradScaler(SteppingScaler):

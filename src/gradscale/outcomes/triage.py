@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gradscale.unscale import gradient_values
+from gradscale.gradients.unscale import gradient_values
 
 Reason = Literal["overflow", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"]
 REASONS: tuple[Reason, ...] = (

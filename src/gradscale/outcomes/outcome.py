@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
 
+from gradscale.outcomes.triage import REASONS, Culprit, Reason, find_culprits, find_reason
 from gradscale.policies.policy import Observation
 from gradscale.ranks import agreed_index, distributed, groups_of, mesh_groups, reduce_max_
-from gradscale.triage import REASONS, Culprit, Reason, find_culprits, find_reason
 
 
 class Evidence:

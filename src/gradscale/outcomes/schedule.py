@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gradscale.outcome import StepOutcome
+from gradscale.outcomes.outcome import StepOutcome
 
 
 def step_if_taken(

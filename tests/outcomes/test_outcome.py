@@ -116,7 +116,7 @@ def test_a_start_that_was_too_high_is_no_alarm():
 
 
 def test_an_outcome_on_the_device_is_read_when_asked_for():
-    from gradscale.outcome import Evidence, OptimizerOutcome
+    from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
 
     _, optimizer = parameter_and()
     flag, scale = torch.ones(()), torch.tensor(8.0)

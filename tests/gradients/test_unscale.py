@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assertions import assert_same_bits
-from gradscale.scaler import GradScaler
-from gradscale.unscale import (
+from gradscale.gradients.unscale import (
     check_groups,
     collect_gradients,
     finite_amax,
@@ -18,6 +17,7 @@ from gradscale.unscale import (
     unscale_groups_,
     unscale_reference,
 )
+from gradscale.scaler import GradScaler
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 VALUES = st.one_of(

@@ -76,9 +76,9 @@ def test_callbacks_do_not_make_it_read_and_counters_do():
 
 
 def test_outcomes_that_nobody_reads_do_not_pile_up(monkeypatch):
-    import gradscale.ledger
+    import gradscale.outcomes.ledger
 
-    monkeypatch.setattr(gradscale.ledger, "LONGEST_QUEUE", 2)
+    monkeypatch.setattr(gradscale.outcomes.ledger, "LONGEST_QUEUE", 2)
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         fake_step(FUSED["adam"], steps=3)
 
@@ -152,7 +152,7 @@ def test_an_unfused_step_reads_as_much_as_torchs_and_the_scale():
 
 
 def test_flag_and_scale_come_in_one_transfer():
-    from gradscale.flags import read_together
+    from gradscale.gradients.flags import read_together
 
     moved = []
 
@@ -314,7 +314,7 @@ def test_deep_copies_and_layerwise_are_independent_of_the_original():
 
 
 def test_several_flags_make_one_and_never_their_sum():
-    from gradscale.flags import combined
+    from gradscale.gradients.flags import combined
 
     zero, one = torch.zeros(()), torch.ones(())
     device = torch.device("cpu")

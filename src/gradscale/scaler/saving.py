@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradscale.ledger import Counters, Ledger
-from gradscale.outcome import StepOutcome
-from gradscale.pending import PendingGradients
+from gradscale.gradients.pending import PendingGradients
+from gradscale.outcomes.ledger import Counters, Ledger
+from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Policy
-from gradscale.settings import PolicySetting
-from gradscale.state import (
+from gradscale.scaler.settings import PolicySetting
+from gradscale.scaler.state import (
     VERSION,
     check_saved,
     describe,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from gradscale.unscale import collect_gradients, multiply_and_check_
+from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
 
 
 class PendingGradients:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from gradscale.flags import combined, inverse, read_together
-from gradscale.fused import handed_over
-from gradscale.gradients import StepGradients
-from gradscale.outcome import Evidence, OptimizerOutcome
-from gradscale.pending import PendingGradients
-from gradscale.reporting import ReportingScaler
-from gradscale.unscale import Flags
+from gradscale.gradients.flags import combined, inverse, read_together
+from gradscale.gradients.pending import PendingGradients
+from gradscale.gradients.step_gradients import StepGradients
+from gradscale.gradients.unscale import Flags
+from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
+from gradscale.scaler.fused import handed_over
+from gradscale.scaler.reporting import ReportingScaler
 
 
 class SteppingScaler(ReportingScaler):

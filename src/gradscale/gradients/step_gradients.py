@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscale.outcome import OptimizerOutcome
-from gradscale.policies.policy import Need, Observation
-from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
-from gradscale.unscale import (
+from gradscale.gradients.unscale import (
     Flags,
     Groups,
     check_groups,
@@ -20,6 +17,9 @@ from gradscale.unscale import (
     finite_amax,
     unscale_groups_,
 )
+from gradscale.outcomes.outcome import OptimizerOutcome
+from gradscale.policies.policy import Need, Observation
+from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
 
 
 class StepGradients:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from gradscale.outcomes.triage import find_culprits, find_reason
 from gradscale.scaler import GradScaler
-from gradscale.triage import find_culprits, find_reason
 
 FINE, BAD = torch.ones(2), torch.tensor([1.0, math.nan])
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradscale.alarm import FloorAlarm
-from gradscale.ledger import Counters
-from gradscale.outcome import OptimizerOutcome
+from gradscale.outcomes.alarm import FloorAlarm
+from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.outcome import OptimizerOutcome
+from gradscale.outcomes.schedule import step_if_taken
 from gradscale.policies.bits import MIN_SCALE
 from gradscale.ranks import differing_ranks
-from gradscale.saving import SavedScaler
-from gradscale.schedule import step_if_taken
+from gradscale.scaler.saving import SavedScaler
 
 if TYPE_CHECKING:
     from gradscale.layerwise import Layerwise
@@ -83,8 +83,8 @@ class ReportingScaler(SavedScaler):
         if ranks:
             raise RuntimeError(
                 f"`check_ranks()`: ranks {ranks} differ from rank 0 in the loss scale or its "
-                f"growth counter (here: scale {float(scale):g}), so they skip different steps. Pass the "
-                "group over which they must agree as `GradScaler(process_group=…)`."
+                f"growth counter (here: scale {float(scale):g}), so they skip different steps. "
+                "Pass the group over which they must agree as `GradScaler(process_group=…)`."
             )
 
     def set_growth_factor(self, new_factor: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscale.outcome import OptimizerOutcome
+from gradscale.outcomes.outcome import OptimizerOutcome
 
 LONGEST_QUEUE = 64
 """Outcomes that may wait for the device; only accelerators other than CUDA ever get there."""
