@@ -1,18 +1,19 @@
 """Does layer-wise scaling help? Six tasks, three formats, seven ways to choose the scales.
 
-Run it as ``python experiments/layerwise_table.py`` from the repository root (``--quick`` for one seed
-and few steps; about half an hour of one core otherwise), then ``layerwise_markdown.py``. Every format
-of every task is written as soon as it is done. The rules of `Adaptive` run with the first seed only.
+Run it as ``python experiments/layerwise_table.py`` from the repository root (``--quick`` for one
+seed and few steps; about half an hour of a core otherwise), then ``layerwise_markdown.py``. Every
+format of every task is written as soon as it is done. `Adaptive` runs with the first seed only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -20,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layerwise_tasks import TASKS, Task
-from layerwise_truth import arriving, cosines, lost_shares, true_pass, weight_gradients
 from torch import Tensor, nn
 
 import gradscale
 from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
+from layerwise_tasks import TASKS, Task
+from layerwise_truth import arriving, cosines, lost_shares, true_pass, weight_gradients
 
 RESULTS = Path(__file__).parent / "results"
 FORMATS = ("fp16", "e5m2", "e4m3")
@@ -143,7 +144,7 @@ def judge(run: Run, true: Any, seen: Any, format: str) -> None:
 def sweep(
     task: Task, model: nn.Module, batch: Any, format: str, exponents: Sequence[int]
 ) -> dict[int, float]:
-    """For each exponent the mean cosine that a single scale of it gives at these weights."""
+    """For each exponent the mean cosine of a single scale at these weights; NaN on overflow."""
     _, true = true_pass(model, lambda m: task.loss(m, batch))
     result: dict[int, float] = {}
     for exponent in exponents:
@@ -152,32 +153,45 @@ def sweep(
             with autocasting(format):
                 loss = task.loss(model, batch)
             (loss * 2.0**exponent).backward()
-        result[exponent] = statistics.fmean(cosines(true, weight_gradients(model)))
+        found = weight_gradients(model)
+        finite = all(bool(torch.isfinite(gradient).all()) for gradient in found.values())
+        result[exponent] = statistics.fmean(cosines(true, found)) if finite else math.nan
     model.zero_grad()
     return result
 
 
-def best_constant(task: Task, steps: int, format: str) -> tuple[int, dict[int, float]]:
-    """The exponent with the best mean cosine over three moments of a float32 run of seed 0."""
+def float32_run(task: Task, steps: int) -> Generator[tuple[int, nn.Module, Any]]:
+    """Each step of a float32 run of seed 0 before it is taken: its number, model and batch."""
     torch.manual_seed(0)
     model = task.model()
     optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
-    moments = {0, steps // 2, steps - 1}
-    total: dict[int, float] = dict.fromkeys(EXPONENTS, 0.0)
     for step in range(steps):
         batch = task.batch(0, step)
-        if step in moments:
-            for exponent, cosine in sweep(task, model, batch, format, EXPONENTS).items():
-                total[exponent] += cosine / len(moments)
+        yield step, model, batch
         optimizer.zero_grad()
         task.loss(model, batch).backward()
         optimizer.step()
+
+
+def best_constant(task: Task, steps: int, format: str) -> tuple[int, dict[int, float]]:
+    """The exponent with the best mean cosine over three moments of a float32 run of seed 0."""
+    moments = {0, steps // 2, steps - 1}
+    total: dict[int, float] = dict.fromkeys(EXPONENTS, 0.0)
+    for step, model, batch in float32_run(task, steps):
+        if step in moments:
+            for exponent, cosine in sweep(task, model, batch, format, EXPONENTS).items():
+                total[exponent] += cosine / len(moments)
     return best_of(total), total
 
 
-def best_of(found: dict[int, float]) -> int:
-    """The middle of the exponents whose cosine is within 0.001 of the best."""
-    good = [k for k, cosine in found.items() if cosine >= max(found.values()) - 1e-3]
+def best_of(found: dict[int, float], spare: int = 4) -> int:
+    """The middle of the exponents whose cosine is within 0.001 of the best.
+
+    Those less than `spare` octaves below one that overflowed are left out: other batches would.
+    """
+    over = min((k for k, cosine in found.items() if math.isnan(cosine)), default=math.inf)
+    safe = {k: cosine for k, cosine in found.items() if k <= over - spare}
+    good = [k for k, cosine in safe.items() if cosine >= max(safe.values()) - 1e-3]
     return good[len(good) // 2]
 
 
@@ -210,22 +224,29 @@ def cell(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def one_task(name: str, steps: int, seeds: Sequence[int], write: Callable[[Any], None]) -> None:
-    """Every format and strategy of one task; written after each format."""
+def one_task(name: str, steps: int, seeds: Sequence[int], only: Sequence[str], file: Path) -> None:
+    """Every format and strategy of one task; written after each format.
+
+    With `only` the other strategies are kept as they are in the file.
+    """
     task, start = TASKS[name], time.time()
     off = torch.amp.GradScaler("cpu", enabled=False)
-    baseline = [train(task, seed, steps, None, off) for seed in seeds]
-    result: dict[str, Any] = {
-        "task": name, "about": task.about, "steps": steps, "seeds": list(seeds), **versions(),
-        "fp32": {"loss": spread([run.final for run in baseline])}, "formats": {},
-    }  # fmt: skip
-    for format in FORMATS:
+    result: dict[str, Any] = {"task": name, "about": task.about, "formats": {}}
+    if only:
+        result = json.loads(file.read_text())
+    else:
+        baseline = [train(task, seed, steps, None, off) for seed in seeds]
+        result["fp32"] = {"loss": spread([run.final for run in baseline])}
+    result |= {"steps": steps, "seeds": list(seeds), **versions()}
+    for format in formats:
         best, found = best_constant(task, steps, format)
-        rows: dict[str, Any] = {}
+        rows: dict[str, Any] = result["formats"].get(format, {"rows": {}})["rows"]
         for label, make in strategies(best).items():
+            if only and label not in only:
+                continue
             chosen = seeds[:1] if label.startswith("Adaptive") else seeds
-            rows[label] = cell([train(task, seed, steps, format, make()) for seed in chosen])
-            row = rows[label]
+            row = cell([train(task, seed, steps, format, make()) for seed in chosen])
+            rows[label] = row
             print(
                 f"{time.time() - start:6.0f}s {name:24} {format} {label:18} "
                 f"loss {row['loss'][0]:.3f} lost {row['lost_mean'][0]:.3f} "
@@ -233,14 +254,15 @@ def one_task(name: str, steps: int, seeds: Sequence[int], write: Callable[[Any],
                 flush=True,
             )
         result["formats"][format] = {"best": best, "sweep": found, "rows": rows}
-        result["seconds"] = round(time.time() - start)
-        write(result)
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed and a quarter of the steps")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--only", nargs="+", default=[], help="run these strategies again")
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -249,12 +271,8 @@ def main() -> None:
     for name in options.tasks:
         steps = TASKS[name].steps // (4 if options.quick else 1)
         file = options.out / f"layerwise_{name.replace(',', '').replace(' ', '_')}.json"
-        one_task(
-            name,
-            steps,
-            range(1 if options.quick else options.seeds),
-            lambda result, file=file: file.write_text(json.dumps(result, indent=1) + "\n"),
-        )
+        seeds = range(1 if options.quick else options.seeds)
+        one_task(name, steps, seeds, options.only, options.formats, file)
 
 
 if __name__ == "__main__":

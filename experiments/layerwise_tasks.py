@@ -81,6 +81,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def attention(self, x: Tensor) -> Tensor:
+        """Causal, `(n, time, width)` to the same."""
         n, time, width = x.shape
         q, k, v = self.qkv(x).view(n, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -1,4 +1,4 @@
-"""How far one backward pass is from the truth: flushed gradients, and directions of weight gradients.
+"""How far one backward pass is from the truth: flushed elements, and weight gradients astray.
 
 The truth is a float32 pass of the same batch with the same weights. What arrives at a layer's node
 is read by hooks on nodes, which (unlike hooks on tensors) do not tie a plan down.

@@ -1,0 +1,230 @@
+"""Cost of layer-wise scaling against torch.amp.GradScaler, interleaved in one process.
+
+Run it as ``python benchmarks/layerwise.py`` (a few minutes; only ratios mean anything on a shared
+machine). A round is one whole training step of every arm, in changing order, on the same model;
+a ratio is the median over rounds, with quartiles. The arms:
+
+    torch again   torch.amp.GradScaler a second time: the noise of this machine
+    uniform       layerwise=True between measurements, one group
+    planned       a plan of four groups, a quarter of the nodes each, between measurements
+    measuring     every step measures and plans
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradscale import GradScaler, Layerwise
+from gradscale.backward import BackwardGraph
+from gradscale.backward.measurements import Measurements
+from layerwise_memory import peak_bytes
+from layerwise_models import MODELS, Workload
+from layerwise_planning import planning_rows
+from step import describe
+
+RESULTS = Path(__file__).parent / "results"
+NEVER = 10**9
+
+
+def quarters(graph: BackwardGraph, measurements: Measurements) -> dict[int, int]:
+    """A plan of four groups at 2^0, 2^4, 2^8 and 2^12, from the loss backward."""
+    del measurements
+    return {node: 4 * (4 * node // len(graph)) for node in range(len(graph))}
+
+
+def scalers(device: str) -> dict[str, Any]:
+    return {
+        "torch": torch.amp.GradScaler(device),
+        "torch again": torch.amp.GradScaler(device),
+        "uniform": GradScaler(device, layerwise=Layerwise(measure_every=NEVER)),
+        "planned": GradScaler(device, layerwise=quarters),
+        "measuring": GradScaler(device, layerwise=Layerwise(measure_every=1)),
+    }
+
+
+class Bench:
+    """One model, one optimizer, and one training step with any scaler."""
+
+    def __init__(self, work: Workload, device: str) -> None:
+        torch.manual_seed(0)
+        self.device, self.dtype = device, work.dtype
+        self.model = work.model().to(device)
+        self.batch = tuple(part.to(device) for part in work.batch())
+        self.loss = work.loss
+        fused = device == "cuda"
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-9, fused=fused)
+        self.backward_s: list[float] = []
+
+    def now(self) -> float:
+        """Seconds: of the clock on a GPU, of this process's own time on a (shared) CPU."""
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def step(self, scaler: Any) -> float:
+        """Seconds of one training step."""
+        begin = self.now()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, self.dtype):
+            loss = self.loss(self.model, self.batch)
+        scaled = scaler.scale(loss)
+        middle = self.now()
+        scaled.backward()
+        self.backward_s.append(self.now() - middle)
+        scaler.step(self.optimizer)
+        scaler.update()
+        return self.now() - begin
+
+
+def quiet(scaler: Any) -> bool:
+    """Whether the next step does not measure."""
+    layerwise = getattr(scaler, "_layerwise", None)
+    return layerwise is None or not layerwise._measures
+
+
+def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
+    """Every arm's step time over torch's in the same round."""
+    arms = scalers(bench.device)
+    for name, scaler in arms.items():
+        for _ in range(5 if name != "torch again" else 1):
+            bench.step(scaler)
+    # The fast start measures at powers of two; what is timed is a step between measurements.
+    for name in ("uniform", "planned"):
+        arms[name]._layerwise.calendar = _Never()
+        bench.step(arms[name])
+        bench.step(arms[name])
+    bench.backward_s.clear()
+    names, times = list(arms), {name: [] for name in arms}
+    for index in range(rounds):
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            assert name in ("torch", "torch again", "measuring") or quiet(arms[name])
+            times[name].append(bench.step(arms[name]))
+    result: dict[str, Any] = {
+        "torch_ms": 1e3 * statistics.median(times["torch"]),
+        "backward_ms": 1e3 * statistics.median(bench.backward_s),
+        "rounds": rounds,
+    }
+    for name in names[1:]:
+        paired = [a / b for a, b in zip(times[name], times["torch"], strict=True)]
+        result[name] = statistics.quantiles(paired, n=4)
+    over = result["measuring"][1] - result["uniform"][1]
+    result["amortised over 100 steps"] = result["uniform"][1] + over / 100
+    uniform, planned = (arms[name]._layerwise.tracks.latest for name in ("uniform", "planned"))
+    result["nodes"] = len(uniform.graph)
+    result["uniform_scales"] = len(uniform.decision.scales)
+    cut = planned.plan.exponents
+    result["hooked_edges"] = sum(cut[e.source] != cut[e.target] for e in planned.graph.edges)
+    return result
+
+
+class _Never:
+    """A calendar without another measurement."""
+
+    every = NEVER
+
+    def due(self, step: int) -> bool:
+        del step
+        return False
+
+
+def memory(bench: Bench) -> dict[str, float]:
+    """Peak memory of a step above what lives between steps, over torch's."""
+    arms = scalers(bench.device)
+    del arms["torch again"]
+    peaks: dict[str, int] = {}
+    peak_bytes(lambda: None, bench.device)  # the profiler's own first allocations
+    for name, scaler in arms.items():
+        for _ in range(3):
+            bench.step(scaler)
+        if name in ("uniform", "planned"):
+            scaler._layerwise.calendar = _Never()
+            bench.step(scaler)
+            bench.step(scaler)
+        # What lived before and dies within the step would count as negative.
+        bench.optimizer.zero_grad(set_to_none=True)
+        peaks[name] = peak_bytes(lambda s=scaler: bench.step(s), bench.device)
+    ratio = {name: peaks[name] / peaks["torch"] for name in peaks if name != "torch"}
+    return {"torch_MiB": peaks["torch"] / 2**20, **ratio}
+
+
+def markdown(where: dict[str, Any], rows: list[dict[str, Any]], plans: list[dict[str, Any]]) -> str:
+    """The tables that go into the documentation."""
+    lines = [
+        "# Layer-wise scaling against torch.amp.GradScaler", "",
+        ", ".join(f"{key} {value}" for key, value in where.items()) + ".",
+        "Step time as a ratio to torch.amp.GradScaler: median of interleaved rounds [quartiles].",
+        "`torch again` is the noise.", "",
+        "| model | nodes | step ms | backward ms | torch again | uniform | planned (edges) | "
+        "measuring | amortised, N=100 |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for row in rows:
+        arms = {n: _ratio(row[n]) for n in ("torch again", "uniform", "planned", "measuring")}
+        lines.append(
+            f"| {row['model']} | {row['nodes']} | {row['torch_ms']:.0f} | {row['backward_ms']:.0f} "
+            f"| {arms['torch again']} | {arms['uniform']} | {arms['planned']} "
+            f"({row['hooked_edges']}) | {arms['measuring']} | "
+            f"{row['amortised over 100 steps']:.3f} |"
+        )
+    lines += ["", "Peak memory of a step, as a ratio to torch.amp.GradScaler's.", ""]
+    lines += ["| model | torch MiB | uniform | planned | measuring |", "|---|--:|--:|--:|--:|"]
+    for row in rows:
+        m = row["memory"]
+        lines.append(
+            f"| {row['model']} | {m['torch_MiB']:.1f} | {m['uniform']:.3f} | {m['planned']:.3f} | "
+            f"{m['measuring']:.3f} |"
+        )
+    lines += [
+        "",
+        "Milliseconds of one thread for a float16 recurrence, by its number of nodes.",
+        "",
+    ]
+    lines += ["| nodes | " + " | ".join(key for key in plans[0] if key != "nodes") + " |"]
+    lines += ["|--:|" + "--:|" * (len(plans[0]) - 1)]
+    for plan in plans:
+        values = [f"{v:.2f}" if isinstance(v, float) else str(v) for v in plan.values()]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(quartiles: list[float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--models", nargs="+")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    works: dict[str, Workload] = MODELS[options.device]
+    rows: list[dict[str, Any]] = []
+    for name in options.models or works:
+        bench = Bench(works[name], options.device)
+        row = {"model": name, **ratios(bench, options.rounds), "memory": memory(bench)}
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    plans = planning_rows(options.nodes)
+    where = describe(options.device)
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / f"layerwise_{options.device}"
+    data = {"where": where, "rows": rows, "planning": plans}
+    stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(markdown(where, rows, plans))
+    print(stem.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()

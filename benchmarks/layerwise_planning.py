@@ -1,0 +1,68 @@
+"""What walking, measuring and planning cost by the number of nodes; tensors of two elements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gradscale.backward import rescale, walk
+from gradscale.backward.measure import measure
+from gradscale.plans import ScalePlan, Windows
+from walk import forget
+
+FALLS = 60
+
+
+def recurrence(nodes: int) -> Tensor:
+    """A float16 recurrence of about `nodes` nodes whose gradient falls by 2^-60 on the way."""
+    w = torch.full((2,), 1.0, dtype=torch.float16, requires_grad=True)
+    h = factor = w * 1.0
+    every = max(1, nodes // FALLS)
+    for step in range(nodes):
+        h = h * factor
+        if step % every == 0:
+            h = (h - h.detach()) * 0.5 + h.detach()
+    return h.float().sum()
+
+
+def ms(run: Callable[[], object]) -> float:
+    start = time.thread_time()
+    run()
+    return (time.thread_time() - start) * 1e3
+
+
+def best(run: Callable[[], object], repeats: int = 3) -> float:
+    return min(ms(run) for _ in range(repeats))
+
+
+def planning_rows(sizes: Sequence[int]) -> list[dict[str, float | int]]:
+    """One row for each number of nodes."""
+    rows: list[dict[str, float | int]] = []
+    for size in sizes:
+        loss = recurrence(size)
+        forget()
+        first = ms(lambda loss=loss: walk(loss))
+        again = best(lambda loss=loss: walk(loss))
+        backward = best(lambda loss=loss: loss.backward(retain_graph=True))
+        walked = walk(loss)
+        uniform = ScalePlan.uniform(walked.graph)
+        measuring = measure(walked, uniform.exponents, 2.0**15)
+        measured = ms(lambda loss=loss: (loss * 2.0**15).backward(retain_graph=True))
+        fetched = time.thread_time()
+        found = measuring.result()
+        fetch = (time.thread_time() - fetched) * 1e3
+        decision = Windows().decide(walked.graph, found, uniform, 15)
+        plan = best(lambda w=walked, f=found, u=uniform: Windows().decide(w.graph, f, u, 15))
+        start = time.thread_time()
+        handle = rescale(walked, decision.plan)
+        attach = (time.thread_time() - start) * 1e3
+        rows.append({
+            "nodes": len(walked.graph), "first walk": first, "walk": again, "backward": backward,
+            "measured backward": measured, "fetch": fetch, "plan": plan, "attach": attach,
+            "scales": len(decision.scales), "hooked edges": handle.edges,
+        })  # fmt: skip
+        handle.remove()
+    return rows
