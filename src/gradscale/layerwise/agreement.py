@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradscale.backward.measure import Measuring
 from gradscale.ranks import distributed, mesh_groups, reduce_max_
@@ -19,16 +21,85 @@ def rank_groups(process_group: Any) -> list[Any]:
     return mesh_groups(process_group) or [torch.distributed.group.WORLD]
 
 
-def reduced(measurings: Sequence[Measuring], groups: Sequence[Any], device: torch.device) -> bool:
-    """Merges the counts of all ranks in place; False, and nothing done, if their graphs differ."""
+def reduced(
+    measurings: Sequence[Measuring],
+    situations: Sequence[object],
+    groups: Sequence[Any],
+    device: torch.device,
+) -> bool:
+    """Merges the counts of all ranks in place; False, and nothing done, if they differ.
+
+    Args:
+        measurings: one for each backward pass of this step.
+        situations: for each of them what else its next plan depends on, such as the plan in force;
+            anything whose `repr` tells.
+        groups: the process groups; a rank without a pass takes part as well.
+        device: on which they communicate.
+    """
     if not groups:
         return True
-    signatures = [measuring.signature for measuring in measurings]
+    pairs = zip(measurings, situations, strict=True)
+    signatures = [f"{measuring.signature} {situation!r}" for measuring, situation in pairs]
     same = same_on_all_ranks(signatures, groups, device)
     if same:
         for measuring in measurings:
             measuring.reduce(groups)
     return same
+
+
+def on_any_rank(flag: bool, groups: Sequence[Any], device: torch.device) -> bool:
+    """Whether some rank of `groups` passes True. A collective, and a host read, if there are any.
+
+    Args:
+        flag: this rank's.
+        groups: the process groups; none if this rank decides alone.
+        device: on which they communicate.
+    """
+    if not groups:
+        return flag
+    flags = torch.tensor([int(flag)], device=device)
+    reduce_max_([flags], groups)
+    return bool(flags.item())
+
+
+class Wishes:
+    """Asks at the end of every step whether some rank wants to measure again.
+
+    All ranks must measure the same steps, or they would wait for each other. On an accelerator the
+    answer is that of the step before, so that no rank waits for the step it has just launched.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: deque[tuple[Tensor, torch.Event]] = deque()
+
+    def ask(self, wish: bool, flags: Sequence[Tensor], groups: Sequence[Any]) -> bool:
+        """A collective.
+
+        Args:
+            wish: whether this rank wants to, for what the host knows.
+            flags: float32, above 0 if an optimizer of this rank met a non-finite gradient.
+            groups: the process groups.
+        """
+        device = flags[0].device if flags else torch.device("cpu")
+        wishes = torch.full((), float(wish), device=device)
+        for flag in flags:
+            wishes = torch.maximum(wishes, flag.to(device, torch.float32).reshape(()))
+        reduce_max_([wishes], groups)
+        if device.type == "cpu":
+            return bool(wishes.item())
+        return self._asked_before(wishes)
+
+    def _asked_before(self, wishes: Tensor) -> bool:
+        host = torch.empty((), dtype=wishes.dtype, pin_memory=True)
+        host.copy_(wishes, non_blocking=True)
+        event = torch.Event(wishes.device)
+        event.record()
+        self._under_way.append((host, event))
+        if len(self._under_way) < 2:
+            return False
+        answer, arrived = self._under_way.popleft()
+        arrived.synchronize()
+        return bool(answer.item())
 
 
 def same_on_all_ranks(

@@ -19,11 +19,13 @@ class Finished(NamedTuple):
         measurings: one for each backward pass.
         step: what became of the step.
         scale: the loss scale at which it was measured.
+        bad_data: whether the data of some rank were bad; None if there is only this one.
     """
 
     measurings: Sequence[Measuring]
     step: StepOutcome
     scale: Tensor
+    bad_data: bool | None = None
 
     def merged(self) -> dict[str, Measurements]:
         """By signature, the passes through equal graphs counted as one. Waits for the copy."""
@@ -36,5 +38,21 @@ class Finished(NamedTuple):
 
     def blames_scale(self) -> bool:
         """Whether a skipped step was lost to the scale, not to bad data. Waits for the device."""
-        reasons = [outcome.reason for outcome in self.step if outcome.skipped]
-        return not reasons or "overflow" in reasons
+        return not (has_bad_data(self.step) if self.bad_data is None else self.bad_data)
+
+
+def has_bad_data(step: StepOutcome) -> bool:
+    """Whether a skipped step was lost to bad data on this rank. Waits for the device."""
+    reasons = [outcome.reason for outcome in step if outcome.skipped]
+    return bool(reasons) and "overflow" not in reasons
+
+
+def lost_to_scale(step: StepOutcome) -> bool:
+    """Whether a smaller scale would have saved a skipped step. Waits for the device.
+
+    Asks for the reason: what a fused optimizer did reaches the host as a mere flag, later.
+    """
+    return any(
+        outcome.skipped and not outcome.unrepresentable and outcome.reason == "overflow"
+        for outcome in step
+    )

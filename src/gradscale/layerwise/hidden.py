@@ -22,6 +22,7 @@ class Leaves:
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
+        self.signatures: set[str] = set()
         self.walked = False
         self.scaled = False
 
@@ -29,6 +30,7 @@ class Leaves:
         """A pass that runs through `graph`, with a plan that is not uniform or with one that is."""
         self.walked = True
         self.scaled |= scaled
+        self.signatures.add(graph.signature)
         self._seen.update(id(parameter) for parameter in graph.parameters().values())
 
     def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -13,10 +13,10 @@ from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measure import Measuring, measure
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.rescale import rescale
-from gradscale.layerwise.agreement import rank_groups, reduced
+from gradscale.layerwise.agreement import Wishes, on_any_rank, rank_groups, reduced
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.emulated import fitted
-from gradscale.layerwise.finished import Finished
+from gradscale.layerwise.finished import Finished, has_bad_data, lost_to_scale
 from gradscale.layerwise.hidden import Leaves, custom_nodes, owned, refusal
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.suspicion import lower_suspects
@@ -72,6 +72,7 @@ class Layerwise:
         self._scale: Tensor | None = None
         self._again = False
         self._unsettled: list[StepOutcome] = []
+        self._wishes = Wishes()
         self._finished: Finished | None = None
         self._lowered: int | None = None
         self.naming = Naming()
@@ -133,13 +134,15 @@ class Layerwise:
 
     def update(self, last_step: StepOutcome) -> None:
         """Ends a step: the measurements start on their way to the host."""
-        if self._measurings:
-            measurings = self._agreed()
+        groups = rank_groups(self.process_group)
+        if self._measurings or (self._measures and groups):
+            measurings = self._agreed(groups)
             for measuring in measurings:
                 measuring.fetch()
             scale = cast(Tensor, self._scale).detach().clone()
-            self._finished = Finished(measurings, last_step, scale)
-        self._watch_outcomes(last_step)
+            bad = on_any_rank(has_bad_data(last_step), groups, scale.device) if groups else None
+            self._finished = Finished(measurings, last_step, scale, bad)
+        self._watch_outcomes(last_step, groups)
         self.steps += 1
         self._begin_step()
 
@@ -179,11 +182,11 @@ class Layerwise:
         self._leaves = Leaves()
         self._custom = False
 
-    def _agreed(self) -> Sequence[Measuring]:
+    def _agreed(self, groups: Sequence[Any]) -> Sequence[Measuring]:
         """The measurements of all ranks; where their graphs differ, one scale for all of them."""
-        groups = rank_groups(self.process_group)
         device = cast(Tensor, self._scale).device
-        if reduced(self._measurings, groups, device):
+        situations = [self.tracks[m.signature].situation for m in self._measurings]
+        if reduced(self._measurings, situations, groups, device):
             return self._measurings
         for measuring in self._measurings:
             measuring.remove()
@@ -194,19 +197,22 @@ class Layerwise:
         )
         return []
 
-    def _watch_outcomes(self, last_step: StepOutcome) -> None:
+    def _watch_outcomes(self, last_step: StepOutcome, groups: Sequence[Any]) -> None:
         """After an overflow: those groups go down at once, and the next step measures again."""
+        if groups:
+            flags = [flag for outcome in last_step for flag in outcome.found_inf]
+            self._again = self._wishes.ask(self._again, flags, groups)
+            return
         self._unsettled.append(last_step)
         while self._unsettled and all(outcome.settled for outcome in self._unsettled[0]):
             step = self._unsettled.pop(0)
-            blamed = [outcome for outcome in step if outcome.skipped and outcome.blames_scale]
-            if not blamed:
+            if not lost_to_scale(step):
                 continue
             self._again = True
-            if step is last_step and not self._measurings and not rank_groups(self.process_group):
-                track = self.tracks.latest
-                if track is not None:
-                    self._lowered = lower_suspects(track, exponent_of(step.scale))
+            track = self.tracks.latest
+            alone = len(self._leaves.signatures) == 1  # else it may have been another graph's
+            if step is last_step and not self._measurings and alone and track is not None:
+                self._lowered = lower_suspects(track, exponent_of(step.scale))
 
     def _plan(self, scale: Tensor) -> None:
         """Turns the last step's measurements into plans, and sets the loss scale they ask for."""

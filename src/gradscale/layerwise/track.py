@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
@@ -15,6 +15,17 @@ from gradscale.plans.planner import Decision, moved
 
 HISTORY = 4
 """Earlier measurements whose maxima still count: gradients that were large once will be again."""
+
+MOST_FACTORS = 8
+"""Sets of pinned nodes with factors of their own; hooks that come and go make ever new ones."""
+
+
+class _Factors(NamedTuple):
+    """A plan, what is left of it where some nodes are pinned, and the factors of that."""
+
+    made_for: ScalePlan
+    plan: ScalePlan
+    multipliers: Multipliers
 
 
 class Track:
@@ -35,12 +46,17 @@ class Track:
         self.frozen: str | None = None
         self.anchor = 0
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
-        self._factors: dict[frozenset[int], tuple[ScalePlan, Multipliers]] = {}
+        self._factors: dict[frozenset[int], _Factors] = {}
 
     @property
     def unmeasured(self) -> bool:
         """Whether a measurement is wanted, because there has been none."""
         return self.frozen is None and self.decision is None and not self.history
+
+    @property
+    def situation(self) -> tuple[object, ...]:
+        """What the next plan depends on, besides the measurements."""
+        return self.plan.exponents, self.frozen, self.anchor, len(self.history)
 
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
@@ -58,7 +74,6 @@ class Track:
         """Changes the plan; its factors are written when it is next used."""
         if plan != self.plan:
             self.plan = plan
-            self._factors.clear()
 
     def freeze(self, why: str) -> None:
         """One scale from now on."""
@@ -66,13 +81,24 @@ class Track:
         self.move_to(ScalePlan.uniform(self.graph))
 
     def factors(self, graph: BackwardGraph) -> tuple[ScalePlan, Multipliers]:
-        """The plan as this iteration's pinned nodes allow it, and its factors on the device."""
+        """The plan as this iteration's pinned nodes allow it, and its factors on the device.
+
+        A new plan that cuts the same edges is written over the factors of the one before, where a
+        captured CUDA graph finds it. One that cuts other edges gets factors of its own.
+        """
         known = self._factors.get(graph.pinned)
-        if known is None:
-            plan = self.plan.pinning(graph)
-            known = plan, Multipliers(graph, plan)
-            self._factors[graph.pinned] = known
-        return known
+        if known is not None and known.made_for is self.plan:
+            return known.plan, known.multipliers
+        plan = self.plan.pinning(graph)
+        if known is not None and known.multipliers.edges == plan.cuts(graph):
+            multipliers = known.multipliers
+            multipliers.set(plan)
+        else:
+            multipliers = Multipliers(graph, plan)
+        if known is None and len(self._factors) >= MOST_FACTORS:
+            self._factors.clear()
+        self._factors[graph.pinned] = _Factors(self.plan, plan, multipliers)
+        return plan, multipliers
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries."""
