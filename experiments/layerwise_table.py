@@ -224,7 +224,14 @@ def cell(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def one_task(name: str, steps: int, seeds: Sequence[int], only: Sequence[str], file: Path) -> None:
+def one_task(
+    name: str,
+    steps: int,
+    seeds: Sequence[int],
+    only: Sequence[str],
+    formats: Sequence[str],
+    file: Path,
+) -> None:
     """Every format and strategy of one task; written after each format.
 
     With `only` the other strategies are kept as they are in the file.
