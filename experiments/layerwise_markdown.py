@@ -1,4 +1,4 @@
-"""Writes results/layerwise.md from the results/layerwise_*.json that layerwise_table.py left."""
+"""Writes results/layerwise.md and the table of docs/layerwise.md from results/layerwise_*.json."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "layerwise.md"
+START, END = "<!-- table -->", "<!-- end of table -->"
 ORDER = ("fp16", "e5m2", "e4m3")
 HEAD = (
     "| gradients | scales by | loss [min, max] | lost, mean | lost, worst node | cosine | "
@@ -55,6 +57,36 @@ def verdict(result: dict[str, Any]) -> str:
     return "Windows against torch's GradScaler: " + "; ".join(said) + "."
 
 
+def summary(results: list[dict[str, Any]]) -> str:
+    """A row for each task and format: lost share and cosine under the main strategies."""
+    names = ("none", "torch GradScaler", "best constant", "Adaptive product", "Windows")
+    lines = [
+        f"| task | gradients | {' | '.join(names)} | scales | loss: float32, torch, Windows |",
+        "|---|---|" + "--:|" * (len(names) + 2),
+    ]
+    for result in results:
+        for format in ORDER:
+            rows = result["formats"].get(format, {}).get("rows", {})
+            if "Windows" not in rows:
+                continue
+            cells = [
+                f"{rows[n]['lost_mean'][0]:.1%}, {rows[n]['cosine'][0]:.3f}" if n in rows else ""
+                for n in names
+            ]
+            losses = [result["fp32"], rows["torch GradScaler"], rows["Windows"]]
+            lines.append(
+                f"| {result['task']} | {format} | {' | '.join(cells)} | "
+                f"{rows['Windows']['scales'][0]:.0f} | "
+                f"{', '.join(format_loss(row) for row in losses)} |"
+            )
+    return "\n".join(lines)
+
+
+def format_loss(row: dict[str, Any]) -> str:
+    """The mean over seeds."""
+    return f"{row['loss'][0]:.3f}"
+
+
 def _range(spread: list[float]) -> str:
     mean, low, high = spread
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
@@ -73,9 +105,13 @@ def main() -> None:
         "at the end. `Adaptive` has one seed and, as published, knows float16 only.", "",
     ]  # fmt: skip
     files = sorted(RESULTS.glob("layerwise_*.json"))
-    for file in files:
-        lines += table(json.loads(file.read_text()))
+    results = [json.loads(file.read_text()) for file in files]
+    for result in results:
+        lines += table(result)
     (RESULTS / "layerwise.md").write_text("\n".join(lines))
+    before, rest = PAGE.read_text().split(START)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{START}\n{summary(results)}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from gradscale.backward import BackwardGraph
 from gradscale.backward.graph import walk
 from gradscale.backward.measure import measure
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise import layerwise as module
 from gradscale.scaler import GradScaler
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Dispatched(TorchDispatchMode):
