@@ -131,12 +131,12 @@ def with_and_without(rank: int, build: Build) -> tuple[Any, Any, Any]:
 
 
 def deep() -> nn.Sequential:
-    """Gradients fade by a quarter a layer, so that one scale does not do for float16."""
+    """Gradients fade by an eighth a layer, so that one scale does not do for float16."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for _ in range(14):
+    for _ in range(8):
         linear = nn.Linear(16, 16)
-        nn.init.normal_(linear.weight, std=0.2 * (2 / 16) ** 0.5)
+        nn.init.normal_(linear.weight, std=0.12 * (2 / 16) ** 0.5)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(16, 4))
 
@@ -177,14 +177,15 @@ def plan_on_different_data(rank: int, build: Build) -> list[Any]:
     return states
 
 
-def overflow_on_rank_one(rank: int, build: Build, bad: float, grouped: bool) -> list[Any]:
-    """Plan, scale and skips from step to step; the sixth loss is spoiled on rank 1 only."""
+def spoiled_on_rank_one(
+    rank: int, build: Build, at: int, weight: float, grouped: bool
+) -> list[Any]:
+    """Plan, scale and skips from step to step; the loss of step `at` is spoiled on rank 1 only."""
     group = dist.group.WORLD if grouped else None
     trial = Half(rank, build, layerwise=Layerwise(Windows(), measure_every=50), process_group=group)
     states: list[Any] = []
-    for step in range(9):
-        spoiled = rank == 1 and step == 5
-        trial.step(weight=bad if spoiled else 1.0)
+    for step in range(at + 4):
+        trial.step(weight=weight if rank == 1 and step == at else 1.0)
         states.append(trial.state())
     return states
 
