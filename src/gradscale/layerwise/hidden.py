@@ -10,11 +10,16 @@ from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
 
+# Hides nothing; and a parameter that only other ranks used has a gradient which no walk here meets.
+DDP_SINK = "_DDPSinkBackward"
+
 
 def custom_nodes(walk: Walk) -> frozenset[int]:
     """The nodes of custom autograd functions, which may run a backward pass inside."""
     kind = torch.autograd.function.BackwardCFunction
-    return frozenset(i for i, node in enumerate(walk.nodes) if isinstance(node, kind))
+    return frozenset(
+        i for i, node in enumerate(walk.nodes) if isinstance(node, kind) and node.name() != DDP_SINK
+    )
 
 
 class Leaves:
