@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from gradscale.cli.group import gradscale
 from gradscale.recipes import RECIPES
-from gradscale.training import COMPARED, SCALINGS
+from gradscale.training import COMPARED, SCALINGS, settings_for
 
 TINY = ("--device", "cpu", "--steps", "3", "--batch-size", "8", "--threads", "1")
 
@@ -125,10 +126,14 @@ REFUSED = [
     (("train",), "which recipe? Pass one of digits, chars"),
     (("train", "mnist"), "'mnist' is not one of 'digits', 'chars'"),
     (("train", "digits", "--lr", "fast"), "'fast' is not a number such as 4096, 1e-3 or 2^16"),
+    (("train", "digits", "--lr", "-2^0.5"), "'-2^0.5' is not a number such as 4096"),
+    (("train", "digits", "--lr", "0^-1"), "'0^-1' is not a number such as 4096"),
+    (("train", "digits", "--lr", "9^999"), "'9^999' is not a number such as 4096"),
     (("train", "digits", "--lr", "-1"), "`--lr -1.0` must be a positive number"),
     (("train", "digits", "--steps", "0"), "0 is not in the range x>=1"),
     (("train", "digits", "--scaling", "magic"), "'magic' is not one of none, static, dynamic"),
     (("train", "digits", "--device", "abacus"), "`--device abacus` is not there"),
+    (("train", "digits", "--device", "meta"), "no device to train on (cpu, cuda, xpu, mps)"),
     (("train", "digits", "--precision", "e5m2", "--emulate", "off"), "no 8-bit autocast"),
     (("train", "--resume", "nowhere"), "there is no run in this folder"),
     (("train", "digits", "--config", "nowhere.toml"), "`--config nowhere.toml` cannot be read"),
@@ -177,6 +182,81 @@ def test_broken_settings_are_a_message(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     result = call("train", "--resume", tmp_path)
     assert result.exit_code == 2 and "is not valid JSON" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "it does not hold an object"),
+        ("3", "it does not hold an object"),
+        ("{}", "it lacks `"),
+        (None, "it has an unknown key `color`"),
+    ],
+)
+def test_settings_that_no_run_wrote_are_a_message(text, reason, tmp_path):
+    stored = settings_for("digits", device="cpu").to_json() | {"color": "red"}
+    path = tmp_path / "settings.json"
+    path.write_text(text or json.dumps(stored))
+    result = call("train", "--resume", tmp_path)
+    assert result.exit_code == 2 and f"`{path}` cannot be used: {reason}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"steps": 2.5}, "`steps` is 2.5, which is not a whole number"),
+        ({"recipe": "mnist"}, "mnist"),
+        ({"lr": "fast"}, "must be real number"),
+        ({"device": None}, ""),
+    ],
+)
+def test_settings_with_a_wrong_value_are_a_message(change, reason, tmp_path):
+    stored = settings_for("digits", device="cpu").to_json() | change
+    (tmp_path / "settings.json").write_text(json.dumps(stored))
+    result = call("train", "--resume", tmp_path)
+    assert result.exit_code == 2 and "cannot be used: " in result.stderr
+    assert reason in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{}", "it lacks `recipe`"),
+        ("[]", "it lacks `recipe`"),
+        ("7", "cannot be used"),
+        (
+            '{"recipe": "mnist", "precision": "fp16", "scalings": ["none"], "loss_divisors": [1],'
+            ' "seeds": 1, "options": {}}',
+            "mnist",
+        ),
+    ],
+)
+def test_a_comparison_that_no_run_wrote_is_a_message(text, reason, tmp_path):
+    (tmp_path / "comparison.json").write_text(text)
+    result = call("compare", "--resume", tmp_path)
+    assert result.exit_code == 2 and "comparison.json` cannot be used" in result.stderr
+    assert reason in result.stderr
+
+
+@pytest.mark.parametrize("torn", ["checkpoint.pt", "result.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"PK\x03\x04torn"])
+def test_a_damaged_file_is_a_message_that_names_it(torn, content, tmp_path):
+    path = tmp_path / "run"
+    assert call("train", "digits", *TINY, "--out", path).exit_code == 0
+    (path / "result.json").unlink()
+    (path / torn).write_bytes(content)
+    result = call("train", "--resume", path)
+    assert result.exit_code == 2
+    assert f"`{path / torn}` cannot be used" in result.stderr and "Delete it" in result.stderr
+
+
+def test_a_checkpoint_of_another_run_is_a_message(tmp_path):
+    path = tmp_path / "run"
+    assert call("train", "digits", *TINY, "--out", path).exit_code == 0
+    (path / "result.json").unlink()
+    torch.save({"step": 1}, path / "checkpoint.pt")
+    result = call("train", "--resume", path)
+    assert result.exit_code == 2 and "checkpoint.pt` cannot be used" in result.stderr
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])

@@ -38,7 +38,7 @@ def test_narrow_precisions_are_scaled_unless_told_otherwise(precision, scaling):
         ({"init_scale": 2.0**-127}, r"must lie in \[2\^-126, 2\^128\)"),
         ({"seed": -1}, r"`--seed -1` must lie in"),
         ({"emulate": "maybe"}, r"`--emulate maybe` must be one of auto, on, off"),
-        ({"device": "abacus"}, r"`--device abacus` is not there; `--device cpu` always is"),
+        ({"device": "abacus"}, r"`--device abacus` is not there, .*; `--device cpu` always is"),
         ({"precision": "e5m2", "emulate": "off"}, r"torch has no 8-bit autocast"),
     ],
 )

@@ -23,10 +23,12 @@ from gradscale.recipes import RECIPES, find
 from gradscale.training import (
     COMPARED,
     Comparison,
+    DamagedRun,
     Interrupted,
     RunFolder,
     StopRequest,
     Summary,
+    damaged,
     load_data,
     plain,
     read_json,
@@ -107,7 +109,7 @@ def _stored(path: Path) -> Comparison:
         raise BadInput(
             f"`--resume {path}`: there is no comparison in this folder (no comparison.json)."
         )
-    with bad_input():
+    with bad_input(), damaged(path / "comparison.json"):
         return Comparison.from_json(stored)
 
 
@@ -128,14 +130,15 @@ def _run_all(
             folder = RunFolder(path / one.folder)
             on_step = display.begin(label, one.settings.steps)
             try:
-                results[one.folder] = run(
-                    one.settings,
-                    data,
-                    folder,
-                    on_step=on_step,
-                    stop=stop,
-                    save_every=given["save_every"],
-                )
+                with bad_input((DamagedRun, OSError)):
+                    results[one.folder] = run(
+                        one.settings,
+                        data,
+                        folder,
+                        on_step=on_step,
+                        stop=stop,
+                        save_every=given["save_every"],
+                    )
             except Interrupted:
                 break
             display.finish(label, metric, results[one.folder])

@@ -15,9 +15,15 @@ class BadInput(click.ClickException):
 
 
 @contextmanager
-def bad_input() -> Generator[None]:
-    """Turn the errors that the library raises on wrong values or missing files into `BadInput`."""
+def bad_input(
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
+) -> Generator[None]:
+    """Turn the errors that the library raises on wrong values or missing files into `BadInput`.
+
+    Args:
+        kinds: which errors.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         raise BadInput(str(error)) from error

@@ -21,9 +21,13 @@ def number(value: Any) -> float:
     """Parse a number such as ``4096``, ``1e-3`` or ``2^16``."""
     base, power, exponent = str(value).partition("^")
     try:
-        return float(base) ** float(exponent) if power else float(base)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"{value!r} is not a number such as 4096, 1e-3 or 2^16.") from None
+        parsed = float(base) ** float(exponent) if power else float(base)
+    except (ValueError, ArithmeticError):
+        parsed = None
+    # A negative number to a fractional power is complex.
+    if not isinstance(parsed, float):
+        raise click.BadParameter(f"{value!r} is not a number such as 4096, 1e-3 or 2^16.")
+    return parsed
 
 
 def scaling(value: Any) -> str:

@@ -21,9 +21,11 @@ from gradscale.cli.options import (
 from gradscale.cli.table import share
 from gradscale.recipes import RECIPES, Recipe, find
 from gradscale.training import (
+    DamagedRun,
     Interrupted,
     RunFolder,
     Settings,
+    damaged,
     load_data,
     plain,
     read_json,
@@ -94,7 +96,8 @@ def _stored(path: Path) -> Settings:
             raise ValueError(
                 f"`--resume {path}`: there is no run in this folder (no settings.json)."
             )
-        return Settings(**stored)
+        with damaged(path / "settings.json"):
+            return Settings.from_json(stored)
 
 
 def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +109,8 @@ def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any
         on_step = display.begin(f"{settings.precision}, {settings.scaling}", settings.steps)
         try:
             every = given["save_every"]
-            return run(settings, data, folder, on_step=on_step, stop=stop, save_every=every)
+            with bad_input((DamagedRun, OSError)):
+                return run(settings, data, folder, on_step=on_step, stop=stop, save_every=every)
         except Interrupted:
             pass
     errors.print(f"Stopped. Continue with:\n\n    gradscale train --resume {path}\n")

@@ -5,6 +5,8 @@ from gradscale.training.comparison import Row as Row
 from gradscale.training.comparison import Spread as Spread
 from gradscale.training.comparison import Summary as Summary
 from gradscale.training.comparison import summarize as summarize
+from gradscale.training.damage import DamagedRun as DamagedRun
+from gradscale.training.damage import damaged as damaged
 from gradscale.training.folder import RunFolder as RunFolder
 from gradscale.training.folder import plain as plain
 from gradscale.training.folder import read_json as read_json

@@ -104,7 +104,14 @@ class Comparison:
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> Comparison:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            LookupError, TypeError, ValueError: if `fields` is not what `to_json` returns.
+        """
+        for name in Comparison.__annotations__:
+            if name not in fields:
+                raise ValueError(f"it lacks `{name}`")
         lists: dict[str, Any] = {name: tuple(fields[name]) for name in _LISTS}
         return Comparison(**(fields | lists))
 

@@ -17,8 +17,22 @@ from typing import IO, Any
 
 import torch
 
+from gradscale.training.damage import damaged
 from gradscale.training.settings import Settings
 from gradscale.training.trial import Record
+
+RESTART = "Delete it to train this run from its first step."
+RESULT = {
+    "loss",
+    "metric",
+    "lost",
+    "lost_share",
+    "skipped",
+    "reasons",
+    "final_scale",
+    "ms_per_step",
+    "emulated",
+}
 
 
 class RunFolder:
@@ -35,7 +49,14 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """What the run ended with; None while it has not."""
-        return read_json(self.path / "result.json")
+        path = self.path / "result.json"
+        with damaged(path, "Delete it to evaluate the run again."):
+            result = read_json(path)
+            if result is not None:
+                missing = RESULT - set(result)
+                if missing:
+                    raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            return result
 
     def write_settings(self, settings: Settings) -> None:
         """Write ``settings.json``."""
@@ -59,9 +80,12 @@ class RunFolder:
         """The last checkpoint, with ``steps.jsonl`` cut back to it; None if there is none."""
         checkpoint = self.path / "checkpoint.pt"
         state: dict[str, Any] | None = None
+        step = 0
         if checkpoint.exists():
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
-        self._cut(0 if state is None else int(state["step"]))
+            with damaged(checkpoint, RESTART):
+                state = torch.load(checkpoint, map_location=device, weights_only=True)
+                step = int(state["step"])  # pyright: ignore[reportOptionalSubscript]
+        self._cut(step)
         return state
 
     def _cut(self, count: int) -> None:

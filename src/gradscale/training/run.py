@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from gradscale.recipes import Data
-from gradscale.training.folder import RunFolder
+from gradscale.training.damage import damaged
+from gradscale.training.folder import RESTART, RunFolder
 from gradscale.training.lost import Lost
 from gradscale.training.precision import emulated
 from gradscale.training.settings import Settings
@@ -46,6 +47,7 @@ def run(
 
     Raises:
         Interrupted: if `stop` said so.
+        DamagedRun: if a file of the run cannot be continued from.
     """
     if folder.result is not None:
         return folder.result
@@ -54,7 +56,8 @@ def run(
     trial = Trial(settings, data)
     state = folder.load(settings.device)
     if state is not None:
-        trial.load_state_dict(state)
+        with damaged(folder.path / "checkpoint.pt", RESTART):
+            trial.load_state_dict(state)
     _train(trial, folder, on_step, stop, save_every)
     result = _result(trial)
     folder.write_result(result)

@@ -13,6 +13,8 @@ from gradscale.recipes import find
 from gradscale.training.precision import PRECISIONS, check_precision
 from gradscale.training.scaling import SCALINGS, make_scaler
 
+DEVICES = ("cpu", "cuda", "xpu", "mps")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -63,6 +65,25 @@ class Settings:
         """The fields by name."""
         return asdict(self)
 
+    @staticmethod
+    def from_json(fields: Any) -> Settings:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: if `fields` is not what `to_json` returns.
+        """
+        if not isinstance(fields, dict):
+            raise ValueError("it does not hold an object")
+        known: dict[str, Any] = Settings.__annotations__
+        for name in sorted(known.keys() ^ fields.keys()):
+            fault = "lacks" if name in known else "has an unknown key"
+            raise ValueError(f"it {fault} `{name}`")
+        for name in ("seed", "steps", "batch_size", "threads"):
+            if type(fields[name]) is not int:
+                raise ValueError(f"`{name}` is {fields[name]!r}, which is not a whole number")
+        find(fields["recipe"])
+        return Settings(**fields)
+
 
 def settings_for(recipe: str, **given: Any) -> Settings:
     """The settings of a run: what is given, and the recipe's defaults for the rest.
@@ -100,12 +121,11 @@ def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def _device_exists(name: str) -> bool:
+def _can_train(name: str) -> bool:
     try:
-        torch.empty(0, device=name)
+        return torch.empty(0, device=name).device.type in DEVICES
     except (RuntimeError, AssertionError):
         return False
-    return True
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -119,5 +139,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "init_scale": (lambda value: 2.0**-126 <= value < 2.0**128, "must lie in [2^-126, 2^128)"),
     "threads": (_positive, "must be at least 1"),
     "emulate": (("auto", "on", "off").__contains__, "must be one of auto, on, off"),
-    "device": (_device_exists, "is not there; `--device cpu` always is"),
+    "device": (
+        _can_train,
+        f"is not there, or no device to train on ({', '.join(DEVICES)}); `--device cpu` always is",
+    ),
 }

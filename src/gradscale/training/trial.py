@@ -176,7 +176,7 @@ class Trial:
         count = 0
         for batch in self.recipe.evaluation(self.data.test):
             values = [self.recipe.loss(self.model, batch), self.recipe.metric(self.model, batch)]
-            sums += len(batch[0]) * torch.stack(values).double().cpu()
+            sums += len(batch[0]) * torch.stack(values).cpu().double()
             count += len(batch[0])
         loss, metric = (sums / count).tolist()
         return loss, metric
