@@ -1,5 +1,7 @@
 """Loss scaling for PyTorch that loses no gradient."""
 
+from gradscale import checkpoints as checkpoints
+from gradscale import emulation as emulation
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.layerwise import Layerwise as Layerwise
 from gradscale.outcomes.outcome import StepOutcome as StepOutcome
@@ -20,3 +22,4 @@ from gradscale.policies import TwoSided as TwoSided
 from gradscale.policies import preset as preset
 from gradscale.policies import presets as presets
 from gradscale.scaler import GradScaler as GradScaler
+from gradscale.version import __version__ as __version__

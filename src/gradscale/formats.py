@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -74,14 +74,15 @@ class FloatFormat:
 
     @staticmethod
     def of(format: FloatFormat | torch.dtype | str) -> FloatFormat:
-        """The format of a torch dtype, or of a name such as ``"fp16"`` or ``"e5m2"``.
+        """The format of a torch dtype, or of a name such as ``"fp16"``, ``"half"`` or ``"e5m2"``.
 
         Raises:
             ValueError: if there is no such format; the message lists those that exist.
         """
         if isinstance(format, FloatFormat):
             return format
-        found = _BY_NAME.get(format) if isinstance(format, str) else _BY_DTYPE.get(format)
+        dtype = getattr(torch, format, None) if isinstance(format, str) else format
+        found = _BY_NAME.get(str(format)) or _BY_DTYPE.get(cast(torch.dtype, dtype))
         if found is None:
             raise ValueError(
                 f"`FloatFormat.of({format!r})` is not a known format. Pass one of "

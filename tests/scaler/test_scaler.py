@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from assertions import assert_same_bits
+from gradscale.layerwise import Layerwise
+from gradscale.plans import Windows
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Observation, Policy
 from gradscale.policies.static import Static
@@ -324,3 +326,44 @@ def test_several_flags_make_one_and_never_their_sum():
 @pytest.mark.parametrize("name", ["scale", "unscale_", "step", "update"])
 def test_the_compiler_is_told_to_leave_the_method_alone(name):
     assert getattr(GradScaler, name)._torchdynamo_disable
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"policy": Dynamic}, TypeError, r"pass an instance, `policy=Dynamic\(\)`"),
+        ({"policy": "dynamic"}, TypeError, "must be a policy. Pass one such as"),
+        ({"on_skip": "x"}, TypeError, "must be a function of an OptimizerOutcome"),
+        (
+            {"layerwise": Windows},
+            TypeError,
+            "is a class. Pass an instance",
+        ),
+        ({"growth_interval": 2.5}, TypeError, r"`GradScaler\(growth_interval=2.5\)`"),
+    ],
+)
+def test_what_the_constructor_takes_is_checked_at_once(arguments, error, message):
+    with pytest.raises(error, match=message):
+        GradScaler("cpu", **arguments)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0, 0.0])
+def test_a_tensor_that_is_no_scale_is_refused(scale):
+    scaler = GradScaler("cpu")
+    scaler.scale(torch.ones((), requires_grad=True))
+    with pytest.raises(ValueError, match="must be a finite number of at least 2"):
+        scaler.update(torch.tensor(scale))
+    assert scaler.get_scale() == 2.0**16
+
+
+def test_a_layerwise_belongs_to_one_scaler():
+    layerwise = Layerwise()
+    GradScaler("cpu", layerwise=layerwise)
+    with pytest.raises(ValueError, match="belongs to another scaler"):
+        GradScaler("cpu", layerwise=layerwise)
+
+
+def test_a_scaler_prints_its_policy():
+    assert (
+        repr(GradScaler("cpu", policy=Static(8.0))) == "GradScaler('cpu', policy=Static(scale=8.0))"
+    )

@@ -18,7 +18,9 @@ def custom_nodes(walk: Walk) -> frozenset[int]:
     """The nodes of custom autograd functions, which may run a backward pass inside."""
     kind = torch.autograd.function.BackwardCFunction
     return frozenset(
-        i for i, node in enumerate(walk.nodes) if isinstance(node, kind) and node.name() != DDP_SINK
+        i
+        for i, node in enumerate(walk.nodes)
+        if isinstance(node, kind) and walk.graph.names[i] != DDP_SINK
     )
 
 

@@ -17,14 +17,14 @@ from gradscale.layerwise.agreement import Wishes, on_any_rank, rank_groups, redu
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.emulated import fitted
 from gradscale.layerwise.finished import Finished, has_bad_data, lost_to_scale
+from gradscale.layerwise.given import planner_given
 from gradscale.layerwise.hidden import Leaves, custom_nodes, owned, refusal
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.suspicion import lower_suspects
 from gradscale.layerwise.track import Track, exponent_of
 from gradscale.layerwise.tracks import Tracks
 from gradscale.outcomes.outcome import StepOutcome
-from gradscale.plans.plan import ScalePlan
-from gradscale.plans.planner import Decision, Planner, UserGiven, fixed
+from gradscale.plans.planner import Decision, Planner
 from gradscale.plans.windows import Windows
 
 
@@ -73,6 +73,7 @@ class Layerwise:
         self._again = False
         self._unsettled: list[StepOutcome] = []
         self._wishes = Wishes()
+        self.taken = False
         self._finished: Finished | None = None
         self._lowered: int | None = None
         self.naming = Naming()
@@ -88,21 +89,16 @@ class Layerwise:
             TypeError: if it is none of these.
         """
         if isinstance(layerwise, Layerwise):
+            if layerwise.taken:
+                raise ValueError(
+                    "`GradScaler(layerwise=Layerwise(…))`: that one belongs to another scaler, and "
+                    "holds its plans. Make one for each."
+                )
+            layerwise.taken = True
             if layerwise.process_group is None:
                 layerwise.process_group = process_group
             return layerwise
-        if layerwise is True:
-            return cls(process_group=process_group)
-        if isinstance(layerwise, ScalePlan):
-            return cls(fixed(layerwise), process_group=process_group)
-        if hasattr(layerwise, "decide"):
-            return cls(layerwise, process_group=process_group)
-        if callable(layerwise):
-            return cls(UserGiven(cast(Any, layerwise)), process_group=process_group)
-        raise TypeError(
-            f"`GradScaler(layerwise={layerwise!r})` must be True, a planner such as `Windows()`, a "
-            "`ScalePlan`, a function of (graph, measurements), or a `Layerwise(…)`."
-        )
+        return cls(planner_given(layerwise), process_group=process_group)
 
     def begin_step(self, scale: Tensor) -> None:
         """Before the first loss of a step is scaled: the last measurement becomes a plan.
@@ -254,7 +250,10 @@ class Layerwise:
     def report(self) -> str:
         """How many loss scales each structure needs, where and why; the latest structure last."""
         described = [self.naming.describe(track) for track in self.tracks]
-        return "\n".join(filter(None, described)) or "nothing has been measured yet"
+        unmeasured = "nothing has been measured yet"
+        if not described and self.tracks.followed:
+            unmeasured = "loaded plans come into force as their graphs are met"
+        return "\n".join(filter(None, described)) or unmeasured
 
     def state_dict(self) -> dict[str, Any]:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""

@@ -27,7 +27,7 @@ class FloorAlarm:
             floor: the lowest scale the policy allows.
             backoff_factor: what an overflow multiplies the scale by.
         """
-        if self._sounded or consecutive < PATIENCE:
+        if self._sounded or consecutive < PATIENCE or not math.isfinite(scale):
             return
         left = max(0, math.ceil(math.log(max(scale / floor, 1.0)) / -math.log(backoff_factor)))
         if scale >= 1 and left > HORIZON:

@@ -144,6 +144,11 @@ class UserGiven:
 
 
 def _plan_from(graph: BackwardGraph, given: Mapping[int, int] | Sequence[int]) -> ScalePlan:
+    if not isinstance(given, Mapping | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"the function given as a planner returned {given!r}; it must return a `ScalePlan`, a "
+            "mapping from nodes to exponents, or a sequence of one exponent a node."
+        )
     fixed = {*graph.leaves, *graph.pinned}
     if isinstance(given, Mapping):
         return ScalePlan.of(graph, {node: k for node, k in given.items() if node not in fixed})

@@ -23,11 +23,12 @@ def report(decision: Decision, graph: BackwardGraph, names: Names | None = None)
     """
     names = names or {}
     scales = decision.scales
-    if len(scales) <= 1:
+    if decision.plan.is_uniform and len(scales) <= 1:
         at = scales[0] if scales else decision.log2_scale
         lines = [f"one loss scale is enough, 2^{at}"]
     else:
-        lines = [f"{len(scales)} loss scales are needed, in {len(decision.groups)} groups:"]
+        needed = len({*scales, decision.log2_scale})
+        lines = [f"{needed} loss scales are needed, in {len(decision.groups)} groups:"]
         lines += [_line(group, graph, names) for group in decision.groups]
         lines.append(f"parameters are at 2^{decision.log2_scale}")
     for node in decision.overflowed:

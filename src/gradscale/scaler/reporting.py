@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from gradscale.layerwise import Layerwise
 from gradscale.outcomes.alarm import FloorAlarm
 from gradscale.outcomes.ledger import Counters
 from gradscale.outcomes.outcome import OptimizerOutcome
@@ -14,9 +15,7 @@ from gradscale.outcomes.schedule import step_if_taken
 from gradscale.policies.bits import MIN_SCALE
 from gradscale.ranks import differing_ranks
 from gradscale.scaler.saving import SavedScaler
-
-if TYPE_CHECKING:
-    from gradscale.layerwise import Layerwise
+from gradscale.scaler.settings import check_callback
 
 
 class ReportingScaler(SavedScaler):
@@ -38,6 +37,7 @@ class ReportingScaler(SavedScaler):
 
     def on_skip(self, callback: Callable[[OptimizerOutcome], object]) -> None:
         """Calls `callback` with the outcome of every skipped step from now on."""
+        check_callback(f"on_skip({callback!r})", callback)
         self._ledger.on_skip.append(callback)
 
     def name_parameters(self, model: torch.nn.Module) -> None:
@@ -45,8 +45,6 @@ class ReportingScaler(SavedScaler):
         self._names.update({id(p): name for name, p in model.named_parameters()})
         if self._layerwise is not None:
             self._layerwise.naming.know(model)
-        if self._layerwise is not None:
-            self._layerwise.parameter_names = self._names
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
         """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.
@@ -86,6 +84,12 @@ class ReportingScaler(SavedScaler):
                 f"growth counter (here: scale {float(scale):g}), so they skip different steps. "
                 "Pass the group over which they must agree as `GradScaler(process_group=…)`."
             )
+
+    def __repr__(self) -> str:
+        if not self._enabled:
+            return f"{type(self).__name__}(enabled=False)"
+        planner = "" if self._layerwise is None else f", layerwise={self._layerwise.planner!r}"
+        return f"{type(self).__name__}({self._device!r}, policy={self.policy!r}{planner})"
 
     def set_growth_factor(self, new_factor: float) -> None:
         """Sets the policy's `growth_factor`."""

@@ -19,7 +19,13 @@ from gradscale.outcomes.outcome import Evidence, OptimizerOutcome, StepOutcome
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy, advance
 from gradscale.scaler.eager import eager
-from gradscale.scaler.settings import build_layerwise, choose_policy, present_device, scale_to_set
+from gradscale.scaler.settings import (
+    TORCH_NUMBERS,
+    build_layerwise,
+    choose_policy,
+    present_device,
+    scale_to_set,
+)
 from gradscale.scaler.state import copy_state_
 from gradscale.scaler.stepping import SteppingScaler
 
@@ -83,13 +89,8 @@ class GradScaler(SteppingScaler):
         process_group: Any = None,
         on_skip: Callable[[OptimizerOutcome], object] | None = None,
     ) -> None:
-        numbers = {
-            "init_scale": init_scale,
-            "growth_factor": growth_factor,
-            "backoff_factor": backoff_factor,
-            "growth_interval": growth_interval,
-        }
-        self.policy = choose_policy(policy, enabled, numbers)
+        numbers = (init_scale, growth_factor, backoff_factor, growth_interval)
+        self.policy = choose_policy(policy, enabled, dict(zip(TORCH_NUMBERS, numbers, strict=True)))
         device = present_device(device) if enabled else device
         super().__init__(device, enabled=False)
         self._enabled = enabled
@@ -101,7 +102,9 @@ class GradScaler(SteppingScaler):
         self.process_group = process_group
         self.last_step = StepOutcome()
         self._names = {}
-        self._ledger = Ledger([on_skip] if on_skip else [])
+        self._ledger = Ledger()
+        if on_skip is not None:
+            self.on_skip(on_skip)
         self._alarm = FloorAlarm()
         self._pending = PendingGradients()
         self._layerwise = build_layerwise(layerwise, process_group) if enabled else None
@@ -235,7 +238,7 @@ class GradScaler(SteppingScaler):
 
         Args:
             new_scale: sets the scale instead; a finite normal number above 0, or a tensor of one
-                element, which is raised to 2^-126 if it lies below.
+                element, which is brought into that range if it is on an accelerator.
 
         Raises:
             AssertionError: if no optimizer stepped or was unscaled since the last `update`.

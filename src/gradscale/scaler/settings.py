@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import warnings
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.layerwise import Layerwise
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
@@ -35,6 +35,7 @@ def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any])
         ValueError: if a number is out of range, or a policy comes with numbers beside it.
     """
     if policy is not None:
+        _refuse_no_policy(policy)
         beside = [f"{name}={it}" for name, it in numbers.items() if it != TORCH_NUMBERS[name]]
         if beside:
             raise ValueError(
@@ -48,8 +49,32 @@ def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any])
         chosen = Dynamic(**numbers)
     except ValueError as error:
         raise InvalidSetting(str(error).replace("`Dynamic(", "`GradScaler(")) from None
+    except TypeError as error:
+        raise TypeError(str(error).replace("`Dynamic(", "`GradScaler(")) from None
     _warn_of_rounding(numbers)
     return chosen
+
+
+def _refuse_no_policy(policy: Any) -> None:
+    if isinstance(policy, Policy):
+        return
+    if isinstance(policy, type):
+        hint = f"That is the class: pass an instance, `policy={policy.__name__}()`."
+    else:
+        hint = "Pass one such as `Dynamic()`, or a preset: `gradscale.preset('apex')`."
+    raise TypeError(f"`GradScaler(policy={policy!r})` must be a policy. {hint}")
+
+
+def check_callback(call: str, callback: Any) -> None:
+    """Refuses what cannot be called when a step is skipped.
+
+    Raises:
+        TypeError: if it is not callable.
+    """
+    if not callable(callback):
+        raise TypeError(
+            f"`{call}` must be a function of an OptimizerOutcome. Pass one such as `print`."
+        )
 
 
 def _warn_of_rounding(numbers: dict[str, Any]) -> None:
@@ -128,8 +153,11 @@ def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
 
     Raises:
         AssertionError: if it is a tensor of several elements, or one that requires a gradient.
-        ValueError: if it is a number that is no usable scale.
+        TypeError: if it is neither a number nor a tensor.
+        ValueError: if it is no usable scale, as far as that is known without waiting for a device.
     """
+    if not isinstance(new_scale, Tensor | int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`update(new_scale={new_scale!r})` must be a number or a tensor.")
     if not isinstance(new_scale, Tensor):
         check_scale(f"update(new_scale={new_scale})", new_scale)
         return float(new_scale)
@@ -138,22 +166,19 @@ def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
             f"`update(new_scale=tensor of shape {tuple(new_scale.shape)})` must have one element "
             "and not require a gradient. Pass `.detach()`, or a number."
         )
-    return new_scale.detach().reshape(()).clamp(min=MIN_SCALE)
+    new = new_scale.detach().reshape(())
+    if new.device.type == "cpu":
+        check_scale(f"update(new_scale=tensor({float(new)}))", float(new))
+    # On an accelerator a check would wait for it: there the value is brought into range.
+    return new.to(torch.float32).nan_to_num(MIN_SCALE, MAX_FLOAT32).clamp(MIN_SCALE, MAX_FLOAT32)
 
 
-def build_layerwise(layerwise: Any, process_group: Any) -> Any:
-    """The layer-wise part of a scaler, or None.
+def build_layerwise(layerwise: Any, process_group: Any) -> Layerwise | None:
+    """The layer-wise part of a scaler; None for False and None.
 
     Raises:
-        RuntimeError: if this installation has none.
+        TypeError: if `layerwise` is nothing that decides plans.
     """
     if layerwise is False or layerwise is None:
         return None
-    try:
-        module = importlib.import_module("gradscale.layerwise")
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"`GradScaler(layerwise={layerwise!r})`: this gradscale has no `gradscale.layerwise`. "
-            "Upgrade it, or use one scale for all layers with layerwise=False."
-        ) from error
-    return module.Layerwise.of(layerwise, process_group)
+    return Layerwise.of(layerwise, process_group)
