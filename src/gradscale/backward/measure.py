@@ -31,6 +31,7 @@ def measure(
     exponents: Sequence[int] | None = None,
     scale: float | Tensor = 1.0,
     *,
+    products: bool = False,
     moments: bool = False,
 ) -> Measuring:
     """Hooks the nodes of a live graph, so that its next backward passes are counted.
@@ -42,7 +43,8 @@ def measure(
         walk: the graph and its live nodes.
         exponents: of the plan that the backward pass runs with, one for each node; None for zeros.
         scale: the loss scale, on the host or as a tensor of one element on the device.
-        moments: also add up the sums that `Adaptive` needs, and those of the saved weights.
+        products: also count what arrives at matrix products in full precision.
+        moments: that, and the sums that `Adaptive` needs, also of the saved weights.
 
     Returns:
         A `Measuring`, to be asked for its result after the backward passes.
@@ -59,7 +61,7 @@ def measure(
     """
     graph = walk.graph
     chosen = list(exponents) if exponents is not None else [0] * len(graph)
-    places = places_of(graph, chosen, products=moments)
+    places = places_of(graph, chosen, products=products or moments)
     weights = weights_of(graph, walk.nodes) if moments else []
     measuring = Measuring(graph.signature, chosen, places, weights, scale, moments)
     for node, hook in measuring.hooks().items():

@@ -155,8 +155,8 @@ class Layerwise:
         if self._measures:
             scale = cast(Tensor, self._scale)
             self._planning = fitted(self.planner)
-            moments = self._planning.moments
-            self._measurings.append(measure(walk, plan.exponents, scale, moments=moments))
+            needs = {"products": self._planning.products, "moments": self._planning.moments}
+            self._measurings.append(measure(walk, plan.exponents, scale, **needs))
         if not plan.is_uniform:
             rescale(walk, plan, factors)
         self._leaves.see(graph, scaled=not plan.is_uniform)

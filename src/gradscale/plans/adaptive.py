@@ -121,6 +121,11 @@ class Adaptive:
         """The rules need means and standard deviations, and those of the weights."""
         return True
 
+    @property
+    def products(self) -> bool:
+        """The rules are about what arrives at products, in any dtype."""
+        return True
+
     def decide(
         self,
         graph: BackwardGraph,

@@ -85,6 +85,11 @@ class Planner(Protocol):
         """Whether `decide` needs measurements with moments and weights."""
         ...
 
+    @property
+    def products(self) -> bool:
+        """Whether `decide` needs every matrix product counted, whatever dtype carries it."""
+        ...
+
     def decide(
         self,
         graph: BackwardGraph,
@@ -122,6 +127,11 @@ class UserGiven:
     @property
     def moments(self) -> bool:
         """A function of the user's may look at anything, but moments are for `Adaptive`."""
+        return False
+
+    @property
+    def products(self) -> bool:
+        """Tensors of reduced precision are counted, and no others."""
         return False
 
     def decide(
@@ -184,6 +194,11 @@ class Excluding:
     def moments(self) -> bool:
         """Whether the other planner needs moments."""
         return self.planner.moments
+
+    @property
+    def products(self) -> bool:
+        """Whether the other planner needs every product counted."""
+        return self.planner.products
 
     def decide(
         self,

@@ -63,7 +63,12 @@ class Windows:
 
     @property
     def moments(self) -> bool:
-        """Whether every product is to be counted, whatever the dtype that carries its gradient."""
+        """Counts are enough."""
+        return False
+
+    @property
+    def products(self) -> bool:
+        """Whether products read a narrower format than the dtype that carries their gradient."""
         return self.product_format is not None
 
     def decide(
