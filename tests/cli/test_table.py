@@ -7,10 +7,12 @@ import io
 import math
 
 import pytest
+from rich.console import Console
 
 from gradscale.cli.display import scale_text
-from gradscale.cli.table import scales, share, skips, spread, worse
-from gradscale.training import Row, Spread, Summary
+from gradscale.cli.table import comparison_table, scales, share, skips, spread, worse
+from gradscale.recipes import find
+from gradscale.training import SCALINGS, Comparison, Row, Spread, Summary
 
 
 def summary(loss: float, versus: Spread, **given) -> Summary:
@@ -59,32 +61,51 @@ def test_scales_are_powers_where_they_are_ones(value, text):
     assert scales((value, value)) == text
 
 
-def test_the_widest_table_fits_into_eighty_columns():
-    from rich.console import Console
-
-    from gradscale.cli.table import comparison_table
-    from gradscale.recipes import find
-    from gradscale.training import Comparison
-
-    asked = Comparison("digits", "fp16", ("last-maximum",), (16384.0,), 3, {"device": "cpu"})
-    row = Row("fp16", "last-maximum")
-    widest = summary(
-        1.799, Spread(0.0, 0.0), loss_divisor=16384.0, row=row, skipped={"overflow": 8}
-    )
+def shown(width: int, scaling: str = "last-maximum", **given) -> list[str]:
+    asked = Comparison("digits", "fp16", (scaling,), (16384.0,), 3, {"device": "cpu"})
+    fields = {
+        "loss_divisor": 16384.0,
+        "row": Row("fp16", scaling),
+        "skipped": {"overflow": 8},
+        "metric": Spread(0.339, 0.113),
+        "lost": Spread(7.9e-5, 0.0),
+        "scales": (2.0**34, 2.0**35),
+        "ms_per_step": 109.1,
+        **given,
+    }
     widest = dataclasses.replace(
-        widest,
-        loss=Spread(1.799, 0.299),
-        metric=Spread(0.339, 0.113),
-        lost=Spread(7.9e-5, 0.0),
-        scales=(2.0**34, 2.0**35),
-        ms_per_step=109.1,
+        summary(1.799, Spread(0.0, 0.0), **fields), loss=Spread(1.799, 0.299)
     )
-    screen = Console(width=80, record=True, file=io.StringIO())
-    screen.print(comparison_table(asked, [widest], find("digits"), width=80))
-    line = next(line for line in screen.export_text().splitlines() if "last-maximum" in line)
-    assert line.split() == (
-        "fp16 last-maximum 1.799 ± 0.299 33.9 ± 11.3 0.0079 8 overflow 2^34..35 109".split()
-    )
+    screen = Console(width=width, record=True, file=io.StringIO())
+    screen.print(comparison_table(asked, [widest], find("digits"), width=width))
+    lines = screen.export_text().splitlines()
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    return lines
+
+
+NUMBERS = "1.799 ± 0.299 33.9 ± 11.3"
+
+
+@pytest.mark.parametrize(
+    ("width", "cells"),
+    [
+        (100, "0.0079 8 overflow 2^34..35 109"),
+        (80, "0.0079 8 2^34..35 109"),
+        (72, "0.0079 8 2^34..35"),
+        (65, "0.0079 8"),
+    ],
+)
+def test_a_table_that_is_too_wide_loses_what_is_needed_least(width, cells):
+    line = next(line for line in shown(width) if "last-maximum" in line)
+    assert line.split() == f"fp16 last-maximum {NUMBERS} {cells}".split()
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_every_row_fits_into_eighty_columns_with_real_numbers(scaling):
+    many = {"overflow": 1234, "nonfinite_loss": 56, "zero": 7}
+    lines = shown(80, scaling, skipped=many, scales=(12345.0, 987654.0), ms_per_step=1234.5)
+    line = next(line for line in lines if NUMBERS in line)
+    assert (" 1297" in line) == (scaling != "none")
 
 
 def test_shares_keep_two_places():

@@ -111,6 +111,17 @@ def test_a_finished_run_is_read_and_not_trained_again(data, tmp_path):
     assert not steps
 
 
+def test_steps_taken_by_an_earlier_session_are_told(data, tmp_path):
+    folder = RunFolder(tmp_path)
+    told = []
+    with pytest.raises(Interrupted):
+        run(settings(), data, folder, on_resume=told.append, stop=StopAfter(2))
+    assert not told
+    run(settings(), data, folder, on_resume=told.append)
+    run(settings(), data, folder, on_resume=told.append)
+    assert told == [2, STEPS]
+
+
 def test_checkpoints_come_every_so_many_steps(data, tmp_path):
     folder = RunFolder(tmp_path)
     counts = []

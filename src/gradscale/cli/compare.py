@@ -136,6 +136,7 @@ def _run_all(
                         data,
                         folder,
                         on_step=on_step,
+                        on_resume=display.skip,
                         stop=stop,
                         save_every=given["save_every"],
                     )

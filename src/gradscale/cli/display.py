@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from gradscale.training import Record
 
@@ -25,10 +27,32 @@ from gradscale.training import Record
 def console(*, stderr: bool = False, no_color: bool = False) -> Console:
     """A console that honors `--no-color` and the variable NO_COLOR, and never guesses at markup."""
     plain = no_color or bool(os.environ.get("NO_COLOR"))
-    screen = Console(stderr=stderr, no_color=plain, highlight=False, markup=False)
+    screen = Console(stderr=stderr, highlight=False, markup=False)
     if not screen.is_terminal:
         screen.width = 100
-    return screen
+    if not plain:
+        return screen
+    # `no_color` alone still writes bold, dim and the live display's cursor movements.
+    return Console(
+        stderr=stderr,
+        no_color=True,
+        color_system=None,
+        force_terminal=False,
+        width=screen.width,
+        highlight=False,
+        markup=False,
+    )
+
+
+class _Progress(Progress):
+    """Progress bars, and below them a line about the latest step."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -43,18 +67,19 @@ class Display:
         self.console = console
         self.total = total
         self.skipped = 0
-        self.progress = Progress(
-            TextColumn("{task.description}", table_column=None),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+        self.progress = _Progress(
+            # Only the label may wrap, and the bar shrink: steps and times always show.
+            TextColumn("{task.description}", table_column=Column(min_width=16)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
+            expand=True,
             disable=not console.is_terminal,
         )
-        self.everything = self.progress.add_task("all runs", total=total, note="")
+        self.everything = self.progress.add_task("all runs", total=total)
         self.current: TaskID | None = None
 
     def __enter__(self) -> Display:
@@ -73,23 +98,29 @@ class Display:
         """A run starts; call the result after each of its steps."""
         if self.current is not None:
             self.progress.remove_task(self.current)
-        current = self.current = self.progress.add_task(label, total=steps, note="")
+        current = self.current = self.progress.add_task(label, total=steps)
         self.skipped = 0
+        self.progress.note = ""
 
         def on_step(record: Record) -> None:
             self.skipped += record.skipped
             note = f"loss {record.loss:.3f}  scale {scale_text(record.scale)}"
             if self.skipped:
                 note += f"  skipped {self.skipped}"
-            done = record.step + 1
-            self.progress.update(current, completed=done, note=note)
+            self.progress.note = note
+            self.progress.update(current, completed=record.step + 1)
             self.progress.advance(self.everything)
 
         return on_step
 
     def skip(self, steps: int) -> None:
-        """Count steps that an earlier session took."""
-        self.progress.advance(self.everything, steps)
+        """Count steps of the current run that an earlier session took.
+
+        The clocks start again, so that the time that remains is told by this session's speed.
+        """
+        for task in self.progress.tasks:
+            done = int(task.completed) + steps
+            self.progress.reset(task.id, total=task.total, completed=done)
 
     def finish(self, label: str, metric: str, result: dict[str, Any]) -> None:
         """A run has ended: leave one line."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,25 +23,50 @@ _DIVIDED = (
     "the optimizer, so in exact arithmetic nothing changes."
 )
 COLUMNS = ("lost %", "skipped", "scale", "ms")
-ROOMY = 92
+# What a narrow screen does without, the first one first.
+EXPENDABLE = ("ms", "scale", "lost %")
 
 
 def comparison_table(
     comparison: Comparison, summaries: list[Summary], recipe: Recipe, width: int = 100
 ) -> Table:
-    """One section a loss divisor, one line a row; it fits into 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(width >= ROOMY)))
+    """One section a loss divisor, one line a row.
+
+    Where `width` is small the gaps between columns close, skipped steps lose their reasons, and
+    then the columns of `EXPENDABLE` go, until the rest fits.
+    """
+    ruler = Console(width=1000, file=io.StringIO())
+    table = _table(comparison, summaries, recipe, COLUMNS, roomy=True)
+    for count in range(len(EXPENDABLE) + 1):
+        if ruler.measure(table).maximum <= width:
+            break
+        kept = tuple(name for name in COLUMNS if name not in EXPENDABLE[:count])
+        table = _table(comparison, summaries, recipe, kept, roomy=False)
+    return table
+
+
+def _table(
+    comparison: Comparison,
+    summaries: list[Summary],
+    recipe: Recipe,
+    columns: tuple[str, ...],
+    *,
+    roomy: bool,
+) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(roomy)))
     table.add_column("", no_wrap=True)
     metric = recipe.metric_name + (" %" if recipe.metric_is_share else "")
-    for name in ("test loss", metric, *COLUMNS):
+    for name in ("test loss", metric, *columns):
         table.add_column(name, justify="right", no_wrap=True)
+    divided = "loss divided by" if roomy else "loss /"
     for divisor in comparison.loss_divisors:
         table.add_section()
-        title = "ordinary loss" if divisor == 1 else f"loss divided by {divisor:g}"
+        title = "ordinary loss" if divisor == 1 else f"{divided} {divisor:g}"
         table.add_row(Text(title, style="bold"))
         for summary in summaries:
             if summary.loss_divisor == divisor:
-                table.add_row(*_cells(summary, recipe), style="red" if worse(summary) else "")
+                cells = _cells(summary, recipe) + _extras(summary, columns, roomy=roomy)
+                table.add_row(*cells, style="red" if worse(summary) else "")
     return table
 
 
@@ -51,16 +79,21 @@ def worse(summary: Summary) -> bool:
 
 
 def _cells(summary: Summary, recipe: Recipe) -> list[str]:
-    time = "–" if summary.ms_per_step is None else f"{summary.ms_per_step:.3g}"
     return [
         f"{'✗' if worse(summary) else ' '} {summary.row.label.replace(',', '')}",
         spread(summary.loss, 3),
         spread(summary.metric, 1 if recipe.metric_is_share else 2, percent=recipe.metric_is_share),
-        "–" if summary.lost is None else share(summary.lost.mean),
-        skips(summary),
-        "–" if summary.row.scaling == "none" else scales(summary.scales),
-        time,
     ]
+
+
+def _extras(summary: Summary, columns: tuple[str, ...], *, roomy: bool) -> list[str]:
+    texts = {
+        "lost %": "–" if summary.lost is None else share(summary.lost.mean),
+        "skipped": skips(summary, reasons=roomy),
+        "scale": "–" if summary.row.scaling == "none" else scales(summary.scales),
+        "ms": "–" if summary.ms_per_step is None else milliseconds(summary.ms_per_step),
+    }
+    return [texts[name] for name in columns]
 
 
 def spread(value: Spread, digits: int, *, percent: bool = False) -> str:
@@ -89,8 +122,18 @@ def share(value: float) -> str:
     return f"{100 * value:.1e}" if 0 < value < 1e-6 else f"{100 * value:.2g}"
 
 
-def skips(summary: Summary) -> str:
-    """How many steps were skipped, and why.
+def milliseconds(value: float) -> str:
+    """Three significant places at least, and never an exponent above.
+
+    Example:
+        >>> milliseconds(1234.5), milliseconds(42.27), milliseconds(0.5)
+        ('1234', '42.3', '0.5')
+    """
+    return f"{value:.0f}" if value >= 999.5 else f"{value:.3g}"
+
+
+def skips(summary: Summary, *, reasons: bool = True) -> str:
+    """How many steps were skipped, and with `reasons` why.
 
     Nothing skips a step where nobody scales.
     """
@@ -98,6 +141,8 @@ def skips(summary: Summary) -> str:
         return "–"
     if not summary.skipped:
         return "0"
+    if not reasons:
+        return str(sum(summary.skipped.values()))
     return ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
 
 
@@ -122,7 +167,8 @@ def caption(comparison: Comparison, summaries: list[Summary], *, emulated: bool)
         f"{seeds}, {steps} steps each; test loss and metric in float32, from the trained weights.",
         "lost: gradient elements (module outputs and parameters) that are zero in this precision "
         "but not in a float32 pass over the same batch and weights; from 4 steps a run.",
-        "skipped: optimizer steps, all seeds together. ms: median step of the fastest seed.",
+        "skipped: optimizer steps, all seeds together. ms: median step of the fastest seed. What a "
+        "narrow screen leaves out is in summary.json.",
     ]
     if emulated:
         lines.append(_EMULATED)

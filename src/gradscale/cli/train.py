@@ -110,7 +110,15 @@ def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any
         try:
             every = given["save_every"]
             with bad_input((DamagedRun, OSError)):
-                return run(settings, data, folder, on_step=on_step, stop=stop, save_every=every)
+                return run(
+                    settings,
+                    data,
+                    folder,
+                    on_step=on_step,
+                    on_resume=display.skip,
+                    stop=stop,
+                    save_every=every,
+                )
         except Interrupted:
             pass
     errors.print(f"Stopped. Continue with:\n\n    gradscale train --resume {path}\n")

@@ -32,6 +32,7 @@ def run(
     folder: RunFolder,
     *,
     on_step: Callable[[Record], None] = lambda record: None,
+    on_resume: Callable[[int], None] = lambda steps: None,
     stop: Callable[[], bool] = lambda: False,
     save_every: int | None = None,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def run(
         data: from `load_data`.
         folder: where the run is kept; a run found there is continued, a finished one only read.
         on_step: called after every step.
+        on_resume: called once with the steps found there, if there are any.
         stop: asked after every step; True saves the run and raises.
         save_every: steps between two checkpoints; None saves every few seconds.
 
@@ -49,8 +51,10 @@ def run(
         Interrupted: if `stop` said so.
         DamagedRun: if a file of the run cannot be continued from.
     """
-    if folder.result is not None:
-        return folder.result
+    finished = folder.result
+    if finished is not None:
+        on_resume(settings.steps)
+        return finished
     folder.write_settings(settings)
     _make_deterministic(settings)
     trial = Trial(settings, data)
@@ -58,6 +62,7 @@ def run(
     if state is not None:
         with damaged(folder.path / "checkpoint.pt", RESTART):
             trial.load_state_dict(state)
+        on_resume(trial.step)
     _train(trial, folder, on_step, stop, save_every)
     result = _result(trial)
     folder.write_result(result)
