@@ -40,6 +40,13 @@ def test_lists_stand_for_comma_separated_values(tmp_path):
     assert comparison["loss_divisors"] == [1.0, 8.0]
 
 
+def test_keys_are_the_options_as_they_are_typed(config, tmp_path):
+    with config.open("a") as file:
+        file.write("json = true\nno-color = true\nlr = '2^-8'\n")
+    result = call("train", "digits", "--config", config, "--out", tmp_path / "run")
+    assert json.loads(result.stdout)["settings"]["lr"] == 2.0**-8
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -47,7 +54,17 @@ def test_lists_stand_for_comma_separated_values(tmp_path):
         ("step = 3", "Did you mean `steps`?"),
         ("resume = 'x'", "`resume` in"),
         ("steps = ", "is not valid TOML"),
-        ("steps = 'many'", "'many' is not a valid integer"),
+        ("steps = 'many'", "`steps = 'many'` in"),
+        ("steps = 'many'", "must be a whole number"),
+        ("steps = 2.5", "`steps = 2.5` in"),
+        ("steps = true", "must be a whole number"),
+        ("steps = [1, 2]", "must be a whole number"),
+        ("as-json = true", "`as-json` in"),
+        ("json = 1", "must be true or false"),
+        ("lr = true", "must be a number"),
+        ("lr = [[1]]", "must be a number"),
+        ("device = 0", "must be text in quotes"),
+        ("[steps]\nx = 1", "must be a whole number"),
     ],
 )
 def test_a_wrong_file_is_exit_code_2_with_the_reason(text, message, tmp_path):

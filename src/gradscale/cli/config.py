@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -26,17 +27,21 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     Keys are the options' long names, with ``-`` or ``_``; a list stands for comma-separated values.
 
     Raises:
-        BadInput: if the file cannot be read or has a key that is no option.
+        BadInput: if the file cannot be read, or has a key that is no option or a value of the wrong
+            kind.
     """
     if path is None:
         return
-    known = {p.name for p in context.command.params if p.name} - NOT_IN_FILE
+    known = {_key(p): p for p in context.command.params if p.name not in NOT_IN_FILE}
     values: dict[str, Any] = {}
     for key, value in _parse(path).items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise BadInput(_unknown(path, key, known))
-        values[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+        option = known.get(key.replace("_", "-"))
+        if option is None:
+            raise BadInput(_unknown(path, key, sorted(known)))
+        holds, rule = _rule(option)
+        if not holds(value):
+            raise BadInput(f"`{key} = {value!r}` in {path} must be {rule}.")
+        values[option.name] = ",".join(map(str, value)) if isinstance(value, list) else value
     context.default_map = {**(context.default_map or {}), **values}
 
 
@@ -49,8 +54,29 @@ def _parse(path: Path) -> dict[str, Any]:
         raise BadInput(f"`--config {path}` is not valid TOML: {error}.") from error
 
 
-def _unknown(path: Path, key: str, known: set[str]) -> str:
-    options = sorted(name.replace("_", "-") for name in known)
+def _key(option: click.Parameter) -> str:
+    """The long name as typed, without its dashes."""
+    return max(option.opts, key=len).lstrip("-")
+
+
+def _rule(option: click.Parameter) -> tuple[Callable[[Any], bool], str]:
+    """What a value may be, and the same in words. Click would round 2.5 steps to 2."""
+    if isinstance(option, click.Option) and option.is_flag:
+        return (lambda value: isinstance(value, bool)), "true or false"
+    if isinstance(option.type, click.types.IntParamType):
+        return (lambda value: type(value) is int), "a whole number"
+    if isinstance(option.type, click.types.FuncParamType):
+        return _is_plain, "a number, a name in quotes, or a list of these where several are allowed"
+    return (lambda value: isinstance(value, str)), "text in quotes"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(type(part) in (str, int, float) for part in cast("list[Any]", value))
+    return type(value) in (str, int, float)
+
+
+def _unknown(path: Path, key: str, options: list[str]) -> str:
     close = difflib.get_close_matches(key.replace("_", "-"), options, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return (
