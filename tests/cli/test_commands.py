@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_help_has_examples(command):
     assert f"gradscale {command}" in text and "Examples:" in text
 
 
+@pytest.mark.parametrize("command", ["compare", "train"])
+def test_usage_says_recipe_and_the_text_lists_them(command):
+    text = call(command, "--help").stdout
+    assert f"gradscale {command} [OPTIONS] [RECIPE]" in text
+    assert set(RECIPES) <= set(text.replace(",", " ").replace(";", " ").split())
+
+
+def test_no_command_is_described_by_half_a_sentence(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("--help").stdout.split("Commands:")[1].splitlines()
+    assert len(lines) == 4 and all(line.endswith(".") for line in lines[1:])
+    assert "..." not in "".join(lines)
+
+
 def test_train_help_names_every_scaling():
     words = call("train", "--help").stdout.replace(",", " ").split()
     assert set(SCALINGS) <= set(words)
@@ -167,6 +182,23 @@ def test_a_folder_in_use_is_refused(tmp_path):
     result = call("train", "digits", *TINY, "--out", tmp_path)
     assert result.exit_code == 2
     assert f"`{tmp_path}` is not empty" in result.stderr and "--resume" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_folder_that_cannot_be_made_names_the_option(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "run"
+    result = call(command, "digits", *TINY, "--out", path)
+    assert result.exit_code == 2
+    assert f"`{path}` cannot be written: Not a directory" in result.stderr
+    assert "`--out DIR`" in result.stderr
+
+
+def test_a_folder_without_permission_names_the_option(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    result = call("train", "digits", *TINY, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert f"`{tmp_path}` cannot be written: Permission denied" in result.stderr
 
 
 def test_a_resumed_run_keeps_its_settings(compared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,9 +128,31 @@ def new_folder(out: Path | None, name: str) -> Path:
         BadInput: if there is something in it already.
     """
     path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if path.exists() and any(path.iterdir()):
+    try:
+        in_use = any(path.iterdir())
+    except OSError:
+        # Not there yet, or unreadable, which `make_folder` will say.
+        in_use = False
+    if in_use:
         raise BadInput(
             f"`{path}` is not empty. Continue the run in it with `--resume {path}`, "
             "or choose another `--out`."
         )
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a run unless it is there.
+
+    Raises:
+        BadInput: if nothing can be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(path, os.W_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise BadInput(
+            f"`{path}` cannot be written: {reason}. Choose another folder with `--out DIR`."
+        )

@@ -12,6 +12,7 @@ from gradscale.cli.display import Display, console, scale_text
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import (
     PRECISION,
+    make_folder,
     new_folder,
     number,
     refuse_changes_on_resume,
@@ -40,7 +41,7 @@ OPTIONS = (
 
 
 @click.command()
-@click.argument("recipe", type=click.Choice(list(RECIPES)), required=False)
+@click.argument("recipe", type=click.Choice(list(RECIPES)), required=False, metavar="[RECIPE]")
 @click.option("--precision", type=PRECISION, default="fp16", show_default=True)
 @click.option("--scaling", type=scaling, metavar="NAME", help="See above.  [dynamic]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -49,6 +50,9 @@ OPTIONS = (
 @click.pass_context
 def train(context: click.Context, **given: Any) -> None:
     """Train RECIPE once.
+
+    RECIPE is digits, chars, words, denoise, cifar10 or fashion-mnist; `gradscale recipes` says what
+    they are.
 
     \b
     The loss scale is chosen by --scaling:
@@ -104,6 +108,7 @@ def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any
     errors = console(stderr=True, no_color=given["no_color"])
     with bad_input():
         data = load_data(settings)
+        make_folder(path)
         folder = RunFolder(path)
     with stop_on_signals() as stop, Display(errors, settings.steps) as display:
         on_step = display.begin(f"{settings.precision}, {settings.scaling}", settings.steps)
