@@ -15,6 +15,11 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def all_ranks() -> Any:
+    """The process group of all ranks; None if there is only this one."""
+    return dist.group.WORLD if distributed() else None
+
+
 def groups_of(optimizer: torch.optim.Optimizer, process_group: Any) -> list[Any]:
     """The process groups over which the ranks that share this optimizer's step must agree.
 

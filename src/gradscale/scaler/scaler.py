@@ -18,6 +18,7 @@ from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import Evidence, OptimizerOutcome, StepOutcome
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy, advance
+from gradscale.ranks import all_ranks
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
@@ -33,16 +34,13 @@ from gradscale.scaler.stepping import SteppingScaler
 class GradScaler(SteppingScaler):
     """Drop-in for `torch.amp.GradScaler`: every policy, every optimizer, nothing silent.
 
-    One training step:
-
         scaler.scale(loss).backward()   # gradients at S times their value
         scaler.unscale_(optimizer)      # optional, to clip: before it, norms are S times too large
         scaler.step(optimizer)          # divides, checks, steps or skips
         scaler.update()                 # the policy chooses the next S
 
-    Where torch's scaler is right the results are the same bits. Where it differs, see
-    `docs/skipped-steps.md`: the quotient is checked too, bad data never lowers the scale, the scale
-    is never zero, a skipped step is visible in `last_step`.
+    Where torch's scaler is right the results are the same bits. Where it differs: the quotient is
+    checked too, bad data never lowers the scale, the scale is never zero, a skip is visible.
 
     Args:
         device: as in torch. Without CUDA, ``"cuda"`` falls back to the accelerator or CPU that is
@@ -54,10 +52,9 @@ class GradScaler(SteppingScaler):
         enabled: False makes every method a pass-through, as in torch.
         policy: who chooses the scale, instead of the four numbers.
         layerwise: True, or a planner: every part of the network gets its own scale.
-        process_group: the ranks that must decide alike (data, sharded, tensor parallel): a process
-            group or a device mesh. Sharded parameters (DTensor) are recognized without it.
-            Without it, and with several ranks, bad data counts as overflow, because ranks that
-            cannot ask each other must not differ.
+        process_group: the ranks that must decide alike, as a group or a device mesh; all of them
+            under layer-wise scaling. Sharded parameters (DTensor) are recognized without it. Without
+            it, with several ranks, bad data counts as overflow: who cannot ask must not differ.
         on_skip: called with the `OptimizerOutcome` of every skipped step; for fused optimizers on
             an accelerator one or more steps later, when the flag has reached the host.
 
@@ -295,6 +292,8 @@ class GradScaler(SteppingScaler):
         return skipped and not blamed, None
 
     def _begin_step(self) -> None:
+        if self._layerwise is not None:  # ranks that share a plan must share a fate
+            self.process_group = self.process_group or all_ranks()
         self._evidence = Evidence(self._names)
         self._gradients = StepGradients(self.policy.needs, self.process_group)
         self._step_closed = False
