@@ -52,9 +52,9 @@ class GradScaler(SteppingScaler):
         enabled: False makes every method a pass-through, as in torch.
         policy: who chooses the scale, instead of the four numbers.
         layerwise: True, or a planner: every part of the network gets its own scale.
-        process_group: the ranks that must decide alike, as a group or a device mesh; all of them
-            under layer-wise scaling. Sharded parameters (DTensor) are recognized without it. Without
-            it, with several ranks, bad data counts as overflow: who cannot ask must not differ.
+        process_group: the ranks that must decide alike, as a group or a device mesh; all ranks if
+            `layerwise`. Sharded parameters (DTensor) are recognized without it. Without it, with
+            several ranks, bad data counts as overflow: who cannot ask must not differ.
         on_skip: called with the `OptimizerOutcome` of every skipped step; for fused optimizers on
             an accelerator one or more steps later, when the flag has reached the host.
 
