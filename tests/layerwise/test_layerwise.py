@@ -39,8 +39,10 @@ def steps(trial, scaler, count):
     history = []
     for _ in range(count):
         optimizer.zero_grad()
-        for loss in trial.losses():
-            scaler.scale(loss).backward(retain_graph=True)
+        losses = trial.losses()
+        for loss in losses:
+            # A compiled block refuses to keep its graph for a pass that never comes.
+            scaler.scale(loss).backward(retain_graph=loss is not losses[-1])
         scaler.unscale_(optimizer)
         history.append([None if p.grad is None else p.grad.clone() for p in trial.parameters])
         scaler.step(optimizer)
