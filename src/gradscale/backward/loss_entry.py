@@ -67,10 +67,6 @@ class LossEntry:
         node.register_prehook(self._entered)
         return watched
 
-    def is_probe(self, leaf: Tensor) -> bool:
-        """Whether a leaf of a walk is one that `watch` added."""
-        return any(leaf is probe for probe in self._probes.values())
-
     def _entered(self, grads: Any) -> None:
         del grads
         running = current_pass()

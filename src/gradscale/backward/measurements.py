@@ -127,13 +127,6 @@ class Measurements:
         """Whether anything that was measured is infinite or NaN."""
         return any(record.counts.nonfinite for record in self.records if record.kind != "weight")
 
-    def of_node(self) -> dict[int, list[Record]]:
-        """The records by node."""
-        by_node: dict[int, list[Record]] = {}
-        for record in self.records:
-            by_node.setdefault(record.node, []).append(record)
-        return by_node
-
     def merged(self, others: Iterable[Measurements]) -> Measurements:
         """These and the others counted as one, as for the micro-batches of a step.
 

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.measure import Measuring
-from gradscale.ranks import distributed, mesh_groups, reduce_max_
+from gradscale.ranks import all_ranks, distributed, mesh_groups, reduce_max_
 
 
 def rank_groups(process_group: Any) -> list[Any]:
     """The process groups whose ranks need the same plan: the given one, or all ranks; else none."""
-    if not distributed():
-        return []
-    return mesh_groups(process_group) or [torch.distributed.group.WORLD]
+    return mesh_groups(process_group or all_ranks()) if distributed() else []
 
 
 def reduced(
