@@ -24,10 +24,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LEVELS = (
     ("formats", "histogram", "version"),
     ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
-    ("backward", "plans", "ranks", "gradients", "outcomes"),
+    ("backward", "plans", "ranks", "gradients", "outcomes", "half", "undo", "metrics"),
     ("layerwise",),
     ("scaler", "checkpoints"),
+    ("watching",),
+    ("recording", "truth"),
+    ("replay", "doctor", "advice"),
     ("recipes", "training"),
+    ("report",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
