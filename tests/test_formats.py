@@ -175,6 +175,12 @@ def test_the_limits_of_the_named_formats(name: str) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(formats())
+def test_the_name_of_a_format_leads_back_to_it(format: FloatFormat) -> None:
+    assert FloatFormat.of(format.name) == format
+
+
+@settings(deadline=None, max_examples=60)
+@given(formats())
 def test_the_limits_of_any_format_are_those_of_the_codec(format: FloatFormat) -> None:
     known = codec(format)
     assert format.max == known.max

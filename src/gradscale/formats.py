@@ -13,6 +13,7 @@ once, here:
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast
@@ -76,6 +77,12 @@ class FloatFormat:
     def of(format: FloatFormat | torch.dtype | str) -> FloatFormat:
         """The format of a torch dtype, or of a name such as ``"fp16"``, ``"half"`` or ``"e5m2"``.
 
+        The `name` of a format leads back to it, whether or not torch has a dtype for it.
+
+        Example:
+            >>> FloatFormat.of("e3m4") == FloatFormat(3, 4)
+            True
+
         Raises:
             ValueError: if there is no such format; the message lists those that exist.
         """
@@ -83,6 +90,7 @@ class FloatFormat:
             return format
         dtype = getattr(torch, format, None) if isinstance(format, str) else format
         found = _BY_NAME.get(str(format)) or _BY_DTYPE.get(cast(torch.dtype, dtype))
+        found = found or _spelled(str(format))
         if found is None:
             raise ValueError(
                 f"`FloatFormat.of({format!r})` is not a known format. Pass one of "
@@ -105,11 +113,19 @@ class FloatFormat:
 
     @property
     def name(self) -> str:
-        """The short name, such as ``fp16`` or ``e4m3``; ``e3m4`` for a format without one."""
+        """The short name, such as ``fp16`` or ``e4m3``; ``e3m4`` for a format without one.
+
+        What is not as in IEEE 754 follows: ``e4m3:nan:1`` for `overflow` and `reserved`.
+        """
         for name, format in _BY_NAME.items():
             if format == self:
                 return name
-        return f"e{self.exponent_bits}m{self.mantissa_bits}"
+        name = f"e{self.exponent_bits}m{self.mantissa_bits}"
+        if self.reserved is not None:
+            return f"{name}:{self.overflow}:{self.reserved}"
+        return (
+            name if self.overflow == "inf" and name not in _BY_NAME else f"{name}:{self.overflow}"
+        )
 
     @property
     def bias(self) -> int:
@@ -237,6 +253,19 @@ class FloatFormat:
         return torch.where(above, rounded * torch.inf, rounded)
 
 
+def _spelled(name: str) -> FloatFormat | None:
+    """The format that a `FloatFormat.name` without an entry in the table spells out."""
+    found = _SPELLED.fullmatch(name)
+    if found is None:
+        return None
+    exponent, mantissa, overflow, reserved = found.groups()
+    rule = cast(Overflow, overflow or "inf")
+    return FloatFormat(
+        int(exponent), int(mantissa), rule, None if reserved is None else int(reserved)
+    )
+
+
+_SPELLED = re.compile(r"e(\d)m(\d{1,2})(?::(inf|nan|saturate)(?::(\d+))?)?")
 _BY_NAME: dict[str, FloatFormat] = {
     "fp32": FloatFormat(8, 23),
     "bf16": FloatFormat(8, 7),
