@@ -11,12 +11,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-all lint types docs wheel-test bench clean
+.PHONY: help setup browser demo test test-all lint types docs wheel-test bench clean
 
 help:
 	@echo 'make demo        train in float32 and fp16 under every scaling strategy, about 3 minutes'
 	@echo 'make test        the tests, without the slow ones'
 	@echo 'make test-all    all tests'
+	@echo 'make browser     install chromium, if apt-get may, for the tests of the report'
 	@echo 'make lint        ruff, check and format'
 	@echo 'make types       pyright'
 	@echo 'make docs        build the documentation into site/'
@@ -41,10 +42,19 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/gradscale compare
 
-test: $(READY)
+# The report is tested in a real browser. Where it cannot be installed, those tests are skipped and say how to get it.
+browser:
+	@if { command -v chromium || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo 'Installing chromium, for the tests of the report'; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	    chromium chromium-driver fonts-dejavu-core; } >/dev/null || echo 'Could not install chromium.' >&2; \
+	else echo 'No chromium with chromedriver here: the tests of the report in a browser will be skipped.' >&2; fi
+
+test: $(READY) browser
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
 
-test-all: $(READY)
+test-all: $(READY) browser
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(READY)
