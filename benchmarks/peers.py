@@ -1,0 +1,245 @@
+"""Cost of a half-precision optimizer step: gradscale against DeepSpeed's and fairseq's scalers.
+
+Everybody gets the same float16 parameters and gradients, keeps float32 master weights and steps the
+same torch optimizer on them; timed is all between the backward pass and the next forward pass:
+check, unscale, step, copy back, update of the scale. Rounds are interleaved, and only ratios mean
+anything on a shared machine.
+
+The peers do not belong into the project's environment. One of their own is made by::
+
+    make bench-peers
+
+fairseq 0.12.2 and its hydra were written before Python 3.11 refused mutable defaults in
+dataclasses; they are imported with that check off, otherwise as they are. Its flattened parameters
+need CUDA, so that it runs with ``--fp16-no-flatten-grads``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import logging
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from step import MODELS, describe
+
+import gradscale
+
+RESULTS = Path(__file__).parent / "results"
+SCALE = 2.0**10
+Step = Callable[[], object]
+
+
+def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
+    """The same for everybody."""
+    return torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
+
+
+class Weights(torch.nn.Module):
+    """Parameters of given shapes, and float16 gradients that never change."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], device: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.all = torch.nn.ParameterList(torch.randn(s, device=device) * 0.02 for s in shapes)
+        self.grads = [torch.randn_like(p).half() for p in self.all]
+
+    def fill(self) -> None:
+        """What a backward pass leaves behind; a view, so that nobody pays for a copy."""
+        for parameter, grad in zip(self.all, self.grads, strict=True):
+            parameter.grad = grad
+
+
+def ours(weights: Weights, device: str) -> Step:
+    """`half_precision` and `GradScaler`."""
+    optimizer = optimizer_of(weights.all)
+    gradscale.half_precision(weights, optimizer, format=torch.float16)
+    scaler = gradscale.GradScaler(device, init_scale=SCALE, growth_interval=10**9)
+    scaler.scale(torch.zeros((), device=device))
+
+    def step() -> None:
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def deepspeed(weights: Weights, device: str) -> Step:
+    """`FP16_UnfusedOptimizer`, DeepSpeed's scaler for any torch optimizer."""
+    from deepspeed import comm
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+    weights.half()
+    settings = {
+        "init_scale": SCALE,
+        "scale_window": 10**9,
+        "min_scale": 1,
+        "delayed_shift": 1,
+        "consecutive_hysteresis": False,
+        "raise_error_at_min_scale": False,
+    }
+    optimizer = FP16_UnfusedOptimizer(
+        optimizer_of(weights.all),
+        dynamic_loss_scale=True,
+        dynamic_loss_args=settings,
+        verbose=False,
+    )
+    return optimizer.step
+
+
+def fairseq(weights: Weights, device: str) -> Step:
+    """`FP16Optimizer`, fairseq's master weights and scaler."""
+    del device
+    with _mutable_defaults():
+        from fairseq.optim.fairseq_optimizer import FairseqOptimizer
+        from fairseq.optim.fp16_optimizer import FP16Optimizer
+    from omegaconf import OmegaConf
+
+    class Inner(FairseqOptimizer):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(None)
+            self._optimizer = optimizer_of(parameters)
+
+    weights.half()
+    common = {
+        "fp16_init_scale": SCALE,
+        "fp16_scale_window": 10**9,
+        "fp16_scale_tolerance": 0.0,
+        "threshold_loss_scale": None,
+        "min_loss_scale": 1e-4,
+    }
+    config = OmegaConf.create({"common": common, "optimizer": {}})
+    parameters = list(weights.all)
+    masters = FP16Optimizer.build_fp32_params(config, parameters, flatten=False)
+    optimizer = FP16Optimizer(config, parameters, Inner(masters), masters)
+
+    def step() -> None:
+        optimizer._multiply_factor = 1.0 / optimizer.scaler.loss_scale
+        optimizer._needs_sync = True
+        optimizer.clip_grad_norm(0.0)  # where fairseq looks for overflow
+        optimizer.step()
+
+    return step
+
+
+class _mutable_defaults:
+    """Gives dataclasses of fairseq and hydra a hash, which is all that Python 3.11 asks for."""
+
+    def __enter__(self) -> None:
+        self.plain = dataclasses.dataclass
+        dataclasses.dataclass = self._dataclass
+
+    def __exit__(self, *error: object) -> None:
+        dataclasses.dataclass = self.plain
+
+    def _dataclass(self, cls: Any = None, **options: Any) -> Any:
+        module = sys._getframe(1).f_globals.get("__name__", "")
+        if module.partition(".")[0] in ("fairseq", "hydra", "omegaconf"):
+            options["unsafe_hash"] = True
+        if cls is None:
+            return lambda decorated: self.plain(decorated, **options)
+        return self.plain(cls, **options)
+
+
+PEERS: dict[str, Callable[[Weights, str], Step]] = {"DeepSpeed": deepspeed, "fairseq": fairseq}
+
+
+def timed(weights: Weights, step: Step, device: str) -> float:
+    """Seconds for one step."""
+    weights.fill()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def compare(name: str, peer: str, device: str, rounds: int) -> dict[str, Any]:
+    """Paired times of ours and one peer."""
+    shapes = MODELS[name]()
+    sides = []
+    for make in (ours, PEERS[peer]):
+        weights = Weights(shapes, device)
+        sides.append((weights, make(weights, device)))
+    for weights, step in sides * 3:
+        timed(weights, step, device)
+    times: tuple[list[float], list[float]] = ([], [])
+    gc.collect()
+    gc.disable()
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 == 0 else (1, 0):
+            times[which].append(timed(*sides[which], device))
+    gc.enable()
+    ratios = [mine / theirs for mine, theirs in zip(*times, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "model": name,
+        "peer": peer,
+        "ours_ms": 1e3 * statistics.median(times[0]),
+        "peer_ms": 1e3 * statistics.median(times[1]),
+        "ratio": f"{middle:.3f} [{low:.3f}, {high:.3f}]",
+    }
+
+
+def table(rows: Sequence[dict[str, Any]], device: str) -> str:
+    """The result as a page."""
+    where = ", ".join(f"{key} {value}" for key, value in describe(device).items())
+    peers = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "fairseq"))
+    lines = [
+        "# One half-precision optimizer step with master weights, against DeepSpeed and fairseq",
+        "",
+        f"{where}; {peers}. AdamW (foreach), float16 parameters and gradients. Ratio below 1: "
+        "gradscale is faster; median of paired, interleaved rounds, quartiles in brackets. From "
+        "`make bench-peers`.",
+        "",
+        "| model | peer | gradscale ms | peer ms | ratio |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['model']} | {row['peer']} | {row['ours_ms']:.3f} | {row['peer_ms']:.3f} "
+            f"| {row['ratio']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 29531}.items():
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    torch.set_num_threads(1)
+    rows = []
+    for model in given.models:
+        for peer in given.peers:
+            rows.append(compare(model, peer, given.device, given.rounds))
+            print(rows[-1], flush=True)
+    page = table(rows, given.device)
+    print(page)
+    if given.save:
+        (RESULTS / f"peers-{given.device}.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
