@@ -44,15 +44,20 @@ def gradient_values(parameter: Tensor) -> Tensor | None:
     if grad.is_complex() and grad.is_conj():
         # A lazy conjugate has no real view; optimizers would resolve it as well.
         grad = parameter.grad = grad.resolve_conj()
-    if hasattr(grad, "to_local"):
-        grad = grad._local_tensor  # pyright: ignore[reportAttributeAccessIssue]
-    if grad.is_sparse:
-        if grad.dtype is torch.float16 and not grad.is_coalesced():
-            grad = parameter.grad = grad.coalesce()
-        grad = grad._values()
-    elif grad.layout is not torch.strided:
-        grad = grad.values()
-    return torch.view_as_real(grad) if grad.is_complex() else grad
+    if grad.is_sparse and grad.dtype is torch.float16 and not grad.is_coalesced():
+        grad = parameter.grad = grad.coalesce()
+    return tensor_values(grad)
+
+
+def tensor_values(tensor: Tensor) -> Tensor:
+    """The dense real tensor that holds a tensor's numbers; see `gradient_values`."""
+    if hasattr(tensor, "to_local"):
+        tensor = tensor._local_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    if tensor.is_sparse:
+        tensor = tensor._values()
+    elif tensor.layout is not torch.strided:
+        tensor = tensor.values()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def collect_gradients(

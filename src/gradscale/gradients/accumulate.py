@@ -1,0 +1,171 @@
+"""Float32 sums of micro-batches: each unscaled, checked, added; an overflowing one left out.
+
+Passes over the gradients, per micro-batch (`g`: the gradient as backward left it, `s`: the sum):
+
+| | reads | writes | host reads |
+|---|---|---|---|
+| the first | g | s | 0 |
+| every other | g, s | s | 0 |
+| `drop_overflow` | +1 g | 0 | 0; on the CPU the flag, for free |
+| in the end, once | s | s | 0 |
+
+Without `drop_overflow` no micro-batch is checked by itself: what is not finite stays so in the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradscale.gradients.unscale import (
+    Groups,
+    check_groups,
+    gradient_values,
+    multiply_and_check_,
+    tensor_values,
+)
+
+Divisor = Literal["kept", "all", "nothing"]
+
+
+class MicroBatches:
+    """The gradient of one step, summed over micro-batches in float32 (or wider).
+
+        add_:      sum += weight * grad / S, and `grad` is cleared; nothing if it is dropped
+        deliver_:  grad = sum / divisor
+
+    Args:
+        sources: parameters whose `.grad` the backward pass fills.
+        targets: parameters whose `.grad` receives the mean; `sources` themselves, or their float32
+            masters in the same order.
+        drop_overflow: leave out a micro-batch whose gradient is not finite, instead of the step.
+        divide_by: what the sum is divided by: the weights of the micro-batches that were kept, of
+            all of them, or nothing (losses that were divided by hand).
+
+    Example:
+        >>> parameter = torch.nn.Parameter(torch.zeros(2))
+        >>> micro_batches = MicroBatches([parameter], [parameter], drop_overflow=True)
+        >>> for scaled in (8.0, float("inf"), 24.0):
+        ...     parameter.grad = torch.full((2,), scaled)
+        ...     flag = micro_batches.check(torch.tensor(1 / 8))
+        ...     micro_batches.add_(torch.tensor(1 / 8), 1.0, flag)
+        >>> micro_batches.deliver_().item(), parameter.grad.tolist(), micro_batches.dropped.item()
+        (0.0, [2.0, 2.0], 1.0)
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        *,
+        drop_overflow: bool = False,
+        divide_by: Divisor = "kept",
+    ) -> None:
+        self.drop_overflow = drop_overflow
+        self.divide_by: Divisor = divide_by
+        self._pairs = list(zip(sources, targets, strict=True))
+        self._sums: dict[int, Tensor] = {}
+        self._kept: Tensor | float = 0.0
+        self._all = 0.0
+        self.dropped: Tensor = torch.zeros(())
+
+    def check(self, inv_scale: Tensor) -> Tensor:
+        """Float32 0-d, 0 or 1: whether a gradient, or it times `inv_scale`, is not finite."""
+        flags = check_groups(self._groups(), inv_scale)
+        moved = [flag.to(inv_scale.device, non_blocking=True) for flag in flags.values()]
+        return torch.stack(moved).amax() if moved else torch.zeros((), device=inv_scale.device)
+
+    def add_(self, inv_scale: Tensor, weight: float, flag: Tensor | None = None) -> None:
+        """Adds the gradients that backward left, and clears them.
+
+        Args:
+            inv_scale: 1/S, float32 0-d.
+            weight: this micro-batch's share, such as its number of samples or tokens.
+            flag: what `check` said, agreed on by all ranks; only with `drop_overflow`.
+        """
+        self._all += weight
+        keep = None if flag is None else (flag == 0)
+        if flag is None or keep is None:
+            self._kept = self._kept + weight
+        else:
+            self._kept = self._kept + weight * keep.to(torch.float32)
+            self.dropped = self.dropped.to(flag.device) + flag
+            if flag.device.type == "cpu" and flag.item():
+                self.clear()
+                return
+            keep = None if flag.device.type == "cpu" else keep
+        factor = inv_scale * weight
+        for source, target in self._pairs:
+            if source.grad is not None:
+                self._add(source, id(target), factor, keep)
+        self.clear()
+
+    def clear(self) -> None:
+        """Sets the gradients that backward fills to None."""
+        for source, _ in self._pairs:
+            source.grad = None
+
+    def deliver_(self) -> Tensor:
+        """Writes the mean into `.grad` of the targets and forgets the sums.
+
+        Returns:
+            Float32 0-d, 0 or 1: whether the mean is not finite, or nothing was kept of it.
+        """
+        kept = torch.as_tensor(self._kept, dtype=torch.float32)
+        divisor = {"kept": kept, "all": torch.tensor(self._all), "nothing": torch.ones(())}
+        nothing = (kept == 0).to(torch.float32)
+        flag = nothing.clone()
+        for _, target in self._pairs:
+            total = self._sums.pop(id(target), None)
+            if total is None:
+                continue
+            values = tensor_values(total)
+            # Where everything was dropped the sum is zero, and must not become 0/0.
+            by = divisor[self.divide_by].to(values.device)
+            factor = torch.where(by > 0, by, 1.0).reciprocal()
+            own = flag.to(values.device)
+            multiply_and_check_([values], own, factor)
+            flag = torch.maximum(flag.to(own.device), own)
+            target.grad = total.to(target.dtype)
+        return flag
+
+    def _add(self, source: Tensor, key: int, factor: Tensor, keep: Tensor | None) -> None:
+        grad = source.grad
+        if grad is None:
+            return
+        if grad.layout is not torch.strided:
+            raise TypeError(
+                f"`accumulate_`: a gradient of layout {grad.layout} cannot be summed in float32. "
+                "Let backward() accumulate it: call `backward()` several times before `step`."
+            )
+        total = self._sums.get(key)
+        new = total is None
+        if total is None:
+            # A copy even if it is wide enough: it may be a view of a bucket that DDP reuses.
+            wide = torch.promote_types(grad.dtype, torch.float32)
+            total = self._sums[key] = grad.to(wide, copy=True)
+        sums, values = tensor_values(total), gradient_values(source)
+        factor = factor.to(device=sums.device, non_blocking=True)
+        if new:
+            sums.mul_(factor)
+            if keep is not None:
+                sums.copy_(torch.where(keep.to(sums.device), sums, 0.0))
+        elif values is not None:
+            if keep is not None:
+                values = torch.where(keep.to(sums.device), values, 0.0)
+            sums.addcmul_(values, factor)
+
+    def _groups(self) -> Groups:
+        groups: Groups = {}
+        for values in self._values():
+            groups.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
+        return groups
+
+    def _values(self) -> Iterator[Tensor]:
+        for source, _ in self._pairs:
+            values = gradient_values(source)
+            if values is not None:
+                yield values
