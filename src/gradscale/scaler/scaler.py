@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
 
-from gradscale.gradients.flags import combined, inverse
+from gradscale.gradients.flags import inverse
 from gradscale.gradients.pending import PendingGradients
-from gradscale.gradients.step_gradients import StepGradients
 from gradscale.outcomes.alarm import FloorAlarm
 from gradscale.outcomes.ledger import Ledger
-from gradscale.outcomes.outcome import Evidence, OptimizerOutcome, StepOutcome
-from gradscale.policies.dynamic import Dynamic
-from gradscale.policies.policy import Policy, advance
-from gradscale.ranks import all_ranks
+from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
+from gradscale.policies.policy import Policy
+from gradscale.scaler.advancing import AdvancingScaler
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
     choose_policy,
     present_device,
-    scale_to_set,
 )
-from gradscale.scaler.state import copy_state_
-from gradscale.scaler.stepping import SteppingScaler
 
 
-class GradScaler(SteppingScaler):
+class GradScaler(AdvancingScaler):
     """Drop-in for `torch.amp.GradScaler`: every policy, every optimizer, nothing silent.
 
         scaler.scale(loss).backward()   # gradients at S times their value
@@ -108,57 +102,6 @@ class GradScaler(SteppingScaler):
         self._begin_step()
 
     @eager
-    def scale(self, outputs: Any, *, inputs: Any = None) -> Any:
-        """Multiplies a loss, or a nesting of lists and tuples of them, by the scale.
-
-        Half-precision losses are promoted to float32 first, where the product cannot overflow.
-        Gradients left over from before the last `update` are brought to the current scale.
-
-        Args:
-            outputs: tensors of any shape.
-            inputs: the batch, kept until the step ends, so that a bad one can be named
-                (`nonfinite_input`).
-
-        Returns:
-            The same nesting, scaled; `outputs` itself if scaling is disabled.
-
-        Raises:
-            ValueError: if something in `outputs` is no tensor.
-        """
-        if not self._enabled:
-            return outputs
-        if inputs is not None:
-            self._evidence.inputs.append(inputs)
-        return self._scale_nested(outputs)
-
-    def _scale_nested(self, outputs: Any) -> Any:
-        if isinstance(outputs, Tensor):
-            return self._scale_tensor(outputs)
-        if isinstance(outputs, Iterable) and not isinstance(outputs, str | bytes | Mapping):
-            scaled = map(self._scale_nested, cast("Iterable[Any]", outputs))
-            if isinstance(outputs, list | tuple):
-                return type(outputs)(scaled)  # pyright: ignore[reportUnknownVariableType]
-            return scaled
-        raise ValueError(
-            f"`scale({type(outputs).__name__})`: outputs must be a Tensor or an iterable of "
-            "Tensors. Pass the loss, or a list of losses."
-        )
-
-    def _scale_tensor(self, output: Tensor) -> Tensor:
-        if self._scale is None:
-            self._lazy_init_scale_growth_tracker(output.device)
-        scale = cast(Tensor, self._scale)
-        if self._layerwise is not None:
-            self._layerwise.begin_step(scale)
-        self._pending.bring_to(scale)
-        self._evidence.note_loss(output)
-        if output.dim() and output.dtype in (torch.float16, torch.bfloat16):
-            output = output.to(torch.float32)
-        if self._layerwise is not None:
-            output = self._layerwise.attach(output)
-        return output * scale.to(device=output.device, non_blocking=True)
-
-    @eager
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides the optimizer's gradients by the scale, once a step; `step` does it otherwise.
 
@@ -226,74 +169,3 @@ class GradScaler(SteppingScaler):
         result = take(optimizer, record, *args, **kwargs)
         record["stage"] = OptState.STEPPED
         return result
-
-    @eager
-    def update(self, new_scale: float | Tensor | None = None) -> None:
-        """Ends the step: the policy sees what happened and chooses the next scale.
-
-        A step lost to bad data (a non-finite loss, parameter or input) leaves the policy untouched.
-
-        Args:
-            new_scale: sets the scale instead; a finite normal number above 0, or a tensor of one
-                element, which is brought into that range if it is on an accelerator.
-
-        Raises:
-            AssertionError: if no optimizer stepped or was unscaled since the last `update`.
-            ValueError: if `new_scale` is zero, negative, subnormal, infinite or NaN.
-        """
-        if not self._enabled:
-            return
-        scale, _ = self._check_scale_growth_tracker("update")
-        if new_scale is not None:
-            new = scale_to_set(new_scale)
-            self._pending.leave(self._per_optimizer_states, scale)
-            scale.copy_(new) if isinstance(new, Tensor) else scale.fill_(new)
-        else:
-            self._advance(scale)
-        if self._ledger.add(self.last_step):
-            self._sound_alarm()
-        self._per_optimizer_states.clear()
-        self._begin_step()
-        self._step_closed = True
-
-    def _advance(self, scale: Tensor) -> None:
-        records = self._per_optimizer_states.values()
-        flags = [flag for record in records for flag in record["found_inf_per_device"].values()]
-        if not flags:
-            raise AssertionError(
-                "`update()`: no inf checks were recorded since the last one. Call "
-                "`step(optimizer)` or `unscale_(optimizer)` first."
-            )
-        found_inf = combined(flags, scale.device)
-        observation = self._gradients.observation(found_inf)
-        untouched, ignore = self._triage(found_inf)
-        self.last_step.show(observation)
-        self._pending.leave(self._per_optimizer_states, scale)
-        if self._layerwise is not None:
-            self._layerwise.update(self.last_step)
-        if untouched:
-            return
-        state = self._rebind()
-        if isinstance(self.policy, Dynamic):
-            self.policy.update_(state, observation, ignore)
-        else:
-            copy_state_(state, advance(self.policy, state, observation, ignore))
-
-    def _triage(self, found_inf: Tensor) -> tuple[bool, Tensor | None]:
-        """Whether the policy must not see this step: known to the host, or as a flag."""
-        skipped = blamed = False
-        for record in self._per_optimizer_states.values():
-            outcome: OptimizerOutcome | None = record.get("outcome")
-            if outcome is None or not outcome.settled:
-                return False, self._evidence.bad_data(found_inf, self.process_group)
-            skipped |= outcome.skipped
-            blamed |= outcome.blames_scale
-        self._evidence.release()
-        return skipped and not blamed, None
-
-    def _begin_step(self) -> None:
-        if self._layerwise is not None:  # ranks that share a plan must share a fate
-            self.process_group = self.process_group or all_ranks()
-        self._evidence = Evidence(self._names)
-        self._gradients = StepGradients(self.policy.needs, self.process_group)
-        self._step_closed = False

@@ -1,0 +1,91 @@
+"""How a step ends: the policy sees what happened, unless bad data was to blame."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gradscale.gradients.flags import combined
+from gradscale.gradients.step_gradients import StepGradients
+from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
+from gradscale.policies.dynamic import Dynamic
+from gradscale.policies.policy import advance
+from gradscale.ranks import all_ranks
+from gradscale.scaler.eager import eager
+from gradscale.scaler.scaling import ScalingScaler
+from gradscale.scaler.settings import scale_to_set
+from gradscale.scaler.state import copy_state_
+
+
+class AdvancingScaler(ScalingScaler):
+    """A scaler that moves on to the next step."""
+
+    @eager
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """Ends the step: the policy sees what happened and chooses the next scale.
+
+        A step lost to bad data (a non-finite loss, parameter or input) leaves the policy untouched.
+
+        Args:
+            new_scale: sets the scale instead; a finite normal number above 0, or a tensor of one
+                element, which is brought into that range if it is on an accelerator.
+
+        Raises:
+            AssertionError: if no optimizer stepped or was unscaled since the last `update`.
+            ValueError: if `new_scale` is zero, negative, subnormal, infinite or NaN.
+        """
+        if not self._enabled:
+            return
+        scale, _ = self._check_scale_growth_tracker("update")
+        if new_scale is not None:
+            new = scale_to_set(new_scale)
+            self._pending.leave(self._per_optimizer_states, scale)
+            scale.copy_(new) if isinstance(new, Tensor) else scale.fill_(new)
+        else:
+            self._advance(scale)
+        if self._ledger.add(self.last_step):
+            self._sound_alarm()
+        self._per_optimizer_states.clear()
+        self._begin_step()
+        self._step_closed = True
+
+    def _advance(self, scale: Tensor) -> None:
+        records = self._per_optimizer_states.values()
+        flags = [flag for record in records for flag in record["found_inf_per_device"].values()]
+        if not flags:
+            raise AssertionError(
+                "`update()`: no inf checks were recorded since the last one. Call "
+                "`step(optimizer)` or `unscale_(optimizer)` first."
+            )
+        found_inf = combined(flags, scale.device)
+        observation = self._gradients.observation(found_inf)
+        untouched, ignore = self._triage(found_inf)
+        self.last_step.show(observation)
+        self._pending.leave(self._per_optimizer_states, scale)
+        if self._layerwise is not None:
+            self._layerwise.update(self.last_step)
+        if untouched:
+            return
+        state = self._rebind()
+        if isinstance(self.policy, Dynamic):
+            self.policy.update_(state, observation, ignore)
+        else:
+            copy_state_(state, advance(self.policy, state, observation, ignore))
+
+    def _triage(self, found_inf: Tensor) -> tuple[bool, Tensor | None]:
+        """Whether the policy must not see this step: known to the host, or as a flag."""
+        skipped = blamed = False
+        for record in self._per_optimizer_states.values():
+            outcome: OptimizerOutcome | None = record.get("outcome")
+            if outcome is None or not outcome.settled:
+                return False, self._evidence.bad_data(found_inf, self.process_group)
+            skipped |= outcome.skipped
+            blamed |= outcome.blames_scale
+        self._evidence.release()
+        return skipped and not blamed, None
+
+    def _begin_step(self) -> None:
+        if self._layerwise is not None:  # ranks that share a plan must share a fate
+            self.process_group = self.process_group or all_ranks()
+        self._evidence = Evidence(self._names)
+        self._gradients = StepGradients(self.policy.needs, self.process_group)
+        self._step_closed = False
