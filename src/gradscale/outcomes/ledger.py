@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ class Counters:
         skipped: of these, not taken.
         consecutive: skipped since the last one taken.
         reasons: skipped, by reason.
+        updates: how often `update()` ended a step; known at once, before the flags have arrived.
     """
 
     steps: int = 0
     skipped: int = 0
     consecutive: int = 0
     reasons: dict[str, int] = field(default_factory=dict[str, int])
+    updates: int = 0
 
     def count(self, outcome: OptimizerOutcome) -> None:
         """Adds one step. Reads the outcome."""
@@ -78,6 +80,7 @@ class Ledger:
             Whether the host knows that one was skipped.
         """
         skipped = False
+        self._counters.updates += 1
         for outcome in step:
             if outcome.settled and not self._waiting:
                 skipped |= self._count(outcome)
@@ -87,6 +90,7 @@ class Ledger:
 
     def _count(self, outcome: OptimizerOutcome) -> bool:
         self._counters.count(outcome)
+        outcome.counted = replace(self._counters, reasons=dict(self._counters.reasons))
         if outcome.skipped:
             for callback in self.on_skip:
                 callback(outcome)

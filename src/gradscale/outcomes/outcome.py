@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from gradscale.outcomes.triage import REASONS, Culprit, Reason, find_culprits, find_reason
 from gradscale.policies.policy import Observation
 from gradscale.ranks import agreed_index, distributed, groups_of, mesh_groups, reduce_max_
+
+if TYPE_CHECKING:
+    from gradscale.outcomes.ledger import Counters
 
 
 class Evidence:
@@ -59,11 +62,13 @@ class OptimizerOutcome:
         unrepresentable: whether a gradient was finite at this scale, but not when divided by it: it
             exceeds its own dtype, and no scale helps.
         blames_scale: whether the host found the scale at fault; the policy sees only such steps.
+        counted: the scaler's counters with this outcome; None before it has reached the host.
     """
 
     observation: Observation | None = None
     unrepresentable = False
     blames_scale = False
+    counted: Counters | None = None
     _skipped: bool | None = None
     _reason: Reason | None = None
     _culprits: tuple[Culprit, ...] = ()
