@@ -2,8 +2,10 @@
 
 from gradscale import checkpoints as checkpoints
 from gradscale import emulation as emulation
+from gradscale import metrics as metrics
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.layerwise import Layerwise as Layerwise
+from gradscale.metrics.metrics import Metrics as Metrics
 from gradscale.outcomes.outcome import StepOutcome as StepOutcome
 from gradscale.plans.adaptive import Adaptive as Adaptive
 from gradscale.plans.plan import ScalePlan as ScalePlan

@@ -47,6 +47,7 @@ class AdvancingScaler(ScalingScaler):
         self._per_optimizer_states.clear()
         self._begin_step()
         self._step_closed = True
+        self._meter_step()
 
     def _advance(self, scale: Tensor) -> None:
         records = self._per_optimizer_states.values()
@@ -87,5 +88,5 @@ class AdvancingScaler(ScalingScaler):
         if self._layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
         self._evidence = Evidence(self._names)
-        self._gradients = StepGradients(self.policy.needs, self.process_group)
+        self._gradients = StepGradients(self.policy.needs | self._also_needed, self.process_group)
         self._step_closed = False

@@ -14,11 +14,11 @@ from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.schedule import step_if_taken
 from gradscale.policies.bits import MIN_SCALE
 from gradscale.ranks import differing_ranks
-from gradscale.scaler.saving import SavedScaler
+from gradscale.scaler.metering import MeteringScaler
 from gradscale.scaler.settings import check_callback
 
 
-class ReportingScaler(SavedScaler):
+class ReportingScaler(MeteringScaler):
     """A scaler that can be asked what it did."""
 
     process_group: Any

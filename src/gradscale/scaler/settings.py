@@ -77,6 +77,22 @@ def check_callback(call: str, callback: Any) -> None:
         )
 
 
+def check_listener(sink: Any, every: int) -> None:
+    """Refuses what cannot be called with metrics, or never would be.
+
+    Raises:
+        TypeError: if `sink` is not callable.
+        ValueError: if `every` is below 1.
+    """
+    if not callable(sink):
+        raise TypeError(
+            f"`log_to({sink!r})` must be a function of a Metrics. Pass one such as `print`, or a "
+            "sink of `gradscale.metrics`, such as `TensorBoard('runs/mine')`."
+        )
+    if every < 1:
+        raise ValueError(f"`log_to(every={every})` must be at least 1. Pass 1 for every step.")
+
+
 def _warn_of_rounding(numbers: dict[str, Any]) -> None:
     for name in ("growth_factor", "backoff_factor"):
         if math.frexp(numbers[name])[0] != 0.5:

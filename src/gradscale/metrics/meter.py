@@ -1,0 +1,191 @@
+"""The steps of a scaler as metrics, in order, as soon as the host knows them and never sooner."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradscale.metrics.arrival import Arrival
+from gradscale.metrics.metrics import LostShare, Metrics
+from gradscale.outcomes.ledger import LONGEST_QUEUE, Counters
+from gradscale.outcomes.outcome import StepOutcome
+
+Sink = Callable[[Metrics], object]
+Listener = Callable[["Finished"], object]
+
+
+class Finished(NamedTuple):
+    """A step whose values have arrived.
+
+    Attributes:
+        metrics: as numbers.
+        outcome: what it consisted of.
+        exponents: the histogram of its gradients, on the host; None unless it was measured.
+    """
+
+    metrics: Metrics
+    outcome: StepOutcome
+    exponents: Tensor | None
+
+
+class _Waiting(NamedTuple):
+    step: int
+    outcome: StepOutcome
+    groups: int
+    lost: LostShare | None
+    arrival: Arrival
+
+
+class Subscription:
+    """Somebody who is told of steps, until `remove()`; also a context manager."""
+
+    def __init__(self, remove: Callable[[], object]) -> None:
+        self._remove: Callable[[], object] | None = remove
+
+    def remove(self) -> None:
+        """Ends it; a second time does nothing."""
+        if self._remove is not None:
+            self._remove()
+        self._remove = None
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+class Meter:
+    """Turns outcomes into `Metrics`; copies nothing until somebody asks.
+
+    Attributes:
+        lost: the latest measurement of what is lost, made by somebody else.
+
+    Example:
+        >>> Meter().latest.step
+        -1
+    """
+
+    def __init__(self) -> None:
+        self.lost: LostShare | None = None
+        self._listeners: list[tuple[Listener, int]] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._latest: _Waiting | None = None
+        self._known: Metrics = Metrics()
+        self._asked = False
+        self._noted: StepOutcome | None = None
+
+    def listen(self, listener: Listener, every: int = 1) -> Subscription:
+        """Calls `listener` with every `every`-th step, in order, once its values are there."""
+        entry = (listener, every)
+        self._listeners.append(entry)
+        return Subscription(lambda: self._listeners.remove(entry))
+
+    def note(self, outcome: StepOutcome, step: int, groups: int) -> None:
+        """Takes a finished step; hands on those that have arrived by now.
+
+        Args:
+            outcome: of the step, already counted by the ledger as far as it is known.
+            step: its index.
+            groups: how many loss scales are in use.
+        """
+        if outcome is self._noted or not len(outcome):
+            return
+        self._noted = outcome
+        if not (self._asked or self._listeners):
+            self._latest = _Waiting(step, outcome, groups, self.lost, _NOTHING)
+            return
+        if _capturing(outcome):
+            return
+        self._waiting.append(_depart(step, outcome, groups, self.lost))
+        self.poll()
+
+    def poll(self, *, wait: bool = False) -> None:
+        """Hands on what has arrived; with `wait`, all of it."""
+        while self._waiting:
+            first = self._waiting[0]
+            wait_now = wait or len(self._waiting) > LONGEST_QUEUE
+            if wait_now:
+                first.arrival.wait()
+            if not (wait_now or (_counted(first.outcome) and first.arrival.ready)):
+                return
+            self._waiting.popleft()
+            self._latest = first
+            self._tell(first)
+
+    @property
+    def latest(self) -> Metrics:
+        """The latest step whose values have arrived; see `Metrics.step`. Never waits."""
+        if not self._asked and not self._listeners and self._latest is not None:
+            first, self._latest = self._latest, None
+            self._waiting.append(_depart(first.step, first.outcome, first.groups, first.lost))
+        self._asked = True
+        self.poll()
+        if self._latest is not None:
+            self._known, self._latest = _finished(self._latest).metrics, None
+        return self._known
+
+    def _tell(self, waiting: _Waiting) -> None:
+        due = [it for it, every in self._listeners if waiting.step % every == 0]
+        if not due:
+            return
+        finished = _finished(waiting)
+        self._known, self._latest = finished.metrics, None
+        for listener in due:
+            listener(finished)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Sinks hold files and connections: a copy of a scaler starts without them.
+        return Meter, ()
+
+
+_NOTHING = Arrival([])
+
+
+def _depart(step: int, outcome: StepOutcome, groups: int, lost: LostShare | None) -> _Waiting:
+    """A step whose numbers are on their way to the host from now on."""
+    observation = outcome.observation
+    amax = None if observation is None else observation.amax
+    exponents = None if observation is None else observation.exponents
+    arrival = Arrival([_device_scale(outcome), amax, exponents])
+    return _Waiting(step, outcome, groups, lost, arrival)
+
+
+def _device_scale(outcome: StepOutcome) -> Tensor | None:
+    scale = next(iter(outcome))._scale
+    return scale if isinstance(scale, Tensor) else None
+
+
+def _counted(outcome: StepOutcome) -> bool:
+    return all(one.counted is not None for one in outcome)
+
+
+def _finished(waiting: _Waiting) -> Finished:
+    scale, amax, exponents = waiting.arrival.values
+    outcome = waiting.outcome
+    counters = [one.counted for one in outcome if one.counted is not None]
+    total = counters[-1] if counters else Counters()
+    metrics = Metrics(
+        step=waiting.step,
+        scale=outcome.scale if scale is None else float(scale),
+        skipped=outcome.skipped,
+        reason=outcome.reason,
+        steps=total.steps,
+        skipped_steps=total.skipped,
+        consecutive=total.consecutive,
+        reasons=dict(total.reasons),
+        groups=waiting.groups,
+        amax=None if amax is None else float(amax),
+        lost=waiting.lost,
+    )
+    return Finished(metrics, outcome, exponents)
+
+
+def _capturing(outcome: StepOutcome) -> bool:
+    """Whether a CUDA graph is captured: the host runs this once, the graph many times."""
+    on_cuda = next(iter(outcome)).found_inf[0].is_cuda and torch.cuda.is_available()
+    return on_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,1 @@
+"""Where metrics can go: one system a file."""

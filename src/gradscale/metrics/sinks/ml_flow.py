@@ -1,0 +1,40 @@
+"""Metrics in an MLflow run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradscale.metrics.metrics import Metrics
+from gradscale.metrics.sinks.optional import optional
+
+
+class MLflow:
+    """Logs to a run; each call is a request to the tracking server, so pass `log_to` an `every`.
+
+    Args:
+        run_id: of the run; None takes the active one.
+        prefix: put before every name.
+
+    Raises:
+        ImportError: if `mlflow` is not installed.
+        RuntimeError: if no run is active.
+    """
+
+    def __init__(self, run_id: str | None = None, prefix: str = "gradscale/") -> None:
+        self.prefix = prefix
+        self._mlflow: Any = optional("MLflow()", "mlflow", "mlflow")
+        if run_id is None:
+            active = self._mlflow.active_run()
+            if active is None:
+                # MLflow would start one by itself, where nobody looks for it.
+                raise RuntimeError(
+                    "`MLflow()` found no active run. Call `mlflow.start_run()` first, or pass "
+                    "`run_id=`."
+                )
+            run_id = active.info.run_id
+        self.run_id = run_id
+
+    def __call__(self, metrics: Metrics) -> None:
+        """Logs a step."""
+        named = {f"{self.prefix}{name}": value for name, value in metrics.scalars().items()}
+        self._mlflow.log_metrics(named, step=metrics.step, run_id=self.run_id)
