@@ -20,9 +20,11 @@ from gradscale.backward.measure_counts import (
     OCTAVES,
     WIDTH,
     ZERO,
+    count_by_torch,
     count_into,
     empty_counts,
     moments_into,
+    stored_values,
 )
 from gradscale.histogram import MIN_OCTAVE
 
@@ -37,7 +39,7 @@ DTYPES = [
 floats = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 
 
-def reference_counts(values: list[float]) -> list[int]:
+def reference_counts(values: list[float], ceil: bool = False) -> list[int]:
     row = [0] * WIDTH
     largest = 0.0
     for value in values:
@@ -46,25 +48,49 @@ def reference_counts(values: list[float]) -> list[int]:
         elif value == 0:
             row[ZERO] += 1
         else:
-            row[OCTAVES + math.frexp(abs(value))[1] - 1 - MIN_OCTAVE] += 1
+            mantissa, exponent = math.frexp(abs(value))
+            octave = exponent - 1 - (ceil and mantissa == 0.5)
+            row[OCTAVES + max(octave, MIN_OCTAVE) - MIN_OCTAVE] += 1
             largest = max(largest, abs(value))
     row[AMAX] = struct.unpack("<i", struct.pack("<f", largest))[0]
     return row
 
 
-def counts_of(*tensors: Tensor) -> list[int]:
+def counts_of(*tensors: Tensor, ceil: bool = False) -> list[int]:
     rows = empty_counts(1)
     for tensor in tensors:
-        count_into(rows[0], tensor)
+        count_into(rows[0], tensor, ceil=ceil)
     return rows[0].tolist()
 
 
+@pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@given(values=st.lists(floats, max_size=40))
+@given(values=st.lists(floats | st.sampled_from([1.0, 2.0**-149, 2.0**-126, 0.25]), max_size=40))
 @settings(max_examples=40, deadline=None)
-def test_counts_equal_the_reference(values: list[float], dtype: torch.dtype) -> None:
+def test_counts_equal_the_reference(values: list[float], dtype: torch.dtype, ceil: bool) -> None:
     tensor = torch.tensor(values, dtype=torch.float32).to(dtype)
-    assert counts_of(tensor) == reference_counts(tensor.to(torch.float64).tolist())
+    expected = reference_counts(tensor.to(torch.float64).tolist(), ceil)
+    assert counts_of(tensor, ceil=ceil) == expected
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("rare", [None, math.inf, math.nan, 2.0**-149, 2.0**-126, 2.0**127])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_tensors_on_the_host_are_counted_as_small_ones(
+    dtype: torch.dtype, rare: float | None, ceil: bool
+) -> None:
+    values = torch.randn(5000) * torch.exp2(torch.randint(-30, 9, (5000,)).float())
+    values[::7] = 0.0
+    values[1::7] = torch.exp2(values[1::7].mul(4).round().clamp(-20, 6))
+    if rare is not None:
+        values[-1] = -rare
+    tensor = values.to(dtype)
+    quick, plain = empty_counts(1), empty_counts(1)
+    for _ in range(2):
+        count_into(quick[0], tensor, ceil=ceil)
+        count_by_torch(plain[0], stored_values(tensor), ceil=ceil)
+    assert torch.equal(quick, plain)
+    assert counts_of(tensor, ceil=ceil) == reference_counts(tensor.double().tolist(), ceil)
 
 
 @given(parts=st.lists(st.lists(floats, max_size=10), max_size=4))
@@ -158,6 +184,11 @@ for dtype in dtypes:
         assert torch.equal(rows[0], rows[1]), (dtype, size, (rows[0] != rows[1]).nonzero())
         count_on_gpu(rows[1], tensor)
         assert torch.equal(rows[0][1:] * 2, rows[1][1:]) and rows[0][0] == rows[1][0]
+        single[::6] = 0.25
+        tensor, rows = single.to(dtype), empty_counts(2)
+        count_by_torch(rows[0], tensor, ceil=True)
+        count_on_gpu(rows[1], tensor, ceil=True)
+        assert torch.equal(rows[0], rows[1]), (dtype, size, "ceil")
 large = torch.tensor([1e300, 1.0], dtype=torch.float64)
 rows = empty_counts(2)
 count_by_torch(rows[0], large)

@@ -10,6 +10,10 @@ single copy:
 
 The other counts follow: non-zero is the sum of the octaves, and because bins are whole octaves the
 subnormals of a format are the sum of the bins below its smallest normal number.
+
+An octave is ``[2**k, 2**(k + 1))``, or on request ``(2**k, 2**(k + 1)]``. A format flushes what is
+at most half its smallest subnormal, a power of two, so the latter tells exactly what would be lost
+of a tensor that has lost nothing yet.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from gradscale.backward.measure_cpu import AT_LEAST, count_on_cpu
 from gradscale.histogram import EXPONENT_BINS, magnitude_bits, octave_bins
 
 AMAX, ZERO, NONFINITE, OCTAVES = 0, 1, 2, 3
@@ -32,8 +37,8 @@ def empty_counts(rows: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.zeros(rows, WIDTH, dtype=torch.int64, device=device)
 
 
-def count_into(row: Tensor, tensor: Tensor) -> None:
-    """Adds what `tensor` holds to `row`; the host reads nothing.
+def count_into(row: Tensor, tensor: Tensor, *, ceil: bool = False) -> None:
+    """Adds what `tensor` holds to `row`; the host waits for no accelerator.
 
     On CUDA a Triton kernel reads the tensor once; everywhere else it is plain torch.
 
@@ -42,6 +47,7 @@ def count_into(row: Tensor, tensor: Tensor) -> None:
         tensor: any shape, floating or complex (counted by components), dense, sparse (what is
             stored counts, an implicit zero does not) or distributed (this rank's shard). float64
             is rounded to float32 first.
+        ceil: powers of two count in the octave below them; see the module.
 
     Example:
         >>> rows = empty_counts(1)
@@ -56,9 +62,18 @@ def count_into(row: Tensor, tensor: Tensor) -> None:
     if flat.is_cuda and type(flat) is Tensor and kernel_available():
         from gradscale.backward.measure_kernel import count_on_gpu
 
-        count_on_gpu(row, flat)
-    else:
-        count_by_torch(row, flat)
+        count_on_gpu(row, flat, ceil=ceil)
+    elif not (_suits_cpu(flat) and count_on_cpu(row, flat, **_COLUMNS, ceil=ceil)):
+        count_by_torch(row, flat, ceil=ceil)
+
+
+_COLUMNS = {"amax": AMAX, "zero": ZERO, "octaves": OCTAVES}
+
+
+def _suits_cpu(flat: Tensor) -> bool:
+    """Whether the quick form may try: a fake tensor or float64 is none of its business."""
+    plain = type(flat) is Tensor and flat.device.type == "cpu" and flat.dtype != torch.float64
+    return plain and flat.numel() >= AT_LEAST
 
 
 @lru_cache(maxsize=1)
@@ -67,11 +82,13 @@ def kernel_available() -> bool:
     return find_spec("triton") is not None
 
 
-def count_by_torch(row: Tensor, flat: Tensor) -> None:
+def count_by_torch(row: Tensor, flat: Tensor, *, ceil: bool = False) -> None:
     """The plain-torch form of `count_into` for a non-empty tensor of real numbers."""
     bits = magnitude_bits(flat)
     nonfinite = bits >= _INF_BITS
-    columns = torch.where(nonfinite, NONFINITE, octave_bins(bits) + OCTAVES)
+    # The smallest float32 is a power of two without an octave below it, and stays.
+    octaves = octave_bins((bits - 1).clamp(min=1) if ceil else bits)
+    columns = torch.where(nonfinite, NONFINITE, octaves + OCTAVES)
     columns = torch.where(bits == 0, ZERO, columns).to(torch.int64)
     row.scatter_add_(0, columns, torch.ones_like(columns))
     amax = torch.where(nonfinite, 0, bits).max()

@@ -17,19 +17,20 @@ _BLOCKS_PER_PROGRAM = 16
 _MAX_PROGRAMS = 2048
 
 
-def count_on_gpu(row: Tensor, flat: Tensor) -> None:
+def count_on_gpu(row: Tensor, flat: Tensor, *, ceil: bool = False) -> None:
     """Adds what `flat` holds to `row`, as `count_by_torch` does, in one kernel.
 
     Args:
         row: shape `(WIDTH,)`, int64, contiguous; changed in place.
         flat: shape `(numel,)`, contiguous, a real floating dtype, at least one element.
+        ceil: powers of two count in the octave below them.
     """
     if flat.dtype.itemsize == 1 or flat.dtype == torch.float64:
         # The kernel reads 16- and 32-bit floats; 8-bit and 64-bit ones are rare enough to convert.
         flat = _to_float32(flat)
     numel = flat.numel()
     programs = min(-(-numel // (_BLOCK * _BLOCKS_PER_PROGRAM)), _MAX_PROGRAMS)
-    count_kernel[(programs,)](flat, row, numel, BLOCK=_BLOCK)  # type: ignore[arg-type]
+    count_kernel[(programs,)](flat, row, numel, BLOCK=_BLOCK, CEIL=ceil)  # type: ignore[arg-type]
 
 
 def _to_float32(flat: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def _to_float32(flat: Tensor) -> Tensor:
 
 
 @triton.jit
-def count_kernel(values, row, numel, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def count_kernel(values, row, numel, BLOCK: tl.constexpr, CEIL: tl.constexpr):  # type: ignore[no-untyped-def]
     """Column numbers are those of `measure_counts`: 0 amax, 1 zero, 2 non-finite, 3… octaves."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     step = tl.num_programs(0).to(tl.int64) * BLOCK
@@ -54,8 +55,11 @@ def count_kernel(values, row, numel, BLOCK: tl.constexpr):  # type: ignore[no-un
         loaded = tl.load(values + offsets, mask=inside, other=0.0).to(tl.float32)
         bits = loaded.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         nonfinite = bits >= 0x7F800000
-        leading = (bits.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
-        octave = tl.where(bits >> 23 > 0, (bits >> 23) - 127 + 149, leading)
+        placed = bits
+        if CEIL:
+            placed = tl.maximum(bits - 1, 1)
+        leading = (placed.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+        octave = tl.where(placed >> 23 > 0, (placed >> 23) - 127 + 149, leading)
         columns = tl.where(bits == 0, 1, tl.where(nonfinite, 2, octave + 3))
         total += tl.histogram(tl.where(inside, columns, 511), 512)
         largest = tl.maximum(largest, tl.where(nonfinite, 0, bits))
