@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import MODELS, describe
 
 import gradscale
+from step import MODELS, describe
 
 RESULTS = Path(__file__).parent / "results"
 SCALE = 2.0**10
