@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gradscale.backward import BackwardGraph
-from gradscale.backward.names import Place, describe_node, module_places
+from gradscale.backward.names import Place, describe_node, module_places, parameter_names
 from zoo import UNet
 
 
@@ -50,3 +50,26 @@ def test_nodes_without_a_known_parameter_are_named_by_number() -> None:
     places = module_places(graph, nn.Linear(1, 1))
     assert places == (None, None, None)
     assert describe_node(graph, places, 2) == "node 2 (AccumulateGrad)"
+
+
+def test_parameters_have_the_names_of_the_model_without_its_wrappers() -> None:
+    model = UNet()
+    plain = {id(p): name for name, p in model.named_parameters()}
+    outer = nn.Module()
+    outer._orig_mod = model
+    for whole in (model, outer):
+        names = parameter_names(whole)
+        assert {key: found.name for key, found in names.items()} == plain
+    assert names[id(model.down.bias)].module == "down"
+
+
+def test_a_shared_parameter_is_named_where_it_is_met_first() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False)})
+    model["head"].weight = model["embed"].weight
+    assert [found.name for found in parameter_names(model).values()] == ["embed.weight"]
+
+
+def test_a_module_alone_is_named_by_its_class() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    (found,) = parameter_names(model).values()
+    assert found == ("weight", "Linear")

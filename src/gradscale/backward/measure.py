@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from gradscale.backward.measure_counts import (
     moments_into,
 )
 from gradscale.backward.measure_places import Place, places_of
+from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_weights import Weight, weights_of
 from gradscale.backward.measurements import Measurements, Record, ceil_log2, unscaled_counts
 from gradscale.ranks import reduce_max_, reduce_sum_
@@ -33,6 +35,7 @@ def measure(
     *,
     products: bool = False,
     moments: bool = False,
+    places: Sequence[Place] | None = None,
 ) -> Measuring:
     """Hooks the nodes of a live graph, so that its next backward passes are counted.
 
@@ -45,6 +48,8 @@ def measure(
         scale: the loss scale, on the host or as a tensor of one element on the device.
         products: also count what arrives at matrix products in full precision.
         moments: that, and the sums that `Adaptive` needs, also of the saved weights.
+        places: what to count instead of all that limits a plan; of what arrives in ``"fp32"`` the
+            octaves are those that tell exactly what a cast flushes (`measure_counts`).
 
     Returns:
         A `Measuring`, to be asked for its result after the backward passes.
@@ -61,11 +66,12 @@ def measure(
     """
     graph = walk.graph
     chosen = list(exponents) if exponents is not None else [0] * len(graph)
-    places = places_of(graph, chosen, products=products or moments)
+    exact = places is not None
+    if places is None:
+        places = places_of(graph, chosen, products=products or moments)
     weights = weights_of(graph, walk.nodes) if moments else []
-    measuring = Measuring(graph.signature, chosen, places, weights, scale, moments)
-    for node, hook in measuring.hooks().items():
-        measuring.handles.append(walk.nodes[node].register_hook(hook))
+    measuring = Measuring(graph.signature, chosen, places, weights, scale, moments, exact=exact)
+    measuring.attach(walk)
     return measuring
 
 
@@ -80,6 +86,8 @@ class Measuring:
         weights: Sequence[Weight],
         scale: float | Tensor,
         moments: bool,
+        *,
+        exact: bool = False,
     ) -> None:
         self.signature = signature
         self.exponents = exponents
@@ -87,11 +95,27 @@ class Measuring:
         self.fans = [0] * len(places) + [weight.fan for weight in weights]
         self.handles: list[Any] = []
         self._blocks = _Blocks(self.places, moments)
+        self._ceil = [exact and place.format == "fp32" for place in self.places]
+        self._repeats = Repeats()
         self._scale = scale.detach().clone() if isinstance(scale, Tensor) else scale
         self._host: list[Tensor] | None = None
         self._event: torch.cuda.Event | None = None
         for index, weight in enumerate(weights, len(places)):
             self._count(index, weight.tensor)
+
+    def attach(self, walk: Walk) -> None:
+        """Hooks the live nodes.
+
+        A leaf is met before it accumulates: afterwards `.grad` may be the very tensor, and others'
+        hooks (DDP's) may be changing it.
+        """
+        leaves = set(walk.graph.leaves)
+        for node, hook in self.hooks().items():
+            live = walk.nodes[node]
+            if node in leaves:
+                self.handles.append(live.register_prehook(partial(hook, ())))
+            else:
+                self.handles.append(live.register_hook(hook))
 
     def hooks(self) -> dict[int, Hook]:
         """For each node with places the hook that counts them; keeps no node alive."""
@@ -113,9 +137,17 @@ class Measuring:
     def _count(self, index: int, tensor: Tensor) -> None:
         block, row = self._blocks.where[index]
         with torch.no_grad(), _counting(tensor):
-            count_into(block.rows[row], tensor)
+            known = self._repeats.of(tensor, index)
+            if known is not None and self._alike(known, index):
+                block.copy(self._blocks.where[known][1], row)
+                return
+            count_into(block.rows[row], tensor, ceil=self._ceil[index])
             if block.moments is not None:
                 moments_into(block.moments[row], tensor)
+
+    def _alike(self, one: int, other: int) -> bool:
+        same = self._blocks.where[one][0] is self._blocks.where[other][0]
+        return same and self._ceil[one] == self._ceil[other]
 
     def reduce(self, groups: Iterable[Any]) -> None:
         """Merges the counts of all ranks, in place on the device: maxima and sums."""
@@ -199,6 +231,11 @@ class _Block:
         self.rows = empty_counts(size, self.device)
         if self._with_moments:
             self.moments = torch.zeros(size, _MOMENTS, dtype=torch.float64, device=self.device)
+
+    def copy(self, source: int, target: int) -> None:
+        self.rows[target] = self.rows[source]
+        if self.moments is not None:
+            self.moments[target] = self.moments[source]
 
 
 class _Blocks:

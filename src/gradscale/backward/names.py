@@ -70,24 +70,69 @@ def describe_node(graph: BackwardGraph, places: tuple[Place | None, ...], node: 
     return f"node {node} ({kind})" if place is None else f"{place} ({kind})"
 
 
+class ParameterName(NamedTuple):
+    """What a parameter is called, and the module that owns it."""
+
+    name: str
+    module: str
+
+
+def parameter_names(model: nn.Module) -> dict[int, ParameterName]:
+    """By `id`, the names of a model's parameters, without what wrappers put into them.
+
+    What FSDP puts in a parameter's place for a forward and backward pass has its name too; look it
+    up between the two. A shared parameter has the name under which it is met first.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> parameter_names(model)[id(model[0].weight)]
+        ParameterName(name='0.weight', module='0')
+    """
+    names: dict[int, ParameterName] = {}
+    modules = {id(module): _plain(name) for name, module in model.named_modules()}
+    for module in model.modules():
+        for owner, own, parameter in _named(module):
+            path = modules.get(id(owner), modules[id(module)])
+            full = ParameterName(f"{path}.{own}".lstrip("."), path or type(owner).__name__)
+            names.setdefault(id(parameter), full)
+    return names
+
+
 def _owned(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The name of a module and each parameter of its own; a shared one under its first module."""
     seen: set[int] = set()
     for name, module in model.named_modules():
-        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        own = [*module.parameters(recurse=False), *_unsharded(module)]
-        for parameter in own:
+        plain = _plain(name)
+        for _, _, parameter in _named(module):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield plain or type(module).__name__, parameter
 
 
-def _unsharded(module: nn.Module) -> list[Tensor]:
-    """What FSDP puts in the place of parameters during forward and backward."""
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _named(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """A module's own parameters, and what FSDP puts in their place during forward and backward."""
+    for name, parameter in module.named_parameters(recurse=False):
+        yield module, name, parameter
     flat: Any = getattr(getattr(module, "_handle", None), "flat_param", None)
     if flat is not None:
-        return [flat]
+        yield module, "flat_param", flat
+        return
+    for sharded in _sharded(module):
+        if hasattr(sharded, "_unsharded_param"):
+            info = sharded._module_info
+            yield info.module, info.param_name, sharded._unsharded_param
+
+
+def _sharded(module: nn.Module) -> Iterator[Any]:
+    """What `fully_shard` keeps of each parameter; torch releases differ in where."""
     get_state: Any = getattr(module, "_get_fsdp_state", None)
-    group: Any = getattr(get_state(), "_fsdp_param_group", None) if get_state else None
-    sharded: list[Any] = getattr(group, "fsdp_params", [])
-    return [p._unsharded_param for p in sharded if hasattr(p, "_unsharded_param")]
+    state: Any = get_state() if get_state else None
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:
+        groups = [getattr(state, "_fsdp_param_group", None)]
+    for group in groups:
+        yield from getattr(group, "fsdp_params", [])
