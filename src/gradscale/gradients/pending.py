@@ -79,8 +79,12 @@ class PendingGradients:
 def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | None:
     """The scale of an optimizer's gradients after its step; None if they were divided for certain.
 
+    An optimizer that took the scale into its own numbers leaves them scaled.
+
     A fused optimizer divides while it steps: it leaves gradients scaled only if it skips.
     """
+    if record.get("scaled"):
+        return scale.clone()
     outcome = record.get("outcome")
     if record.get("divided") or outcome is None:
         return None

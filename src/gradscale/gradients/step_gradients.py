@@ -58,6 +58,13 @@ class StepGradients:
                 shared |= common
         return shared
 
+    def deferrable(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether its gradients may stay scaled until it steps.
+
+        Not if the policy measures them, or if another optimizer has divided some of them.
+        """
+        return not self.needs and not (self._divided and self.shared(optimizer))
+
     def divide_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor
     ) -> Flags:
@@ -71,12 +78,12 @@ class StepGradients:
                 flags[device] = torch.maximum(flags[device], flag) if device in flags else flag
         if self.needs:
             self._measure(optimizer, fresh, found_inf.device)
-        return self._agreed(optimizer, flags, found_inf)
+        return self.agreed(optimizer, flags, found_inf)
 
     def check(self, optimizer: torch.optim.Optimizer, inv_scale: Tensor) -> Flags:
         """Flags gradients that are, or times `inv_scale` would be, not finite; writes nothing."""
         groups, _ = collect_gradients(optimizer)
-        return self._agreed(optimizer, check_groups(groups, inv_scale), inv_scale)
+        return self.agreed(optimizer, check_groups(groups, inv_scale), inv_scale)
 
     def observation(self, found_inf: Tensor) -> Observation:
         """What the policy may see of this step."""
@@ -90,7 +97,14 @@ class StepGradients:
             torch.stack(counts).sum(0) if counts else None,
         )
 
-    def _agreed(self, optimizer: torch.optim.Optimizer, flags: Flags, like: Tensor) -> Flags:
+    def agreed(self, optimizer: torch.optim.Optimizer, flags: Flags, like: Tensor) -> Flags:
+        """The flags on which all ranks that share this optimizer's step agree.
+
+        Args:
+            optimizer: whose ranks.
+            flags: this rank's, by device; may be empty.
+            like: a tensor on the device that communicates.
+        """
         if not flags:
             flags = {like.device: torch.zeros((), dtype=torch.float32, device=like.device)}
         groups = groups_of(optimizer, self.process_group)

@@ -20,9 +20,11 @@ from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
+    check_undo,
     choose_policy,
     present_device,
 )
+from gradscale.undo.degrees import Degrees, Way
 
 
 class GradScaler(AdvancingScaler):
@@ -45,6 +47,11 @@ class GradScaler(AdvancingScaler):
         growth_interval: see `Dynamic`.
         enabled: False makes every method a pass-through, as in torch.
         policy: who chooses the scale, instead of the four numbers.
+        undo: where the scale is undone: in the ``"gradient"``; in the ``"learning_rate"`` (SGD) or
+            the ``"moments"`` (Adam and its kin), which saves a pass over the gradients; in
+            whichever of the two the ``"optimizer"`` has; or `Degrees` of an optimizer of your own.
+            Fused optimizers undo it themselves, in any case.
+        sync_free: skip bad steps on the device, without a host read, whatever the optimizer.
         layerwise: True, or a planner: every part of the network gets its own scale.
         process_group: the ranks that must decide alike, as a group or a device mesh; all ranks if
             `layerwise`. Sharded parameters (DTensor) are recognized without it. Without it, with
@@ -76,6 +83,8 @@ class GradScaler(AdvancingScaler):
         enabled: bool = True,
         *,
         policy: Policy | None = None,
+        undo: Way | Degrees = "gradient",
+        sync_free: bool = False,
         layerwise: Any = False,
         process_group: Any = None,
         on_skip: Callable[[OptimizerOutcome], object] | None = None,
@@ -98,6 +107,7 @@ class GradScaler(AdvancingScaler):
             self.on_skip(on_skip)
         self._alarm = FloorAlarm()
         self._pending = PendingGradients()
+        self._undo, self._sync_free = check_undo(undo, sync_free), sync_free
         self._layerwise = build_layerwise(layerwise, process_group) if enabled else None
         self._begin_step()
 
@@ -160,12 +170,14 @@ class GradScaler(AdvancingScaler):
         record = self._per_optimizer_states[id(optimizer)]
         if record["stage"] is OptState.STEPPED:
             raise RuntimeError("`step(optimizer)` has already been called since the last update().")
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if record["stage"] is OptState.READY and not (
-            fused and not self._gradients.needs and not self._gradients.shared(optimizer)
-        ):
-            self.unscale_(optimizer)
-        take = self._fused_opt_step if fused else self._maybe_opt_step
-        result = take(optimizer, record, *args, **kwargs)
+        if record["stage"] is OptState.READY:
+            if self._carries(optimizer):
+                self._leave_scaled(optimizer, record)
+            elif not (
+                getattr(optimizer, "_step_supports_amp_scaling", False)
+                and self._gradients.deferrable(optimizer)
+            ):
+                self.unscale_(optimizer)
+        result = self._take_step(optimizer, record, *args, **kwargs)
         record["stage"] = OptState.STEPPED
         return result

@@ -14,6 +14,7 @@ from gradscale.layerwise import Layerwise
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
+from gradscale.undo.degrees import Degrees, Way, check_way
 
 TORCH_NUMBERS: dict[str, Any] = {
     "init_scale": 2.0**16,
@@ -63,6 +64,22 @@ def _refuse_no_policy(policy: Any) -> None:
     else:
         hint = "Pass one such as `Dynamic()`, or a preset: `gradscale.preset('apex')`."
     raise TypeError(f"`GradScaler(policy={policy!r})` must be a policy. {hint}")
+
+
+def check_undo(undo: Way | Degrees, sync_free: bool) -> Way | Degrees:
+    """`undo`, if it is a way to undo the scale, and `sync_free` goes with it.
+
+    Raises:
+        ValueError: if it is not, or both are asked for.
+        TypeError: if it is neither a name nor `Degrees`.
+    """
+    check_way(undo)
+    if sync_free and undo != "gradient":
+        raise ValueError(
+            f"`GradScaler(undo={undo!r}, sync_free=True)`: an optimizer's settings are numbers on "
+            "the host, which must read the scale to follow it. Leave one of the two out."
+        )
+    return undo
 
 
 def check_callback(call: str, callback: Any) -> None:

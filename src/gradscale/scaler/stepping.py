@@ -15,14 +15,27 @@ from gradscale.gradients.unscale import Flags
 from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
 from gradscale.scaler.fused import handed_over
 from gradscale.scaler.reporting import ReportingScaler
+from gradscale.undo.carry import carried
+from gradscale.undo.degrees import Degrees, Way, degrees_of
+from gradscale.undo.select import prepared, selected
+
+SQUARES_OVERFLOW = 2.0**65
+"""Times a gradient of 2^63 or more, it overflows: its square would not be finite."""
 
 
 class SteppingScaler(ReportingScaler):
-    """A scaler that knows how unfused and fused optimizers step."""
+    """A scaler that knows how unfused and fused optimizers step.
+
+    What a step needs to know of an optimizer is in its record, beside torch's entries: `divided`
+    (its gradients are), `scaled` (they stay at S until after its step), `grad_scale` (what a fused
+    optimizer divides by) and `degrees` (how its numbers follow the scale).
+    """
 
     _evidence: Evidence
     _gradients: StepGradients
     _pending: PendingGradients
+    _undo: Way | Degrees = "gradient"
+    _sync_free = False
 
     def _unscale_grads_(
         self,
@@ -43,6 +56,37 @@ class SteppingScaler(ReportingScaler):
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = flags
         return flags
 
+    def _carries(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimizer's own numbers absorb the scale."""
+        return (
+            self._undo != "gradient"
+            and not getattr(optimizer, "_step_supports_amp_scaling", False)
+            and self._gradients.deferrable(optimizer)
+        )
+
+    def _leave_scaled(self, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
+        """Checks gradients that the optimizer will take as they are."""
+        degrees = degrees_of(optimizer, self._undo)
+        scale = cast(Tensor, self._scale)
+        factor = inverse(scale)
+        if degrees.squares:
+            factor = factor.clamp(min=SQUARES_OVERFLOW)
+        self._pending.note(optimizer)
+        with torch.no_grad():
+            flags = self._gradients.check(optimizer, factor)
+        record |= {"found_inf_per_device": flags, "degrees": degrees, "scaled": True}
+
+    def _take_step(
+        self, optimizer: torch.optim.Optimizer, record: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> float | None:
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            return self._fused_opt_step(optimizer, record, *args, **kwargs)
+        if self._undo != "gradient":
+            record.setdefault("degrees", degrees_of(optimizer, self._undo))
+        elif self._sync_free and prepared(optimizer):
+            return self._selected_opt_step(optimizer, record, *args, **kwargs)
+        return self._maybe_opt_step(optimizer, record, *args, **kwargs)
+
     def _maybe_opt_step(
         self,
         optimizer: torch.optim.Optimizer,
@@ -54,12 +98,19 @@ class SteppingScaler(ReportingScaler):
         scale = cast(Tensor, self._scale)
         outcome = OptimizerOutcome(optimizer, flags, scale, self._evidence)
         skipped, value = read_together(flags, scale)
-        if not skipped and value < 1:
+        scaled = "scaled" in optimizer_state
+        if not skipped and value < 1 and not scaled:
             skipped = outcome.unrepresentable = self._quotient_overflowed(optimizer, flags)
         outcome.settle(skipped, value, self.process_group)
         optimizer_state["outcome"] = outcome
         self.last_step.add(outcome)
-        return None if skipped else optimizer.step(*args, **kwargs)
+        if skipped:
+            return None
+        degrees: Degrees | None = optimizer_state.get("degrees")
+        if degrees is None:
+            return optimizer.step(*args, **kwargs)
+        with carried(optimizer, degrees, value if scaled else 1.0):
+            return optimizer.step(*args, **kwargs)
 
     def _quotient_overflowed(self, optimizer: torch.optim.Optimizer, flags: list[Tensor]) -> bool:
         with torch.no_grad():
@@ -69,6 +120,27 @@ class SteppingScaler(ReportingScaler):
             flags[0].fill_(1.0)
         return overflowed
 
+    def _selected_opt_step(
+        self, optimizer: torch.optim.Optimizer, record: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> float | None:
+        """A step that the device takes or leaves: nothing is read on the host."""
+        scale = cast(Tensor, self._scale)
+        flags: Flags = record["found_inf_per_device"]
+        self._check_quotients(optimizer, flags)
+        found_inf = combined(list(flags.values()), scale.device)
+        outcome = OptimizerOutcome(optimizer, [found_inf], scale.clone(), self._evidence)
+        record["outcome"] = outcome
+        self.last_step.add(outcome)
+        with selected(optimizer, found_inf):
+            return optimizer.step(*args, **kwargs)
+
+    def _check_quotients(self, optimizer: torch.optim.Optimizer, flags: Flags) -> None:
+        """Flags divided gradients that are not finite: only below a scale of 1, which is unread."""
+        with torch.no_grad():
+            again = self._gradients.check(optimizer, torch.ones_like(cast(Tensor, self._scale)))
+        for device, flag in flags.items():
+            torch.maximum(flag, again.get(device, flag), out=flag)
+
     def _fused_opt_step(
         self,
         optimizer: torch.optim.Optimizer,
@@ -76,26 +148,23 @@ class SteppingScaler(ReportingScaler):
         *args: Any,
         **kwargs: Any,
     ) -> float | None:
-        divided = optimizer_state["stage"] is OptState.UNSCALED
-        flags: Flags = optimizer_state["found_inf_per_device"]
         scale = cast(Tensor, self._scale)
         on_cpu = scale.device.type == "cpu"
-        if not divided:
-            flags = self._check_inf_per_device(optimizer)
-        elif not on_cpu or scale.item() < 1:
-            with torch.no_grad():
-                again = self._gradients.check(optimizer, torch.ones_like(scale))
-            for device, flag in flags.items():
-                torch.maximum(flag, again.get(device, flag), out=flag)
-        found_inf = combined(list(flags.values()), scale.device)
         at = scale if on_cpu else scale.clone()
+        divisor: Tensor | None = optimizer_state.get("grad_scale")
+        flags: Flags = optimizer_state["found_inf_per_device"]
+        if optimizer_state["stage"] is not OptState.UNSCALED:
+            flags, divisor = self._check_inf_per_device(optimizer), at
+        elif divisor is None and (not on_cpu or scale.item() < 1):
+            self._check_quotients(optimizer, flags)
+        found_inf = combined(list(flags.values()), scale.device)
         outcome = OptimizerOutcome(optimizer, [found_inf], at, self._evidence)
         if on_cpu:
             outcome.settle(bool(found_inf.item()), scale.item(), self.process_group)
         optimizer_state["outcome"] = outcome
         self.last_step.add(outcome)
-        with handed_over(optimizer, None if divided else at, found_inf):
+        with handed_over(optimizer, divisor, found_inf):
             result = optimizer.step(*args, **kwargs)
-        if not divided:
+        if divisor is not None:
             self._gradients.mark_divided(optimizer, outcome)
         return result

@@ -1,0 +1,168 @@
+"""The norm of all gradients as they are, in one reading pass that no finite gradient overflows.
+
+Squares of float32 gradients overflow from 2^64 on, and loss scaling brings gradients closer to
+that. So accelerators sum in float64 (a sum is bound by memory, not by arithmetic). The CPU sums as
+torch does, and again in float64 only where the sum is not finite. Half-precision gradients are
+summed in float32 at least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gradscale.gradients.unscale import gradient_values, tensor_values
+from gradscale.ranks import sharding_groups
+
+Ranks = tuple[object, ...]
+Lists = dict[tuple[torch.device, torch.dtype], list[Tensor]]
+
+
+class Norm(NamedTuple):
+    """A norm as it was summed, and the dtype of those gradients that it is the norm of.
+
+    Attributes:
+        value: 0-d; not finite exactly if a gradient is not.
+        dtype: float64 if there are float64 gradients, else float32.
+    """
+
+    value: Tensor
+    dtype: torch.dtype
+
+
+def gradient_norm(
+    parameters: Iterable[Tensor], norm_type: float = 2.0, foreach: bool | None = None
+) -> Norm | None:
+    """The norm of all gradients together, seen as one vector.
+
+    Sharded gradients (DTensor) are reduced over the ranks that hold the other shards.
+
+    Args:
+        parameters: the owners of the gradients, each once.
+        norm_type: the order p, or infinity for the largest magnitude.
+        foreach: as in `torch.nn.utils.clip_grad_norm_`.
+
+    Returns:
+        The norm, on the first gradient's device; None if there are no gradients.
+
+    Example:
+        >>> parameter = torch.nn.Parameter(torch.zeros(2))
+        >>> parameter.grad = torch.tensor([3e20, 4e20])
+        >>> f"{gradient_norm([parameter]).value.item():.3g}"
+        '5e+20'
+    """
+    totals: list[Tensor] = []
+    found = _by_ranks(parameters)
+    for ranks, lists in found.items():
+        local = _local_norm(lists, norm_type, foreach)
+        totals.append(_over_ranks(local, norm_type, ranks) if ranks else local)
+    if not totals:
+        return None
+    wide = any(dtype is torch.float64 for lists in found.values() for _, dtype in lists)
+    total = totals[0] if len(totals) == 1 else _norm_of(totals, norm_type)
+    return Norm(total, torch.float64 if wide else torch.float32)
+
+
+def norm_reference(gradients: Iterable[Tensor], norm_type: float) -> float:
+    """The norm in float64, all at once: the oracle of `gradient_norm`."""
+    whole = torch.cat([g.detach().to_dense().double().reshape(-1) for g in gradients])
+    return float(torch.linalg.vector_norm(whole, norm_type))
+
+
+def _by_ranks(parameters: Iterable[Tensor]) -> dict[Ranks, Lists]:
+    """The gradients by the process groups over which they are split, by device, and by dtype."""
+    found: dict[Ranks, Lists] = {}
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None:
+            if hasattr(parameter, "placements"):
+                # Other ranks may have a gradient here; a collective left out would never end.
+                _bucket(found, tuple(sharding_groups([parameter])), parameter)
+            continue
+        if type(grad) is Tensor and grad.layout is torch.strided and not grad.is_complex():
+            _bucket(found, (), grad).append(grad)
+            continue
+        if grad.is_sparse:  # duplicates count as their sum
+            grad = parameter.grad = grad.coalesce()
+        ranks: Ranks = ()
+        if hasattr(grad, "placements"):
+            grad, ranks = _shard(grad)
+        values = gradient_values(parameter) if grad is parameter.grad else tensor_values(grad)
+        if values is not None:
+            _bucket(found, ranks, values).append(values)
+    return found
+
+
+def _bucket(found: dict[Ranks, Lists], ranks: Ranks, like: Tensor) -> list[Tensor]:
+    return found.setdefault(ranks, {}).setdefault((like.device, like.dtype), [])
+
+
+def _shard(grad: Tensor) -> tuple[Tensor, Ranks]:
+    """This rank's part of a distributed gradient, and over whom it is split.
+
+    A gradient that is still a partial sum is summed first: its norm is not that of its parts.
+    """
+    if any(placement.is_partial() for placement in grad.placements):  # pyright: ignore
+        return grad.full_tensor(), ()  # pyright: ignore
+    return grad, tuple(sharding_groups([grad]))
+
+
+def _local_norm(lists: Lists, norm_type: float, foreach: bool | None) -> Tensor:
+    norms = [
+        norm
+        for (device, dtype), grads in lists.items()
+        for norm in _norms(grads, norm_type, _sum_dtype(device, dtype, norm_type), foreach)
+    ]
+    if not norms:
+        device, dtype = next(iter(lists))
+        return torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
+    total = _norm_of(norms, norm_type)
+    if total.device.type == "cpu" and not math.isfinite(total.item()):
+        wide = [g for grads in lists.values() for g in grads]
+        norms = _norms(wide, norm_type, torch.float64, False)
+        total = _norm_of(norms, norm_type)
+    return total
+
+
+def _sum_dtype(device: torch.device, dtype: torch.dtype, norm_type: float) -> torch.dtype:
+    wide = device.type not in ("cpu", "mps") and norm_type != math.inf
+    return torch.promote_types(dtype, torch.float64 if wide else torch.float32)
+
+
+def _norms(
+    grads: list[Tensor], norm_type: float, dtype: torch.dtype, foreach: bool | None
+) -> list[Tensor]:
+    grads = [grad for grad in grads if grad.numel()]
+    if not grads:
+        return []
+    if foreach is not False:
+        if grads[0].dtype == dtype:
+            return list(torch._foreach_norm(grads, norm_type))  # pyright: ignore
+        return list(torch._foreach_norm(grads, norm_type, dtype=dtype))  # pyright: ignore
+    return [torch.linalg.vector_norm(grad, norm_type, dtype=dtype) for grad in grads]
+
+
+def _norm_of(norms: list[Tensor], norm_type: float) -> Tensor:
+    return torch.linalg.vector_norm(_stacked(norms), norm_type)
+
+
+def _stacked(scalars: list[Tensor]) -> Tensor:
+    device = scalars[0].device
+    dtype = scalars[0].dtype
+    for scalar in scalars[1:]:
+        dtype = torch.promote_types(dtype, scalar.dtype) if scalar.dtype != dtype else dtype
+    return torch.stack([s.to(device=device, dtype=dtype, non_blocking=True) for s in scalars])
+
+
+def _over_ranks(norm: Tensor, norm_type: float, ranks: Ranks) -> Tensor:
+    largest = norm_type == math.inf
+    total = norm.double() if largest else norm.double() ** norm_type
+    operation = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
+    for group in ranks:
+        dist.all_reduce(total, op=operation, group=group)  # pyright: ignore[reportArgumentType]
+    return total if largest else total ** (1 / norm_type)

@@ -1,0 +1,149 @@
+"""An optimizer that steps on gradients still multiplied by S: its numbers follow, exactly.
+
+Between steps the state stays at the scale of the last one, which the parameter groups remember
+under ``"state_scale"``. It is multiplied only when the scale changes, and brought back to 1 by
+whoever looks: `optimizer.state_dict()` saves unscaled state that every program can load, and a
+step that no scaler makes sees unscaled state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.undo.degrees import Degrees
+
+STATE_SCALE = "state_scale"
+SMALLEST = 2.0**-126
+_MARK = "_gradscale_carrier"
+
+
+@contextmanager
+def carried(
+    optimizer: torch.optim.Optimizer, degrees: Degrees, scale: float
+) -> Generator[None, None, None]:
+    """For one step on gradients at `scale`: settings and state are at that scale too.
+
+    Args:
+        optimizer: whose `step` is called within.
+        degrees: how its numbers follow the gradient.
+        scale: of the gradients in `.grad`; 1 if they are divided.
+
+    Raises:
+        ValueError: if a setting leaves the range of float32 at this scale.
+    """
+    carrier = _carrier(optimizer, degrees)
+    carrier.bring_to(scale)
+    changed = [
+        (group, name, group[name], _setting(optimizer, name, group[name], degree, scale))
+        for group in optimizer.param_groups
+        for name, degree in degrees.settings_of(group).items()
+    ]
+    for group, name, _, value in changed:
+        group[name] = value
+    carrier.stepping = True
+    try:
+        yield
+    finally:
+        carrier.stepping = False
+        for group, name, before, _ in changed:
+            group[name] = before
+
+
+def _setting(
+    optimizer: torch.optim.Optimizer, name: str, value: Any, degree: int, scale: float
+) -> Any:
+    factor = scale**degree
+    if isinstance(value, Tensor):
+        return value * factor
+    if value and not SMALLEST <= abs(value * factor) <= torch.finfo(torch.float32).max:
+        raise ValueError(
+            f"`{type(optimizer).__name__}({name}={value})` becomes {value * factor:g} at a scale "
+            f"of {scale:g}, which float32 does not hold. Lower the scale, or pass "
+            "`GradScaler(undo='gradient')`."
+        )
+    return value * factor
+
+
+class _Carrier:
+    """Keeps one optimizer's state at a scale, and watches who else uses the optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, degrees: Degrees) -> None:
+        self.optimizer, self.degrees = optimizer, degrees
+        self.stepping = False
+        optimizer.register_step_pre_hook(_before_step)
+        optimizer.register_state_dict_post_hook(_unscaled)
+
+    def bring_to(self, scale: float) -> None:
+        for group in self.optimizer.param_groups:
+            now = group.get(STATE_SCALE, 1.0)
+            if now != scale:
+                for owner, name, degree in self._scaled_state(group):
+                    multiply_(owner[name], scale / now, degree)
+                group[STATE_SCALE] = scale
+
+    def _scaled_state(self, group: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, int]]:
+        for parameter in group["params"]:
+            state = self.optimizer.state.get(parameter, {})
+            for name, degree in self.degrees.state.items():
+                if isinstance(state.get(name), Tensor):
+                    yield state, name, degree
+
+
+def multiply_(tensor: Tensor, ratio: float, degree: int) -> None:
+    """Multiplies by `ratio**degree`; in several steps where that leaves float32."""
+    if abs(degree * math.log2(ratio)) < 120:
+        tensor.mul_(ratio**degree)
+        return
+    for _ in range(abs(degree)):
+        left = ratio if degree > 0 else 1 / ratio
+        while abs(math.log2(left)) > 120:
+            part = 2.0 ** math.copysign(120, math.log2(left))
+            tensor.mul_(part)
+            left /= part
+        tensor.mul_(left)
+
+
+def _carrier(optimizer: torch.optim.Optimizer, degrees: Degrees) -> _Carrier:
+    # An attribute, because a copied or pickled optimizer loses it together with its hooks.
+    carrier: _Carrier | None = optimizer.__dict__.get(_MARK)
+    if carrier is None:
+        carrier = _Carrier(optimizer, degrees)
+        optimizer.__dict__[_MARK] = carrier
+    carrier.degrees = degrees
+    return carrier
+
+
+def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    carrier: _Carrier = optimizer.__dict__[_MARK]
+    if not carrier.stepping:
+        carrier.bring_to(1.0)
+
+
+def _unscaled(
+    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The state dict with copies of the scaled tensors, divided."""
+    degrees = optimizer.__dict__[_MARK].degrees
+    states = dict(state_dict["state"])
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    for group in groups:
+        scale = group.pop(STATE_SCALE, 1.0)
+        for index in group["params"]:
+            if index in states and scale != 1:
+                states[index] = _divided(states[index], degrees, scale)
+    return {**state_dict, "state": states, "param_groups": groups}
+
+
+def _divided(state: dict[str, Any], degrees: Degrees, scale: float) -> dict[str, Any]:
+    state = dict(state)
+    for name, degree in degrees.state.items():
+        if isinstance(state.get(name), Tensor):
+            state[name] = state[name].clone()
+            multiply_(state[name], 1 / scale, degree)
+    return state

@@ -1,0 +1,77 @@
+"""An optimizer and its parameters as they were, to go back to: for steps that are abandoned."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+class Snapshot:
+    """Copies of an optimizer's parameters, state and settings.
+
+    Takes as much memory as they do, and one pass to make.
+
+    Example:
+        >>> parameter = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.Adam([parameter])
+        >>> before = Snapshot(optimizer)
+        >>> parameter.grad = torch.ones(1)
+        >>> optimizer.step()
+        >>> before.restore_()
+        >>> parameter.item(), len(optimizer.state)
+        (1.0, 0)
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        with torch.no_grad():
+            self._parameters = [
+                (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
+            ]
+            self._state = [(key, state, _copied(state)) for key, state in optimizer.state.items()]
+        self._groups = [
+            {name: _copied(value) for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+
+    def restore_(self) -> None:
+        """Writes everything back; parameters and tensors of the state stay the same objects."""
+        with torch.no_grad():
+            for parameter, value in self._parameters:
+                parameter.copy_(value)
+            self.optimizer.state.clear()
+            for key, state, saved in self._state:
+                # The same dictionary, because the optimizer may hold on to it.
+                _refill_(state, saved)
+                self.optimizer.state[key] = state
+        for group, settings in zip(self.optimizer.param_groups, self._groups, strict=True):
+            for name in group.keys() - settings.keys() - {"params"}:
+                del group[name]
+            group.update(settings)
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy of tensors in dictionaries, lists and tuples; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
+def _refill_(state: Any, saved: Any) -> None:
+    if not isinstance(state, dict):
+        return
+    known = cast("dict[Any, Any]", state)
+    for name in known.keys() - saved.keys():
+        del known[name]
+    for name, value in saved.items():
+        current = known.get(name)
+        if isinstance(current, Tensor) and isinstance(value, Tensor):
+            current.copy_(value) if current.shape == value.shape else known.update({name: value})
+        else:
+            known[name] = value
