@@ -77,7 +77,7 @@ class Metrics:
             "consecutive": float(self.consecutive),
             "groups": float(self.groups),
         }
-        numbers |= {f"skipped_steps/{reason}": float(n) for reason, n in self.reasons.items()}
+        numbers |= {f"skipped_{reason}": float(n) for reason, n in self.reasons.items()}
         if self.amax is not None:
             numbers["amax"] = self.amax
         if self.lost is not None:

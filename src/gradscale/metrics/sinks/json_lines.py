@@ -21,6 +21,7 @@ class JsonLines:
         >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
         >>> sink = JsonLines(path)
         >>> sink(gradscale.Metrics(step=7, scale=1024.0))
+        >>> sink.close()
         >>> json.loads(path.read_text())["scale"]
         1024.0
     """
