@@ -1,0 +1,76 @@
+// What all figures have in common.
+
+const CONFIG = {
+  displaylogo: false,
+  responsive: true,
+  showTips: false,
+  doubleClick: "reset",
+  modeBarButtons: [["toImage", "resetScale2d"]],
+  toImageButtonOptions: { format: "svg" },
+};
+
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
+const drawn = new Map();
+
+function axis(extra = {}) {
+  const colors = palette();
+  return {
+    gridcolor: colors.grid, linecolor: colors.line, zeroline: false, ticks: "outside", ticklen: 4,
+    tickcolor: colors.line, tickfont: { size: 11, color: colors.quiet },
+    ...extra,
+    title: { text: extra.title || "", font: { size: 12, color: colors.quiet }, standoff: 6 },
+  };
+}
+
+function layoutOf(extra) {
+  const colors = palette();
+  return {
+    paper_bgcolor: colors.paper, plot_bgcolor: colors.paper,
+    font: { family: FONT, size: 12, color: colors.ink },
+    margin: { l: 60, r: 12, t: 10, b: 40 },
+    showlegend: false, hovermode: "closest", dragmode: "zoom", bargap: 0,
+    hoverlabel: { bgcolor: colors.paper, bordercolor: colors.line, font: { color: colors.ink, size: 12, family: FONT }, align: "left" },
+    ...extra,
+  };
+}
+
+// Draws into an element; the element keeps its listeners from the first time.
+function draw(id, traces, layout, events = {}) {
+  const element = byId(id);
+  const first = !element.data;
+  if (first) fill(element);
+  element.style.height = layout.height ? layout.height + "px" : "";
+  const done = Plotly.react(element, traces, layoutOf(layout), CONFIG);
+  if (first) {
+    for (const [name, react] of Object.entries(events)) element.on(name, react);
+  }
+  drawn.set(id, true);
+  return done;
+}
+
+// Tick labels for `names` at places 0, 1, …: all, or as many as fit.
+function nameTicks(names, height, length) {
+  const every = Math.max(1, Math.ceil(names.length / Math.max(1, Math.floor(height / 13))));
+  const places = names.map((_, i) => i).filter((i) => i % every === 0);
+  return { tickvals: places, ticktext: places.map((i) => escaped(shortened(names[i], length))) };
+}
+
+function labelLength() {
+  return innerWidth < 620 ? 16 : 34;
+}
+
+// Enough room at the left for the longest label, in a font about 6 pixels wide.
+function labelRoom(texts) {
+  return Math.min(240, 18 + 6.1 * Math.max(4, ...texts.map((text) => text.length)));
+}
+
+function showTip(event, html) {
+  const tip = byId("tip");
+  if (!html) { tip.hidden = true; return; }
+  tip.innerHTML = html;
+  tip.hidden = false;
+  const left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
+  const top = event.clientY + 18 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 12 : event.clientY + 18;
+  tip.style.left = Math.max(4, left) + "px";
+  tip.style.top = Math.max(4, top) + "px";
+}

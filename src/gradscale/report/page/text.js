@@ -1,0 +1,66 @@
+// Numbers for people.
+
+const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+
+function count(value) {
+  return value === null || Number.isNaN(value) ? "–" : whole.format(value);
+}
+
+// A share in percent with two significant places.
+function percent(share) {
+  if (share === null || share === undefined || Number.isNaN(share)) return "–";
+  if (share === 0) return "0 %";
+  const value = 100 * share;
+  if (value >= 99.5) return share === 1 ? "100 %" : "> 99 %";
+  if (value < 1e-4) return value.toExponential(0).replace("e-", " × 10^−") + " %";
+  return Number(value.toPrecision(2)) + " %";
+}
+
+function plain(value, digits = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  return String(Number(value.toPrecision(digits))).replace("-", "−");
+}
+
+// The power of two that a binary logarithm stands for, as text and as HTML.
+function power(log2) {
+  if (log2 === null || log2 === undefined || Number.isNaN(log2)) return "–";
+  if (log2 === -Infinity) return "0";
+  return "2^" + trimmed(log2);
+}
+
+function powerHtml(log2) {
+  const text = power(log2);
+  return text.startsWith("2^") ? `2<sup>${text.slice(2)}</sup>` : text;
+}
+
+function trimmed(log2) {
+  return (Number.isInteger(log2) ? String(log2) : log2.toFixed(1)).replace("-", "−");
+}
+
+function plural(number, noun) {
+  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+// Names come from the user's network and are shown as they are, never as markup.
+function escaped(text) {
+  return String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
+}
+
+// Long names lose their middle: both ends of a module path say most.
+function shortened(name, length = 34) {
+  if (name.length <= length) return name;
+  const tail = Math.floor(length * 0.6);
+  return name.slice(0, length - tail - 1) + "…" + name.slice(-tail);
+}
+
+const REASONS = {
+  overflow: "overflow",
+  nonfinite_loss: "loss not finite",
+  nonfinite_parameter: "parameter not finite",
+  nonfinite_input: "input not finite",
+};
+
+function reasonText(reason) {
+  return REASONS[reason] || reason;
+}

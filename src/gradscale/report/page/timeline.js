@@ -1,0 +1,123 @@
+// Scale, skipped steps, loss, largest gradient and lost share over the steps, all runs that are drawn.
+
+const PANELS = [
+  { key: "scale", title: "scale", axis: { tickprefix: "2<sup>", ticksuffix: "</sup>" }, shape: "hv", text: (v) => power(v), weight: 3 },
+  { key: "skips", title: "skipped", weight: 1 },
+  { key: "lost", title: "lost", axis: { type: "log", tickvals: [1e-8, 1e-6, 1e-4, 1e-2, 1], ticktext: ["10<sup>−6</sup> %", "0.0001 %", "0.01 %", "1 %", "all"] }, text: (v) => percent(v), weight: 2 },
+  { key: "loss", title: "loss", axis: {}, text: (v) => plain(v, 4), weight: 2 },
+  { key: "amax", title: "largest", axis: { tickprefix: "2<sup>", ticksuffix: "</sup>" }, text: (v) => power(v), weight: 2 },
+];
+let stretch = null; // the steps that are in sight; null for all
+
+function wholeStretch() {
+  const ends = shownRuns().filter(({ run }) => run.summary.steps).map(({ run }) => [run.summary.first_step, run.summary.last_step]);
+  const low = Math.min(...ends.map((it) => it[0])), high = Math.max(...ends.map((it) => it[1]));
+  const room = Math.max(0.5, (high - low) * 0.01);
+  return [low - room, high + room];
+}
+
+function seriesOf(run, key) {
+  const line = run.timeline;
+  if (key === "lost") return [run.view(line.lost_step), run.view(line.lost)];
+  return line[key] ? [run.view(line.step), run.view(line[key])] : [[], []];
+}
+
+function usedPanels() {
+  return PANELS.filter(({ key }) => shownRuns().some(({ run }) =>
+    key === "skips" ? run.summary.skipped : key === "lost" ? run.timeline.lost.n : run.timeline[key]));
+}
+
+function drawTimeline() {
+  const runs = shownRuns();
+  const panels = usedPanels();
+  if (!runs.some(({ run }) => run.summary.steps)) return nothing("timeline-plot", "The recording holds no step yet.");
+  const [from, to] = stretch || wholeStretch();
+  const traces = [], layout = { height: 70 + panels.reduce((sum, it) => sum + 38 * it.weight, 0), hovermode: "closest", margin: { l: 118, r: 12, t: 8, b: 42 } };
+  const total = panels.reduce((sum, it) => sum + it.weight, 0);
+  let top = 1;
+  panels.forEach((panel, i) => {
+    const name = i ? `y${i + 1}` : "y";
+    const bottom = top - panel.weight / total;
+    layout[`yaxis${i ? i + 1 : ""}`] = panelAxis(panel, [Math.max(0, bottom + 0.018), top]);
+    top = bottom;
+    for (const shown of runs) traces.push(...panelTraces(panel, shown, name, from, to));
+  });
+  layout.xaxis = axis({ title: "step", range: [from, to], anchor: panels.length > 1 ? `y${panels.length}` : "y", tickformat: ",d", showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "dot", spikecolor: palette().quiet });
+  draw("timeline-plot", traces, layout, { plotly_relayout: onTimelineZoom });
+  byId("timeline-words").textContent = timelineWords(runs);
+}
+
+function panelAxis(panel, domain) {
+  const base = axis({ title: panel.title, domain, fixedrange: true, nticks: 4 + panel.weight, ...panel.axis });
+  if (panel.key === "skips") {
+    const reasons = [...new Set(shownRuns().flatMap(({ run }) => run.skips.reasons))];
+    return { ...base, title: { text: "" }, showgrid: false, tickvals: reasons.map((_, i) => i), ticktext: reasons.map((r) => escaped(reasonText(r))), range: [reasons.length - 0.4, -0.6] };
+  }
+  return base;
+}
+
+function panelTraces(panel, { run, index }, yaxis, from, to) {
+  const color = runColor(index), chosen = index === state.run;
+  if (panel.key === "skips") return skipTraces(run, color, yaxis, from, to);
+  const [steps, values] = seriesOf(run, panel.key);
+  if (!steps.length) return [];
+  const { x, y } = thinned(steps, values, from, to);
+  // On a logarithmic axis a share of zero has no place: such points sit at the lower edge of what is known.
+  const lowest = panel.key === "lost" ? Math.max(1e-9, Math.min(...y.filter((v) => v > 0), 1)) / 3 : 0;
+  return [{
+    type: "scatter", x, y: panel.key === "lost" ? y.map((v) => (v === 0 ? lowest : v)) : y, yaxis,
+    mode: panel.key === "lost" && x.length < 80 ? "lines+markers" : x.length === 1 ? "markers" : "lines",
+    line: { color, width: chosen ? 1.8 : 1.1, shape: panel.shape || "linear", dash: runDash(index) }, marker: { size: 5, color },
+    text: y.map((v) => panel.text(v)), name: escaped(run.name),
+    hovertemplate: `step %{x:,d}: ${panel.title} %{text}<extra>${payload.runs.length > 1 ? escaped(run.name) : ""}</extra>`,
+  }];
+}
+
+// Skipped steps closer than a pixel share a mark, which says how many it stands for.
+function skipTraces(run, color, yaxis, from, to) {
+  const reasons = [...new Set(shownRuns().flatMap((it) => it.run.skips.reasons))];
+  const steps = run.view(run.skips.step), codes = run.view(run.skips.reason);
+  const width = Math.max(1, (to - from) / POINTS);
+  const marks = new Map();
+  for (let i = firstAt(steps, from); i < steps.length && steps[i] <= to; i++) {
+    const key = codes[i] + ":" + Math.floor((steps[i] - from) / width);
+    const mark = marks.get(key);
+    if (mark) { mark.last = steps[i]; mark.number += 1; }
+    else marks.set(key, { first: steps[i], last: steps[i], number: 1, reason: run.skips.reasons[codes[i]] });
+  }
+  const found = [...marks.values()];
+  return [{
+    type: "scatter", mode: "markers", yaxis, x: found.map((it) => (it.first + it.last) / 2), y: found.map((it) => reasons.indexOf(it.reason)),
+    marker: { symbol: "line-ns-open", size: 11, color, line: { width: 1.6, color } }, name: escaped(run.name),
+    text: found.map((it) => (it.number === 1 ? `step ${count(it.first)} skipped: ${reasonText(it.reason)}` : `${count(it.number)} steps skipped, ${count(it.first)} to ${count(it.last)}: ${reasonText(it.reason)}`)),
+    hovertemplate: `%{text}<extra>${payload.runs.length > 1 ? escaped(run.name) : ""}</extra>`,
+  }];
+}
+
+function onTimelineZoom(change) {
+  if (change["xaxis.autorange"] || (change["xaxis.range[0]"] === undefined && !change["xaxis.range"])) {
+    if (!change["xaxis.autorange"]) return;
+    stretch = null;
+  } else {
+    stretch = change["xaxis.range"] || [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+  }
+  drawTimeline();
+}
+
+function timelineWords(runs) {
+  const sentences = runs.length > 6 ? [] : runs.filter(({ run }) => run.summary.steps).map(({ run }) => {
+    const it = run.summary;
+    const scale = it.log2_scale ? `the scale was ${scaleWords(it.log2_scale)}` : "no loss scale";
+    return `${runs.length > 1 ? run.name + ": " : ""}${plural(it.steps, "step")}, ${count(it.skipped)} skipped, ${scale}.`;
+  });
+  if (runs.some(({ run }) => run.timeline.thinned)) sentences.push("Of so many steps the extremes of each stretch are kept; skipped steps all are.");
+  return sentences.join(" ");
+}
+
+function startTimeline() {
+  const redraw = onceAFrame(drawTimeline);
+  drawTimeline();
+  drawSkips();
+  listen(["run", "shown", "theme"], redraw);
+  listen(["run"], drawSkips);
+}

@@ -1,0 +1,118 @@
+"""A run in a few numbers: for `--json`, for the tiles of the page, and for the tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gradscale.report.counting import best_scale, fate, total
+from gradscale.report.histograms import latest, rounded_up
+from gradscale.report.ranges import ranges_of
+from gradscale.report.run import Run
+
+WORST = 5
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """What a run comes down to, as plain values; None for what was not recorded.
+
+    Returns:
+        ``steps``, ``skipped``, ``reasons``, the ``scale`` (log2, first, last, lowest, highest), the
+        last ``loss``, the ``lost`` share with its method, the ``worst`` rows, the number of
+        ``groups``, and ``best``: the single scale that would lose least, by the last histograms.
+    """
+    line = run.timeline
+    return {
+        "name": run.name,
+        "format": run.header.format,
+        "policy": _policy(run),
+        "layerwise": run.header.layerwise,
+        "steps": len(line.step),
+        "first_step": _first(line.step.tolist()),
+        "last_step": _last(line.step.tolist()),
+        "skipped": len(line.skipped),
+        "reasons": line.reasons,
+        "log2_scale": _spread(line.scale.tolist()),
+        "loss": _last(_known(line.loss.tolist())),
+        "lost": _lost(run),
+        "worst": _worst(run),
+        "groups": _last([int(n) for n in _known(line.groups.tolist())]),
+        "best": best_of(run),
+        "missing": run.missing,
+    }
+
+
+def _policy(run: Run) -> str | None:
+    policy = run.header.policy
+    return None if policy is None else str(policy.get("name"))
+
+
+def _known(values: list[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _first(values: list[Any]) -> Any:
+    return values[0] if values else None
+
+
+def _last(values: list[Any]) -> Any:
+    return values[-1] if values else None
+
+
+def _spread(values: list[float]) -> dict[str, float] | None:
+    known = _known(values)
+    if not known:
+        return None
+    return {"first": known[0], "last": known[-1], "lowest": min(known), "highest": max(known)}
+
+
+def _lost(run: Run) -> dict[str, Any] | None:
+    """Over the run, at its worst measured step and at its last one."""
+    measured = [step for step in run.recording.steps if step.seen is not None]
+    shares = [(s.step, s.seen.lost) for s in measured if s.seen and s.seen.lost is not None]
+    counted = [row for row in run.rows if row.alarming]
+    last = measured[-1].seen if measured else None
+    if not counted or last is None:
+        return None
+    flushed, nonzero = sum(row.flushed for row in counted), sum(row.nonzero for row in counted)
+    worst = max(shares, key=lambda pair: pair[1], default=None)
+    return {
+        "share": flushed / max(1, nonzero),
+        "last": _last([share for _, share in shares]),
+        "worst": None if worst is None else {"step": worst[0], "share": worst[1]},
+        "method": last.method,
+        "measured_steps": len(measured),
+    }
+
+
+def _worst(run: Run) -> list[dict[str, Any]]:
+    losing = [row for row in run.rows if row.alarming and row.flushed]
+    losing.sort(key=lambda row: (-row.lost_share, row.info.order))
+    return [{"row": row.info.name, "share": row.lost_share} for row in losing[:WORST]]
+
+
+def best_of(run: Run) -> dict[str, Any] | None:
+    """The one loss scale at which the latest histograms lose least, and what that is.
+
+    Every row keeps its distance to the loss scale, as under the plan in use. Activations do not
+    follow the scale and are left out, as are rows that are zero in truth.
+    """
+    if not run.snapshots or math.isnan(run.snapshots[-1].log2_scale):
+        return None
+    spans = ranges_of({row.info.format for row in run.rows})
+    stored = [
+        (histogram, spans[run.rows[row].info.format])
+        for row, histogram in sorted(latest(run.snapshots).items())
+        if run.rows[row].alarming and run.rows[row].info.format in spans
+    ]
+    recorded = rounded_up(run.snapshots[-1].log2_scale)
+    best = best_scale(stored, recorded)
+    if best is None:
+        return None
+    now, then = (total(fate(it, span, it.offset + s) for it, span in stored) for s in (recorded, best))
+    return {
+        "log2_scale": best,
+        "lost": then.lost,
+        "share": then.share,
+        "recorded": {"log2_scale": recorded, "lost": now.lost, "share": now.share},
+    }

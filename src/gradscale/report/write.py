@@ -1,0 +1,73 @@
+"""`write_report`: recordings in, one HTML file out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from gradscale.recording import Recording, read
+from gradscale.report.html import html_of
+from gradscale.report.run import Run
+from gradscale.report.sources import sources_of
+
+Given = str | os.PathLike[str] | Recording
+TITLE = "Loss scaling report"
+
+
+def write_report(
+    recordings: Given | Iterable[Given], path: str | os.PathLike[str], *, title: str = TITLE
+) -> Path:
+    """Write one HTML file that shows these runs. It opens offline and needs nothing beside it.
+
+    Args:
+        recordings: recordings as read, or paths: of a recording, of a folder with one, or of a
+            folder of such folders. Several are shown side by side.
+        path: the file to write; its folder is made if it is missing.
+        title: the heading.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        FileNotFoundError: if there is no recording at a path.
+        ValueError: if a file is no recording, or there is none at all.
+        ImportError: if plotly is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> line = '{"step": 0, "loss": 2.3, "scale": 65536.0, "skipped": false}'
+        >>> size = (folder / "steps.jsonl").write_text(line)
+        >>> write_report(folder, folder / "report.html").name
+        'report.html'
+    """
+    runs = load_runs(recordings)
+    target = Path(path)
+    page = html_of(runs, title)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def load_runs(
+    recordings: Given | Iterable[Given], on_run: Callable[[str], None] = lambda name: None
+) -> list[Run]:
+    """The runs that these recordings and paths stand for.
+
+    Args:
+        recordings: as for `write_report`.
+        on_run: called with the name of each run before it is read.
+
+    Raises:
+        FileNotFoundError: if there is no recording at a path.
+        ValueError: if a file is no recording, or there is none at all.
+    """
+    given = [recordings] if isinstance(recordings, str | os.PathLike | Recording) else [*recordings]
+    if not given:
+        raise ValueError("`write_report([])` needs at least one recording.")
+    runs = [Run.of(one) for one in given if isinstance(one, Recording)]
+    for source in sources_of(one for one in given if not isinstance(one, Recording)):
+        on_run(source.name)
+        runs.append(Run.of(read(source.path), source.name))
+    return runs
