@@ -24,4 +24,5 @@ from gradscale.policies import TwoSided as TwoSided
 from gradscale.policies import preset as preset
 from gradscale.policies import presets as presets
 from gradscale.scaler import GradScaler as GradScaler
+from gradscale.undo import Degrees as Degrees
 from gradscale.version import __version__ as __version__

@@ -17,7 +17,7 @@ from gradscale.scaler.fused import handed_over
 from gradscale.scaler.reporting import ReportingScaler
 from gradscale.undo.carry import carried
 from gradscale.undo.degrees import Degrees, Way, degrees_of
-from gradscale.undo.select import prepared, selected
+from gradscale.undo.select import mark_taken, prepared, selected
 
 SQUARES_OVERFLOW = 2.0**65
 """Times a gradient of 2^63 or more, it overflows: its square would not be finite."""
@@ -108,7 +108,10 @@ class SteppingScaler(ReportingScaler):
             return None
         degrees: Degrees | None = optimizer_state.get("degrees")
         if degrees is None:
-            return optimizer.step(*args, **kwargs)
+            result = optimizer.step(*args, **kwargs)
+            if self._sync_free:
+                mark_taken(optimizer)
+            return result
         with carried(optimizer, degrees, value if scaled else 1.0):
             return optimizer.step(*args, **kwargs)
 

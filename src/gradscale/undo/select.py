@@ -9,12 +9,16 @@ optimizers do it for nothing. What an optimizer keeps on the host cannot be take
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gradscale.gradients.unscale import tensor_values
+
+_TAKEN = "_gradscale_taken"
 
 
 @contextmanager
@@ -31,7 +35,8 @@ def selected(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> Generator[N
     Raises:
         ValueError: if the optimizer keeps a number on the host, or a tensor on another device.
     """
-    before = [(tensor, tensor.detach().clone()) for tensor in _tensors(optimizer, found_inf)]
+    changing = [tensor_values(tensor.detach()) for tensor in _tensors(optimizer, found_inf)]
+    before = [(tensor, tensor.clone()) for tensor in changing]
     numbers = _numbers(optimizer)
     with torch.no_grad():
         yield
@@ -43,21 +48,32 @@ def selected(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> Generator[N
         skipped = found_inf > 0
         for tensor, old in before:
             flag = skipped.to(device=tensor.device, non_blocking=True)
-            tensor.copy_(torch.where(flag, old, tensor))
+            torch.where(flag, old, tensor, out=tensor)
 
 
 def prepared(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether every parameter with a gradient has its state already, so that the device can skip.
+    """Whether what a step will change is there already, so that the device can skip it.
 
-    Optimizers that keep no state need none.
+    It is if every parameter with a gradient has its state, or took part in a step that `mark_taken`
+    was told of: an optimizer that made no state then needs none.
     """
-    with_state = [
-        parameter in optimizer.state and bool(optimizer.state[parameter])
+    taken: set[int] = optimizer.__dict__.get(_TAKEN, set())
+    return all(
+        id(parameter) in taken or _complete(optimizer.state.get(parameter))
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None
-    ]
-    return all(with_state)
+    )
+
+
+def mark_taken(optimizer: torch.optim.Optimizer) -> None:
+    """Notes that the parameters that have a gradient now have been stepped."""
+    taken: set[int] = optimizer.__dict__.setdefault(_TAKEN, set())
+    taken.update(id(p) for g in optimizer.param_groups for p in g["params"] if p.grad is not None)
+
+
+def _complete(state: Mapping[str, Any] | None) -> bool:
+    return bool(state) and all(value is not None for value in state.values())
 
 
 def _tensors(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> Iterator[Tensor]:
