@@ -2,4 +2,5 @@
 
 from gradscale.emulation.emulate import emulate as emulate
 from gradscale.emulation.emulate import emulating as emulating
+from gradscale.emulation.emulate import suspended as suspended
 from gradscale.emulation.precision import Precision as Precision

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ContextDecorator
+import threading
+from collections.abc import Generator
+from contextlib import ContextDecorator, contextmanager
 from types import TracebackType
 
 import torch
@@ -73,6 +75,7 @@ class emulate(ContextDecorator):
     def __enter__(self) -> Precision:
         outer = current_mode()
         mode = EmulationMode(self.precision)
+        mode.silent = getattr(_HERE, "suspended", 0)
         overrides.acquire()
         mode.__enter__()
         if outer is not None:
@@ -93,6 +96,31 @@ class emulate(ContextDecorator):
         overrides.release()
 
 
+_HERE = threading.local()
+
+
+@contextmanager
+def suspended() -> Generator[None]:
+    """Products inside run as they are, in this thread: under an `emulate` outside or inside.
+
+    Example:
+        >>> a, b = torch.full((1, 2), 300.0), torch.full((2, 1), 300.0)
+        >>> with suspended(), emulate():
+        ...     a @ b
+        tensor([[180000.]])
+    """
+    outer = current_mode()
+    _HERE.suspended = getattr(_HERE, "suspended", 0) + 1
+    if outer is not None:
+        outer.silent += 1
+    try:
+        yield
+    finally:
+        _HERE.suspended -= 1
+        if outer is not None:
+            outer.silent -= 1
+
+
 def emulating() -> Precision | None:
     """The formats that products round to here and now, or None outside `emulate`.
 
@@ -104,4 +132,4 @@ def emulating() -> Precision | None:
         True
     """
     mode = current_mode()
-    return None if mode is None else mode.precision
+    return None if mode is None or getattr(_HERE, "suspended", 0) else mode.precision

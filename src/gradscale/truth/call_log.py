@@ -1,0 +1,155 @@
+"""Who ran when: modules by the autograd nodes that they made, and the first bad value of each pass.
+
+Autograd numbers its nodes as they are made. What a module's call made lies between the numbers at
+its beginning and at its end, so that every operation of the backward pass, also one between two
+modules, leads back to the innermost module it belongs to.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradscale.backward.graph import walk
+from gradscale.truth.gradients import plain_name, tensors_in
+
+
+class Bad(NamedTuple):
+    """Where something was not finite: see `Spot`."""
+
+    module: str
+    operation: str
+    nonfinite: int
+    elements: int
+    before: str = ""
+
+
+class _Call(NamedTuple):
+    name: str
+    kind: str
+    first: int
+
+
+class CallLog:
+    """Watches one forward and one backward pass; a context manager.
+
+    Attributes:
+        forward: the first value that was not finite, in forward order.
+        backward: the first gradient that was not, in backward order.
+        bad_inputs: whether the outermost module already received one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward: Bad | None = None
+        self.backward: Bad | None = None
+        self.bad_inputs = False
+        self._model = model
+        self._root = type(model).__name__
+        self._open: list[_Call] = []
+        self._spans: list[tuple[int, int, str]] = []
+        self._handles: list[Any] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> CallLog:
+        for name, module in self._model.named_modules():
+            plain = plain_name(name, module)
+            self._handles.append(
+                module.register_forward_pre_hook(self._opened(plain), with_kwargs=True)
+            )
+            self._handles.append(module.register_forward_hook(self._closed, always_call=True))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def follow(self, node: Any) -> None:
+        """Looks at what a node makes of its gradients, as it runs."""
+        number, name = node._sequence_nr(), node.name()
+
+        def look(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
+            if self.backward is not None:
+                return
+            for source in (arrived, produced):
+                for tensor in source:
+                    bad = 0 if tensor is None else nonfinite(tensor)
+                    if tensor is not None and bad:
+                        with self._lock:
+                            found = Bad(self._module_of(number), name, bad, tensor.numel())
+                            self.backward = self.backward or found
+                        return
+
+        node.register_hook(look)
+
+    def _opened(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self.forward is None and not self.bad_inputs and not _in_backward():
+                self._look_at_inputs(name, (args, kwargs))
+            first = _next_number()
+            self._open.append(_Call(name, type(module).__name__, first))
+
+        return hook
+
+    def _look_at_inputs(self, name: str, inputs: Any) -> None:
+        for tensor in tensors_in(inputs):
+            # A mask of -inf is meant; what is made of it shows in outputs.
+            bad = nonfinite(tensor.detach().clamp(min=0)) if tensor.is_floating_point() else 0
+            if not bad:
+                continue
+            if not self._open:
+                self.bad_inputs = True
+            else:
+                around = self._open[-1]
+                self.forward = Bad(around.name, around.kind, bad, tensor.numel(), name)
+            return
+
+    def _closed(self, module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        call = self._open.pop()
+        end = _next_number()
+        self._spans.append((call.first, end, call.name))
+        if _in_backward():
+            self._follow_recomputed(output, call.first)
+        elif self.forward is None and not self.bad_inputs:
+            for tensor in tensors_in(output):
+                bad = nonfinite(tensor)
+                if bad:
+                    self.forward = Bad(call.name, call.kind, bad, tensor.numel())
+                    return
+
+    def _follow_recomputed(self, output: Any, first: int) -> None:
+        """Reentrant checkpointing runs its backward pass through nodes that are made only now."""
+        for tensor in tensors_in(output):
+            if tensor.grad_fn is not None:
+                for node in walk(tensor).nodes:
+                    if first <= node._sequence_nr() < 2**63:
+                        self.follow(node)
+
+    def _module_of(self, number: int) -> str:
+        around = [(end - first, name) for first, end, name in self._spans if first <= number < end]
+        return min(around)[1] if around else f"after {self._root}"
+
+
+def nonfinite(tensor: Tensor) -> int:
+    """How many elements are infinite or NaN. Reads the host."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    values = tensor.detach()
+    if hasattr(values, "to_local"):
+        values = values.to_local()  # type: ignore[operator]
+    if values.layout != torch.strided:
+        values = values.to_dense()
+    return int((~torch.isfinite(values)).sum())
+
+
+def _next_number() -> int:
+    """The number that autograd gives to the next node of this thread."""
+    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+
+
+def _in_backward() -> bool:
+    return bool(torch._C._current_autograd_node())

@@ -1,0 +1,143 @@
+"""The gradients of one backward pass: of every parameter, and at every module's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradscale.backward.measure_places import PRODUCTS
+from gradscale.backward.names import WRAPPERS
+
+
+class Output(NamedTuple):
+    """One output of one call of a module.
+
+    Attributes:
+        module: its name, as in `named_modules()`, without what wrappers add.
+        call: how often the module had been called before in this pass.
+        number: which of several outputs.
+    """
+
+    module: str
+    call: int = 0
+    number: int = 0
+
+
+@dataclass
+class Gradients:
+    """What one backward pass left, as it was stored: `scale` times the gradient.
+
+    Attributes:
+        parameters: by name; a parameter without a gradient is left out.
+        modules: what arrived at the outputs of modules. An output that a module only passes on,
+            as a container does its last child's, counts where it was made.
+        products: the outputs of matrix products, which read their gradient in the product's format.
+        loss: the loss, unscaled.
+        scale: by which the loss was multiplied.
+        zeros: for parameters whose gradient is a sum that cancels, which elements are zero up to
+            rounding; see `gradscale.backward.cancellation`.
+    """
+
+    parameters: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    modules: dict[Output, Tensor] = field(default_factory=dict[Output, Tensor])
+    products: set[Output] = field(default_factory=set[Output])
+    loss: float = float("nan")
+    scale: float = 1.0
+    zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @property
+    def finite(self) -> bool:
+        """Whether no gradient holds an infinity or a NaN. Reads the host."""
+        tensors = (*self.parameters.values(), *self.modules.values())
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+@contextmanager
+def capturing(model: nn.Module) -> Generator[Gradients]:
+    """Collects what arrives at the modules' outputs in the backward passes inside.
+
+    It hooks autograd nodes, not tensors: a layer-wise plan moves hooked tensors to the loss scale.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+        >>> with capturing(model) as found:
+        ...     model(torch.ones(1, 2)).sum().backward()
+        >>> sorted(found.modules)
+        [Output(module='0', call=0, number=0), Output(module='1', call=0, number=0)]
+    """
+    found = Gradients()
+    calls: dict[str, int] = {}
+    made: dict[tuple[Any, int], None] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            del module, args
+            call = calls.get(name, 0)
+            for index, tensor in enumerate(tensors_in(output)):
+                key = tensor.grad_fn, tensor.output_nr
+                if tensor.grad_fn is not None and key not in made:
+                    made[key] = None
+                    calls[name] = call + 1
+                    _collect(found, Output(name, call, index), tensor)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(plain_name(name, module)))
+        for name, module in model.named_modules()
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_name(name: str, module: nn.Module) -> str:
+    """A module's name without what DDP, FSDP, compilation and checkpointing put into it."""
+    plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    return plain or type(module).__name__
+
+
+def _collect(found: Gradients, output: Output, tensor: Tensor) -> None:
+    node, number = tensor.grad_fn, tensor.output_nr
+    behind = _product_behind(node)
+    if behind is not None:
+        found.products.add(output)
+
+    def keep(gradients: tuple[Tensor | None, ...]) -> None:
+        grad = gradients[number]
+        if grad is not None:
+            known = found.modules.get(output)
+            found.modules[output] = grad.detach() if known is None else known + grad.detach()
+
+    node.register_prehook(keep)  # type: ignore[union-attr]
+
+
+def _product_behind(node: Any) -> Any:
+    """The node of the matrix product below the views and casts that a layer may end with."""
+    for _ in range(4):
+        if node.name() in PRODUCTS:
+            return node
+        onward = [target for target, _ in node.next_functions if target is not None]
+        if len(onward) != 1:
+            return None
+        node = onward[0]
+    return None
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors that a module returns, in any nesting."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for part in output.values():
+            yield from tensors_in(part)
+    elif isinstance(output, tuple | list):
+        for part in output:
+            yield from tensors_in(part)

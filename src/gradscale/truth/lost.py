@@ -1,0 +1,171 @@
+"""How much of the gradients a pass lost, and how that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from gradscale.formats import FloatFormat
+from gradscale.truth.gradients import Gradients
+from gradscale.truth.judges import by_octaves, by_probe, by_truth
+from gradscale.truth.one_pass import Loss, one_pass
+from gradscale.truth.probe import probe
+from gradscale.truth.reference import Precision, reference
+from gradscale.truth.rows_of import places, rows_of
+from gradscale.watching.rows import Row
+
+HOW = {
+    "reference": "compared with a pass of the same batch at higher precision",
+    "probe": "a lower bound, from a pass of the same batch at a higher scale",
+    "extrapolated": "an estimate, from the octaves that were left",
+}
+Way = Literal["reference", "probe", "extrapolated"]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What one backward pass lost.
+
+    Attributes:
+        rows: parameters and modules, the one with the most lost elements first.
+        method: how it is known: ``"reference"``, ``"probe"`` or ``"extrapolated"``.
+        format: what products read their gradient in.
+        scale: the loss scale of the pass.
+    """
+
+    rows: tuple[Row, ...]
+    method: Way
+    format: str
+    scale: float
+
+    @property
+    def flushed(self) -> int:
+        """How many elements were lost, without those that are zero up to rounding."""
+        return sum(row.flushed for row in self.rows if not row.negligible)
+
+    @property
+    def nonzero(self) -> int:
+        """How many elements are truly not zero."""
+        return sum(row.nonzero for row in self.rows if not row.negligible)
+
+    @property
+    def share(self) -> float:
+        """`flushed / nonzero`; 0 if nothing was there to lose."""
+        return self.flushed / max(1, self.nonzero)
+
+    @property
+    def nonfinite(self) -> int:
+        """How many elements overflowed or are NaN."""
+        return sum(row.counts.nonfinite for row in self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, name: str) -> Row:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"`lost[{name!r}]`: no such module or parameter had a gradient.")
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.share:.3%} of {self.nonzero:,} gradient elements lost in {self.format} at "
+            f"scale {self.scale:g} ({HOW[self.method]})"
+        ]
+        lines += [
+            f"  {row.name}: {row.lost_share:.2%} of {row.nonzero:,} ({row.kind})"
+            for row in self.rows
+            if row.flushed and not row.negligible
+        ][:10]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for JSON."""
+        return {
+            "share": self.share,
+            "flushed": self.flushed,
+            "nonzero": self.nonzero,
+            "nonfinite": self.nonfinite,
+            "method": self.method,
+            "format": self.format,
+            "scale": self.scale,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+def measure_lost(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    scale: float = 1.0,
+    format: FloatFormat | torch.dtype | str = "fp16",
+    method: Way = "reference",
+    precision: Precision = "fp32",
+    octaves: int | None = None,
+) -> Lost:
+    """How much the backward pass of `scale * loss(model)` loses; runs it, and leaves no trace.
+
+    | method | what runs | what the number is |
+    |---|---|---|
+    | ``"reference"`` | the pass, and one at higher precision | the truth |
+    | ``"probe"`` | the pass, and one at a higher scale | a lower bound |
+    | ``"extrapolated"`` | the pass | an estimate from the exponent histogram |
+
+    Args:
+        model: any module; left as it was, with its gradients, buffers and random numbers.
+        loss: of the model, a scalar, under the autocast or emulation that training uses.
+        scale: the loss scale of the training step in question.
+        format: what backward products read their gradient in.
+        method: see above.
+        precision: of the reference.
+        octaves: by how much the probe's scale is higher; None: as far as nothing overflows.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> def loss(model):
+        ...     with torch.autocast("cpu", torch.float16):
+        ...         return model(torch.ones(2, 4)).float().mean() * 1e-7
+        >>> measure_lost(model, loss).share, measure_lost(model, loss, scale=2.0**20).share
+        (1.0, 0.0)
+    """
+    if not scale > 0:
+        raise ValueError(f"`measure_lost(scale={scale})` must be above 0.")
+    if method not in HOW:
+        raise ValueError(f"`measure_lost(method={method!r})` must be one of {', '.join(HOW)}.")
+    narrow = FloatFormat.of(format)
+    if method == "reference":
+        true = reference(model, loss, precision=precision)
+        stored = one_pass(model, loss, scale)
+        return compared(true, stored, narrow)
+    stored = one_pass(model, loss, scale, cancelled=True)
+    if method == "probe":
+        higher = probe(model, loss, stored, narrow, octaves)
+        pairs, judge = places(stored, higher, stored.zeros), by_probe(higher.scale)
+    else:
+        pairs, judge = places(stored, None, stored.zeros), by_octaves(stored, narrow)
+    rows = rows_of(pairs, narrow, scale, method, judge)
+    return Lost(_worst_first(rows), method, narrow.name, scale)
+
+
+def compared(true: Gradients, stored: Gradients, format: FloatFormat) -> Lost:
+    """What `stored` lost of `true`: not zero there, zero here.
+
+    Args:
+        true: from `reference`.
+        stored: the half-precision pass's, at whatever scale.
+        format: what products read their gradient in.
+    """
+    pairs = places(stored, true, true.zeros)
+    rows = rows_of(pairs, format, stored.scale, "reference", by_truth)
+    return Lost(_worst_first(rows), "reference", format.name, stored.scale)
+
+
+def _worst_first(rows: list[Row]) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=lambda row: (row.negligible, -row.flushed)))

@@ -1,0 +1,175 @@
+"""The hunt for the first infinity or NaN: a re-run of the failing batch says where it began."""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscale.backward.graph import walk
+from gradscale.truth.call_log import CallLog, nonfinite
+from gradscale.truth.one_pass import Loss, checked_loss
+from gradscale.truth.untouched import no_gradients, untouched
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where something was first not finite.
+
+    Attributes:
+        module: the innermost module that made it, as in `named_modules()`.
+        operation: what torch calls the operation: ``"SqrtBackward0"``; in the forward pass the
+            module's class.
+        nonfinite: how many elements were infinite or NaN.
+        elements: of how many.
+        before: in the forward pass, the module that received it, if the module that made it did so
+            between two of its children; else empty.
+    """
+
+    module: str
+    operation: str
+    nonfinite: int
+    elements: int
+    before: str = ""
+
+    def __str__(self) -> str:
+        where = self.module if self.module.startswith("after ") else f"in {self.module}"
+        before = f", before {self.before}" if self.before else ""
+        count = f"{self.nonfinite:,} of {self.elements:,} elements"
+        return f"{where} ({self.operation}){before}: {count}"
+
+
+@dataclass(frozen=True)
+class Nonfinite:
+    """What a re-run of one batch found; false if all was finite.
+
+    Attributes:
+        loss: the loss, unscaled.
+        scale: the loss scale of the re-run.
+        forward: the first module, in forward order, that made a value which is not finite.
+        backward: the first operation, in backward order, that made such a gradient of finite ones.
+        inputs: whether the model was already handed something that is not finite.
+        parameters: parameters and buffers that were not finite to begin with.
+        gradients: the parameters whose gradients are not finite in the end.
+    """
+
+    loss: float
+    scale: float
+    forward: Spot | None = None
+    backward: Spot | None = None
+    inputs: bool = False
+    parameters: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        found = self.forward or self.backward or self.inputs or self.parameters or self.gradients
+        return bool(found) or not math.isfinite(self.loss)
+
+    def __str__(self) -> str:
+        if not self:
+            return f"everything is finite: loss {self.loss:.4g} at scale {self.scale:g}"
+        lines: list[str] = []
+        if self.parameters:
+            lines.append(f"not finite to begin with: {_few(self.parameters)}")
+        if self.inputs:
+            lines.append("the model was handed a batch that is not finite")
+        if self.forward is not None:
+            lines.append(f"forward, first {self.forward}")
+        if not math.isfinite(self.loss):
+            lines.append(f"the loss is {self.loss}")
+        elif self.forward is not None:
+            lines.append(f"the loss is finite all the same: {self.loss:.4g}")
+        # What follows from a loss that is not finite says nothing of its own.
+        if math.isfinite(self.loss) and self.backward is not None:
+            lines.append(f"backward at scale {self.scale:g}, first {self.backward}")
+        if self.gradients:
+            lines.append(f"gradients that are not finite in the end: {_few(self.gradients)}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings; `first_nonfinite` of a recording takes the two modules."""
+        return asdict(self)
+
+
+def find_nonfinite(model: nn.Module, loss: Loss, scale: Any = 1.0) -> Nonfinite:
+    """Runs the batch once more, and says where the first value that is not finite was made.
+
+    Every module's output and every operation of the backward pass is looked at, so the re-run is
+    slow; a step that nobody asks about pays nothing. The model, its gradients, buffers and random
+    numbers are left alone. Compiled code runs eagerly, because it has no modules.
+
+    Args:
+        model: any module.
+        loss: of the model: the failing step up to, but without, `backward`, under its autocast.
+        scale: at which it failed: a number, or the scaler, which remembers it.
+
+    Raises:
+        TypeError: `loss(model)` is no tensor.
+        ValueError: it is no scalar, or requires no gradient.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> spot = find_nonfinite(model, lambda m: m(torch.zeros(1, 2)).mul(0).sqrt().sum())
+        >>> spot.forward is None, spot.backward.operation
+        (True, 'SqrtBackward0')
+    """
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(untouched(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        return _hunt(model, loss, scale_of(scale))
+
+
+def scale_of(scale: Any) -> float:
+    """A number as it is; of a scaler the scale of its last step if that was skipped, else its own.
+
+    Example:
+        >>> from gradscale import GradScaler
+        >>> scale_of(2.0), scale_of(GradScaler("cpu"))
+        (2.0, 65536.0)
+    """
+    if not hasattr(scale, "get_scale"):
+        return float(scale)
+    last = getattr(scale, "last_step", None)
+    return float(last.scale if last is not None and last.skipped else scale.get_scale())
+
+
+def _hunt(model: nn.Module, loss: Loss, scale: float) -> Nonfinite:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    bad = tuple(name for name, value in named if nonfinite(value))
+    with CallLog(model) as log:
+        value = checked_loss(loss(model))
+        walked = walk(value)
+        for node in walked.nodes:
+            log.follow(node)
+        leaves = [leaf for leaf in walked.graph.parameters().values() if leaf is not None]
+        del walked
+        with no_gradients(leaves):
+            torch.autograd.backward(value.to(torch.float32) * scale)
+            gradients = tuple(
+                name
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None and nonfinite(parameter.grad)
+            )
+    forward, backward = log.forward, log.backward
+    return Nonfinite(
+        float(value.detach()),
+        scale,
+        None if forward is None else Spot(*forward),
+        None if backward is None else Spot(*backward),
+        log.bad_inputs,
+        bad,
+        gradients,
+    )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,90 @@
+"""One forward and backward pass that leaves nothing behind but its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscale.backward.cancellation import Cancellations
+from gradscale.backward.graph import walk
+from gradscale.truth.gradients import Gradients, capturing
+from gradscale.truth.untouched import no_gradients, untouched
+from gradscale.truth.wider import wider
+
+Loss = Callable[[nn.Module], Tensor]
+
+
+def one_pass(
+    model: nn.Module,
+    loss: Loss,
+    scale: float = 1.0,
+    *,
+    dtype: torch.dtype | None = None,
+    cancelled: bool = False,
+) -> Gradients:
+    """The gradients of `scale * loss(model)`; the model, its gradients and the RNG stay as is.
+
+    Args:
+        model: any.
+        loss: of the model, a scalar; with whatever autocast it enters.
+        scale: the loss scale.
+        dtype: compute everything in this dtype that would be in half precision; see `wider`.
+        cancelled: also find the gradients that are zero up to rounding.
+    """
+    with untouched(model, dtype), torch.inference_mode(False), torch.enable_grad():
+        with nullcontext() if dtype is None else wider(dtype), capturing(model) as found:
+            value = checked_loss(loss(model))
+            found.loss, found.scale = float(value.detach()), scale
+            with _strangers_without_gradients(model, value):
+                sums = Cancellations(walk(value)) if cancelled else None
+                # Half precision cannot hold a scale such as 2^16.
+                torch.autograd.backward(value.to(torch.float32) * scale)
+                zeros = {} if sums is None else sums.zeros()
+        named = dict(model.named_parameters())
+        found.zeros = {name: zeros[id(p)] for name, p in named.items() if id(p) in zeros}
+        found.parameters = {name: _local(p.grad) for name, p in named.items() if p.grad is not None}
+    return found
+
+
+def checked_loss(value: Any) -> Tensor:
+    """A loss that a backward pass can start from.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it is no scalar, or requires no gradient.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"`loss(model)` returned {type(value).__name__}; it must return the loss as a tensor."
+        )
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(
+            f"`loss(model)` returned a {value.dtype} tensor of shape {tuple(value.shape)}; a loss "
+            "is one real number. Take its mean or sum."
+        )
+    if not value.requires_grad:
+        raise ValueError(
+            "`loss(model)` does not depend on any parameter that requires a gradient. Is it "
+            "computed under `torch.no_grad()`, detached, or is every parameter frozen?"
+        )
+    return value.reshape(())
+
+
+@contextmanager
+def _strangers_without_gradients(model: nn.Module, loss: Tensor) -> Generator[None]:
+    """Leaves of the graph that are no parameters of the model keep their gradients, too."""
+    own = {id(parameter) for parameter in model.parameters()}
+    leaves = walk(loss).graph.parameters().values()
+    with no_gradients(leaf for leaf in leaves if leaf is not None and id(leaf) not in own):
+        yield
+
+
+def _local(grad: Tensor) -> Tensor:
+    grad = grad.detach()
+    if hasattr(grad, "to_local"):
+        grad = grad.to_local()  # type: ignore[operator]
+    return grad.to_dense() if grad.layout != torch.strided else grad

@@ -1,0 +1,153 @@
+"""Rows out of gradients: what a pass held, and which elements were lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradscale.backward.cancellation import mostly
+from gradscale.backward.measure_counts import count_into, empty_counts
+from gradscale.backward.measurements import Counts, ceil_log2, unscaled_counts
+from gradscale.formats import FloatFormat
+from gradscale.plans.window import window_of
+from gradscale.truth.gradients import Gradients, Output
+from gradscale.watching.rows import Method, Row, RowKind
+
+_HALF_WIDTH = 16
+
+
+class Pair(NamedTuple):
+    """One tensor of a pass, and whatever says what became of its elements.
+
+    Attributes:
+        held: as stored.
+        other: the same gradient from another pass, or None.
+        zeros: elements that are zero up to rounding, or None.
+        product: whether a product reads it in the product's own format.
+        parameter: whether it is a parameter's gradient.
+    """
+
+    held: Tensor
+    other: Tensor | None = None
+    zeros: Tensor | None = None
+    product: bool = False
+    parameter: bool = False
+
+    def read(self, format: FloatFormat) -> Tensor:
+        """What is read of it: a product rounds its gradient to its own format first."""
+        return format.round(self.held) if self.product else self.held
+
+    def storage(self, format: FloatFormat) -> FloatFormat:
+        """The format that it was stored in: the carrier's, if all its values are of that.
+
+        Under autocast the gradient of a float32 parameter is computed in half precision.
+        """
+        own, narrow = FloatFormat.of(_real(self.held.dtype)), carrier(format)
+        fits = own.fits_into(narrow)
+        return own if fits or not torch.equal(narrow.round(self.held), self.held) else narrow
+
+
+class Found(NamedTuple):
+    """What became of a tensor's elements.
+
+    Attributes:
+        flushed: how many were lost.
+        counts: what the window is computed from, unscaled.
+    """
+
+    flushed: int
+    counts: Counts
+
+
+Judge = Callable[[Pair, FloatFormat, Counts], Found]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The tensors of one row: a parameter's gradient, or all outputs of a module."""
+
+    name: str
+    kind: RowKind
+    pairs: tuple[Pair, ...]
+
+
+def places(stored: Gradients, other: Gradients | None, zeros: dict[str, Tensor]) -> list[Place]:
+    """Parameters and modules of a pass, in order; what only one of two passes has is left out."""
+    found = [
+        Place(name, "parameter", (Pair(held, _get(other, name), zeros.get(name), parameter=True),))
+        for name, held in stored.parameters.items()
+        if other is None or name in other.parameters
+    ]
+    by_module: dict[str, list[Pair]] = {}
+    for output, held in stored.modules.items():
+        if other is None or output in other.modules:
+            pair = Pair(held, _get(other, output), product=output in stored.products)
+            by_module.setdefault(output.module, []).append(pair)
+    return [*found, *(Place(name, "module", tuple(by_module[name])) for name in by_module)]
+
+
+def _get(gradients: Gradients | None, key: str | Output) -> Tensor | None:
+    if gradients is None:
+        return None
+    found = gradients.modules if isinstance(key, Output) else gradients.parameters
+    return found.get(key)  # type: ignore[arg-type]
+
+
+def rows_of(
+    places: Iterable[Place], format: FloatFormat, scale: float, method: Method, judge: Judge
+) -> list[Row]:
+    """One row a place.
+
+    Args:
+        places: from `places`.
+        format: what backward products read their gradient in; the rest is stored in it, too, unless
+            it is narrower than 16 bits: then in float16.
+        scale: of the pass.
+        method: what to say about the numbers.
+        judge: how many elements of a tensor are lost.
+    """
+    return [_row(place, format, scale, method, judge) for place in places]
+
+
+def _row(place: Place, format: FloatFormat, scale: float, method: Method, judge: Judge) -> Row:
+    narrow = any(pair.product for pair in place.pairs)
+    shown = format if narrow else place.pairs[0].storage(format)
+    seen, true, flushed = Counts(), Counts(), 0
+    for pair in place.pairs:
+        counts = counts_of(pair.held, scale)
+        found = judge(pair, format, counts)
+        seen, true, flushed = seen + counts, true + found.counts, flushed + found.flushed
+    zeros = [pair.zeros for pair in place.pairs if pair.zeros is not None]
+    negligible = bool(zeros) and all(bool(mostly(each)) for each in zeros)
+    exponent, window = ceil_log2(scale), window_of(true, shown)
+    return Row(
+        place.name, place.kind, shown.name, seen, exponent, flushed, method, window, negligible
+    )
+
+
+def carrier(format: FloatFormat) -> FloatFormat:
+    """The format that stores gradients between products which read them in `format`.
+
+    Example:
+        >>> carrier(FloatFormat.of("e5m2")).name, carrier(FloatFormat.of("bf16")).name
+        ('fp16', 'bf16')
+    """
+    wide = 1 + format.exponent_bits + format.mantissa_bits >= _HALF_WIDTH
+    return format if wide else FloatFormat.of(torch.float16)
+
+
+def counts_of(tensor: Tensor, scale: float) -> Counts:
+    """What a tensor holds, unscaled. Reads the host."""
+    rows = empty_counts(1, tensor.device)
+    count_into(rows[0], tensor)
+    return unscaled_counts(rows.cpu(), [(scale, 0)])[0]
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return {torch.complex32: torch.float16, torch.float64: torch.float32}.get(
+        dtype, torch.float32 if dtype.is_complex else dtype
+    )
