@@ -2,6 +2,9 @@
 
 from gradscale import checkpoints as checkpoints
 from gradscale import emulation as emulation
+from gradscale import truth as truth
+from gradscale.advice import Advice as Advice
+from gradscale.advice import advise as advise
 from gradscale import metrics as metrics
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.layerwise import Layerwise as Layerwise

@@ -1,0 +1,205 @@
+"""`advise`: a handful of steps on a copy, and what they say about every format."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscale.advice.activations import Largest, largest_activation
+from gradscale.advice.advice import Advice
+from gradscale.advice.batches import device_of, moved, taken
+from gradscale.advice.format_trial import FormatTrial
+from gradscale.advice.model_step import ModelStep
+from gradscale.advice.verdict import verdict_of
+from gradscale.truth import find_nonfinite, one_pass
+from gradscale.truth.one_pass import Loss
+from gradscale.truth.random_state import same_random_numbers
+from gradscale.truth.reference import copied
+from gradscale.truth.wider import NARROW, wider
+
+FORMATS = ("fp16", "bf16", "e5m2", "e4m3")
+LOOKS = 3
+"""At so many moments, evenly over the steps, every format is tried."""
+
+Progress = Callable[[int, int, str], object]
+
+
+def advise(
+    model_step: Any,
+    *,
+    formats: Sequence[str] = FORMATS,
+    steps: int = 8,
+    device: torch.device | str | None = None,
+    emulate: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Advice:
+    """Says in plain words which formats are safe for a model, and how to scale them.
+
+    A float32 copy of the model trains for a few steps. At three moments every format computes the
+    same batch with the same weights and random numbers: without scaling, at the best single scale,
+    and under the plan that `GradScaler(layerwise=Windows())` finds. All are compared with the
+    float32 gradients. The model, its gradients and the random number generators are left alone.
+
+    On an accelerator float16 and bfloat16 are the real ones; on a CPU, and for eight bits, products
+    are rounded by `gradscale.emulation`.
+
+    Args:
+        model_step: `(model, batches, loss)` or `(model, batches, loss, optimizer)`, or a function
+            that returns it. `loss(model, batch)` returns a scalar tensor and enters no autocast;
+            `optimizer(parameters)` returns an optimizer, default Adam at 1e-3.
+        formats: of ``"fp16"``, ``"bf16"``, ``"e5m2"``, ``"e4m3"``; the first that is safe is
+            recommended.
+        steps: of training, at least 1; fewer if there are fewer batches.
+        device: where to run; None: where the model is. Batches are brought there.
+        emulate: ``"on"`` to emulate what the device has, ``"off"`` to refuse to; ``"auto"``.
+        seed: of the random numbers; the same seed gives the same advice.
+        progress: called with steps done, steps in all, and what runs now.
+
+    Raises:
+        TypeError: `model_step` is not what it should be.
+        ValueError: an argument is out of range, the batches are empty, the loss is no scalar, the
+            model has nothing to train or cannot be copied.
+
+    Example:
+        >>> torch.manual_seed(0).initial_seed()
+        0
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batches = [torch.randn(16, 4) for _ in range(4)]
+        >>> advice = advise((model, batches, lambda m, x: m(x).square().mean()), formats=["bf16"])
+        >>> print(advice.code)
+        with torch.autocast("cpu", torch.bfloat16):  # no scaler
+    """
+    _check(formats, steps, emulate)
+    step = ModelStep.of(model_step)
+    with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
+        torch.manual_seed(seed)
+        model = _float32_copy(step.model, device)
+        batches = [moved(b, device_of(model)) for b in taken(step.batches, steps, step.call)]
+        return _Advising(step, model, batches, formats, emulate, seed, progress).run(steps)
+
+
+def _check(formats: Sequence[str], steps: int, emulate: str) -> None:
+    strangers = [format for format in formats if format not in FORMATS]
+    if strangers or not formats:
+        raise ValueError(
+            f"`advise(formats={list(formats)})` must name one or more of {', '.join(FORMATS)}."
+        )
+    if steps < 1:
+        raise ValueError(f"`advise(steps={steps})` must be at least 1.")
+    if emulate not in ("auto", "on", "off"):
+        raise ValueError(f"`advise(emulate={emulate!r})` must be 'auto', 'on' or 'off'.")
+
+
+def _uncompiled() -> Any:
+    compiled = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def _float32_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
+    twin = copied(model)
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        if tensor.dtype in NARROW:
+            tensor.data = tensor.data.to(torch.float32)
+    return twin if device is None else twin.to(device)
+
+
+class _Advising:
+    """One advice under way."""
+
+    def __init__(
+        self,
+        step: ModelStep,
+        model: nn.Module,
+        batches: Sequence[Any],
+        formats: Sequence[str],
+        emulate: str,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self.step, self.model, self.batches, self.seed = step, model, batches, seed
+        self.device = str(device_of(model))
+        self.trials = [FormatTrial(f, model, self.device, emulate) for f in dict.fromkeys(formats)]
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        make = step.optimizer or _adam
+        self.optimizer = make(parameters)
+        self.looks = _moments(len(batches))
+        self.total = len(batches) + len(self.looks) * len(self.trials)
+        self.done = 0
+        self.progress = progress
+        self.largest = Largest()
+        self.losses: list[float] = []
+
+    def run(self, asked: int) -> Advice:
+        hunt = None
+        for index, batch in enumerate(self.batches):
+            torch.manual_seed(self.seed * 1_000_003 + index)
+            if not self._advance(index, self._loss_of(batch)):
+                hunt = find_nonfinite(self.model, self._loss_of(batch))
+                break
+        verdicts = () if hunt else tuple(verdict_of(t, self.largest) for t in self.trials)
+        kind = type(self.step.model).__name__
+        notes = tuple(self._notes(asked))
+        losses = tuple(self.losses)
+        return Advice(kind, self.device, losses, verdicts, hunt, notes, self.seed)
+
+    def _loss_of(self, batch: Any) -> Loss:
+        def loss(model: nn.Module) -> Tensor:
+            return self.step.loss(model, batch)
+
+        return loss
+
+    def _advance(self, index: int, loss: Loss) -> bool:
+        """One float32 step, and before it every format if it is time; whether all was finite."""
+        self._tell("float32")
+        with largest_activation(self.model, self.largest):
+            true = one_pass(self.model, loss, dtype=torch.float32, cancelled=True)
+        self.losses.append(true.loss)
+        if not (true.finite and torch.tensor(true.loss).isfinite()):
+            return False
+        if index in self.looks:
+            for trial in self.trials:
+                self._tell(trial.format)
+                trial.look(loss, true)
+        for name, parameter in self.model.named_parameters():
+            parameter.grad = true.parameters.get(name)
+        with wider():
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def _tell(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.total, what)
+        self.done += 1
+
+    def _notes(self, asked: int) -> list[str]:
+        notes: list[str] = []
+        if len(self.batches) < asked:
+            notes.append(f"The batches ended after {len(self.batches)} of {asked} steps.")
+        half = {str(p.dtype) for p in self.step.model.parameters() if p.dtype in NARROW}
+        if half:
+            notes.append(
+                f"The parameters are {' and '.join(sorted(half))}. This is about training with a "
+                "float32 copy of them: `gradscale.half_precision` keeps one."
+            )
+        emulated = [trial.format for trial in self.trials if trial.emulated]
+        if emulated:
+            notes.append(
+                f"Emulated on {self.device}: {', '.join(emulated)}. Lost shares are those of a "
+                "comparison with float32 passes over the same batches."
+            )
+        return notes
+
+
+def _adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def _moments(steps: int) -> set[int]:
+    return {round(i * (steps - 1) / max(1, LOOKS - 1)) for i in range(LOOKS)}

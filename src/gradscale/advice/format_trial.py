@@ -1,0 +1,198 @@
+"""One format on trial: the same batches in it, unscaled, at one scale, and at a plan's scales."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradscale.advice.evidence import Collected
+from gradscale.backward.names import module_places
+from gradscale.emulation.computing import EIGHT_BIT, computing_in, emulated
+from gradscale.formats import FloatFormat
+from gradscale.layerwise import Layerwise
+from gradscale.layerwise.emulated import fitted
+from gradscale.layerwise.track import Track
+from gradscale.plans.plan import ScalePlan
+from gradscale.plans.window import FAR, Window
+from gradscale.plans.windows import Windows
+from gradscale.scaler import GradScaler
+from gradscale.truth import Gradients, Lost, Nonfinite, capturing, compared, find_nonfinite
+from gradscale.truth.one_pass import Loss, checked_loss, one_pass
+from gradscale.truth.untouched import untouched
+
+SETTLING = 12
+"""Passes over the first batch in which the plan may find its scales."""
+
+
+class ScaleGroup(NamedTuple):
+    """Modules that share a scale.
+
+    Attributes:
+        exponent: of the scale.
+        modules: their names, in backward order.
+    """
+
+    exponent: int
+    modules: tuple[str, ...]
+
+
+class _Stay(torch.optim.Optimizer):
+    """An optimizer that leaves the parameters where they are: the float32 run moves them."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        del closure
+
+
+class FormatTrial:
+    """Runs one format beside the float32 training that says what is true.
+
+    Args:
+        format: ``"fp16"``, ``"bf16"``, ``"e5m2"`` or ``"e4m3"``.
+        model: the float32 copy under training; left as it is by every call.
+        device: where it is.
+        choice: whether to emulate: ``"auto"``, ``"on"`` or ``"off"``.
+
+    Attributes:
+        none: gradients without scaling.
+        one: at the best single scale.
+        plan: at the scales of a plan.
+        rows: of the last moment, at the single scale.
+        log2_single: the exponent of that scale.
+        groups: of the plan, the largest first.
+        hunt: where the forward pass stopped being finite.
+        error: why the model could not run in this format; empty if it could.
+    """
+
+    def __init__(self, format: str, model: nn.Module, device: str, choice: str) -> None:
+        self.format, self.device = format, device
+        self.choice = "on" if torch.device(device).type == "cpu" and choice == "auto" else choice
+        self.emulated = emulated(format, device, self.choice)
+        self.none, self.one, self.plan = Collected(), Collected(), Collected()
+        self.rows: Lost | None = None
+        self.log2_single = 0
+        self.groups: tuple[ScaleGroup, ...] = ()
+        self.scales: tuple[int, ...] = ()
+        self.hunt: Nonfinite | None = None
+        self.error = ""
+        self._model = model
+        self._planner = Windows(product_format=format) if format in EIGHT_BIT else Windows()
+        self._scaler = GradScaler(device, layerwise=Layerwise(self._planner, measure_every=1))
+        self._scaler.name_parameters(model)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self._stay = _Stay(parameters, {})
+
+    @property
+    def narrow(self) -> FloatFormat:
+        """The format in which products read their gradient."""
+        return FloatFormat.of(self.format)
+
+    def _computing(self) -> AbstractContextManager[None]:
+        return computing_in(self.format, self.device, self.choice)
+
+    def look(self, loss: Loss, true: Gradients) -> None:
+        """One moment of training: every way of scaling against the float32 gradients."""
+        if self.hunt is not None or self.error:
+            return
+        try:
+            self._look(loss, true)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            # An operation that does not exist in this format, or refuses mixed dtypes.
+            self.error = " ".join(str(error).split()[:40])
+
+    def _look(self, loss: Loss, true: Gradients) -> None:
+        with self._computing():
+            planned = self._settled(loss)
+            if planned is None:
+                return
+            self.plan.add(true, planned, self.narrow)
+            self._read_plan()
+            single = self._single_scale_pass(loss)
+            self.none.add(true, one_pass(self._model, loss, 1.0), self.narrow)
+        self.one.add(true, single, self.narrow)
+        self.rows = compared(true, single, self.narrow)
+
+    def _settled(self, loss: Loss) -> Gradients | None:
+        """The gradients of the first pass whose plan was that of the pass before; else the last."""
+        before: tuple[ScalePlan | None, float] | None = None
+        passes = SETTLING if not self.plan.cosines else 2
+        found: Gradients | None = None
+        for _ in range(passes):
+            found = self._scaled_pass(loss)
+            reason = self._scaler.last_step.reason
+            if reason in ("nonfinite_loss", "nonfinite_parameter", "nonfinite_input"):
+                self.hunt = find_nonfinite(self._model, loss)
+                return None
+            track = self._track
+            now = (None if track is None else track.plan, self._scaler.get_scale())
+            if now == before and not self._scaler.last_step.skipped:
+                break
+            before = now
+        return found
+
+    def _scaled_pass(self, loss: Loss) -> Gradients:
+        """A training step of the scaler in which nothing moves."""
+        with untouched(self._model), torch.enable_grad(), capturing(self._model) as found:
+            value = checked_loss(loss(self._model))
+            found.loss = float(value.detach())
+            torch.autograd.backward(self._scaler.scale(value))
+            found.scale = self._scaler.get_scale()
+            found.parameters = {
+                name: parameter.grad.detach().clone()
+                for name, parameter in self._model.named_parameters()
+                if parameter.grad is not None
+            }
+            self._scaler.step(self._stay)
+            self._scaler.update()
+        return found
+
+    @property
+    def _track(self) -> Track | None:
+        layerwise = self._scaler.layerwise
+        return None if layerwise is None else layerwise.tracks.latest
+
+    def _read_plan(self) -> None:
+        """The decision after the last pass, with the names of the modules in each group."""
+        layerwise, scale = self._scaler.layerwise, self._scaler._scale
+        if layerwise is None or not isinstance(scale, Tensor):
+            return
+        layerwise.begin_step(scale)
+        track = self._track
+        if track is None or track.decision is None or not track.history:
+            return
+        decision = track.decision
+        places = module_places(track.graph, self._model)
+        self.scales = decision.scales or (decision.log2_scale,)
+        self.groups = tuple(
+            ScaleGroup(
+                group.exponent,
+                tuple(dict.fromkeys(p.module for p in map(places.__getitem__, group.nodes) if p)),
+            )
+            for group in decision.groups
+        )
+        planner = fitted(self._planner)
+        if isinstance(planner, Windows):
+            self.log2_single = single_exponent(planner.windows(track.graph, track.history[-1]))
+
+    def _single_scale_pass(self, loss: Loss) -> Gradients:
+        """At the highest scale that nothing in the graph forbids; lower where that overflows."""
+        found = one_pass(self._model, loss, 2.0**self.log2_single)
+        for _ in range(8):
+            if found.finite:
+                break
+            self.log2_single -= 2
+            found = one_pass(self._model, loss, 2.0**self.log2_single)
+        return found
+
+
+def single_exponent(windows: list[Window]) -> int:
+    """The highest exponent that all windows allow: where they disagree, overflow is avoided first.
+
+    Example:
+        >>> single_exponent([Window(-3, 12), Window(15, 20), Window()])
+        12
+    """
+    bounds = [window.hi for window in windows if window.hi < FAR]
+    return max(-FAR, min(bounds, default=0))

@@ -1,0 +1,103 @@
+"""What is advised on: a model, its batches and its loss, as the user hands them over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+LossOfBatch = Callable[[nn.Module, Any], Tensor]
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+
+_SHAPE = "`(model, batches, loss)` or `(model, batches, loss, optimizer)`"
+
+
+@dataclass(frozen=True)
+class ModelStep:
+    """A model, its batches and its loss.
+
+    Attributes:
+        model: any module, in the mode it trains in.
+        batches: an iterable; one item is what `loss` understands.
+        loss: of the model and a batch: a scalar tensor. It enters no autocast, and calls no
+            `backward`: the precision is chosen outside.
+        optimizer: of the parameters; None for Adam at a learning rate of 1e-3.
+        call: how the user wrote it, for messages.
+
+    Example:
+        >>> model = nn.Linear(4, 1)
+        >>> step = ModelStep.of((model, [torch.ones(2, 4)], lambda m, x: m(x).mean()))
+        >>> step.model is model
+        True
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+    loss: LossOfBatch
+    optimizer: MakeOptimizer | None = None
+    call: str = "advise(model_step)"
+
+    @staticmethod
+    def of(given: Any, call: str = "advise(model_step)") -> ModelStep:
+        """A triple, a quadruple, a function that returns one, or a `ModelStep` itself.
+
+        Raises:
+            TypeError: it is none of these, or one of its parts is of the wrong kind.
+            ValueError: the model has no parameter to train.
+        """
+        if callable(given) and not isinstance(given, ModelStep | nn.Module):
+            given = given()
+        if isinstance(given, ModelStep):
+            return given
+        if not isinstance(given, tuple | list) or len(cast("tuple[Any, ...]", given)) not in (3, 4):
+            raise TypeError(
+                f"`{call}` got {_what(given)}; it needs {_SHAPE}, or a function that returns that."
+            )
+        parts = tuple(cast("tuple[Any, ...]", given))
+        step = ModelStep(*parts[:3], *parts[3:], call=call)
+        step._check()
+        return step
+
+    def _check(self) -> None:
+        refusals = (
+            (isinstance(self.model, nn.Module), "first", self.model, _A_MODEL),
+            (_iterable(self.batches), "second", self.batches, _BATCHES),
+            (callable(self.loss), "third", self.loss, _A_LOSS),
+            (self.optimizer is None or callable(self.optimizer), "fourth", self.optimizer, _MAKES),
+        )
+        for fits, which, part, rule in refusals:
+            if not fits:
+                raise TypeError(
+                    f"`{self.call}`: the {which} part is {_what(part)}; it must be {rule}."
+                )
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                f"`{self.call}`: {type(self.model).__name__} has no parameter that requires a "
+                "gradient, so there is nothing to train and nothing to lose. Unfreeze it, or pass "
+                "the model that holds the parameters."
+            )
+
+
+_A_MODEL = "the model, a `torch.nn.Module`"
+_BATCHES = "an iterable of batches, such as a DataLoader or a list. A single batch goes into a list"
+_A_LOSS = "the loss, a function of the model and a batch"
+_MAKES = (
+    "a function of the parameters that returns an optimizer, such as "
+    "`lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)`"
+)
+
+
+def _iterable(value: Any) -> bool:
+    return hasattr(value, "__iter__") and not isinstance(value, str | Mapping | Tensor)
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        count = len(cast("tuple[Any, ...]", value))
+        return f"a {type(value).__name__} of {count}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} {value!r}"[:80] if value is not None else "None"

@@ -1,0 +1,201 @@
+"""Whether a format is safe for a model, and how it wants to be scaled: a rule over the evidence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gradscale.advice.activations import Largest
+from gradscale.advice.evidence import Evidence
+from gradscale.advice.format_trial import FormatTrial, ScaleGroup
+from gradscale.backward.measurements import ceil_log2
+from gradscale.emulation.computing import EIGHT_BIT
+from gradscale.formats import FloatFormat
+from gradscale.truth import Nonfinite
+from gradscale.truth.rows_of import carrier
+from gradscale.watching.rows import Row
+
+Level = Literal["safe", "risky", "unsafe", "unknown"]
+Scaling = Literal["none", "one scale", "a plan"]
+
+LIMITS: tuple[tuple[Level, float, float], ...] = (("safe", 0.01, 0.9), ("risky", 0.1, 0.5))
+"""For each level the largest lost share, and the smallest cosine of any module's gradients."""
+
+TIGHT = 2.0
+"""Octaves of headroom below which activations are close to overflow."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the trial of one format says.
+
+    Attributes:
+        format: ``"fp16"``, ``"bf16"``, ``"e5m2"`` or ``"e4m3"``.
+        level: ``"safe"``: nothing overflows, at most 1 % of the gradients is lost and no module's
+            gradients are astray (cosine 0.9); ``"risky"``: 10 % and 0.5; ``"unsafe"`` otherwise;
+            ``"unknown"`` if it could not run.
+        scaling: the least that reaches this level.
+        log2_scale: the exponent of the best single scale.
+        scales: the exponents of the plan, ascending.
+        groups: of the plan: which modules are at which scale.
+        none: without scaling.
+        one: at the single scale.
+        plan: at the plan's.
+        rows: modules and parameters at the single scale, most lost elements first.
+        activation: the largest activation of the float32 pass.
+        headroom: octaves between it and the largest number of the forward pass's format.
+        hunt: where the forward pass stopped being finite, if it did.
+        emulated: whether the format was emulated.
+        code: the line to write.
+        note: why it could not run, or what else to know.
+    """
+
+    format: str
+    level: Level
+    scaling: Scaling
+    log2_scale: int
+    scales: tuple[int, ...]
+    groups: tuple[ScaleGroup, ...]
+    none: Evidence | None
+    one: Evidence | None
+    plan: Evidence | None
+    rows: tuple[Row, ...]
+    activation: Largest
+    headroom: float
+    hunt: Nonfinite | None
+    emulated: bool
+    code: str
+    note: str = ""
+
+    @property
+    def chosen(self) -> Evidence | None:
+        """The evidence for the scaling that is advised."""
+        return {"none": self.none, "one scale": self.one, "a plan": self.plan}[self.scaling]
+
+    @property
+    def lost(self) -> float:
+        """The share of gradients lost with the scaling that is advised; 1 if nothing could run."""
+        return 1.0 if self.chosen is None else self.chosen.lost
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for JSON."""
+        evidence = {"none": self.none, "one": self.one, "plan": self.plan}
+        return {
+            "format": self.format,
+            "level": self.level,
+            "scaling": self.scaling,
+            "lost": self.lost,
+            "log2_scale": self.log2_scale,
+            "scales": list(self.scales),
+            "groups": [{"exponent": g.exponent, "modules": list(g.modules)} for g in self.groups],
+            "evidence": {k: None if e is None else e.to_dict() for k, e in evidence.items()},
+            "method": "reference",
+            "largest_activation": {"amax": self.activation.amax, "module": self.activation.module},
+            "headroom": self.headroom if math.isfinite(self.headroom) else None,
+            "nonfinite": None if self.hunt is None else self.hunt.to_dict(),
+            "emulated": self.emulated,
+            "code": self.code,
+            "note": self.note,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
+    """The verdict on a format whose trial is over."""
+    none, one, plan = (c.evidence for c in (trial.none, trial.one, trial.plan))
+    level, scaling = _least((("none", none), ("one scale", one), ("a plan", plan)), trial.format)
+    if trial.hunt is not None:
+        level = "unsafe"
+    elif trial.error:
+        level = "unknown"
+    headroom = activation.headroom(forward_format(trial.format))
+    if level == "safe" and headroom < 1:
+        level = "risky"
+    return Verdict(
+        trial.format,
+        level,
+        scaling,
+        trial.log2_single,
+        trial.scales,
+        trial.groups,
+        none,
+        one,
+        plan,
+        () if trial.rows is None else trial.rows.rows,
+        activation,
+        headroom,
+        trial.hunt,
+        trial.emulated,
+        code_for(trial.format, scaling, trial.log2_single, trial.device, level),
+        trial.error,
+    )
+
+
+def forward_format(format: str) -> FloatFormat:
+    """The format of the forward pass: float16 also where gradients have eight bits."""
+    return carrier(FloatFormat.of(format))
+
+
+def level_of(evidence: Evidence | None) -> Level:
+    """How safe one way of scaling is.
+
+    Example:
+        >>> level_of(Evidence(0.001, 0.999, 0.98, "head", overflowed=False))
+        'safe'
+        >>> level_of(Evidence(0.2, 0.999, 0.98, "head", overflowed=False))
+        'unsafe'
+    """
+    if evidence is None or evidence.overflowed:
+        return "unsafe"
+    for level, lost, worst in LIMITS:
+        if evidence.lost <= lost and evidence.worst >= worst:
+            return level
+    return "unsafe"
+
+
+def _least(ways: tuple[tuple[Scaling, Evidence | None], ...], format: str) -> tuple[Level, Scaling]:
+    """The best level that some way of scaling reaches, and the simplest that reaches it."""
+    # A format with float32's range needs no scaling; any other gets one scale, which costs nothing.
+    if FloatFormat.of(format).exponent_bits < 8:
+        ways = ways[1:]
+    levels: tuple[Level, ...] = ("safe", "risky", "unsafe")
+    reached = [(level_of(evidence), scaling) for scaling, evidence in ways]
+    found: list[tuple[Level, Scaling]] = [r for level in levels for r in reached if r[0] == level]
+    return found[0]
+
+
+def code_for(format: str, scaling: Scaling, log2_scale: int, device: str, level: Level) -> str:
+    """The line of code that the verdict comes to.
+
+    Example:
+        >>> code_for("fp16", "one scale", 12, "cuda", "safe")
+        'scaler = gradscale.GradScaler("cuda", init_scale=2.0**12)'
+        >>> code_for("bf16", "none", 0, "cuda", "safe")
+        'with torch.autocast("cuda", torch.bfloat16):  # no scaler'
+    """
+    kind = device.partition(":")[0]
+    if level in ("unsafe", "unknown"):
+        return ""
+    if scaling == "none":
+        return f'with torch.autocast("{kind}", torch.bfloat16):  # no scaler'
+    if format in EIGHT_BIT and scaling == "a plan":
+        windows = f'gradscale.Windows(product_format="{format}")'
+        return f'scaler = gradscale.GradScaler("{kind}", layerwise={windows})'
+    if scaling == "a plan":
+        return f'scaler = gradscale.GradScaler("{kind}", layerwise=True)'
+    if format == "e4m3":
+        # It saturates: a scale that waits for an overflow would grow for ever.
+        policy = f"gradscale.Static(2.0**{log2_scale})"
+        return f'scaler = gradscale.GradScaler("{kind}", policy={policy})'
+    return f'scaler = gradscale.GradScaler("{kind}", init_scale=2.0**{log2_scale})'
+
+
+def octaves(value: float) -> str:
+    """A magnitude as the power of two at or above it.
+
+    Example:
+        >>> octaves(5.0), octaves(0.0)
+        ('2^3', '0')
+    """
+    return f"2^{ceil_log2(value)}" if value > 0 else "0"

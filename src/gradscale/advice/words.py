@@ -1,0 +1,132 @@
+"""An advice in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gradscale.advice.evidence import Evidence
+from gradscale.advice.verdict import TIGHT, Verdict, octaves
+
+if TYPE_CHECKING:
+    from gradscale.advice.advice import Advice
+
+NAMES = {"fp16": "float16", "bf16": "bfloat16", "e5m2": "float8_e5m2", "e4m3": "float8_e4m3fn"}
+MOST_ROWS = 5
+
+
+def said(advice: Advice) -> str:
+    """All of it: the answer, then format by format the reasons."""
+    lines = [*_answer(advice), ""]
+    for verdict in advice.verdicts:
+        lines += [*paragraph(verdict), ""]
+    lines += advice.notes
+    return "\n".join(lines).rstrip()
+
+
+def _answer(advice: Advice) -> list[str]:
+    steps = len(advice.losses)
+    ran = f"{advice.model} on {advice.device}, {steps} step{'s' if steps != 1 else ''}"
+    if advice.hunt is not None:
+        where = str(advice.hunt).replace("\n", "\n  ")
+        return [f"{ran}: not finite in float32 already, so no precision is to blame:", f"  {where}"]
+    if advice.best is None:
+        return [f"{ran}: stay with float32."]
+    best = advice.best
+    return [f"{ran}: {NAMES[best.format]} is {best.level}. Write:", f"  {best.code}"]
+
+
+def paragraph(verdict: Verdict) -> list[str]:
+    """What is said of one format."""
+    return [
+        f"{verdict.format}: {headline(verdict)}",
+        *(f"  {line}" for line in (*_forward(verdict), *_scalings(verdict), *_layers(verdict))),
+    ]
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict in half a line."""
+    if verdict.level == "unknown":
+        return f"could not run: {verdict.note}"
+    if verdict.hunt is not None:
+        return "unsafe: the forward pass is not finite"
+    if verdict.level == "unsafe":
+        return "unsafe: no scaling saves its gradients"
+    needs = {
+        "none": "needs no loss scaling",
+        "one scale": f"one loss scale is enough, 2^{verdict.log2_scale}",
+        "a plan": f"one scale is not enough; {len(verdict.scales)} are",
+    }
+    return f"{verdict.level}, {needs[verdict.scaling]}"
+
+
+def _forward(verdict: Verdict) -> list[str]:
+    if verdict.hunt is not None:
+        return str(verdict.hunt).splitlines()
+    if verdict.level == "unknown" or verdict.headroom > TIGHT or math.isinf(verdict.headroom):
+        return []
+    largest = octaves(verdict.activation.amax)
+    return [
+        f"activations reach {largest} in {verdict.activation.module}, {verdict.headroom:.1f} "
+        "octaves below the largest number: they may overflow later in training"
+    ]
+
+
+def _scalings(verdict: Verdict) -> list[str]:
+    ways = [("without scaling", verdict.none)]
+    if verdict.scaling != "none":
+        ways.append((f"at one scale, 2^{verdict.log2_scale}", verdict.one))
+    if verdict.scaling == "a plan" or (verdict.scaling != "none" and len(verdict.scales) > 1):
+        ways.append((f"with a plan of {_scales(verdict.scales)}", verdict.plan))
+    return [f"{name}: {_numbers(evidence)}" for name, evidence in ways if evidence is not None]
+
+
+def _scales(scales: Sequence[int]) -> str:
+    if len(scales) == 1:
+        return f"one scale, 2^{scales[0]}"
+    return f"{len(scales)} scales, 2^{scales[0]} to 2^{scales[-1]}" if scales else "no scale"
+
+
+def _numbers(evidence: Evidence) -> str:
+    if evidence.overflowed and evidence.lost == 1.0:
+        return "overflows"
+    worst = f"worst module {evidence.where}: {evidence.worst:.3f}"
+    tail = "; overflowed at times" if evidence.overflowed else ""
+    return f"{percent(evidence.lost)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
+
+
+def _layers(verdict: Verdict) -> list[str]:
+    if verdict.scaling != "a plan" or verdict.level in ("unsafe", "unknown"):
+        return []
+    lines = [
+        f"2^{group.exponent} for {few(group.modules)}"
+        for group in verdict.groups[:MOST_ROWS]
+        if group.modules
+    ]
+    more = len(verdict.groups) - MOST_ROWS
+    return lines + ([f"and {more} more groups"] if more > 0 else [])
+
+
+def few(names: Sequence[str]) -> str:
+    """Some names: all of them if they are few, else the first, the last, and how many.
+
+    Example:
+        >>> few(["a", "b"]), few([str(i) for i in range(9)])
+        ('a, b', '0 … 8 (9 modules)')
+    """
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{names[0]} … {names[-1]} ({len(names)} modules)"
+
+
+def percent(share: float) -> str:
+    """A share in percent with two significant places.
+
+    Example:
+        >>> percent(0.1234), percent(0.00012), percent(0.0), percent(1e-9)
+        ('12 %', '0.012 %', '0 %', 'under 0.001 %')
+    """
+    if 0 < share < 1e-5:
+        return "under 0.001 %"
+    return "100 %" if share >= 0.995 else f"{100 * share:.2g} %"
