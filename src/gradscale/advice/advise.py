@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.verdict import verdict_of
 from gradscale.truth import find_nonfinite, one_pass
-from gradscale.truth.one_pass import Loss
+from gradscale.truth.one_pass import Loss, checked_loss
 from gradscale.truth.random_state import same_random_numbers
 from gradscale.truth.reference import copied
 from gradscale.truth.wider import NARROW, wider
@@ -150,7 +151,7 @@ class _Advising:
 
     def _loss_of(self, batch: Any) -> Loss:
         def loss(model: nn.Module) -> Tensor:
-            return self.step.loss(model, batch)
+            return checked_loss(self.step.loss(model, batch), "loss(model, batch)")
 
         return loss
 
@@ -160,7 +161,7 @@ class _Advising:
         with largest_activation(self.model, self.largest):
             true = one_pass(self.model, loss, dtype=torch.float32, cancelled=True)
         self.losses.append(true.loss)
-        if not (true.finite and torch.tensor(true.loss).isfinite()):
+        if not (true.finite and math.isfinite(true.loss)):
             return False
         if index in self.looks:
             for trial in self.trials:
@@ -188,8 +189,9 @@ class _Advising:
                 f"The parameters are {' and '.join(sorted(half))}. This is about training with a "
                 "float32 copy of them: `gradscale.half_precision` keeps one."
             )
+        finite = all(math.isfinite(loss) for loss in self.losses)
         emulated = [trial.format for trial in self.trials if trial.emulated]
-        if emulated:
+        if emulated and finite:
             notes.append(
                 f"Emulated on {self.device}: {', '.join(emulated)}. Lost shares are those of a "
                 "comparison with float32 passes over the same batches."

@@ -159,10 +159,12 @@ def _least(ways: tuple[tuple[Scaling, Evidence | None], ...], format: str) -> tu
     # A format with float32's range needs no scaling; any other gets one scale, which costs nothing.
     if FloatFormat.of(format).exponent_bits < 8:
         ways = ways[1:]
-    levels: tuple[Level, ...] = ("safe", "risky", "unsafe")
-    reached = [(level_of(evidence), scaling) for scaling, evidence in ways]
-    found: list[tuple[Level, Scaling]] = [r for level in levels for r in reached if r[0] == level]
-    return found[0]
+    for level, _, _ in LIMITS:
+        for scaling, evidence in ways:
+            if level_of(evidence) == level:
+                return level, scaling
+    best = min(ways, key=lambda way: 1.0 if way[1] is None else way[1].lost)
+    return "unsafe", best[0]
 
 
 def code_for(format: str, scaling: Scaling, log2_scale: int, device: str, level: Level) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "e5m2": "float8_e5m2", "e4m3": "float8_e4m3fn"}
 MOST_ROWS = 5
+MUCH = 0.01
 
 
 def said(advice: Advice) -> str:
@@ -97,8 +98,19 @@ def _numbers(evidence: Evidence) -> str:
 
 
 def _layers(verdict: Verdict) -> list[str]:
-    if verdict.scaling != "a plan" or verdict.level in ("unsafe", "unknown"):
+    if verdict.level in ("unsafe", "unknown") or verdict.scaling == "none":
         return []
+    return _losing(verdict) if verdict.scaling == "one scale" else _groups(verdict)
+
+
+def _losing(verdict: Verdict) -> list[str]:
+    """Modules that a single scale serves badly, though the model as a whole is well served."""
+    modules = [row for row in verdict.rows if row.kind == "module" and row.lost_share > MUCH]
+    named = ", ".join(f"{row.name} ({percent(row.lost_share)})" for row in modules[:MOST_ROWS])
+    return [f"modules that lose most at it: {named}"] if modules else []
+
+
+def _groups(verdict: Verdict) -> list[str]:
     lines = [
         f"2^{group.exponent} for {few(group.modules)}"
         for group in verdict.groups[:MOST_ROWS]

@@ -7,6 +7,7 @@ from importlib.metadata import version
 import click
 
 from gradscale.cli.compare import compare
+from gradscale.cli.inspect import inspect
 from gradscale.cli.recipes import recipes
 from gradscale.cli.train import train
 
@@ -21,8 +22,9 @@ def gradscale() -> None:
       gradscale compare                  float32 against fp16 under every scaling strategy, ~3 min
       gradscale train chars              train a small GPT in fp16 with dynamic loss scaling
       gradscale recipes                  what can be trained here
+      gradscale inspect mine:model_step  which formats are safe for your own model
     """  # noqa: D301
 
 
-for _command in (compare, train, recipes):
+for _command in (compare, train, inspect, recipes):
     gradscale.add_command(_command)

@@ -50,7 +50,7 @@ def one_pass(
     return found
 
 
-def checked_loss(value: Any) -> Tensor:
+def checked_loss(value: Any, call: str = "loss(model)") -> Tensor:
     """A loss that a backward pass can start from.
 
     Raises:
@@ -59,17 +59,17 @@ def checked_loss(value: Any) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"`loss(model)` returned {type(value).__name__}; it must return the loss as a tensor."
+            f"`{call}` returned {type(value).__name__}; it must return the loss as a tensor."
         )
     if value.numel() != 1 or value.is_complex():
         raise ValueError(
-            f"`loss(model)` returned a {value.dtype} tensor of shape {tuple(value.shape)}; a loss "
+            f"`{call}` returned a {value.dtype} tensor of shape {tuple(value.shape)}; a loss "
             "is one real number. Take its mean or sum."
         )
     if not value.requires_grad:
         raise ValueError(
-            "`loss(model)` does not depend on any parameter that requires a gradient. Is it "
-            "computed under `torch.no_grad()`, detached, or is every parameter frozen?"
+            f"`{call}` does not depend on any parameter that requires a gradient. Is it computed "
+            "under `torch.no_grad()`, detached, or is every parameter frozen?"
         )
     return value.reshape(())
 

@@ -1,0 +1,73 @@
+"""An advice as a table: a line a format, and the layers that lose most."""
+
+from __future__ import annotations
+
+import math
+
+from rich import box
+from rich.table import Table
+
+from gradscale.advice import Advice, Evidence, Verdict
+from gradscale.advice.words import percent
+
+MOST_LAYERS = 8
+_STYLES = {"safe": "green", "risky": "yellow", "unsafe": "red", "unknown": "red"}
+
+
+def advice_table(advice: Advice) -> Table:
+    """One line a format."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("format", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("scaling", no_wrap=True)
+    for name in ("lost: none", "one scale", "plan", "worst cosine", "headroom"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for verdict in advice.verdicts:
+        table.add_row(*_cells(verdict), style=_STYLES[verdict.level])
+    return table
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    scaling = {
+        "none": "none needed",
+        "one scale": f"one, 2^{verdict.log2_scale}",
+        "a plan": f"{len(verdict.scales)} scales",
+    }[verdict.scaling]
+    ran = verdict.level not in ("unsafe", "unknown")
+    chosen = verdict.chosen
+    return [
+        verdict.format,
+        verdict.level,
+        scaling if ran else "–",
+        *(lost(evidence) for evidence in (verdict.none, verdict.one, verdict.plan)),
+        "–" if chosen is None or not ran else f"{chosen.worst:.3f}",
+        "–" if not math.isfinite(verdict.headroom) else f"{verdict.headroom:.0f} octaves",
+    ]
+
+
+def lost(evidence: Evidence | None) -> str:
+    """The lost share of one way of scaling.
+
+    Example:
+        >>> lost(Evidence(0.25, 0.9, 0.8, "head", overflowed=False)), lost(None)
+        ('25 %', '–')
+    """
+    if evidence is None:
+        return "–"
+    return "overflow" if evidence.overflowed else percent(evidence.lost)
+
+
+def layer_table(verdict: Verdict) -> Table | None:
+    """The modules and parameters that lose most at the single scale; None if none loses any."""
+    rows = [row for row in verdict.rows if row.flushed and not row.negligible][:MOST_LAYERS]
+    if not rows:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"lost in {verdict.format} at 2^{verdict.log2_scale}", overflow="fold")
+    for name in ("lost", "elements", "has", "needs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        needs = f"2^{row.needs}"
+        share = percent(row.lost_share)
+        table.add_row(row.name, share, f"{row.nonzero:,}", f"2^{row.exponent}", needs)
+    return table

@@ -1,0 +1,157 @@
+"""`gradscale inspect`: a few steps of the user's own training, and what they say about formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gradscale.advice import FORMATS, Advice, ModelStep, advise
+from gradscale.cli.advice_table import advice_table, layer_table
+from gradscale.cli.display import console
+from gradscale.cli.errors import BadInput
+from gradscale.cli.options import FOLDER, make_folder, new_folder, several
+from gradscale.cli.user_function import user_code, user_function
+from gradscale.training import plain, write_json
+
+
+def _format(value: Any) -> str:
+    if value not in FORMATS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(FORMATS)}.")
+    return str(value)
+
+
+@click.command(short_help="Which formats are safe for your own model, and how to scale them.")
+@click.argument("target", metavar="PACKAGE.MODULE:FUNCTION")
+@click.option(
+    "--format",
+    "formats",
+    type=several(_format),
+    metavar="NAME,…",
+    help="Of fp16, bf16, e5m2, e4m3, the one you prefer first.  [all]",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:1 …  [where the model is]")
+@click.option(
+    "--emulate",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="auto: on a CPU, and for 8 bits.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--limit",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Exit with 1 if more than this share of the gradients is lost.",
+)
+@click.option("--out", type=FOLDER, help="Folder of the report.  [runs/inspect-NAME-DATE]")
+@click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
+@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+def inspect(target: str, **given: Any) -> None:
+    """Train your own model for a few steps and say which formats are safe for it.
+
+    FUNCTION takes no argument and returns `(model, batches, loss)`: a torch.nn.Module, an iterable
+    of batches, and a function `loss(model, batch)` that returns the loss as a scalar tensor. It
+    enters no autocast and calls no backward: the precision is chosen here. A fourth item may be
+    `optimizer(parameters)`, which returns an optimizer; without it, Adam at 1e-3. The current
+    folder is searched for the module first.
+
+    The advice is a table and plain words; advice.json and advice.txt are written to a folder.
+    --limit is for continuous integration: it looks at the formats of --format, or at fp16, each
+    with the scaling that is advised for it.
+
+    \b
+    Examples:
+      gradscale inspect my_training:model_step
+      gradscale inspect my_training:model_step --format fp16,bf16 --steps 20 --device cuda
+      gradscale inspect my_training:model_step --format fp16 --limit 0.001 --json
+    """  # noqa: D301
+    function = user_function(target)
+    with user_code(f"`{target}`"):
+        step = ModelStep.of(function, f"inspect {target}")
+    path = new_folder(given["out"], f"inspect-{target.partition(':')[2]}")
+    make_folder(path)
+    screen = console(stderr=True, no_color=given["no_color"])
+    with _progress(screen) as progress, user_code("the training step"):
+        advice = advise(
+            step,
+            formats=given["formats"] or FORMATS,
+            steps=given["steps"],
+            device=_device(given["device"]),
+            emulate=given["emulate"],
+            seed=given["seed"],
+            progress=progress,
+        )
+    _write(advice, path)
+    _show(advice, path, given)
+    over = _over(advice, given["formats"], given["limit"])
+    if over:
+        screen.print(over, soft_wrap=True)
+        raise SystemExit(1)
+
+
+def _device(name: str | None) -> torch.device | None:
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"`--device {name}` cannot be used: {reason}") from error
+    return device
+
+
+@contextmanager
+def _progress(screen: Console) -> Generator[Callable[[int, int, str], None]]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    quiet = not screen.is_terminal
+    with Progress(
+        *columns, TimeElapsedColumn(), console=screen, transient=True, disable=quiet
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield tell
+
+
+def _write(advice: Advice, path: Path) -> None:
+    write_json(path / "advice.json", plain(advice.to_dict()))
+    (path / "advice.txt").write_text(f"{advice}\n", encoding="utf-8")
+
+
+def _show(advice: Advice, path: Path, given: dict[str, Any]) -> None:
+    if given["as_json"]:
+        click.echo(json.dumps(plain(advice.to_dict()), indent=2))
+        return
+    screen = console(no_color=given["no_color"])
+    if advice.verdicts:
+        screen.print(advice_table(advice))
+        layers = layer_table(advice.verdicts[0])
+        if layers is not None:
+            screen.print(layers)
+    screen.print(str(advice), soft_wrap=True)
+    screen.print(f"\nWritten to {path}")
+
+
+def _over(advice: Advice, formats: tuple[str, ...] | None, limit: float | None) -> str:
+    """What is above the limit, in a line; empty if nothing is."""
+    if limit is None:
+        return ""
+    if not advice.verdicts:
+        return "--limit: the loss is not finite in float32 already."
+    judged = formats or ("fp16",)
+    over = [v for v in advice.verdicts if v.format in judged and v.lost > limit]
+    said = ", ".join(f"{v.format} loses {v.lost:.3%}" for v in over)
+    return f"--limit {limit:g}: {said}." if over else ""
