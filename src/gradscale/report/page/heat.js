@@ -77,7 +77,8 @@ function cellMark(run, rows) {
   const y = rows.indexOf(state.row);
   if (y < 0 || state.column === null) return [];
   const color = palette().mark, x = state.column;
-  const room = Math.max(0.5, run.heat.first.n / 160), tall = Math.max(0.5, rows.length / 80);
+  // Where cells are tiny the frame is larger than one.
+  const room = Math.max(0.5, run.heat.first.n / 200), tall = Math.max(0.5, rows.length / 100);
   return [
     { type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color, width: 0.6, dash: "dot" } },
     { type: "line", yref: "paper", y0: 0, y1: 1, x0: x, x1: x, line: { color, width: 0.6, dash: "dot" } },

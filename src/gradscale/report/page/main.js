@@ -19,7 +19,9 @@ async function start() {
   const view = viewer(await inflated("arrays"));
   byId("arrays").remove();
   for (const run of payload.runs) run.view = view;
+  performance.mark("unpacked");
   await loadPlotly();
+  performance.mark("plotly");
   byId("title").textContent = payload.title;
   byId("made").textContent = `Made by gradscale ${payload.gradscale}. Drawn with plotly.js ${Plotly.version} (MIT license), which is inside this file; nothing is loaded from anywhere.`;
   Object.assign(state, startingPoint(currentRun()));
@@ -27,6 +29,7 @@ async function start() {
   byId("report").hidden = false;
   for (const part of [startOverview, startFilter, startVerdict, startTimeline, startHeat, startScale, startRow, startStrips, startPlan, startCompared, startRows]) {
     part();
+    performance.mark(part.name);
     await nextFrame();
   }
   startPrint(redrawAll);

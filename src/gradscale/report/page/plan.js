@@ -62,11 +62,22 @@ function edgeTraces(network, of) {
     // What continues in the next band of the drawing is not drawn across it.
     if (Math.abs(network.y[u] - network.y[v]) > 1 && network.x[v] < network.x[u]) continue;
     const to = of[u] !== undefined && of[v] !== undefined && of[u] !== of[v] ? across : within;
-    to.x.push(network.x[u], network.x[v], null);
-    to.y.push(network.y[u], network.y[v], null);
+    const { x, y } = wayBetween(network, u, v);
+    to.x.push(...x, null);
+    to.y.push(...y, null);
   }
   const trace = (part, color, width) => ({ type: "scatter", mode: "lines", ...part, line: { color, width }, hoverinfo: "skip" });
   return [trace(within, palette().line, 1), trace(across, palette().lost, 2.5)];
+}
+
+// A straight line to the next column; an arc over what lies between.
+function wayBetween(network, u, v) {
+  const [x0, y0, x1, y1] = [network.x[u], network.y[u], network.x[v], network.y[v]];
+  const span = Math.abs(x1 - x0);
+  if (span <= 1) return { x: [x0, x1], y: [y0, y1] };
+  const height = Math.min(0.85, 0.3 + 0.06 * span), parts = 10;
+  const at = Array.from({ length: parts + 1 }, (_, i) => i / parts);
+  return { x: at.map((t) => x0 + (x1 - x0) * t), y: at.map((t) => y0 + (y1 - y0) * t - 4 * height * t * (1 - t)) };
 }
 
 function onPlanClick(event) {

@@ -2,6 +2,7 @@
 
 const CONFIG = {
   displaylogo: false,
+  displayModeBar: "hover",
   responsive: true,
   showTips: false,
   doubleClick: "reset",

@@ -13,7 +13,7 @@ function drawSkips() {
   const lines = details.map((it) => make("tr", {},
     make("td", {}, count(it.step)), make("td", { class: "text" }, reasonText(it.reason)),
     make("td", { html: powerHtml(it.scale === null ? NaN : Math.log2(it.scale)) }),
-    ...(culprits ? [make("td", { class: "text" }, named(it.culprits))] : []),
+    ...(culprits ? [make("td", { class: "text wide" }, named(it.culprits))] : []),
     ...(places ? ["backward", "forward"].map((pass) => make("td", { class: "text" }, (it.first && it.first[pass]) || "–")) : [])));
   fill(byId("skip-table"), make("thead", {}, head), make("tbody", {}, ...lines));
 }

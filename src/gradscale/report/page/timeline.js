@@ -38,7 +38,7 @@ function drawTimeline() {
   panels.forEach((panel, i) => {
     const name = i ? `y${i + 1}` : "y";
     const bottom = top - panel.weight / total;
-    layout[`yaxis${i ? i + 1 : ""}`] = panelAxis(panel, [Math.max(0, bottom + 0.018), top]);
+    layout[`yaxis${i ? i + 1 : ""}`] = panelAxis(panel, [Math.max(0, bottom + 0.018), top], from, to);
     top = bottom;
     for (const shown of runs) traces.push(...panelTraces(panel, shown, name, from, to));
   });
@@ -47,8 +47,21 @@ function drawTimeline() {
   byId("timeline-words").textContent = timelineWords(runs);
 }
 
-function panelAxis(panel, domain) {
-  const base = axis({ title: panel.title, domain, fixedrange: true, nticks: 4 + panel.weight, ...panel.axis });
+// Powers of two get whole exponents as ticks.
+function powerTicks(panel, from, to) {
+  let low = Infinity, high = -Infinity;
+  for (const { run } of shownRuns()) {
+    const { y } = thinned(...seriesOf(run, panel.key), from, to);
+    for (const value of y) if (value !== null) { low = Math.min(low, value); high = Math.max(high, value); }
+  }
+  const every = Math.max(1, Math.ceil((high - low) / 4));
+  const pad = Math.max(0.6, (high - low) * 0.08);
+  return low === Infinity ? {} : { dtick: every, tick0: Math.floor(low), range: [low - pad, high + pad] };
+}
+
+function panelAxis(panel, domain, from, to) {
+  const ticks = panel.axis?.tickprefix ? powerTicks(panel, from, to) : {};
+  const base = axis({ title: panel.title, domain, fixedrange: true, nticks: 4 + panel.weight, ...panel.axis, ...ticks });
   if (panel.key === "skips") {
     const reasons = [...new Set(shownRuns().flatMap(({ run }) => run.skips.reasons))];
     return { ...base, title: { text: "" }, showgrid: false, tickvals: reasons.map((_, i) => i), ticktext: reasons.map((r) => escaped(reasonText(r))), range: [reasons.length - 0.4, -0.6] };
