@@ -112,13 +112,13 @@ function cellWords(run, id, column) {
 function tellCell() {
   const run = currentRun();
   if (!run.heat || state.row === null || state.column === null) return;
-  fill(byId("heat-cell"), make("b", {}, run.rows[state.row].name), ` · ${cellWords(run, state.row, state.column)}`);
+  byId("heat-cell").innerHTML = `<b>${escaped(run.rows[state.row].name)}</b> · ${raised(cellWords(run, state.row, state.column))}`;
 }
 
 function onHeatHover(event) {
   const run = currentRun(), point = event.points[0];
   const id = shownRows()[Math.round(point.y)];
-  if (id !== undefined) showTip(event.event, `<b>${escaped(run.rows[id].name)}</b>${escaped(cellWords(run, id, Math.round(point.x)))}`);
+  if (id !== undefined) showTip(event.event, `<b>${escaped(run.rows[id].name)}</b>${raised(cellWords(run, id, Math.round(point.x)))}`);
 }
 
 function onHeatClick(event) {

@@ -32,6 +32,7 @@ async function start() {
     performance.mark(part.name);
     await nextFrame();
   }
+  startSaving();
   startPrint(redrawAll);
   document.documentElement.dataset.ready = "yes";
 }

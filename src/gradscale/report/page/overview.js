@@ -49,7 +49,7 @@ function drawOverview() {
     const name = make("button", { type: "button", "aria-pressed": String(i === state.run), onclick: () => chooseRun(i) }, run.name);
     const swatch = make("span", { class: "swatch", style: `background:${runColor(i)}`, "aria-hidden": "true" });
     return make("tr", { class: i === state.run ? "chosen" : null }, make("td", {}, box), make("td", { class: "text" }, swatch, name),
-      ...used.map(([, text, kind]) => make("td", { class: kind }, text(run.summary))));
+      ...used.map(([, text, kind]) => make("td", { class: kind, html: raised(text(run.summary)) })));
   });
   const focused = document.activeElement?.closest?.("#run-table") ? document.activeElement : null;
   const place = focused ? [...byId("run-table").querySelectorAll("button, input")].indexOf(focused) : -1;

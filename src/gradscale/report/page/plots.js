@@ -1,13 +1,10 @@
 // What all figures have in common.
 
 const CONFIG = {
-  displaylogo: false,
-  displayModeBar: "hover",
+  displayModeBar: false, // its buttons cannot be reached by keyboard; ours can
   responsive: true,
   showTips: false,
   doubleClick: "reset",
-  modeBarButtons: [["toImage", "resetScale2d"]],
-  toImageButtonOptions: { format: "svg" },
 };
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
@@ -63,6 +60,15 @@ function labelLength() {
 // Enough room at the left for the longest label, in a font about 6 pixels wide.
 function labelRoom(texts) {
   return Math.min(240, 18 + 6.1 * Math.max(4, ...texts.map((text) => text.length)));
+}
+
+function startSaving() {
+  for (const button of document.querySelectorAll("[data-save]")) {
+    button.addEventListener("click", () => {
+      const id = button.dataset.save;
+      if (byId(id).data) Plotly.downloadImage(id, { format: "svg", filename: `gradscale-${id.replace("-plot", "")}` });
+    });
+  }
 }
 
 function showTip(event, html) {

@@ -64,7 +64,7 @@ function drawRow() {
     yaxis: axis({ title: "elements", fixedrange: true, exponentformat: "SI", rangemode: "tozero" }),
     shapes: range ? bandShapes(range, low, high) : [], annotations: range ? bandLabels(range, low, high) : [],
   });
-  byId("row-words").textContent = rowWords(row, histogram, range, exponent);
+  byId("row-words").innerHTML = raised(rowWords(row, histogram, range, exponent));
 }
 
 function rowWords(row, histogram, range, exponent) {

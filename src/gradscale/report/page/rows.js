@@ -11,8 +11,8 @@ const ROW_COLUMNS = [
   { key: "numel", head: "Elements", value: (row) => row.numel, show: (row) => count(row.numel) },
   { key: "share", head: "Lost", hint: "over the run", value: (row) => row.share, show: (row) => percent(row.share), bar: (row) => row.share },
   { key: "worst", head: "Worst step", hint: "the largest lost share of a step", value: (row) => row.worst, show: (row) => (row.worst === null ? "–" : row.worst ? `${percent(row.worst)} at ${count(row.worst_step)}` : "0 %") },
-  { key: "tried", head: "Lost at the scale tried", value: (row, id) => tried.get(id)?.share ?? null, show: (row, id) => percent(tried.get(id)?.share ?? NaN), live: true },
-  { key: "over", head: "Overflow there", value: (row, id) => overValue(tried.get(id)), show: (row, id) => overText(tried.get(id)), live: true },
+  { key: "tried", head: () => `Lost at ${power(state.scale)}`, value: (row, id) => tried.get(id)?.share ?? null, show: (row, id) => percent(tried.get(id)?.share ?? NaN), live: true },
+  { key: "over", head: () => `Overflow at ${power(state.scale)}`, value: (row, id) => overValue(tried.get(id)), show: (row, id) => overText(tried.get(id)), live: true },
   { key: "amax", head: "Largest", hint: "unscaled, when last measured", value: (row) => lastOf(row, "amax"), show: (row) => (row.last ? powerHtml(row.last.amax === null ? -Infinity : Math.round(10 * row.last.amax) / 10) : "–"), html: true },
   { key: "zero", head: "Exact zeros", hint: "not lost", value: zeroShare, show: (row) => percent(zeroShare(row) ?? NaN) },
   { key: "exponent", head: "Stored at", hint: "when last measured", value: (row) => lastOf(row, "exponent"), show: (row) => powerHtml(lastOf(row, "exponent")), html: true },
@@ -93,8 +93,12 @@ function rowHead(columns) {
   return make("thead", {}, make("tr", {}, ...columns.map((column) => {
     const sort = state.sort.key !== column.key ? "none" : state.sort.descending ? "descending" : "ascending";
     return make("th", { scope: "col", class: column.text ? "text" : null, "aria-sort": sort },
-      make("button", { type: "button", title: column.hint, "data-sort": column.key, onclick: () => sortBy(column) }, column.head));
+      make("button", { type: "button", title: column.hint, "data-sort": column.key, onclick: () => sortBy(column), html: headOf(column) }));
   })));
+}
+
+function headOf(column) {
+  return raised(typeof column.head === "string" ? column.head : column.head());
 }
 
 function rowLine(run, id, columns) {
@@ -119,6 +123,7 @@ function updateTried() {
   if (["tried", "over"].includes(state.sort.key)) return drawRows();
   tryScale();
   const run = currentRun();
+  for (const column of ROW_COLUMNS.filter((it) => it.live)) byId("row-table").querySelector(`[data-sort="${column.key}"]`).innerHTML = headOf(column);
   for (const line of byId("row-table").querySelectorAll("tbody tr")) {
     const id = Number(line.dataset.row);
     for (const cell of line.querySelectorAll("[data-live]")) {

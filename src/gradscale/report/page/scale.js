@@ -31,7 +31,8 @@ function fillScale() {
   options(byId("format"), [["", `as recorded (${formats.join(", ")})`], ...Object.keys(payload.ranges).map((name) => [name, name])], state.format);
   best = bestScale(run, histogramsShown(), state.format, ...scaleEnds());
   byId("scale-best").disabled = best === null || state.kind === "activation";
-  byId("scale-best").innerHTML = best === null ? "Overflows everywhere" : `Loses least: ${powerHtml(best)}`;
+  byId("scale-best").title = `Loses least while every row stays ${SPARE} octaves below overflow.`;
+  byId("scale-best").innerHTML = best === null ? "None is safe" : `Best with room to spare: ${powerHtml(best)}`;
   drawCurve();
 }
 
@@ -57,7 +58,7 @@ function drawScale() {
     number(["overflow-count", saturates ? "Cut off at the top" : "Overflow"], then.overflowed, then.nonzero ? then.overflowed / then.nonzero : 0),
     number(["subnormal-count", "Subnormal"], then.subnormal, then.nonzero ? then.subnormal / then.nonzero : 0),
     number(["nonzero-count", "Not zero"], then.nonzero));
-  byId("scale-words").textContent = scaleSentence(now, then, recorded);
+  byId("scale-words").innerHTML = raised(scaleSentence(now, then, recorded));
   moveCurveMark();
 }
 

@@ -29,9 +29,13 @@ function power(log2) {
   return "2^" + trimmed(log2);
 }
 
+// Raises exponents in a text that is shown. The sign ^ stays for those who hear it, and for the clipboard.
+function raised(text) {
+  return escaped(text).replace(/2\^(−?\d+(?:\.\d+)?)/g, '2<sup><span class="unseen">^</span>$1</sup>');
+}
+
 function powerHtml(log2) {
-  const text = power(log2);
-  return text.startsWith("2^") ? `2<sup>${text.slice(2)}</sup>` : text;
+  return raised(power(log2));
 }
 
 function trimmed(log2) {

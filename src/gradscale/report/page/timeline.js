@@ -3,7 +3,7 @@
 const PANELS = [
   { key: "scale", title: "scale", axis: { tickprefix: "2<sup>", ticksuffix: "</sup>" }, shape: "hv", text: (v) => power(v), weight: 3 },
   { key: "skips", title: "skipped", weight: 1 },
-  { key: "lost", title: "lost", axis: { type: "log", tickvals: [1e-8, 1e-6, 1e-4, 1e-2, 1], ticktext: ["10<sup>−6</sup> %", "0.0001 %", "0.01 %", "1 %", "all"] }, text: (v) => percent(v), weight: 2 },
+  { key: "lost", title: "lost", axis: { type: "log" }, text: (v) => percent(v), weight: 2 },
   { key: "loss", title: "loss", axis: {}, text: (v) => plain(v, 4), weight: 2 },
   { key: "amax", title: "largest", axis: { tickprefix: "2<sup>", ticksuffix: "</sup>" }, text: (v) => power(v), weight: 2 },
 ];
@@ -44,7 +44,7 @@ function drawTimeline() {
   });
   layout.xaxis = axis({ title: "step", range: [from, to], anchor: panels.length > 1 ? `y${panels.length}` : "y", tickformat: ",d", showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "dot", spikecolor: palette().quiet });
   draw("timeline-plot", traces, layout, { plotly_relayout: onTimelineZoom });
-  byId("timeline-words").textContent = timelineWords(runs);
+  byId("timeline-words").innerHTML = raised(timelineWords(runs));
 }
 
 // Powers of two get whole exponents as ticks.
@@ -59,8 +59,20 @@ function powerTicks(panel, from, to) {
   return low === Infinity ? {} : { dtick: every, tick0: Math.floor(low), range: [low - pad, high + pad] };
 }
 
+// Shares at decades; where they hardly differ, between them as well.
+function shareTicks(from, to) {
+  let low = 1, high = 1e-9;
+  for (const { run } of shownRuns()) {
+    for (const value of thinned(...seriesOf(run, "lost"), from, to).y) if (value > 0) { low = Math.min(low, value); high = Math.max(high, value); }
+  }
+  const decades = Math.log10(Math.max(high, low) / low), every = Math.max(1, Math.round(decades / 3));
+  const tickvals = [];
+  for (let e = 0; e >= -10; e--) if (e % every === 0) tickvals.push(...(decades < 1.5 ? [1, 2, 5] : [1]).map((m) => m * 10 ** e).filter((v) => v <= 1));
+  return { tickvals, ticktext: tickvals.map(percent) };
+}
+
 function panelAxis(panel, domain, from, to) {
-  const ticks = panel.axis?.tickprefix ? powerTicks(panel, from, to) : {};
+  const ticks = panel.axis?.tickprefix ? powerTicks(panel, from, to) : panel.key === "lost" ? shareTicks(from, to) : {};
   const base = axis({ title: panel.title, domain, fixedrange: true, nticks: 4 + panel.weight, ...panel.axis, ...ticks });
   if (panel.key === "skips") {
     const reasons = [...new Set(shownRuns().flatMap(({ run }) => run.skips.reasons))];

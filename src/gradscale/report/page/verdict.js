@@ -20,11 +20,17 @@ function lostTiles(it) {
   const tiles = [tile("Lost", percent(it.lost.share), `of the non-zero gradients; ${it.lost.method}, ${plural(it.lost.measured_steps, "step")}`)];
   if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), escaped(it.worst[0].row)));
   if (it.best) {
-    const same = it.best.log2_scale === it.best.recorded.log2_scale;
-    const then = `${percent(it.best.share)} lost, nothing overflows`;
-    tiles.push(tile("Best single scale", powerHtml(it.best.log2_scale), same ? `the recorded one; ${then}` : `${then}; ${percent(it.best.recorded.share)} at ${powerHtml(it.best.recorded.log2_scale)}`));
+    tiles.push(tile("Best loss scale", powerHtml(it.best.log2_scale), bestWords(it.best)));
   }
   return tiles;
+}
+
+// By the last histograms, with two octaves to spare below overflow.
+function bestWords({ log2_scale: scale, share, recorded }) {
+  if (scale === recorded.log2_scale) return `the recorded one: ${percent(share)} lost`;
+  const now = `${percent(recorded.share)} at the recorded ${powerHtml(recorded.log2_scale)}`;
+  if (recorded.share < share) return `${percent(share)} lost; ${now} is too near overflow`;
+  return `${percent(share)} lost, ${now}`;
 }
 
 function skippedWords(it) {
