@@ -7,6 +7,8 @@ from gradscale.advice import Advice as Advice
 from gradscale.advice import advise as advise
 from gradscale import metrics as metrics
 from gradscale.formats import FloatFormat as FloatFormat
+from gradscale.half.conversion import half_precision as half_precision
+from gradscale.half.half_model import HalfPrecision as HalfPrecision
 from gradscale.layerwise import Layerwise as Layerwise
 from gradscale.metrics.metrics import Metrics as Metrics
 from gradscale.outcomes.outcome import StepOutcome as StepOutcome

@@ -17,6 +17,7 @@ from gradscale.gradients.unscale import (
     finite_amax,
     unscale_groups_,
 )
+from gradscale.half.registry import masters_of
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.policies.policy import Need, Observation
 from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
@@ -69,21 +70,27 @@ class StepGradients:
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor
     ) -> Flags:
         """Multiplies by `inv_scale` what is not divided yet; flags by device what is not finite."""
-        apart = self.shared(optimizer) if self._divided else ()
-        fresh, divided = collect_gradients(optimizer, apart)
-        flags = unscale_groups_(fresh, inv_scale, found_inf)
-        if divided:
+        shared = self.shared(optimizer) if self._divided else set[int]()
+        flags, widened = _widened(optimizer, inv_scale, found_inf)
+        fresh, others = collect_gradients(optimizer, shared | widened)
+        _merge(flags, unscale_groups_(fresh, inv_scale, found_inf))
+        if others and shared:
             one = torch.ones_like(inv_scale)
-            for device, flag in unscale_groups_(divided, one, found_inf).items():
-                flags[device] = torch.maximum(flags[device], flag) if device in flags else flag
+            _merge(flags, unscale_groups_(others, one, found_inf))
         if self.needs:
-            self._measure(optimizer, fresh, found_inf.device)
+            measured = collect_gradients(optimizer, shared)[0] if widened else fresh
+            self._measure(optimizer, measured, found_inf.device)
         return self.agreed(optimizer, flags, found_inf)
 
     def check(self, optimizer: torch.optim.Optimizer, inv_scale: Tensor) -> Flags:
-        """Flags gradients that are, or times `inv_scale` would be, not finite; writes nothing."""
-        groups, _ = collect_gradients(optimizer)
-        return self.agreed(optimizer, check_groups(groups, inv_scale), inv_scale)
+        """Flags gradients that are, or times `inv_scale` would be, not finite.
+
+        Writes nothing, except that gradients in half precision become float32 ones of the masters.
+        """
+        flags, widened = _widened(optimizer, None, None, inv_scale)
+        groups, _ = collect_gradients(optimizer, widened)
+        _merge(flags, check_groups(groups, inv_scale))
+        return self.agreed(optimizer, flags, inv_scale)
 
     def observation(self, found_inf: Tensor) -> Observation:
         """What the policy may see of this step."""
@@ -127,6 +134,26 @@ class StepGradients:
             measured["exponents"] = exponent_counts(groups, device)
             reduce_sum_([measured["exponents"]], ranks)
         self._measured.append(measured)
+
+
+def _widened(
+    optimizer: torch.optim.Optimizer,
+    factor: Tensor | None,
+    found_inf: Tensor | None,
+    divided_later: Tensor | None = None,
+) -> tuple[Flags, set[int]]:
+    """Half-precision gradients moved to their masters, multiplied and checked on the way."""
+    masters = masters_of(optimizer)
+    if masters is None:
+        return {}, set()
+    if factor is None and divided_later is not None:
+        factor, found_inf = torch.ones_like(divided_later), torch.zeros_like(divided_later)
+    return masters.widen_(factor, found_inf, divided_later)
+
+
+def _merge(flags: Flags, more: Flags) -> None:
+    for device, flag in more.items():
+        flags[device] = torch.maximum(flags[device], flag) if device in flags else flag
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from gradscale.half.registry import masters_of
 from gradscale.histogram import EXPONENT_BINS, count_exponents
 
 multiply_and_check_ = torch._amp_foreach_non_finite_check_and_unscale_  # pyright: ignore[reportPrivateImportUsage]
@@ -72,6 +73,9 @@ def collect_gradients(
     Returns:
         The gradients of most parameters, and those of the parameters `apart`.
     """
+    masters = masters_of(optimizer)
+    if masters is not None:
+        masters.agree()
     most: Groups = {}
     others: Groups = {}
     device = dtype = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
+from gradscale.half.registry import trained_by
 
 # Hides nothing; and a parameter that only other ranks used has a gradient which no walk here meets.
 DDP_SINK = "_DDPSinkBackward"
@@ -59,5 +60,5 @@ def refusal(missed: Sequence[Tensor], names: Mapping[int, str]) -> RuntimeError:
 
 
 def owned(optimizer: Any) -> Iterable[Tensor]:
-    """An optimizer's parameters."""
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+    """The parameters that an optimizer trains."""
+    return trained_by(optimizer)

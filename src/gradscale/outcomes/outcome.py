@@ -10,6 +10,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from gradscale.half.registry import trained_by
 from gradscale.outcomes.triage import REASONS, Culprit, Reason, find_culprits, find_reason
 from gradscale.policies.policy import Observation
 from gradscale.ranks import agreed_index, distributed, groups_of, mesh_groups, reduce_max_
@@ -152,7 +153,7 @@ class OptimizerOutcome:
         if self._explained or not self.skipped:
             return
         optimizer = self._optimizer()
-        parameters = [p for g in optimizer.param_groups for p in g["params"]] if optimizer else []
+        parameters = trained_by(optimizer) if optimizer else []
         self._reason = find_reason(parameters, self._evidence.losses, self._evidence.inputs)
         if optimizer is not None:
             self._culprits = tuple(find_culprits(optimizer, self._evidence.names))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.unscale import gradient_values
+from gradscale.half.registry import trained_by
 
 Reason = Literal["overflow", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"]
 REASONS: tuple[Reason, ...] = (
@@ -70,7 +71,7 @@ def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) ->
     found: list[Culprit] = []
     for group_index, group in enumerate(optimizer.param_groups):
         own_names: Sequence[str] | None = group.get("param_names")
-        for index, parameter in enumerate(group["params"]):
+        for index, parameter in enumerate(trained_by(optimizer, group["params"])):
             values = gradient_values(parameter)
             if values is None:
                 continue

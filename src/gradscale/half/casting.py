@@ -1,0 +1,156 @@
+"""Hooks that cast what modules read and return, so that a plain forward pass fits together.
+
+Every module with half-precision parameters reads half precision; a module kept in float32 reads
+float32 and returns half precision; the model itself returns float32. The hooks hold a dtype and
+nothing else: they are copied and pickled with their module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from gradscale.half.kept import floating
+
+_WIDE = "_gradscale_float32"
+
+
+class ReadsIn:
+    """A forward pre-hook: floating-point inputs are cast to a dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs, cast."""
+        del module
+        return (
+            tuple([cast_to(argument, self.dtype) for argument in args]),
+            {name: cast_to(argument, self.dtype) for name, argument in kwargs.items()},
+        )
+
+
+class Returns:
+    """A forward hook: floating-point outputs are cast to a dtype.
+
+    Args:
+        dtype: of what is returned.
+        keep_wide: leave the float32 output within reach, in case the model returns it.
+    """
+
+    def __init__(self, dtype: torch.dtype, *, keep_wide: bool = False) -> None:
+        self.dtype = dtype
+        self.keep_wide = keep_wide
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The outputs, cast."""
+        del module, args
+        result = cast_to(output, self.dtype)
+        if self.keep_wide and isinstance(output, Tensor) and result is not output:
+            setattr(result, _WIDE, output)
+        return result
+
+
+class ReturnsFloat32:
+    """A forward hook of the whole model: outputs in float32, for the loss.
+
+    What a module kept in float32 returned last comes as it was, without the way through half
+    precision.
+    """
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The outputs, cast."""
+        del module, args
+        wide = getattr(output, _WIDE, None) if isinstance(output, Tensor) else None
+        return cast_to(output, torch.float32) if wide is None else wide
+
+
+HOOKS = (ReadsIn, Returns, ReturnsFloat32)
+
+
+def cast_to(value: Any, dtype: torch.dtype) -> Any:
+    """A nesting of tensors in which every floating-point tensor has `dtype`.
+
+    Example:
+        >>> cast_to({"x": torch.ones(1), "n": torch.tensor(3)}, torch.float16)
+        {'x': tensor([1.], dtype=torch.float16), 'n': tensor(3)}
+    """
+    if isinstance(value, Tensor):
+        return value.to(dtype) if floating(value) and value.dtype != dtype else value
+    if isinstance(value, PackedSequence):
+        return value.to(dtype) if floating(value.data) else value
+    if isinstance(value, Mapping):
+        return _mapping(cast("Mapping[Any, Any]", value), dtype)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[cast_to(item, dtype) for item in cast("tuple[Any, ...]", value)])
+    if type(value) in (tuple, list):
+        return type(value)([cast_to(item, dtype) for item in value])
+    return value
+
+
+def _mapping(value: Mapping[Any, Any], dtype: torch.dtype) -> Any:
+    """Of the same class where that can be filled (as Hugging Face's outputs can), else a dict."""
+    if type(value) is dict:
+        return {key: cast_to(item, dtype) for key, item in value.items()}
+    changed = {key: cast_to(item, dtype) for key, item in value.items()}
+    if all(changed[key] is item for key, item in value.items()):
+        return value
+    try:
+        return cast(Any, type(value))(**changed)
+    except TypeError:
+        return changed
+
+
+def hook_model(
+    model: nn.Module, format: torch.dtype, kept: Mapping[str, nn.Module], named: set[str]
+) -> None:
+    """Installs what is missing of the hooks of a model; called again it finds new modules.
+
+    Args:
+        model: the model; its parameters have their final dtypes.
+        format: the half-precision format.
+        kept: the outermost modules in float32, by name.
+        named: those of them whose outputs may be what the model returns.
+    """
+    inside = {id(m) for module in kept.values() for m in module.modules()}
+    for name, module in kept.items():
+        if hooked(module):
+            continue
+        _register_inputs(module, ReadsIn(torch.float32))
+        if module is not model:
+            module.register_forward_hook(Returns(format, keep_wide=name in named))
+    for module in model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        holds_half = any(tensor.dtype == format for tensor in own)
+        outer = module is model or holds_half
+        if id(module) not in inside and outer and not hooked(module):
+            _register_inputs(module, ReadsIn(format))
+            if module is model:
+                module.register_forward_hook(ReturnsFloat32())
+
+
+def _register_inputs(module: nn.Module, hook: ReadsIn) -> None:
+    module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has one of these hooks."""
+    return any(isinstance(hook, HOOKS) for hook in module._forward_pre_hooks.values())
+
+
+def unhook_model(model: nn.Module) -> None:
+    """Takes these hooks off a model and everything below it."""
+    for module in model.modules():
+        for hooks, flags in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        ):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, HOOKS)]:
+                del hooks[key]
+                flags.pop(key, None)

@@ -1,0 +1,195 @@
+"""A model in half precision with its float32 masters: weights in and out, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from gradscale.half.casting import hook_model, unhook_model
+from gradscale.half.kept import Keep, Kept, floating, kept_of
+from gradscale.half.link import Link, convert_, link_of
+from gradscale.half.masters import Masters
+from gradscale.half.refusals import check_gradients, check_range
+from gradscale.half.repoint import repoint
+from gradscale.half.saving import float_values, hook_loading, hook_states, unhook_loading
+
+
+class HalfPrecision:
+    """A model in half precision with its float32 masters; made by `half_precision`.
+
+    Attributes:
+        model: the model.
+        format: its half-precision format.
+        kept: the names of the outermost modules that stay in float32.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> from gradscale import half_precision
+        >>> half = half_precision(model, optimizer)
+        >>> [(name, weight.dtype) for name, weight in half.named_parameters()]
+        [('weight', torch.float32), ('bias', torch.float32)]
+        >>> half.restore()
+        >>> model.weight.dtype
+        torch.float32
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        format: torch.dtype,
+        keep: Keep | Collection[Keep],
+        kept: Kept,
+        gradients: torch.dtype,
+        saturate: bool,
+    ) -> None:
+        self.model = model
+        self.format = format
+        self.kept = tuple(kept.modules)
+        self._keep = keep
+        self._gradients = gradients
+        self._optimizers = list(optimizers)
+        self._masters = [Masters(o, model, saturate, self._adopt_new) for o in optimizers]
+        self._handles = [handle for o in optimizers for handle in hook_states(o)]
+        self._casts: list[tuple[Tensor, torch.dtype]] = []
+        self._adopt(kept)
+
+    def _adopt_new(self) -> None:
+        """After `optimizer.add_param_group`: what it brought, and the modules around it."""
+        kept = kept_of(self.model, self._keep)
+        check_gradients(self._optimizers)
+        check_range(self.model, self.format, kept.tensors)
+        self._adopt(kept)
+
+    def _adopt(self, kept: Kept) -> None:
+        inside = {id(p): p for p in self.model.parameters() if floating(p)}
+        half = {key: p for key, p in inside.items() if key not in kept.tensors}
+        owned = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
+        fresh = {key: p for key, p in half.items() if key in owned and link_of(p) is None}
+        masters = {key: _master_of(parameter) for key, parameter in fresh.items()}
+        tensors = [*half.values(), *(b for b in self.model.buffers() if id(b) not in kept.tensors)]
+        for tensor in tensors:
+            if floating(tensor) and tensor.dtype != self.format:
+                if id(tensor) not in fresh:
+                    self._casts.append((tensor, tensor.dtype))
+                convert_(tensor, self.format)
+        links = {key: Link(p, masters[key], self._gradients) for key, p in fresh.items()}
+        for optimizer, own in zip(self._optimizers, self._masters, strict=True):
+            here = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            own.links.extend(link for key, link in links.items() if key in here)
+            repoint(optimizer, masters)
+        hook_model(self.model, self.format, kept.modules, kept.named)
+        hook_loading(self.model)
+        for module in self.model.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's parameters in its own order, with masters in the place of half ones."""
+        for name, parameter in self.model.named_parameters():
+            link = link_of(parameter)
+            yield name, parameter if link is None else link.master
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The same without names: for clipping, and for `AveragedModel.update_parameters`."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def buffers(self) -> Iterator[Tensor]:
+        """The model's buffers, as `AveragedModel(use_buffers=True)` asks for."""
+        return self.model.buffers()
+
+    def float_state_dict(self) -> dict[str, Any]:
+        """The model's state with the float32 weights: for a plain model, an export, an evaluation.
+
+        The masters are not copied: a later step changes them.
+        """
+        return float_values(self.model)
+
+    def float_model(self) -> nn.Module:
+        """A copy of the model in float32, with the masters as weights and no trace of this.
+
+        Example:
+            >>> from gradscale import half_precision
+            >>> half = half_precision(m := nn.Linear(2, 1), torch.optim.SGD(m.parameters(), lr=0.1))
+            >>> average = torch.optim.swa_utils.AveragedModel(half.float_model())
+            >>> average.update_parameters(half)
+            >>> average.module.weight.dtype
+            torch.float32
+        """
+        copy = deepcopy(self.model)
+        unhook_model(copy)
+        unhook_loading(copy)
+        for tensor in (*copy.parameters(), *copy.buffers()):
+            if tensor.dtype == self.format:
+                convert_(tensor, torch.float32)
+        copy.load_state_dict(self.float_state_dict())
+        return copy
+
+    def widen_gradients(self) -> None:
+        """Turns half-precision gradients into float32 ones now; `step` does it otherwise.
+
+        For clipping without a scaler. With one, `scaler.unscale_(optimizer)` does it.
+        """
+        for masters in self._masters:
+            masters.widen_()
+
+    def broadcast(self, source: int = 0, process_group: Any = None) -> None:
+        """Sends one rank's masters to all others, and rounds them into the parameters.
+
+        For ranks that built their models from different seeds. DDP sends parameters only.
+
+        Args:
+            source: the global rank that sends.
+            process_group: the ranks that take part; None for all.
+        """
+        with torch.no_grad():
+            for tensor in (*self.parameters(), *self.buffers()):
+                dist.broadcast(tensor.detach(), source, group=process_group)
+        for masters in self._masters:
+            masters.copy_back()
+
+    def restore(self) -> None:
+        """Undoes everything: the model is float32 again, with the masters as its weights.
+
+        Gradients are dropped; the optimizer keeps its state.
+        """
+        links = {id(link.parameter): link for m in self._masters for link in m.links}
+        for optimizer, masters in zip(self._optimizers, self._masters, strict=True):
+            optimizer.zero_grad()
+            repoint(optimizer, {id(link.master): link.parameter for link in masters.links})
+            masters.remove()
+        for handle in self._handles:
+            handle.remove()
+        unhook_model(self.model)
+        unhook_loading(self.model)
+        for tensor, dtype in self._casts:
+            convert_(tensor, dtype)
+        for link in links.values():
+            link.dissolve()
+
+    def __repr__(self) -> str:
+        parameters = list(self.model.parameters())
+        linked = sum(link_of(parameter) is not None for parameter in parameters)
+        alone = sum(p.dtype == self.format for p in parameters) - linked
+        others = f", {alone} without" if alone else ""
+        name = str(self.format).removeprefix("torch.")
+        return (
+            f"HalfPrecision({name}: {linked} parameters with float32 masters{others}, "
+            f"{len(parameters) - linked - alone} in float32)"
+        )
+
+
+def _master_of(parameter: Tensor) -> Parameter:
+    """A float32 parameter with the values: the storage that the half one is about to leave."""
+    value = parameter.detach()
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    return Parameter(wide, requires_grad=parameter.requires_grad)

@@ -1,0 +1,143 @@
+"""Which modules of a model stay in float32: normalisation, buffers without weights, and your own.
+
+Statistics are sums over many elements and need float32; their weights are few. A module that holds
+buffers and no parameter (rotary frequencies, a table of positions, a codebook) has nothing to gain
+from half precision, and its numbers are rarely made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+Keep = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""What names modules: a name or pattern, a class, or a predicate of name and module."""
+
+NORMALIZATION: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,  # BatchNorm, SyncBatchNorm, InstanceNorm and their lazy forms
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.CrossMapLRN2d,
+    *(cast(type[nn.Module], getattr(nn, name)) for name in ("RMSNorm",) if hasattr(nn, name)),
+)
+"""Torch's own normalisation layers; name others in `keep`, by class."""
+
+
+class Kept(NamedTuple):
+    """What stays in float32.
+
+    Attributes:
+        modules: the outermost modules, by name; all below them stays as well.
+        named: those of them that the user named.
+        tensors: ids of all parameters and buffers that stay.
+    """
+
+    modules: dict[str, nn.Module]
+    named: set[str]
+    tensors: set[int]
+
+
+def kept_of(model: nn.Module, keep: Keep | Collection[Keep] = ()) -> Kept:
+    """What of a model stays in float32.
+
+    Args:
+        model: the model.
+        keep: names as in `named_modules`, `named_parameters` or `named_buffers`, patterns with
+            ``*`` and ``?``, module classes, predicates, or a collection of these.
+
+    Raises:
+        ValueError: if a name or pattern fits nothing.
+        TypeError: if something in `keep` is none of these.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
+        >>> list(kept_of(model, "2").modules)
+        ['1', '2']
+    """
+    wishes = _wishes(keep)
+    named = {
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if any(_names(wish, name, module) for wish in wishes)
+    }
+    chosen = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name in named or isinstance(module, NORMALIZATION) or _only_buffers(module)
+    }
+    outermost = {
+        name: module
+        for name, module in chosen.items()
+        if not any(_below(name, other) for other in chosen)
+    }
+    tensors = {id(t) for module in outermost.values() for t in _tensors(module)}
+    tensors |= _tensors_named(model, wishes, named)
+    return Kept(outermost, named & outermost.keys(), tensors)
+
+
+def _wishes(keep: Keep | Collection[Keep]) -> list[Keep]:
+    one = isinstance(keep, str) or callable(keep)
+    wishes = [cast(Keep, keep)] if one else list(cast(Collection[Keep], keep))
+    for wish in wishes:
+        if not (isinstance(wish, str) or callable(wish)):
+            raise TypeError(
+                f"`half_precision(keep={wish!r})`: name what stays in float32 by its name or a "
+                "pattern, a module class, or a function of name and module."
+            )
+    return wishes
+
+
+def _names(wish: Keep, name: str, module: nn.Module) -> bool:
+    if isinstance(wish, str):
+        return bool(name) and fnmatchcase(name, wish)
+    if isinstance(wish, type):
+        return isinstance(module, wish)
+    return bool(wish(name, module))
+
+
+def _only_buffers(module: nn.Module) -> bool:
+    floats = any(buffer.is_floating_point() for buffer in module.buffers())
+    return floats and next(module.parameters(), None) is None
+
+
+def _below(name: str, other: str) -> bool:
+    return name != other and (not other or name.startswith(f"{other}."))
+
+
+def _tensors(module: nn.Module) -> Iterable[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _tensors_named(model: nn.Module, wishes: list[Keep], modules: set[str]) -> set[int]:
+    """The ids of parameters and buffers named one by one; checks that every name fits something."""
+    tensors: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    found: set[int] = set()
+    for wish in wishes:
+        if not isinstance(wish, str):
+            continue
+        fitting = [tensor for name, tensor in tensors.items() if fnmatchcase(name, wish)]
+        if not fitting and not any(fnmatchcase(name, wish) for name in modules):
+            known = ", ".join(sorted({name.split(".")[0] for name in tensors}))
+            raise ValueError(
+                f"`half_precision(keep={wish!r})` fits no module, parameter or buffer. Names are "
+                f"those of `model.named_modules()`; here they begin with: {known or 'nothing'}."
+            )
+        found.update(id(tensor) for tensor in fitting)
+    return found
+
+
+def floating(tensor: Tensor) -> bool:
+    """Whether a tensor holds real floating-point numbers, of which half precision is a rounding."""
+    return tensor.is_floating_point() and tensor.dtype in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )

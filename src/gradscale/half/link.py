@@ -1,0 +1,157 @@
+"""A parameter in half precision and its float32 master, whose `.grad` is one tensor."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class Link:
+    """One parameter of a model, and what the optimizer updates in its place.
+
+    A gradient arrives at the parameter. The master is given the same tensor, in half precision at
+    first; once divided, both have the float32 one. So it does not matter of which of the two
+    somebody clips, reads or clears the gradient.
+
+    Attributes:
+        parameter: half precision; what the model computes with.
+        master: float32; what the optimizer updates.
+        moved: whether the master changed its device, and the optimizer's state has yet to follow.
+        exponent: the half gradient is stored at ``2**exponent`` times the loss-scaled one.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_handle",
+        "_seen",
+        "_version",
+        "exponent",
+        "master",
+        "moved",
+        "parameter",
+    )
+
+    def __init__(self, parameter: Tensor, master: Tensor, gradients: torch.dtype) -> None:
+        self.parameter = parameter
+        self.master = master
+        self.exponent = 0
+        self.moved = False
+        self._seen: Tensor | None = None
+        self._version = parameter._version
+        # None: half precision from the backward pass, float32 once divided.
+        wide = gradients not in HALVES
+        cast(Any, parameter).grad_dtype = gradients if wide else None
+        cast(Any, master).grad_dtype = None
+        self._handle = _hook_accumulation(parameter, self._accumulated)
+        LINKS[id(parameter)] = self
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        del parameter
+        self.gradient()
+
+    def gradient(self) -> Tensor | None:
+        """The gradient that both have from now on.
+
+        The parameter's, unless somebody gave the master another one since they last agreed.
+        """
+        grad, other = self.parameter.grad, self.master.grad
+        if other is grad:
+            return grad
+        assigned = other is not None and other is not self._seen
+        if assigned and (grad is None or grad is self._seen):
+            self.parameter.grad = grad = other
+        else:
+            if self.master.device != self.parameter.device:
+                self._follow()
+            self.master.grad = grad
+        self._seen = grad
+        return grad
+
+    def _follow(self) -> None:
+        """After `model.to(device)`: the master moves too, and the optimizer is told."""
+        self.master.grad = None
+        self.master.data = self.master.data.to(self.parameter.device)
+        self.moved = True
+
+    def replace(self, grad: Tensor | None) -> None:
+        """Gives both another gradient."""
+        self.parameter.grad = self.master.grad = self._seen = grad
+
+    def let_go(self) -> None:
+        """Leaves the gradient to the parameter alone, so that clearing it there frees it."""
+        self.master.grad = self._seen = None
+
+    def note_copied(self) -> None:
+        """The parameter holds the rounded master."""
+        self._version = self.parameter._version
+
+    def take_changes(self) -> None:
+        """Brings the master in line if the parameter was written since it was last copied.
+
+        A master that rounds to what the parameter holds keeps its bits; others take its value.
+        """
+        if self.parameter._version != self._version:
+            self.take(self.parameter.detach())
+            self._version = self.parameter._version
+
+    def take(self, value: Tensor) -> None:
+        """The master takes a value: of a wider dtype as it is, of its own only where it differs."""
+        with torch.no_grad():
+            value = value.to(self.master.device)
+            if value.dtype == self.parameter.dtype:
+                same = self.master.to(value.dtype) == value
+                value = torch.where(same, self.master, value.to(self.master.dtype))
+            self.master.copy_(value)
+
+    def dissolve(self) -> None:
+        """The parameter takes the master's storage and dtype, and its own gradients back."""
+        self.replace(None)
+        self._handle.remove()
+        LINKS.pop(id(self.parameter), None)
+        convert_(self.parameter, self.master.dtype)
+        with torch.no_grad():
+            self.parameter.copy_(self.master)
+        cast(Any, self.parameter).grad_dtype = self.parameter.dtype
+
+
+LINKS: WeakValueDictionary[int, Link] = WeakValueDictionary()
+"""By ``id(parameter)``."""
+
+
+def link_of(parameter: Tensor | None) -> Link | None:
+    """The link of a parameter in half precision; None if it has no master."""
+    link = LINKS.get(id(parameter))
+    return link if link is not None and link.parameter is parameter else None
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a distributed tensor that lives here; any other tensor as it is."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def convert_(parameter: Tensor, dtype: torch.dtype) -> None:
+    """Changes a parameter's or buffer's dtype in place: whoever holds it sees the new values."""
+    with torch.no_grad():
+        value = parameter.detach().to(dtype)
+        if not is_traceable_wrapper_subclass(parameter):
+            parameter.data = value
+            return
+        if isinstance(parameter, Parameter):
+            value = Parameter(value, requires_grad=parameter.requires_grad)
+        torch.utils.swap_tensors(parameter, value)
+
+
+def _hook_accumulation(parameter: Tensor, hook: Any) -> Any:
+    # Torch takes no hook for a frozen parameter, but runs it once that is trained again.
+    trained = parameter.requires_grad
+    parameter.requires_grad_(True)
+    handle = parameter.register_post_accumulate_grad_hook(hook)
+    parameter.requires_grad_(trained)
+    return handle

@@ -1,0 +1,216 @@
+"""The masters of one optimizer: gradients moved to them before a step, weights back after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradscale.gradients.unscale import Flags, tensor_values
+from gradscale.half.link import HALVES, Link, local
+from gradscale.half.narrow import narrow_
+from gradscale.half.registry import MASTERS
+from gradscale.half.repoint import move_state
+from gradscale.half.widen import widen
+
+
+class Masters:
+    """The parameters in half precision that an optimizer updates through float32 masters.
+
+        before a step   gradient of the master = float32(gradient of the parameter) / S
+        after it        parameter = round(master)
+
+    Our scaler does the first in the pass in which it divides; without a scaler a hook on the
+    optimizer's `step` does it. The second is always a hook.
+
+    Args:
+        optimizer: owns the masters.
+        model: what holds the parameters.
+        saturate: whether masters beyond the half-precision range are clamped to it, not infinite.
+        adopt: called when the optimizer was given more parameters.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: torch.nn.Module,
+        saturate: bool,
+        adopt: Callable[[], None],
+    ) -> None:
+        self.links: list[Link] = []
+        self.saturate = saturate
+        self._optimizer = ref(optimizer)
+        self._model = ref(model)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._adopt = adopt
+        self._unpatch = [
+            _patch(optimizer, "zero_grad", self._zero_grad),
+            _patch(optimizer, "add_param_group", self._add_param_group),
+        ]
+        MASTERS[optimizer] = self
+
+    def agree(self) -> None:
+        """Gives each master the gradient of its parameter; see `Link.gradient`."""
+        for link in self.links:
+            link.gradient()
+
+    def widen_(
+        self,
+        inv_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        divided_later: Tensor | None = None,
+    ) -> tuple[Flags, set[int]]:
+        """Turns half-precision gradients into float32 ones of the masters, in one pass.
+
+        Args:
+            inv_scale: what they are multiplied by; None for 1, unchecked.
+            found_inf: the flag of its own device; None together with `inv_scale`.
+            divided_later: what they will be multiplied by afterwards, to be checked already.
+
+        Returns:
+            A flag per device, and the ids of the masters whose gradients are done.
+        """
+        pending: list[Link] = []
+        for link in self.links:
+            grad = link.gradient()
+            if grad is not None and grad.dtype in HALVES:
+                pending.append(link)
+        if not pending:
+            return {}, set()
+        done = {id(link.master) for link in pending}
+        sources = [
+            (tensor_values(cast(Tensor, link.gradient())), link.exponent) for link in pending
+        ]
+
+        def take(place: int, wide: Tensor) -> None:
+            link = pending[place]
+            link.replace(_like(cast(Tensor, link.parameter.grad), wide))
+            link.exponent = 0
+
+        return widen(sources, inv_scale, found_inf, take, divided_later), done
+
+    def copy_back(self) -> None:
+        """Rounds the masters into the parameters."""
+        pairs = [(local(link.parameter), local(link.master)) for link in self.links]
+        narrow_(pairs, saturate=self.saturate)
+        for link in self.links:
+            link.note_copied()
+
+    def remove(self) -> None:
+        """Takes the hooks off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            MASTERS.pop(optimizer, None)
+            for unpatch in self._unpatch:
+                unpatch()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        for link in self.links:
+            link.take_changes()
+        self.widen_()
+        for link in self.links:
+            if link.moved:
+                move_state(optimizer, link.master)
+                link.moved = False
+        self._refuse_orphans()
+        closure = _closure_of(args, kwargs)
+        if closure is None:
+            return None
+        return _with_closure(args, kwargs, self._between(closure))
+
+    def _between(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure around which weights go to the model, and gradients come to the masters."""
+
+        def evaluate() -> Any:
+            self.copy_back()
+            loss = closure()
+            self.widen_()
+            return loss
+
+        return evaluate
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.copy_back()
+        for link in self.links:
+            link.let_go()
+
+    def _zero_grad(self, original: Callable[..., None], set_to_none: bool = True) -> None:
+        self.agree()
+        original(set_to_none)
+        if set_to_none:
+            for link in self.links:
+                link.replace(None)
+
+    def _add_param_group(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        self._adopt()
+
+    def _refuse_orphans(self) -> None:
+        """After a step without any gradient: whether the model still has these parameters."""
+        model = self._model()
+        if model is None or any(link.master.grad is not None for link in self.links):
+            return
+        present = {id(parameter) for parameter in model.parameters()}
+        if self.links and not any(id(link.parameter) in present for link in self.links):
+            raise RuntimeError(
+                f"`{type(self._optimizer()).__name__}.step()`: the model's parameters were "
+                "replaced after `half_precision(model, optimizer)`, so none of them has a gradient "
+                "here. Call what replaces them first: `fully_shard(model)`, then build the "
+                "optimizer, then `half_precision`."
+            )
+
+
+def _like(grad: Tensor, values: Tensor) -> Tensor:
+    """A float32 gradient of the layout of `grad`, holding `values`."""
+    if hasattr(grad, "_local_tensor"):
+        from torch.distributed.tensor import DTensor
+
+        whole = cast(Any, grad)
+        return DTensor.from_local(
+            values, whole.device_mesh, whole.placements, run_check=False,
+            shape=grad.shape, stride=grad.stride(),
+        )  # fmt: skip
+    if grad.is_sparse:
+        return torch.sparse_coo_tensor(
+            grad._indices(), values, grad.shape,
+            is_coalesced=grad.is_coalesced(), check_invariants=False,
+        )  # fmt: skip
+    return values
+
+
+def _closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+    given = kwargs.get("closure", args[0] if args else None)
+    return given if callable(given) else None
+
+
+def _with_closure(args: Sequence[Any], kwargs: Mapping[str, Any], closure: Any) -> Any:
+    if "closure" in kwargs:
+        return tuple(args), {**kwargs, "closure": closure}
+    return (closure, *args[1:]), dict(kwargs)
+
+
+def _patch(optimizer: Optimizer, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+    """Puts a method around an optimizer's own; returns what takes it off again.
+
+    Torch has hooks for `step` and for states, and none for these. An optimizer's pickle holds its
+    state and settings only, so this never travels.
+    """
+    original = getattr(optimizer, name)
+
+    def around(*args: Any, **kwargs: Any) -> Any:
+        return method(original, *args, **kwargs)
+
+    def restore() -> None:
+        optimizer.__dict__.pop(name, None)
+
+    setattr(optimizer, name, around)
+    return restore

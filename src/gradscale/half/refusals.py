@@ -1,0 +1,131 @@
+"""What `half_precision` cannot do right, said before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from gradscale.half.kept import floating
+from gradscale.half.link import link_of, local
+from gradscale.half.registry import masters_of
+
+
+def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Refuses wrapped models, models and optimizers that were converted before, and old torch."""
+    if not hasattr(Tensor, "grad_dtype"):
+        raise RuntimeError(
+            f"`half_precision` needs `Tensor.grad_dtype`, which torch {torch.__version__} lacks. "
+            "Upgrade torch, or train in float32 under `torch.autocast`."
+        )
+    wrapper = type(model).__name__
+    if wrapper == "DistributedDataParallel":
+        raise RuntimeError(
+            "`half_precision(DistributedDataParallel(model), optimizer)`: DDP has made its buckets "
+            "for float32 gradients. Convert first, then wrap: `half_precision(model, optimizer)`, "
+            "`DistributedDataParallel(model)`."
+        )
+    if wrapper == "FullyShardedDataParallel":
+        raise RuntimeError(
+            "`half_precision(FullyShardedDataParallel(model), optimizer)`: FSDP1 keeps float32 "
+            "masters itself. Pass it `mixed_precision=MixedPrecision(param_dtype=torch.float16)`, "
+            "or use `fully_shard` (FSDP2)."
+        )
+    if not optimizers:
+        raise ValueError("`half_precision(model, [])` needs an optimizer to hold the masters.")
+    for optimizer in optimizers:
+        if masters_of(optimizer) is not None:
+            raise RuntimeError(
+                f"`half_precision(model, {type(optimizer).__name__})` was called before with this "
+                "optimizer. Call it once; `optimizer.add_param_group` takes in new parameters."
+            )
+    _check_parameters(model, optimizers)
+
+
+def _check_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    owned = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise RuntimeError(
+                f"`half_precision(model, optimizer)`: {name} has no shape yet. Run the lazy "
+                "module's first forward pass before."
+            )
+        if link_of(parameter) is not None:
+            raise RuntimeError(
+                f"`half_precision(model, optimizer)`: {name} has a master in another optimizer. "
+                "Pass all optimizers of a model together: `half_precision(model, [first, second])`."
+            )
+    if not any(id(parameter) in owned for parameter in model.parameters()):
+        raise ValueError(
+            "`half_precision(model, optimizer)`: the optimizer has none of the model's parameters. "
+            "Build it from `model.parameters()`, after anything that replaces them."
+        )
+
+
+def check_gradients(optimizers: Sequence[Optimizer]) -> None:
+    """Refuses parameters that are to be converted while they hold a gradient."""
+    for optimizer in optimizers:
+        masters = masters_of(optimizer)
+        own = set() if masters is None else {id(link.master) for link in masters.links}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and id(parameter) not in own:
+                    raise RuntimeError(
+                        "`half_precision(model, optimizer)`: a parameter holds a gradient, which "
+                        "cannot change its dtype. Call `optimizer.zero_grad()` before."
+                    )
+
+
+def check_range(model: nn.Module, format: torch.dtype, kept: Collection[int]) -> None:
+    """Refuses finite weights and buffers that would become infinite. Reads the host."""
+    limit = torch.finfo(format).max
+    for kind, tensors in (
+        ("parameter", model.named_parameters()),
+        ("buffer", model.named_buffers()),
+    ):
+        for name, tensor in tensors:
+            if id(tensor) in kept or not floating(tensor) or tensor.dtype == format:
+                continue
+            values = local(tensor.detach())
+            if values.is_meta or not values.numel():
+                continue
+            beyond = torch.isfinite(values) & ~torch.isfinite(values.to(format))
+            if bool(beyond.any()):
+                worst = values[beyond].abs().max().item()
+                short = str(format).removeprefix("torch.")
+                raise ValueError(
+                    f"`half_precision(format={format})`: {kind} {name} holds {worst:g}, and "
+                    f"{short} ends at {limit:g}. Keep it in float32 with `keep={name!r}`, or use "
+                    "torch.bfloat16."
+                )
+
+
+def check_sharding(model: nn.Module, format: torch.dtype, kept: Collection[int]) -> None:
+    """Refuses a group of `fully_shard` in which some parameters would be half and others not."""
+    for name, module in model.named_modules():
+        for group in _sharded_groups(module):
+            trained = [p for p in group if p.requires_grad and floating(p)]
+            if len({id(p) in kept for p in trained}) > 1:
+                short = str(format).removeprefix("torch.")
+                raise ValueError(
+                    f"`half_precision(model, optimizer)`: FSDP gathers the parameters of "
+                    f"{name or 'the model'} together, and needs them in one dtype, but some stay "
+                    "in float32. Apply `fully_shard` to each normalisation layer (and what `keep` "
+                    "names) first, or leave the masters to FSDP: `fully_shard(model, mp_policy="
+                    f"MixedPrecisionPolicy(param_dtype=torch.{short}, "
+                    "reduce_dtype=torch.float32))`, without `half_precision`."
+                )
+
+
+def _sharded_groups(module: nn.Module) -> list[list[Tensor]]:
+    state: Any = getattr(module, "_get_fsdp_state", lambda: None)()
+    if state is None:
+        return []
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:
+        groups = [state._fsdp_param_group]
+    return [[p.sharded_param for p in group.fsdp_params] for group in groups if group is not None]

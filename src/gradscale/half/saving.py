@@ -1,0 +1,125 @@
+"""Checkpoints: masters travel in the optimizer's state, and follow what the model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradscale.half.link import link_of
+from gradscale.half.registry import masters_of
+
+KEY = "master_weights"
+"""Where `optimizer.state_dict()` has the masters: by the index that torch gives each parameter."""
+
+
+def hook_states(optimizer: Optimizer) -> list[Any]:
+    """Makes an optimizer save and load its masters; returns the handles."""
+    return [
+        optimizer.register_state_dict_post_hook(_add_masters),
+        optimizer.register_load_state_dict_pre_hook(_load_masters),
+    ]
+
+
+def hook_loading(model: nn.Module) -> None:
+    """Makes masters follow what `load_state_dict` writes into a module's parameters."""
+    for module in model.modules():
+        own = any(link_of(parameter) is not None for parameter in module._parameters.values())
+        known = module._load_state_dict_pre_hooks.values()
+        if own and not any(getattr(hook, "hook", hook) is follow_loaded for hook in known):
+            module.register_load_state_dict_pre_hook(follow_loaded)
+
+
+def unhook_loading(model: nn.Module) -> None:
+    """Takes these hooks off again."""
+    for module in model.modules():
+        hooks = module._load_state_dict_pre_hooks
+        for key in [k for k, h in hooks.items() if getattr(h, "hook", h) is follow_loaded]:
+            del hooks[key]
+
+
+def follow_loaded(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *rest: Any
+) -> None:
+    """Before a module loads: its masters take the values, float32 ones without rounding.
+
+    A master that rounds to the loaded half-precision value keeps its bits, so that it does not
+    matter whether the model or the optimizer is loaded first.
+
+    Raises:
+        RuntimeError: if the parameters would be replaced by the loaded tensors.
+    """
+    del rest
+    for name, parameter in module._parameters.items():
+        link, value = link_of(parameter), state_dict.get(prefix + name)
+        if parameter is None or link is None or not isinstance(value, Tensor):
+            continue
+        if metadata.get("assign_to_params_buffers"):
+            raise RuntimeError(
+                "`load_state_dict(state, assign=True)` replaces the parameters, and after "
+                "`half_precision(model, optimizer)` the optimizer would not know the new ones. "
+                "Load without `assign`, or call `half_precision` afterwards."
+            )
+        if value.shape == parameter.shape:
+            link.take(value)
+
+
+def _add_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    masters = masters_of(optimizer)
+    if masters is not None:
+        by_id = {id(link.master): link.master.detach() for link in masters.links}
+        state[KEY] = {
+            index: by_id[id(parameter)]
+            for index, parameter in enumerate(_in_order(optimizer))
+            if id(parameter) in by_id
+        }
+
+
+def _load_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    masters = masters_of(optimizer)
+    saved: Mapping[int, Tensor] | None = state.get(KEY)
+    if masters is None or saved is None:
+        return
+    order = list(_in_order(optimizer))
+    _refuse_other_shapes(order, saved)
+    with torch.no_grad():
+        for index, value in saved.items():
+            order[index].copy_(value)
+    masters.copy_back()
+
+
+def _in_order(optimizer: Optimizer) -> list[Tensor]:
+    """Each parameter once, in the order in which `state_dict` numbers them."""
+    found: dict[int, Tensor] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            found.setdefault(id(parameter), parameter)
+    return list(found.values())
+
+
+def _refuse_other_shapes(order: list[Tensor], saved: Mapping[int, Tensor]) -> None:
+    for index, value in saved.items():
+        if index >= len(order) or order[index].shape != value.shape:
+            own = tuple(order[index].shape) if index < len(order) else "no parameter"
+            raise ValueError(
+                f"`optimizer.load_state_dict(state)`: the state's master {index} has shape "
+                f"{tuple(value.shape)}, the optimizer has {own} there. Build the model and the "
+                "optimizer as they were when the state was saved, then load."
+            )
+
+
+def float_values(model: nn.Module) -> dict[str, Any]:
+    """The model's state with masters in the place of half-precision parameters, all in float32."""
+    values: dict[str, Any] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            values[name] = value
+            continue
+        link = link_of(value)
+        tensor = value.detach() if link is None else link.master.detach()
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        values[name] = tensor.to(torch.float32) if half else tensor
+    return values

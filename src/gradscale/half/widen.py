@@ -1,0 +1,195 @@
+"""Half-precision gradients to float32 ones: divided and checked in one pass over memory.
+
+    target = float32(source) * inv_scale * 2^-exponent
+
+What lies below the half-precision minimum once divided survives, because the product is float32.
+The pass reads 2 bytes and writes 4 per element, where a conversion followed by torch's unscale
+moves 14. On CUDA one kernel walks over all tensors; on the CPU, blocks that fit into the cache are
+converted and then divided where they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradscale.gradients.unscale import Flags, multiply_and_check_, tensor_amax
+
+BLOCK = 1 << 16
+"""Elements that are converted and divided together on the CPU: 384 KiB, within the L2 cache."""
+
+PORTION = 1 << 25
+"""Elements whose half and float32 gradients exist at the same time; the halves go afterwards."""
+
+
+class Widening(NamedTuple):
+    """One gradient on its way.
+
+    Attributes:
+        source: dense, half precision.
+        target: float32, the same shape and strides.
+        exponent: `source` is stored at ``2**exponent`` times the loss-scaled gradient.
+    """
+
+    source: Tensor
+    target: Tensor
+    exponent: int
+
+
+def widen_reference(source: Tensor, scale: float, exponent: int = 0) -> tuple[Tensor, bool]:
+    """The float32 gradient, in float64 arithmetic, and whether it is not finite before or after.
+
+    The slow, obvious version: the oracle of `widen`.
+    """
+    quotient = (source.to(torch.float64) / scale / 2.0**exponent).to(torch.float32)
+    finite = bool(torch.isfinite(source).all() and torch.isfinite(quotient).all())
+    return quotient, not finite
+
+
+def widen(
+    sources: list[tuple[Tensor, int]],
+    inv_scale: Tensor | None,
+    found_inf: Tensor | None,
+    take: Callable[[int, Tensor], None],
+    divided_later: Tensor | None = None,
+) -> Flags:
+    """Converts gradients, divides them, and flags those that are not finite.
+
+    Args:
+        sources: half-precision gradients, each with the exponent at which it is stored. Each is
+            replaced by the result, so that the list keeps no half gradient alive.
+        inv_scale: float32 0-d; None to convert only, without a division and without a check.
+        found_inf: float32 0-d, the flag of its own device; None together with `inv_scale`.
+        take: is given the place in `sources` and the float32 gradient as soon as it is there, and
+            may let go of the half one.
+        divided_later: float32 0-d: also flag what will not be finite times this.
+
+    Returns:
+        A flag per device that holds gradients, 0 or 1.
+    """
+    flags: Flags = {}
+    for places in list(_portions(sources)):
+        device = sources[places[0]][0].device
+        jobs = [Widening(s, _target(s), k) for s, k in (sources[place] for place in places)]
+        flag = _flag_on(device, flags, found_inf)
+        factor = None if inv_scale is None else inv_scale.to(device, non_blocking=True)
+        later = None if divided_later is None else divided_later.to(device, non_blocking=True)
+        _pass_over(jobs, factor, flag, later)
+        for place, job in zip(places, jobs, strict=True):
+            sources[place] = job.target, 0
+            take(place, job.target)
+        del jobs
+    return flags
+
+
+def _target(source: Tensor) -> Tensor:
+    return torch.empty_like(source, dtype=torch.float32)
+
+
+def _flag_on(device: torch.device, flags: Flags, found_inf: Tensor | None) -> Tensor | None:
+    if found_inf is None:
+        return None
+    if device not in flags:
+        same = device == found_inf.device
+        flags[device] = (
+            found_inf if same else found_inf.to(device=device, copy=True, non_blocking=True)
+        )
+    return flags[device]
+
+
+def _portions(sources: Sequence[tuple[Tensor, int]]) -> Iterator[list[int]]:
+    """Places of tensors on one device and of one dtype, about `PORTION` elements together."""
+    by_kind: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, (source, _) in enumerate(sources):
+        by_kind.setdefault((source.device, source.dtype), []).append(place)
+    for places in by_kind.values():
+        portion: list[int] = []
+        size = 0
+        for place in places:
+            portion.append(place)
+            size += sources[place][0].numel()
+            if size >= PORTION:
+                yield portion
+                portion, size = [], 0
+        if portion:
+            yield portion
+
+
+def _pass_over(
+    jobs: list[Widening], factor: Tensor | None, flag: Tensor | None, later: Tensor | None
+) -> None:
+    if jobs[0].source.device.type == "cuda" and _has_triton():
+        from gradscale.half.widen_kernel import widen_on_gpu
+
+        widen_on_gpu(jobs, factor, flag, later)
+        return
+    for exponent in sorted({job.exponent for job in jobs}):
+        by = _times_power(factor, -exponent, jobs[0].target.device)
+        of_exponent = [job for job in jobs if job.exponent == exponent]
+        for targets, pieces in _blocks(of_exponent):
+            torch._foreach_copy_(targets, pieces)  # pyright: ignore[reportPrivateImportUsage]
+            if by is not None:
+                unused = torch.zeros((), device=by.device) if flag is None else flag
+                multiply_and_check_(targets, unused, by)
+    if flag is not None and later is not None and (later.device.type != "cpu" or later.item() > 1):
+        largest = tensor_amax([job.target for job in jobs]) * later
+        torch.maximum(flag, (largest < math.inf).logical_not().to(flag.dtype), out=flag)
+
+
+def _times_power(factor: Tensor | None, exponent: int, device: torch.device) -> Tensor | None:
+    if exponent == 0:
+        return factor
+    power = torch.full((), 2.0**exponent, device=device)
+    return power if factor is None else factor * power
+
+
+def _blocks(jobs: Iterable[Widening]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Targets and sources in pieces of about `BLOCK` elements, each written before it is read."""
+    targets: list[Tensor] = []
+    sources: list[Tensor] = []
+    size = 0
+    for job in jobs:
+        if not job.source.numel():
+            continue
+        for target, source in _pieces(job):
+            targets.append(target)
+            sources.append(source)
+            size += target.numel()
+            if size >= BLOCK:
+                yield targets, sources
+                targets, sources, size = [], [], 0
+    if targets:
+        yield targets, sources
+
+
+def _pieces(job: Widening) -> Iterator[tuple[Tensor, Tensor]]:
+    source, target = in_memory_order(job.source), in_memory_order(job.target)
+    if source is None or target is None or job.source.stride() != job.target.stride():
+        yield job.target, job.source
+        return
+    yield from zip(target.split(BLOCK), source.split(BLOCK), strict=True)
+
+
+def in_memory_order(tensor: Tensor) -> Tensor | None:
+    """A flat view of a dense tensor, whatever the order of its dimensions; None if it has gaps.
+
+    Example:
+        >>> in_memory_order(torch.arange(6).reshape(2, 3).T)
+        tensor([0, 1, 2, 3, 4, 5])
+    """
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    ordered = tensor.permute(order)
+    return ordered.view(-1) if ordered.is_contiguous() else None
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
