@@ -63,7 +63,7 @@ class ModelStep:
 
     def _check(self) -> None:
         refusals = (
-            (isinstance(self.model, nn.Module), "first", self.model, _A_MODEL),
+            (_is_model(self.model), "first", self.model, _A_MODEL),
             (_iterable(self.batches), "second", self.batches, _BATCHES),
             (callable(self.loss), "third", self.loss, _A_LOSS),
             (self.optimizer is None or callable(self.optimizer), "fourth", self.optimizer, _MAKES),
@@ -88,6 +88,10 @@ _MAKES = (
     "a function of the parameters that returns an optimizer, such as "
     "`lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)`"
 )
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, nn.Module)
 
 
 def _iterable(value: Any) -> bool:

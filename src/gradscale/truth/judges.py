@@ -14,8 +14,8 @@ from gradscale.truth.gradients import Gradients
 from gradscale.truth.rows_of import Found, Judge, Pair, carrier, counts_of
 from gradscale.truth.vanished import vanished
 
-NOISE = 2.0**-22
-"""Below this share of the largest of a module's gradients, float32 itself has no digits."""
+NOISE = 2.0**-24
+"""Float32's unit roundoff: below it, against the largest of a module, a gradient may be noise."""
 
 FLUSHED_ON_THE_WAY = 2.0**10
 """How far above the flush threshold a gradient may be that vanished because its terms had.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from gradscale.backward.cancellation import Cancellations
 from gradscale.backward.graph import walk
@@ -42,7 +43,7 @@ def one_pass(
             with _strangers_without_gradients(model, value):
                 sums = Cancellations(walk(value)) if cancelled else None
                 # Half precision cannot hold a scale such as 2^16.
-                torch.autograd.backward(value.to(torch.float32) * scale)
+                _backward(value.to(torch.float32) * scale)
                 zeros = {} if sums is None else sums.zeros()
         named = dict(model.named_parameters())
         found.zeros = {name: zeros[id(p)] for name, p in named.items() if id(p) in zeros}
@@ -72,6 +73,23 @@ def checked_loss(value: Any, call: str = "loss(model)") -> Tensor:
             "under `torch.no_grad()`, detached, or is every parameter frozen?"
         )
     return value.reshape(())
+
+
+def _backward(loss: Tensor) -> None:
+    """`loss.backward()`, in which a function mode stays on.
+
+    torch hands its own `backward` to the mode, which is off until that returns. What checkpointing
+    computes again inside would not be computed as it was the first time.
+    """
+    _engine_run_backward(
+        (loss,),
+        (torch.ones_like(loss),),
+        False,
+        False,
+        (),
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def no_gradients(leaves: Iterable[Tensor]) -> Generator[None]:
                 with torch.no_grad():
                     grad.copy_(values)
             if hooks:
-                _hooks_of(leaf).update(hooks)
+                leaf._post_accumulate_grad_hooks.update(hooks)
 
 
 def _taken(leaf: Tensor) -> tuple[Tensor | None, Tensor | None, dict[Any, Any]]:
@@ -67,13 +67,11 @@ def _taken(leaf: Tensor) -> tuple[Tensor | None, Tensor | None, dict[Any, Any]]:
     shared = shared and torch.distributed.is_initialized()
     values = grad.detach().clone() if grad is not None and shared else None
     leaf.grad = None
-    hooks = dict(_hooks_of(leaf))
-    _hooks_of(leaf).clear()
+    registered: dict[Any, Any] | None = getattr(leaf, "_post_accumulate_grad_hooks", None)
+    hooks = dict(registered or {})
+    if registered:
+        registered.clear()
     return grad, values, hooks
-
-
-def _hooks_of(leaf: Tensor) -> dict[Any, Any]:
-    return getattr(leaf, "_post_accumulate_grad_hooks", None) or {}
 
 
 @contextmanager
