@@ -2,10 +2,11 @@
 
 from gradscale import checkpoints as checkpoints
 from gradscale import emulation as emulation
+from gradscale import metrics as metrics
+from gradscale import recording as recording
 from gradscale import truth as truth
 from gradscale.advice import Advice as Advice
 from gradscale.advice import advise as advise
-from gradscale import metrics as metrics
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.half.conversion import half_precision as half_precision
 from gradscale.half.half_model import HalfPrecision as HalfPrecision
@@ -28,6 +29,7 @@ from gradscale.policies import Static as Static
 from gradscale.policies import TwoSided as TwoSided
 from gradscale.policies import preset as preset
 from gradscale.policies import presets as presets
+from gradscale.recording import Recorder as Recorder
 from gradscale.scaler import GradScaler as GradScaler
 from gradscale.undo import Degrees as Degrees
 from gradscale.version import __version__ as __version__

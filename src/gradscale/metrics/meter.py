@@ -73,6 +73,7 @@ class Meter:
     def __init__(self) -> None:
         self.lost: LostShare | None = None
         self._listeners: list[tuple[Listener, int]] = []
+        self._departed: list[Callable[[int], object]] = []
         self._waiting: deque[_Waiting] = deque()
         self._latest: _Waiting | None = None
         self._known: Metrics = Metrics()
@@ -84,6 +85,11 @@ class Meter:
         entry = (listener, every)
         self._listeners.append(entry)
         return Subscription(lambda: self._listeners.remove(entry))
+
+    def see_off(self, departed: Callable[[int], object]) -> Subscription:
+        """Calls `departed` with the index of every step as it ends, before its values arrive."""
+        self._departed.append(departed)
+        return Subscription(lambda: self._departed.remove(departed))
 
     def note(self, outcome: StepOutcome, step: int, groups: int) -> None:
         """Takes a finished step; hands on those that have arrived by now.
@@ -101,6 +107,8 @@ class Meter:
             return
         if _capturing(outcome):
             return
+        for departed in tuple(self._departed):
+            departed(step)
         self._waiting.append(_depart(step, outcome, groups, self.lost))
         self.poll()
 

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gradscale.metrics.lost import METHODS
 from gradscale.recording.schema import (
-    METHODS,
     VERSION,
     FirstNonfinite,
     Header,
@@ -74,6 +74,7 @@ def step_of(line: Mapping[str, Any]) -> Step:
         groups=line.get("groups"),
         optimizers=tuple(line.get("optimizers", ())),
         culprits=tuple(line.get("culprits", ())),
+        culprits_left_out=line.get("culprits_left_out", 0),
         first_nonfinite=None if first is None else FirstNonfinite(**first),
         seen=None if seen is None else _seen(seen),
         octaves={int(row): _octaves(it) for row, it in line.get("octaves", {}).items()},

@@ -12,8 +12,8 @@ VERSION = 1
 FILE_NAME = "recording.jsonl"
 """What a recording is called inside a folder."""
 
-METHODS = ("counted", "reference", "probe", "extrapolated")
-"""Where the number of lost elements comes from, the best founded first."""
+MOST_CULPRITS = 16
+"""Names that a step may hold: where one layer overflows, often all do."""
 
 
 class Octaves(NamedTuple):
@@ -82,7 +82,9 @@ class Header:
         torch: likewise.
         started: UTC, ISO 8601.
         format: what gradients are stored in.
+        scaler: its class; None for a run without one.
         policy: ``{"name": …, "config": {…}}``; None for a run without a scaler.
+        state: the policy's state before the first step, if it was not the first state.
         layerwise: the planner as text; None without one.
         measure_every: steps between two measurements of rows; None without a watch.
         note: the user's own.
@@ -93,7 +95,9 @@ class Header:
     torch: str | None = None
     started: str | None = None
     format: str = "fp16"
+    scaler: str | None = None
     policy: Mapping[str, Any] | None = None
+    state: Mapping[str, Any] | None = None
     layerwise: str | None = None
     measure_every: int | None = None
     note: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -151,7 +155,8 @@ class Step:
         overflow: whether the policy was shown an overflow.
         groups: how many loss scales were in use.
         optimizers: with several optimizers, whether each skipped.
-        culprits: parameters whose gradients were not finite.
+        culprits: parameters whose gradients were not finite; the first `MOST_CULPRITS` of them.
+        culprits_left_out: how many more there were.
         first_nonfinite: where the first value that is not finite was, if the step measured.
         seen: on measuring steps that were kept.
         octaves: histograms by row id, of the unscaled values; on fewer steps than `seen`.
@@ -169,6 +174,7 @@ class Step:
     groups: int | None = None
     optimizers: tuple[bool, ...] = ()
     culprits: tuple[str, ...] = ()
+    culprits_left_out: int = 0
     first_nonfinite: FirstNonfinite | None = None
     seen: Seen | None = None
     octaves: Mapping[int, Octaves] = field(default_factory=dict[int, Octaves])

@@ -1,0 +1,63 @@
+"""How many bytes a recording may spend on what not every step can afford."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+HORIZON = 100_000
+"""The number of steps at which a recording reaches its size."""
+
+DENSE = 1_000
+"""Up to about here the allowance grows evenly; then with the logarithm of the steps."""
+
+_GUESS = 150
+_RESERVE = 0.95
+_OF_SEEN = 0.62
+
+
+@dataclass
+class Budget:
+    """Thins the measurements so that a run of any length stays small.
+
+        allowance(n) = (0.95 size - HORIZON * bytes of an ordinary line) * growth(n)
+        growth(n)    = log(1 + n / DENSE) / log(1 + HORIZON / DENSE)
+        kept         = what was spent on its kind so far is within the kind's part of allowance(n)
+
+    So a small network keeps everything, and a large one keeps its measurements at intervals that
+    grow. What is kept depends only on what was written, so a resumed recording thins on.
+
+    Attributes:
+        size: bytes at `HORIZON` steps.
+        lines: steps written.
+        ordinary: bytes of them without measurements.
+        seen: bytes spent on rows and plans.
+        octaves: bytes spent on histograms.
+
+    Example:
+        >>> budget = Budget(50_000_000)
+        >>> budget.affords_seen(0)
+        True
+        >>> budget.seen += 20_000
+        >>> budget.affords_seen(1), budget.affords_seen(10)
+        (False, True)
+    """
+
+    size: int
+    lines: int = 0
+    ordinary: int = 0
+    seen: int = 0
+    octaves: int = 0
+
+    def affords_seen(self, step: int) -> bool:
+        """Whether the rows of this step are kept."""
+        return self.seen <= _OF_SEEN * self._allowance(step)
+
+    def affords_octaves(self, step: int) -> bool:
+        """Whether its histograms are kept as well."""
+        return self.octaves <= (1 - _OF_SEEN) * self._allowance(step)
+
+    def _allowance(self, step: int) -> float:
+        line = self.ordinary / self.lines if self.lines else _GUESS
+        growth = math.log1p(step / DENSE) / math.log1p(HORIZON / DENSE)
+        return max(0.0, _RESERVE * self.size - HORIZON * line) * growth

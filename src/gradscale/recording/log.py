@@ -1,0 +1,135 @@
+"""The file of a recording: new or continued, thinned, one line a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradscale.histogram import MIN_OCTAVE
+from gradscale.recording.appending import Appending, cut, encoded
+from gradscale.recording.budget import Budget
+from gradscale.recording.facts import Facts
+from gradscale.recording.header import header
+from gradscale.recording.pending import Pending
+from gradscale.recording.schema import FILE_NAME, MOST_CULPRITS
+from gradscale.recording.table import RowTable, first_nonfinite, octaves, rounded, seen
+from gradscale.watching.rows import Row
+
+
+class Log:
+    """Turns steps into lines.
+
+    Args:
+        path: the file, or a folder for it.
+        size: bytes after 100,000 steps.
+        step: where to go on; None for a new file.
+
+    Raises:
+        FileExistsError: if there is a recording already, and `step` is None.
+        ValueError: if `step` is negative.
+    """
+
+    def __init__(self, path: Path, size: int, step: int | None) -> None:
+        if path.is_dir() or not path.suffix:
+            path = path / FILE_NAME
+        if step is not None and step < 0:
+            raise ValueError(f"`Recorder(step={step})` must be 0 or more: the next step's index.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._table = RowTable()
+        self._budget = Budget(size)
+        self._begun = False
+        if path.exists() and path.stat().st_size:
+            if step is None:
+                raise FileExistsError(
+                    f"`Recorder({str(path)!r})`: there is a recording already. Go on with it by "
+                    "`step=`, the index of the next step; or choose another path."
+                )
+            cut(path, step, self._know)
+        self._file = Appending(path)
+
+    def _know(self, line: dict[str, Any], size: int) -> None:
+        self._begun = True
+        if line["kind"] == "rows":
+            self._table.know(line)
+        elif line["kind"] == "step":
+            self._account(line, size)
+
+    def begin(self, scaler: Any, watch: Any, note: Mapping[str, Any]) -> None:
+        """Writes the first line, unless the file is continued."""
+        if self._begun:
+            return
+        every = None if watch is None else watch.every
+        self._file.write(header(scaler, _format_of(watch), every, note))
+
+    def write(self, pending: Pending) -> None:
+        """Writes a step."""
+        facts, loss = pending.facts or Facts(), pending.read_loss()
+        if facts.guessed and facts.skipped and loss is not None and not math.isfinite(loss):
+            facts = facts._replace(reason="nonfinite_loss")
+        line = _line(pending.step, facts, loss)
+        if pending.rows:
+            self._measure(line, pending.step, pending.rows)
+        self._account(line, self._file.write(line))
+
+    def _measure(self, line: dict[str, Any], step: int, rows: Sequence[Row]) -> None:
+        first = first_nonfinite(rows)
+        if first is not None:
+            line["first_nonfinite"] = first
+        if not self._budget.affords_seen(step):
+            return
+        fresh = self._table.introduce(rows)
+        if fresh is not None:
+            self._file.write(fresh)
+        line["seen"] = seen(rows, self._table)
+        if self._budget.affords_octaves(step):
+            line["octaves"] = octaves(rows, self._table)
+
+    def _account(self, line: Mapping[str, Any], size: int) -> None:
+        budget = self._budget
+        histograms = len(encoded(line["octaves"])) if "octaves" in line else 0
+        lists = len(encoded(line["seen"])) if "seen" in line else 0
+        budget.octaves += histograms
+        budget.seen += lists
+        budget.ordinary += size - histograms - lists
+        budget.lines += 1
+
+    def end(self, steps: int, error: BaseException | None) -> None:
+        """Writes the last line and closes the file."""
+        stopped = {} if error is None else {"stopped": type(error).__name__}
+        self._file.write({"kind": "end", "steps": steps, **stopped})
+        self._file.close()
+
+
+def _format_of(watch: Any) -> str:
+    return "fp16" if watch is None else watch.format
+
+
+def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:
+    line: dict[str, Any] = {"kind": "step", "step": step, "scale": facts.scale}
+    line |= {"skipped": facts.skipped, "reason": facts.reason}
+    if loss is not None:
+        line["loss"] = rounded(loss)
+    if facts.amax is not None:
+        line["amax"] = rounded(facts.amax)
+    if facts.exponents is not None:
+        line["exponents"] = _octaves(facts.exponents.tolist())
+    if facts.overflow != (facts.skipped and facts.reason == "overflow"):
+        line["overflow"] = facts.overflow
+    line["groups"] = facts.groups
+    if facts.optimizers:
+        line["optimizers"] = facts.optimizers
+    if facts.culprits:
+        line["culprits"] = facts.culprits[:MOST_CULPRITS]
+        if len(facts.culprits) > MOST_CULPRITS:
+            line["culprits_left_out"] = len(facts.culprits) - MOST_CULPRITS
+    return line
+
+
+def _octaves(counts: list[int]) -> list[Any]:
+    filled = [index for index, count in enumerate(counts) if count]
+    if not filled:
+        return [0, []]
+    first, last = filled[0], filled[-1]
+    return [MIN_OCTAVE + first, counts[first : last + 1]]

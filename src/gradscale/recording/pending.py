@@ -1,0 +1,69 @@
+"""Steps that have ended and whose line waits: for their outcome, their loss, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradscale.metrics.arrival import Arrival
+from gradscale.recording.facts import Facts
+from gradscale.watching.rows import Row
+
+
+@dataclass
+class Pending:
+    """One step whose line is not written yet.
+
+    Attributes:
+        step: its index.
+        loss: on its way to the host; None if nobody noted one.
+        watched: the watch's own number of the step, if it measured it and has yet to tell.
+        facts: what became of it; None while that is not known.
+        rows: what was measured; None if nothing was.
+    """
+
+    step: int
+    loss: Arrival | None = None
+    watched: int | None = None
+    facts: Facts | None = None
+    rows: Sequence[Row] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether its line can be written."""
+        arrived = self.loss is None or self.loss.ready
+        return self.facts is not None and arrived and self.watched is None
+
+    def read_loss(self) -> float | None:
+        """The loss, once it is ready: the sum of what was noted."""
+        values = [] if self.loss is None else [v for v in self.loss.values if v is not None]
+        return sum(map(float, values)) if values else None
+
+
+class Losses:
+    """The losses noted since the last step, each on its way to the host at once."""
+
+    def __init__(self) -> None:
+        self._noted: list[Tensor] = []
+
+    def note(self, loss: Tensor | float) -> None:
+        """Adds one.
+
+        Raises:
+            ValueError: if it has more than one element.
+        """
+        tensor = loss if isinstance(loss, Tensor) else Tensor([loss])
+        if tensor.numel() != 1:
+            raise ValueError(
+                f"`note_loss(tensor of shape {tuple(tensor.shape)})` must have one element. Pass "
+                "its mean."
+            )
+        # A clone: whoever owns the loss may change it in place.
+        self._noted.append(tensor.detach().reshape(()).clone())
+
+    def depart(self) -> Arrival | None:
+        """What was noted, on its way; the next step begins with none."""
+        noted, self._noted = self._noted, []
+        return Arrival(noted) if noted else None

@@ -1,0 +1,206 @@
+"""`Recorder`: writes a line for every step of a run, as soon as its values have arrived."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.outcomes.ledger import LONGEST_QUEUE
+from gradscale.recording.facts import Facts
+from gradscale.recording.log import Log
+from gradscale.recording.pending import Losses, Pending
+from gradscale.recording.sources import source_of
+from gradscale.scaler import GradScaler
+from gradscale.watching.rows import Row
+
+
+class Recorder:
+    """Appends one line of JSON a step: the scale, what became of the step, what a watch measured.
+
+        scaler.update():   the step ends; its values start on their way to the host
+        they are there:    its line is written, in order; on the CPU that is at once
+
+    Nothing waits for the device. A killed run leaves all lines that were written. Measurements are
+    thinned so that 100,000 steps stay below `size`, whatever the network.
+
+    With several ranks, rank 0 writes; the others may run the same code.
+
+    Args:
+        path: a file, or a folder, which gets a ``recording.jsonl``.
+        scaler: a `gradscale.GradScaler` or `torch.amp.GradScaler`; None for a run without one,
+            which calls `step()` after every optimizer step.
+        watch: from `gradscale.watch`; what it measures is recorded with its step.
+        amax: whether to measure the largest gradient at every step, which replaying other policies
+            needs; one more pass over the gradients. Our scaler only.
+        exponents: whether to record the histogram of all gradients at every step, for `TwoSided`.
+        step: where a resumed run goes on: lines of this step and later are dropped. None begins a
+            new recording.
+        note: anything that JSON can hold, for you to find again.
+        size: bytes after 100,000 steps.
+
+    Raises:
+        FileExistsError: if there is a recording already, and `step` is None.
+        TypeError: if `scaler` is no scaler that is known.
+        ValueError: if `amax` is asked of torch's scaler, or `step` is negative.
+
+    Example:
+        >>> import gradscale, tempfile
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> scaler = gradscale.GradScaler("cpu")
+        >>> folder = tempfile.mkdtemp()
+        >>> with Recorder(folder, scaler) as recorder:
+        ...     for _ in range(3):
+        ...         loss = model(torch.ones(2, 4)).mean()
+        ...         recorder.note_loss(loss)
+        ...         scaler.scale(loss).backward()
+        ...         scaler.step(optimizer)
+        ...         scaler.update()
+        >>> [step.scale for step in gradscale.recording.read(folder).steps]
+        [65536.0, 65536.0, 65536.0]
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        scaler: Any = None,
+        watch: Any = None,
+        *,
+        amax: bool = False,
+        exponents: bool = False,
+        step: int | None = None,
+        note: Mapping[str, Any] | None = None,
+        size: int = 50_000_000,
+    ) -> None:
+        self._ask(scaler, amax=amax, exponents=exponents)
+        self.path = Path(path)
+        self._watch = watch
+        self._losses = Losses()
+        self._early: dict[int | None, Sequence[Row]] = {}
+        self._pending: deque[Pending] = deque()
+        self._next = step or 0
+        self._log = Log(self.path, size, step) if _writes() else None
+        if self._log is None:
+            self._source = None
+            return
+        self._log.begin(scaler, watch, note or {})
+        self._source = source_of(scaler, self)
+        if watch is not None:
+            watch.on_measured(self._measured)
+
+    def _ask(self, scaler: Any, *, amax: bool, exponents: bool) -> None:
+        needs = [name for name, on in (("amax", amax), ("exponents", exponents)) if on]
+        if isinstance(scaler, GradScaler):
+            # On every rank: they reduce what they measure together.
+            scaler.also_measure(*needs)  # pyright: ignore[reportArgumentType]
+        elif needs:
+            raise ValueError(
+                f"`Recorder(scaler={type(scaler).__name__}, {needs[0]}=True)`: only a "
+                "`gradscale.GradScaler` measures gradients as it divides them. Pass one, or leave "
+                f"`{needs[0]}` out."
+            )
+
+    def note_loss(self, loss: Tensor | float) -> None:
+        """Records a loss with the step under way, unscaled; several are added up.
+
+        Call it before `scaler.update()`. Nothing waits for it.
+
+        Raises:
+            ValueError: if it has more than one element.
+        """
+        if self._log is not None:
+            self._losses.note(loss)
+
+    def step(self) -> None:
+        """Ends a step of a run without a scaler.
+
+        Raises:
+            RuntimeError: if there is a scaler, which ends the steps.
+        """
+        if self._source is not None:
+            raise RuntimeError(
+                "`recorder.step()`: this recorder follows a scaler, and `scaler.update()` ends its "
+                "steps. Leave the call out."
+            )
+        if self._log is not None:
+            self.departed()
+            self.arrived(Facts())
+
+    def departed(self) -> None:
+        """A step has ended; its source calls this."""
+        watched = None
+        if self._watch is not None and self._watch.measures:
+            watched = self._watch.step
+        rows = self._early.pop(watched, None)
+        self._early.clear()
+        waits_for = None if rows is not None else watched
+        self._pending.append(Pending(self._next, self._losses.depart(), waits_for, rows=rows))
+        self._next += 1
+
+    def arrived(self, facts: Facts) -> None:
+        """The outcome of the oldest step without one has arrived; its source calls this."""
+        next(step for step in self._pending if step.facts is None).facts = facts
+        self._write()
+
+    def _measured(self, watched: int, rows: Sequence[Row]) -> None:
+        waiting = [step for step in self._pending if step.watched is not None]
+        if not any(step.watched == watched for step in waiting):
+            self._early[watched] = rows
+        for step in waiting:
+            if step.watched is not None and step.watched <= watched:
+                step.rows = rows if step.watched == watched else None
+                step.watched = None
+        self._write()
+
+    def _write(self, *, all: bool = False) -> None:
+        while self._pending and self._log is not None:
+            first = self._pending[0]
+            late = all or len(self._pending) > LONGEST_QUEUE
+            if first.facts is None or not (first.ready or late):
+                return
+            if first.loss is not None and late:
+                first.loss.wait()
+            self._log.write(self._pending.popleft())
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Writes what is still under way, and the last line; forces the file to the disk.
+
+        Waits for the device. A second call does nothing.
+
+        Args:
+            error: what ended the run, if something went wrong.
+        """
+        if self._log is None:
+            return
+        if self._watch is not None:
+            self._watch.wait()
+            self._watch.off_measured(self._measured)
+        if self._source is not None:
+            self._source.wait()
+            self._source.leave()
+        self._write(all=True)
+        self._log.end(self._next, error)
+        self._log = None
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(error)
+
+
+def _writes() -> bool:
+    """Whether this process is the one that writes."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0

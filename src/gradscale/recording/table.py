@@ -1,0 +1,113 @@
+"""Rows by number: a name is written once, every later line has its id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gradscale.metrics.lost import lost_in
+from gradscale.watching.rows import Row
+
+Key = tuple[str, str, str]
+
+
+class RowTable:
+    """Gives ids to rows in the order in which they are first seen."""
+
+    def __init__(self) -> None:
+        self._ids: dict[Key, int] = {}
+
+    def know(self, line: dict[str, Any]) -> None:
+        """Takes over the rows of a line that was written before."""
+        for row in line["rows"]:
+            self._ids[row["name"], row["row_kind"], row["format"]] = row["id"]
+
+    def id_of(self, row: Row) -> int:
+        """The id of a row that has one."""
+        return self._ids[_key(row)]
+
+    def named(self) -> dict[str, list[int]]:
+        """Ids by name: a module, its parameter and its cast may share one."""
+        found: dict[str, list[int]] = {}
+        for (name, _, _), number in self._ids.items():
+            found.setdefault(name, []).append(number)
+        return found
+
+    def introduce(self, rows: Sequence[Row]) -> dict[str, Any] | None:
+        """The line that introduces those of `rows` that are new; None if none is."""
+        fresh: list[dict[str, Any]] = []
+        for order, row in enumerate(rows):
+            key = _key(row)
+            if key in self._ids:
+                continue
+            self._ids[key] = len(self._ids)
+            name, kind, format = key
+            fresh.append(
+                {"id": self._ids[key], "name": name, "row_kind": kind, "format": format}
+                | {"numel": row.numel, "order": order}
+            )
+        return {"kind": "rows", "rows": fresh} if fresh else None
+
+
+def seen(rows: Sequence[Row], table: RowTable) -> dict[str, Any]:
+    """The lists of a measuring step, one place a row."""
+    lost = lost_in(rows)
+    letters = "".join(row.method[0] for row in rows)
+    value: dict[str, Any] = {
+        "lost": None if lost.share is None else rounded(lost.share),
+        "method": lost.method,
+        "id": [table.id_of(row) for row in rows],
+        "flushed": [row.flushed for row in rows],
+        "nonzero": [row.nonzero for row in rows],
+        "zero": [row.numel - row.nonzero - row.counts.nonfinite for row in rows],
+        "nonfinite": [row.counts.nonfinite for row in rows],
+        "amax": [_log2_up(row.counts.amax) for row in rows],
+        "exponent": [row.exponent for row in rows],
+        "lo": [row.window.lo for row in rows],
+        "hi": [row.window.hi for row in rows],
+    }
+    if letters.strip(lost.method[0]):
+        value["methods"] = letters
+    negligible = [table.id_of(row) for row in rows if row.negligible]
+    if negligible:
+        value["negligible"] = negligible
+    return value
+
+
+def octaves(rows: Sequence[Row], table: RowTable) -> dict[str, list[Any]]:
+    """The histograms of a measuring step, by row id; rows without a non-zero element have none."""
+    return {
+        str(table.id_of(row)): [row.counts.lowest, list(row.counts.octaves)]
+        for row in rows
+        if row.counts.octaves
+    }
+
+
+def first_nonfinite(rows: Sequence[Row]) -> dict[str, str | None] | None:
+    """The first row, in the order of either pass, that held something infinite or NaN."""
+    found = [row for row in rows if row.counts.nonfinite]
+    backward = next((row.name for row in found if row.kind != "activation"), None)
+    forward = next((row.name for row in found if row.kind == "activation"), None)
+    if backward is None and forward is None:
+        return None
+    return {"backward": backward, "forward": forward}
+
+
+def rounded(value: float) -> float:
+    """Nine digits: enough to give back the same float32.
+
+    Example:
+        >>> rounded(0.1 + 0.2)
+        0.3
+    """
+    return float(f"{value:.9g}")
+
+
+def _log2_up(amax: float) -> float | None:
+    """Rounded up to three digits, so that nothing that overflows seems to fit."""
+    return math.ceil(math.log2(amax) * 1000) / 1000 if 0 < amax < math.inf else None
+
+
+def _key(row: Row) -> Key:
+    return row.name, row.kind, row.format
