@@ -190,6 +190,6 @@ class HalfPrecision:
 
 def _master_of(parameter: Tensor) -> Parameter:
     """A float32 parameter with the values: the storage that the half one is about to leave."""
-    value = parameter.detach()
+    value = parameter.data  # `detach()` would share the count of in-place changes as well
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
     return Parameter(wide, requires_grad=parameter.requires_grad)
