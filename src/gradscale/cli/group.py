@@ -9,6 +9,7 @@ import click
 from gradscale.cli.compare import compare
 from gradscale.cli.inspect import inspect
 from gradscale.cli.recipes import recipes
+from gradscale.cli.report import report
 from gradscale.cli.train import train
 
 
@@ -23,8 +24,9 @@ def gradscale() -> None:
       gradscale train chars              train a small GPT in fp16 with dynamic loss scaling
       gradscale recipes                  what can be trained here
       gradscale inspect mine:model_step  which formats are safe for your own model
+      gradscale report runs/mine         a recorded run as a page: what was lost, where and why
     """  # noqa: D301
 
 
-for _command in (compare, train, inspect, recipes):
+for _command in (compare, train, inspect, recipes, report):
     gradscale.add_command(_command)

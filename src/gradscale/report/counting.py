@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gradscale.recording.schema import Octaves
 from gradscale.report.histograms import Histogram
 
 Range = Mapping[str, Any]
@@ -55,6 +54,7 @@ def fate(histogram: Histogram, span: Range, exponent: int) -> Fate:
         exponent: where it would be stored.
 
     Example:
+        >>> from gradscale.recording.schema import Octaves
         >>> from gradscale.report.ranges import ranges_of
         >>> seen = Histogram(0, 0.0, Octaves(-30, (4, *[0] * 29, 6)), 0, 0, 0, 0.5)
         >>> fate(seen, ranges_of(set())["fp16"], 0)
@@ -85,8 +85,14 @@ def total(fates: Iterable[Fate]) -> Fate:
     """
     result = Fate()
     for one in fates:
-        sums = (a + b for a, b in zip(result[:4], one[:4], strict=True))
-        result = Fate(*sums, result.touches or one.touches, result.unseen + one.unseen)
+        result = Fate(
+            result.nonzero + one.nonzero,
+            result.lost + one.lost,
+            result.subnormal + one.subnormal,
+            result.overflowed + one.overflowed,
+            result.touches or one.touches,
+            result.unseen + one.unseen,
+        )
     return result
 
 
@@ -107,6 +113,7 @@ def best_scale(
         None if there is nothing to move, or if something overflows wherever it is moved.
 
     Example:
+        >>> from gradscale.recording.schema import Octaves
         >>> from gradscale.report.ranges import ranges_of
         >>> seen = Histogram(0, 0.0, Octaves(-30, (4, *[0] * 29, 6)), 0, 0, 0, 0.5)
         >>> best_scale([(seen, ranges_of(set())["fp16"])], around=0)

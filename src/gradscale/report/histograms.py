@@ -40,7 +40,6 @@ class Histogram(NamedTuple):
         return self.exponent - rounded_up(self.log2_scale)
 
 
-
 @dataclass
 class Snapshot:
     """The latest histogram of each row that was measured since the snapshot before.

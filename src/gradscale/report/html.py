@@ -1,4 +1,4 @@
-"""The page as one file: its own styles and scripts, the data, and plotly from where it is installed."""
+"""The page as one file: its own styles and scripts, the data, and the installed plotly."""
 
 from __future__ import annotations
 

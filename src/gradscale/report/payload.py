@@ -115,7 +115,7 @@ def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
 
 def _row(row: RowStory) -> dict[str, Any]:
     info = row.info
-    found = {
+    found: dict[str, Any] = {
         "name": info.name,
         "kind": info.kind,
         "format": info.format,
@@ -209,11 +209,11 @@ def number(value: float) -> float | None:
 
 
 def to_json(value: Any) -> str:
-    """JSON that can stand inside a page: no text in it can end the element that holds it.
+    r"""JSON that can stand inside a page: no text in it can end the element that holds it.
 
     Example:
         >>> print(to_json({"name": "</script>", "loss": math.inf}))
-        {"name":"\\u003c/script>","loss":null}
+        {"name":"\u003c/script>","loss":null}
     """
     text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")

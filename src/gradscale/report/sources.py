@@ -69,7 +69,9 @@ def _told_apart(sources: list[Source]) -> list[Source]:
         if len(set(names)) == len(names):
             return named
         named = [
-            Source(s.path, f"{s.path.resolve().parent.name}/{s.name}") if names.count(s.name) > 1 else s
+            Source(s.path, f"{s.path.resolve().parent.name}/{s.name}")
+            if names.count(s.name) > 1
+            else s
             for s in named
         ]
     return [Source(s.path, f"{s.name} ({i})") for i, s in enumerate(named, 1)]

@@ -109,7 +109,9 @@ def best_of(run: Run) -> dict[str, Any] | None:
     best = best_scale(stored, recorded)
     if best is None:
         return None
-    now, then = (total(fate(it, span, it.offset + s) for it, span in stored) for s in (recorded, best))
+    now, then = (
+        total(fate(it, span, it.offset + s) for it, span in stored) for s in (recorded, best)
+    )
     return {
         "log2_scale": best,
         "lost": then.lost,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gradscale.recording import Recording, read
@@ -42,12 +42,15 @@ def write_report(
         >>> write_report(folder, folder / "report.html").name
         'report.html'
     """
-    runs = load_runs(recordings)
-    target = Path(path)
+    return write_runs(load_runs(recordings), Path(path), title)
+
+
+def write_runs(runs: Sequence[Run], path: Path, title: str) -> Path:
+    """The same for runs that are loaded already."""
     page = html_of(runs, title)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
-    return target
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
 
 
 def load_runs(

@@ -1,0 +1,134 @@
+"""`gradscale report`: a recorded run as a page, or several side by side."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from gradscale.cli.display import console
+from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.options import several
+from gradscale.training import plain
+
+if TYPE_CHECKING:
+    from gradscale.report.run import Run
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def _figure_format(value: Any) -> str:
+    if value not in FORMATS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(FORMATS)}.")
+    return str(value)
+
+
+@click.command(short_help="A recorded run as an HTML page, or several side by side.")
+@click.argument("runs", nargs=-1, metavar="RUN…", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page.  [report.html in the folder of the first RUN]",
+)
+@click.option("--title", default="Loss scaling report", show_default=True, help="Its heading.")
+@click.option(
+    "--figures",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also save figures for a paper into this folder.",
+)
+@click.option(
+    "--format",
+    "formats",
+    type=several(_figure_format),
+    default="png,svg",
+    show_default=True,
+    metavar="NAME,…",
+    help="Of the figures: png, svg, pdf.",
+)
+@click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the runs come down to as JSON.")
+@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+def report(runs: tuple[Path, ...], **given: Any) -> None:
+    """Write one HTML file that shows what RUN lost, where and why.
+
+    RUN is a recording, a folder with one, or a folder of such folders, as `gradscale compare`
+    writes them. Several runs are shown side by side. The page opens offline and needs nothing
+    beside it.
+
+    \b
+    Examples:
+      gradscale report runs/mine
+      gradscale report runs/mine runs/other --out both.html
+      gradscale report runs/mine/recording.jsonl --figures paper/figures --format pdf
+      gradscale report runs/compare-digits-20260101-120000 --json
+    """  # noqa: D301
+    if not runs:
+        raise BadInput("which run? Pass a recording, or a folder with one.")
+    errors = console(stderr=True, no_color=given["no_color"])
+    with bad_input((ValueError, OSError, ImportError)):
+        out: Path = given["out"] or _beside(runs[0])
+        loaded = _write(runs, out, given, errors)
+    if given["as_json"]:
+        from gradscale.report.summary import summarize
+
+        found = plain([summarize(run) for run in loaded])
+        click.echo(json.dumps({"report": str(out), "runs": found}, indent=2))
+    else:
+        _tell(loaded, out, given)
+    if given["show"]:
+        webbrowser.open(out.resolve().as_uri())
+
+
+def _beside(run: Path) -> Path:
+    return (run if run.is_dir() else run.parent) / "report.html"
+
+
+def _write(paths: Sequence[Path], out: Path, given: dict[str, Any], errors: Console) -> list[Run]:
+    from gradscale.report.figures.save import save_runs
+    from gradscale.report.write import load_runs, write_runs
+
+    with _spinner(errors) as tell:
+        loaded = load_runs(paths, on_run=lambda name: tell(f"reading {name}"))
+        tell("writing the page")
+        write_runs(loaded, out, given["title"])
+        if given["figures"]:
+            save_runs(
+                loaded,
+                given["figures"],
+                given["formats"],
+                on_figure=lambda name: tell(f"drawing {name}"),
+            )
+    return loaded
+
+
+@contextmanager
+def _spinner(errors: Console) -> Generator[Callable[[str], None]]:
+    """Something that moves while it takes long, on a terminal only."""
+    if not errors.is_terminal:
+        yield _silent
+        return
+    with errors.status("") as status:
+        yield status.update
+
+
+def _silent(text: str) -> None:
+    """Say nothing: nobody is looking."""
+
+
+def _tell(runs: Sequence[Run], out: Path, given: dict[str, Any]) -> None:
+    from gradscale.report.words import words_of
+
+    screen = console(no_color=given["no_color"])
+    for run in runs:
+        for line in words_of(run, named=len(runs) > 1):
+            screen.print(line, soft_wrap=True)
+    screen.print(f"Written to {out}", soft_wrap=True)
+    if given["figures"]:
+        screen.print(f"Figures in {given['figures']}", soft_wrap=True)

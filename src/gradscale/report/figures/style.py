@@ -1,0 +1,119 @@
+"""What the figures have in common: sizes, colors that any eye tells apart, powers of two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+WIDTH = 6.75
+"""Inches: two columns of a paper."""
+
+LOST, SUBNORMAL, KEPT, OVER = "#d55e00", "#e6a817", "#2f78b7", "#5b2a86"
+RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#56b4e9", "#5b3a8c", "#4d4d4d")
+_SHARES = ("#f3f5f7", "#fde3c4", "#f8b46a", "#e25b2f", "#a12240", "#42092a")
+SETTINGS: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "gradscale",
+}
+
+
+def new_figure(height: float, **grid: Any) -> tuple[Figure, Any]:
+    """A figure of the common width, and its axes; nothing is shown, no window is needed.
+
+    Raises:
+        ImportError: if matplotlib is not installed; the message says how to.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Figures are drawn with matplotlib, which is not installed. Install it with "
+            '`pip install "gradscale[report]"`.'
+        ) from error
+    with settings():
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        return figure, figure.subplots(**grid)
+
+
+def settings() -> AbstractContextManager[None]:
+    """Matplotlib's settings for our figures, while inside."""
+    from matplotlib import rc_context
+
+    return rc_context(cast(Any, SETTINGS))
+
+
+def share_colors() -> Colormap:
+    """From nothing lost to everything lost; what was not measured is white."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("lost", _SHARES).with_extremes(bad="white")
+
+
+def power_ticks(axis: Any) -> None:
+    """Label whole exponents as powers of two."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_major_formatter(FuncFormatter(_power))
+
+
+def _power(value: float, place: int | None = None) -> str:
+    return f"$2^{{{value:.0f}}}$"
+
+
+def percent(share: float) -> str:
+    """A share in percent with two significant places.
+
+    Example:
+        >>> percent(0.3333), percent(1e-6), percent(1.0)
+        ('33 %', '0.0001 %', '100 %')
+    """
+    if share == 0 or not math.isfinite(share):
+        return "0 %" if share == 0 else "–"
+    digits = max(0, 1 - math.floor(math.log10(100 * share)))
+    return (
+        f"{100 * share:.{digits}f}".rstrip("0").rstrip(".") + " %"
+        if digits
+        else f"{100 * share:.0f} %"
+    )
+
+
+def name_ticks(axes: Axes, names: Sequence[str], limit: int = 40) -> None:
+    """Name the lines of a picture; of many, evenly chosen ones."""
+    every = max(1, math.ceil(len(names) / limit))
+    places = list(range(0, len(names), every))
+    axes.set_yticks(places, [shortened(names[place]) for place in places], fontsize=6)
+
+
+def shortened(name: str, length: int = 34) -> str:
+    """A long name without its middle, as both ends of a module path say most.
+
+    Example:
+        >>> shortened("transformer.layers.11.attention.projection.weight", 24)
+        'transform…jection.weight'
+    """
+    if len(name) <= length:
+        return name
+    tail = int(length * 0.6)
+    return f"{name[: length - tail - 1]}…{name[-tail:]}"
+
+
+def empty(axes: Axes, text: str) -> None:
+    """Say in the middle of the axes why there is nothing in them."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="#55636f")

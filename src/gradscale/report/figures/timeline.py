@@ -1,0 +1,80 @@
+"""The loss scale over the steps, with every skipped one, and the loss below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscale.report.figures.style import RUNS, empty, new_figure, power_ticks, shortened
+from gradscale.report.run import Run
+from gradscale.report.timeline import extremes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POINTS = 4000
+
+
+def timeline_figure(runs: Sequence[Run]) -> Figure:
+    """Scale, skipped steps and loss of one run or of several.
+
+    Args:
+        runs: at least one. Series that none of them recorded are left out.
+    """
+    with_loss = any(not np.isnan(run.timeline.loss).all() for run in runs)
+    figure, grid = new_figure(
+        3.4 if with_loss else 2.2, nrows=2 if with_loss else 1, sharex=True, squeeze=False
+    )
+    axes = grid[:, 0]
+    if not any(len(run.timeline.step) for run in runs):
+        empty(axes[0], "The recording holds no step yet.")
+        return figure
+    for index, run in enumerate(runs):
+        _scale(axes[0], run, RUNS[index % len(RUNS)], index, len(runs))
+        if with_loss:
+            _loss(axes[1], run, RUNS[index % len(RUNS)])
+    power_ticks(axes[0].yaxis)
+    axes[0].set_ylabel("loss scale")
+    if with_loss:
+        axes[1].set_ylabel("loss")
+    axes[-1].set_xlabel("step")
+    if len(runs) > 1:
+        axes[0].legend(fontsize=6, ncols=min(3, len(runs)), loc="lower left", bbox_to_anchor=(0, 1))
+    return figure
+
+
+def _scale(axes: Any, run: Run, color: str, index: int, count: int) -> None:
+    line = run.timeline
+    if len(line.step) and not np.isnan(line.scale).all():
+        kept = extremes([line.scale], POINTS)
+        axes.step(
+            line.step[kept],
+            line.scale[kept],
+            where="post",
+            color=color,
+            linewidth=0.9,
+            label=shortened(run.name, 30),
+        )
+    skipped = [step.step for step in line.skipped]
+    # Ticks below the axis, a line a run, so that they hide nothing.
+    top = -0.02 - 0.05 * index / max(1, count - 1) if count > 1 else -0.02
+    axes.vlines(
+        skipped,
+        top - 0.04,
+        top,
+        transform=axes.get_xaxis_transform(),
+        color=color,
+        linewidth=0.6,
+        clip_on=False,
+    )
+
+
+def _loss(axes: Any, run: Run, color: str) -> None:
+    line = run.timeline
+    finite = np.isfinite(line.loss)
+    if finite.any():
+        steps, loss = line.step[finite], line.loss[finite]
+        kept = extremes([loss], POINTS)
+        axes.plot(steps[kept], loss[kept], color=color, linewidth=0.8)
