@@ -188,14 +188,15 @@ def _like(grad: Tensor, values: Tensor) -> Tensor:
 
 
 def _closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-    given = kwargs.get("closure", args[0] if args else None)
+    # The optimizer itself comes first.
+    given = kwargs.get("closure", args[1] if len(args) > 1 else None)
     return given if callable(given) else None
 
 
 def _with_closure(args: Sequence[Any], kwargs: Mapping[str, Any], closure: Any) -> Any:
     if "closure" in kwargs:
         return tuple(args), {**kwargs, "closure": closure}
-    return (closure, *args[1:]), dict(kwargs)
+    return (args[0], closure, *args[2:]), dict(kwargs)
 
 
 def _patch(optimizer: Optimizer, name: str, method: Callable[..., Any]) -> Callable[[], None]:
