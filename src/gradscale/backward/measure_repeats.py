@@ -1,24 +1,38 @@
-"""Tensors that pass several nodes unchanged, as through a sum, so that each is read once."""
+"""Tensors that pass several nodes unchanged, as through a sum or a view: each is read once."""
 
 from __future__ import annotations
 
-import weakref
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+class _Known(NamedTuple):
+    storage: StorageWeakRef
+    version: int
+    row: int
 
 
 class Repeats:
     """Which row already holds the counts of a tensor, and of nothing else. Keeps no tensor alive.
 
+    Two tensors hold the same if they cover the same memory, in whatever order, and nobody wrote to
+    it in between.
+
+    Attributes:
+        sources: of each row that was copied, the one it was copied from.
+
     Example:
-        >>> import torch
-        >>> repeats, grad = Repeats(), torch.ones(2)
-        >>> repeats.of(grad, 0), repeats.of(grad, 1), repeats.of(grad.clone(), 2)
+        >>> repeats, grad = Repeats(), torch.ones(2, 3)
+        >>> repeats.of(grad, 0), repeats.of(grad.T, 1), repeats.of(grad.clone(), 2)
         (None, 0, None)
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self.sources: dict[int, int] = {}
+        self._seen: dict[tuple[int, int, torch.dtype], _Known] = {}
         self._counted: dict[int, int] = {}
 
     def of(self, tensor: Tensor, row: int) -> int | None:
@@ -30,12 +44,29 @@ class Repeats:
         """
         times = self._counted.get(row, 0)
         self._counted[row] = times + 1
-        known = self._seen.get(id(tensor))
-        version = tensor._version
-        if known is not None and known[0]() is tensor and known[1] == version:
-            source = known[2]
-            if times == 0 and self._counted[source] == 1:
-                return source
-        else:
-            self._seen[id(tensor)] = (weakref.ref(tensor), version, row)
+        self.sources.pop(row, None)
+        if type(tensor) is not Tensor or not _dense(tensor):
+            return None
+        key = tensor.data_ptr(), tensor.numel(), tensor.dtype
+        known, version = self._seen.get(key), tensor._version
+        if known is None or known.storage.expired() or known.version != version:
+            storage = StorageWeakRef(tensor.untyped_storage())
+            self._seen[key] = _Known(storage, version, row)
+        elif times == 0 and self._counted[known.row] == 1:
+            self.sources[row] = known.row
+            return known.row
         return None
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements lie side by side in memory, each once, in whatever order of the axes."""
+    if tensor.layout != torch.strided:
+        return False
+    expected = 1
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda a: a[1]):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
