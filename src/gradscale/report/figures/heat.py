@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscale.report.figures.style import empty, name_ticks, new_figure, percent, share_colors
+from gradscale.report.figures.style import (
+    empty,
+    in_our_style,
+    name_ticks,
+    new_figure,
+    percent,
+    share_colors,
+)
 from gradscale.report.run import Run
 
 if TYPE_CHECKING:
@@ -16,6 +23,7 @@ LOWEST = 1e-6
 TICKS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
+@in_our_style
 def heat_figure(run: Run) -> Figure:
     """Rows in the order of the backward pass, the loss at the top, against measured steps.
 

@@ -12,6 +12,7 @@ from gradscale.report.figures.style import (
     OVER,
     SUBNORMAL,
     empty,
+    in_our_style,
     new_figure,
     percent,
     power_ticks,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SHOWN = 6
 
 
+@in_our_style
 def histogram_figure(run: Run, rows: Sequence[str] | None = None, shift: int = 0) -> Figure:
     """One histogram a row, by the latest that were recorded.
 

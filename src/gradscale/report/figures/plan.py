@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradscale.report.figures.style import LOST, empty, new_figure
+from gradscale.report.figures.style import LOST, empty, in_our_style, new_figure
 from gradscale.report.run import Run
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@in_our_style
 def plan_figure(run: Run) -> Figure:
     """The latest plan; without one, what each row was last stored at.
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
+R = TypeVar("R")
 WIDTH = 6.75
 """Inches: two columns of a paper."""
 
@@ -33,28 +36,38 @@ SETTINGS: dict[str, Any] = {
 
 
 def new_figure(height: float, **grid: Any) -> tuple[Figure, Any]:
-    """A figure of the common width, and its axes; nothing is shown, no window is needed.
+    """A figure of the common width, and its axes; nothing is shown, no window is needed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(**grid)
+
+
+def settings() -> AbstractContextManager[None]:
+    """Matplotlib's settings for our figures, while inside.
 
     Raises:
         ImportError: if matplotlib is not installed; the message says how to.
     """
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import rc_context
     except ImportError as error:
         raise ImportError(
             "Figures are drawn with matplotlib, which is not installed. Install it with "
             '`pip install "gradscale[report]"`.'
         ) from error
-    with settings():
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.subplots(**grid)
-
-
-def settings() -> AbstractContextManager[None]:
-    """Matplotlib's settings for our figures, while inside."""
-    from matplotlib import rc_context
-
     return rc_context(cast(Any, SETTINGS))
+
+
+def in_our_style(draw: Callable[P, R]) -> Callable[P, R]:
+    """A function that draws a whole figure under our settings."""
+
+    @wraps(draw)
+    def drawn(*arguments: P.args, **named: P.kwargs) -> R:
+        with settings():
+            return draw(*arguments, **named)
+
+    return drawn
 
 
 def share_colors() -> Colormap:

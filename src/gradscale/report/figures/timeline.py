@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscale.report.figures.style import RUNS, empty, new_figure, power_ticks, shortened
+from gradscale.report.figures.style import (
+    RUNS,
+    empty,
+    in_our_style,
+    new_figure,
+    power_ticks,
+    shortened,
+)
 from gradscale.report.run import Run
 from gradscale.report.timeline import extremes
 
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
 POINTS = 4000
 
 
+@in_our_style
 def timeline_figure(runs: Sequence[Run]) -> Figure:
     """Scale, skipped steps and loss of one run or of several.
 
@@ -40,6 +48,8 @@ def timeline_figure(runs: Sequence[Run]) -> Figure:
     if with_loss:
         axes[1].set_ylabel("loss")
     axes[-1].set_xlabel("step")
+    if any(run.timeline.skipped for run in runs):
+        axes[0].text(1.0, -0.04, "skipped", fontsize=6, va="center", transform=axes[0].transAxes)
     if len(runs) > 1:
         axes[0].legend(fontsize=6, ncols=min(3, len(runs)), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
