@@ -124,8 +124,8 @@ def _row(row: RowStory) -> dict[str, Any]:
         "method": row.method,
         "measured": row.measured,
         "nonfinite": row.nonfinite,
-        "share": row.lost_share if row.measured else None,
-        "worst": row.worst if row.measured else None,
+        "share": row.lost_share if row.nonzero else None,
+        "worst": row.worst if row.nonzero else None,
         "worst_step": row.worst_step,
         "last": None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,12 +86,15 @@ class Run:
         if not self.columns:
             found.append(
                 "No gradients were measured, so nobody knows what was lost and where. Record with "
-                "a watch: `gradscale.Recorder(path, scaler, watch=watch)`."
+                "a watch: `gradscale.Recorder(path, scaler, watch)`."
             )
         elif not self.snapshots:
             found.append("It has no histograms, so other scales cannot be tried.")
-        if all(step.loss is None for step in steps):
-            found.append("The loss was not noted.")
+        losses = [step.loss for step in steps if step.loss is not None]
+        if not losses:
+            found.append("The loss was not noted: call `recorder.note_loss(loss)` in the loop.")
+        elif not any(math.isfinite(loss) for loss in losses):
+            found.append("Every loss is infinite or NaN.")
         return found
 
 

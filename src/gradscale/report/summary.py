@@ -77,7 +77,7 @@ def _lost(run: Run) -> dict[str, Any] | None:
     flushed, nonzero = sum(row.flushed for row in counted), sum(row.nonzero for row in counted)
     worst = max(shares, key=lambda pair: pair[1], default=None)
     return {
-        "share": flushed / max(1, nonzero),
+        "share": flushed / nonzero if nonzero else None,
         "last": _last([share for _, share in shares]),
         "worst": None if worst is None else {"step": worst[0], "share": worst[1]},
         "method": last.method,

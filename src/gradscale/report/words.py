@@ -21,7 +21,7 @@ def words_of(run: Run, *, named: bool = False) -> list[str]:
     if it["log2_scale"] is not None:
         low, high = (f"2^{it['log2_scale'][name]:g}" for name in ("lowest", "highest"))
         parts.append(f"scale {low if low == high else f'{low} to {high}'}")
-    if it["lost"] is not None:
+    if it["lost"] is not None and it["lost"]["share"] is not None:
         parts.append(f"{percent(it['lost']['share'])} lost ({it['lost']['method']})")
     line = ", ".join(parts) + "."
     if named:

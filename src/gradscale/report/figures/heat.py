@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradscale.report.figures.style import (
+    OVER,
     empty,
     in_our_style,
     name_ticks,
@@ -30,7 +31,7 @@ def heat_figure(run: Run) -> Figure:
     Args:
         run: one with measured rows; without them the figure says so.
     """
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import ListedColormap, LogNorm
 
     rows = [row for row in run.order if run.rows[row].alarming]
     figure, axes = new_figure(min(8.0, 1.2 + 0.11 * max(8, len(rows))))
@@ -48,6 +49,11 @@ def heat_figure(run: Run) -> Figure:
         cmap=share_colors(),
         norm=LogNorm(LOWEST, 1.0),
     )
+    nonfinite = np.stack([column.nonfinite[rows] for column in run.columns], axis=1)
+    if nonfinite.any():
+        over = np.where(nonfinite > 0, 1.0, np.nan)
+        axes.imshow(over, aspect="auto", interpolation="nearest", cmap=ListedColormap([OVER]))
+        axes.set_title("violet: infinite or NaN", loc="left", fontsize=6)
     name_ticks(axes, [run.rows[row].info.name for row in rows])
     places = np.unique(np.linspace(0, len(run.columns) - 1, min(7, len(run.columns))).round())
     axes.set_xticks(places, [f"{run.columns[int(place)].first:,}" for place in places])

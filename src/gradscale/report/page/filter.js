@@ -31,6 +31,16 @@ function fillKinds() {
   options(byId("kind"), entries, state.kind);
 }
 
+// Parts of the page for which the run has nothing are left out; the notes say what is missing.
+function showParts() {
+  const run = currentRun();
+  byId("heat").hidden = !run.heat;
+  byId("scale").hidden = !run.snapshots.length;
+  byId("plan").hidden = !run.network.names.length;
+  for (const id of ["rows", "words", "kind-label", "search-label"]) byId(id).hidden = !run.rows.length;
+  byId("controls").hidden = !run.rows.length && payload.runs.length < 2;
+}
+
 function startFilter() {
   byId("kind").addEventListener("change", (event) => choose({ kind: event.target.value }));
   let waiting;
@@ -42,7 +52,8 @@ function startFilter() {
   options(select, payload.runs.map((run, i) => [i, run.name]), state.run);
   select.addEventListener("change", () => chooseRun(Number(select.value)));
   byId("run-label").hidden = payload.runs.length < 2;
-  listen(["run"], () => { select.value = String(state.run); fillKinds(); });
+  listen(["run"], () => { select.value = String(state.run); showParts(); fillKinds(); });
+  showParts();
   fillKinds();
 }
 

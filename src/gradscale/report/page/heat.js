@@ -40,8 +40,7 @@ function planeOf(run, name) {
 
 function drawHeat() {
   const run = currentRun();
-  byId("heat-keys").hidden = !run.heat;
-  if (!run.heat) { byId("heat-cell").textContent = ""; return nothing("heat-plot", "No gradients were measured in this run."); }
+  if (!run.heat) return;
   const rows = shownRows();
   if (!rows.length) { byId("heat-cell").textContent = ""; return nothing("heat-plot", "No row has such a name."); }
   const place = new Map(run.order.map((id, i) => [id, i]));
@@ -49,7 +48,7 @@ function drawHeat() {
   const names = rows.map((id) => run.rows[id].name);
   const height = Math.min(640, Math.max(90, rows.length * 16));
   const ticks = nameTicks(names, height, labelLength());
-  byId("heat-lead").textContent = plane.lead;
+  byId("heat-lead").textContent = plane.lead + (run.rows.some((row) => row.nonfinite) ? " Violet: infinite or NaN." : "");
   const element = byId("heat-plot");
   element.setAttribute("tabindex", "0");
   element.setAttribute("role", "application");
@@ -57,13 +56,22 @@ function drawHeat() {
     type: "heatmap", z: rows.map((id) => all[place.get(id)]), zmin: plane.low, zmax: plane.high,
     zauto: plane.low === undefined, colorscale: ramp(palette()[plane.colors]), hoverinfo: "none", hoverongaps: true,
     colorbar: { thickness: 12, len: 1, outlinewidth: 0, tickfont: { size: 11, color: palette().quiet }, ...plane.ticks },
-  }], {
+  }, ...nonfiniteTrace(run, rows, place)], {
     height: height + 52, margin: { l: labelRoom(ticks.ticktext), r: 10, t: 8, b: 44 },
     xaxis: axis({ title: "step", showgrid: false, ...columnTicks(run), range: [-0.5, run.heat.first.n - 0.5] }),
     yaxis: axis({ showgrid: false, range: [rows.length - 0.5, -0.5], ...ticks }),
     shapes: cellMark(run, rows),
   }, { plotly_hover: onHeatHover, plotly_unhover: () => showTip(null), plotly_click: onHeatClick });
   tellCell();
+}
+
+// Cells in which something was infinite or NaN, over everything else.
+function nonfiniteTrace(run, rows, place) {
+  if (!rows.some((id) => run.rows[id].nonfinite)) return [];
+  const flags = run.view(run.heat.nonfinite), columns = heatSize(run)[1];
+  const z = rows.map((id) => Float32Array.from(flags.subarray(place.get(id) * columns, (place.get(id) + 1) * columns), (v) => (v ? 1 : NaN)));
+  const color = palette().over;
+  return [{ type: "heatmap", z, zmin: 0, zmax: 1, colorscale: [[0, color], [1, color]], showscale: false, hoverinfo: "none" }];
 }
 
 function columnTicks(run) {
@@ -100,11 +108,12 @@ function cellWords(run, id, column) {
   const when = first === last ? `step ${count(first)}` : `steps ${count(first)} to ${count(last)}`;
   if (at("mean") === 0) return `${when}: not measured`;
   const [mean, worst] = [decodeShare(at("mean")), decodeShare(at("worst"))];
-  const parts = [`${percent(mean)} lost`];
+  const parts = at("amax") === -32768 && at("nonfinite") ? [] : [`${percent(mean)} lost`];
   if (worst > mean * 1.01) parts.push(`${percent(worst)} at its worst step`);
   const off = at("off"), amax = at("amax"), bad = at("nonfinite");
   if (off) parts.push(`stored ${plural(Math.abs(off), "octave")} too ${off > 0 ? "low" : "high"}`);
-  parts.push(amax === -32768 ? "all zero" : `largest ${power(amax / 16)}`, `${percent(decodeShare(at("zero")))} exact zeros`);
+  if (amax !== -32768) parts.push(`largest ${power(amax / 16)}`, `${percent(decodeShare(at("zero")))} exact zeros`);
+  else parts.push(bad ? "nothing finite but zeros" : "all zero");
   if (bad) parts.push(`${bad === 255 ? "255 or more" : bad} not finite`);
   return `${when}: ${parts.join(", ")}`;
 }

@@ -31,12 +31,7 @@ function mixed(stops, at) {
 function drawPlan() {
   const run = currentRun(), network = run.network, exponents = exponentsNow();
   fillPlanSteps(run);
-  if (!network.names.length) {
-    byId("plan-lead").textContent = "";
-    fill(byId("plan-words"));
-    return nothing("plan-plot", "The recording names no part of the network.");
-  }
-  byId("plan-plot").setAttribute("role", "img");
+  if (!network.names.length) return;
   const colors = exponentColors(exponents.values()), pale = palette().grid;
   const of = network.row.map((row) => exponents.get(row));
   const many = network.names.length > 150, rowsHigh = Math.max(...network.y) + 1, narrow = network.x.length && Math.max(...network.x) < 14;

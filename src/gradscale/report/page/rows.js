@@ -80,8 +80,8 @@ function drawRows() {
   const run = currentRun();
   tryScale();
   const sorted = sortedRows(), columns = ROW_COLUMNS.filter((it) => it.key !== "nonfinite" || run.rows.some((row) => row.nonfinite)).filter((it) => !it.live || state.snapshot !== null);
-  byId("rows-lead").textContent = run.rows.length ? `${plural(sorted.length, "row")} of ${count(run.rows.length)}. “Largest”, “Exact zeros”, “Stored at” and “Window” are as last measured.` : "";
-  if (!run.rows.length) { fill(byId("row-table"), make("tbody", {}, make("tr", {}, make("td", { class: "text" }, "No gradients were measured in this run.")))); byId("more-rows").hidden = true; return; }
+  if (!run.rows.length) return;
+  byId("rows-lead").textContent = `${plural(sorted.length, "row")} of ${count(run.rows.length)}. “Largest”, “Exact zeros”, “Stored at” and “Window” are as last measured.`;
   const refocus = document.activeElement?.closest?.("#row-table tbody") !== null && document.activeElement?.closest?.("#row-table tbody") !== undefined;
   fill(byId("row-table"), rowHead(columns), make("tbody", {}, ...sorted.slice(0, rowLimit).map((id) => rowLine(run, id, columns))));
   byId("more-rows").hidden = sorted.length <= rowLimit;

@@ -9,18 +9,13 @@ function histogramsShown() {
 
 function scaleEnds() {
   const recorded = recordedScale(currentRun(), state.snapshot);
-  return [recorded - REACH, recorded + REACH];
+  // No scale is beyond float32.
+  return [Math.max(-126, recorded - REACH), Math.min(127, recorded + REACH)];
 }
 
 function fillScale() {
   const run = currentRun();
-  const there = state.snapshot !== null;
-  for (const part of byId("scale").querySelectorAll(".scale-panel, .pair, #scale-words, figure")) part.hidden = !there;
-  byId("scale-none")?.remove();
-  if (!there) {
-    byId("scale").append(make("p", { class: "empty", id: "scale-none" }, "There are no histograms in this recording, so other scales cannot be tried."));
-    return;
-  }
+  if (state.snapshot === null) return;
   const recorded = recordedScale(run, state.snapshot);
   const slider = byId("scale-slider");
   [slider.min, slider.max] = scaleEnds();

@@ -40,9 +40,11 @@ function drawTimeline() {
     const bottom = top - panel.weight / total;
     layout[`yaxis${i ? i + 1 : ""}`] = panelAxis(panel, [Math.max(0, bottom + 0.018), top], from, to);
     top = bottom;
-    for (const shown of runs) traces.push(...panelTraces(panel, shown, name, from, to));
+    // The chosen run last, on top of the others, which are wider: where lines meet, both are seen.
+    const below = [...runs].sort((a, b) => (a.index === state.run) - (b.index === state.run));
+    for (const shown of below) traces.push(...panelTraces(panel, shown, name, from, to));
   });
-  layout.xaxis = axis({ title: "step", range: [from, to], anchor: panels.length > 1 ? `y${panels.length}` : "y", tickformat: ",d", showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "dot", spikecolor: palette().quiet });
+  layout.xaxis = axis({ title: "step", range: [from, to], anchor: panels.length > 1 ? `y${panels.length}` : "y", tickformat: ",d", ...(to - from < 9 ? { dtick: 1 } : {}), showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "dot", spikecolor: palette().quiet });
   draw("timeline-plot", traces, layout, { plotly_relayout: onTimelineZoom });
   byId("timeline-words").innerHTML = raised(timelineWords(runs));
 }
@@ -59,16 +61,23 @@ function powerTicks(panel, from, to) {
   return low === Infinity ? {} : { dtick: every, tick0: Math.floor(low), range: [low - pad, high + pad] };
 }
 
-// Shares at decades; where they hardly differ, between them as well.
+// Shares at decades, and zero below them; where shares hardly differ, between decades as well.
 function shareTicks(from, to) {
-  let low = 1, high = 1e-9;
+  const [low, high] = shareEnds(from, to), decades = Math.log10(high / low);
+  const every = Math.max(1, Math.round(decades / 3)), between = decades < 1 ? [1, 2, 5] : decades < 2 ? [1, 3] : [1];
+  const tickvals = [low / 3];
+  for (let e = 0; e >= -12; e--) if (e % every === 0) tickvals.push(...between.map((m) => m * 10 ** e).filter((v) => v <= 1 && v >= low * 0.6));
+  const room = [low / 5, Math.min(1.3, high * 2)];
+  return { tickvals, ticktext: tickvals.map((v, i) => (i ? percent(v) : "0 %")), range: room.map(Math.log10) };
+}
+
+// The smallest and the largest share above zero of all runs in sight.
+function shareEnds(from, to) {
+  let low = Infinity, high = 0;
   for (const { run } of shownRuns()) {
     for (const value of thinned(...seriesOf(run, "lost"), from, to).y) if (value > 0) { low = Math.min(low, value); high = Math.max(high, value); }
   }
-  const decades = Math.log10(Math.max(high, low) / low), every = Math.max(1, Math.round(decades / 3));
-  const tickvals = [];
-  for (let e = 0; e >= -10; e--) if (e % every === 0) tickvals.push(...(decades < 1.5 ? [1, 2, 5] : [1]).map((m) => m * 10 ** e).filter((v) => v <= 1));
-  return { tickvals, ticktext: tickvals.map(percent) };
+  return low === Infinity ? [1e-3, 1e-2] : [low, high];
 }
 
 function panelAxis(panel, domain, from, to) {
@@ -83,23 +92,25 @@ function panelAxis(panel, domain, from, to) {
 
 function panelTraces(panel, { run, index }, yaxis, from, to) {
   const color = runColor(index), chosen = index === state.run;
-  if (panel.key === "skips") return skipTraces(run, color, yaxis, from, to);
+  if (panel.key === "skips") return skipTraces({ run, index }, color, yaxis, from, to);
   const [steps, values] = seriesOf(run, panel.key);
   if (!steps.length) return [];
   const { x, y } = thinned(steps, values, from, to);
-  // On a logarithmic axis a share of zero has no place: such points sit at the lower edge of what is known.
-  const lowest = panel.key === "lost" ? Math.max(1e-9, Math.min(...y.filter((v) => v > 0), 1)) / 3 : 0;
+  // A logarithmic axis has no zero: it lies below all that is known, at a tick of its own.
+  const zero = panel.key === "lost" ? shareEnds(from, to)[0] / 3 : 0;
   return [{
-    type: "scatter", x, y: panel.key === "lost" ? y.map((v) => (v === 0 ? lowest : v)) : y, yaxis,
+    type: "scatter", x, y: panel.key === "lost" ? y.map((v) => (v === 0 ? zero : v)) : y, yaxis,
     mode: panel.key === "lost" && x.length < 80 ? "lines+markers" : x.length === 1 ? "markers" : "lines",
-    line: { color, width: chosen ? 1.8 : 1.1, shape: panel.shape || "linear", dash: runDash(index) }, marker: { size: 5, color },
+    opacity: chosen ? 1 : 0.6, line: { color, width: chosen ? 1.5 : 3, shape: panel.shape || "linear", dash: runDash(index) }, marker: { size: 5, color },
     text: y.map((v) => panel.text(v)), name: escaped(run.name),
     hovertemplate: `step %{x:,d}: ${panel.title} %{text}<extra>${payload.runs.length > 1 ? escaped(run.name) : ""}</extra>`,
   }];
 }
 
 // Skipped steps closer than a pixel share a mark, which says how many it stands for.
-function skipTraces(run, color, yaxis, from, to) {
+function skipTraces({ run, index }, color, yaxis, from, to) {
+  const runs = shownRuns(), place = runs.findIndex((it) => it.index === index);
+  const aside = runs.length > 1 ? 0.5 * (place / (runs.length - 1) - 0.5) : 0;
   const reasons = [...new Set(shownRuns().flatMap((it) => it.run.skips.reasons))];
   const steps = run.view(run.skips.step), codes = run.view(run.skips.reason);
   const width = Math.max(1, (to - from) / POINTS);
@@ -112,7 +123,7 @@ function skipTraces(run, color, yaxis, from, to) {
   }
   const found = [...marks.values()];
   return [{
-    type: "scatter", mode: "markers", yaxis, x: found.map((it) => (it.first + it.last) / 2), y: found.map((it) => reasons.indexOf(it.reason)),
+    type: "scatter", mode: "markers", yaxis, x: found.map((it) => (it.first + it.last) / 2), y: found.map((it) => reasons.indexOf(it.reason) + aside),
     marker: { symbol: "line-ns-open", size: 11, color, line: { width: 1.6, color } }, name: escaped(run.name),
     text: found.map((it) => (it.number === 1 ? `step ${count(it.first)} skipped: ${reasonText(it.reason)}` : `${count(it.number)} steps skipped, ${count(it.first)} to ${count(it.last)}: ${reasonText(it.reason)}`)),
     hovertemplate: `%{text}<extra>${payload.runs.length > 1 ? escaped(run.name) : ""}</extra>`,
