@@ -30,7 +30,7 @@ BUILDERS = {
 def train(build, gradients, **arguments):
     parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
     optimizer = build(parameters)
-    scaler = GradScaler("cpu", init_scale=8.0, growth_interval=2, **arguments)
+    scaler = GradScaler("cpu", init_scale=2.0**20, growth_interval=2, **arguments)
     trajectory = []
     for gradient in gradients:
         scaler.scale(torch.zeros(()))

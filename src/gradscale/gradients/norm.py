@@ -71,7 +71,7 @@ def gradient_norm(
 def norm_reference(gradients: Iterable[Tensor], norm_type: float) -> float:
     """The norm in float64, all at once: the oracle of `gradient_norm`."""
     whole = torch.cat([g.detach().to_dense().double().reshape(-1) for g in gradients])
-    return float(torch.linalg.vector_norm(whole, norm_type))
+    return float(torch.linalg.vector_norm(whole, norm_type)) if whole.numel() else 0.0
 
 
 def _by_ranks(parameters: Iterable[Tensor]) -> dict[Ranks, Lists]:

@@ -83,9 +83,9 @@ def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | None:
 
     A fused optimizer divides while it steps: it leaves gradients scaled only if it skips.
     """
-    if record.get("scaled"):
-        return scale.clone()
     outcome = record.get("outcome")
+    if record.get("scaled") or (outcome is None and "grad_scale" in record):
+        return scale.clone()
     if record.get("divided") or outcome is None:
         return None
     if outcome.settled:

@@ -18,12 +18,11 @@ the host reads the scale at no cost, and what depends on it is decided there.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from gradscale.half.registry import masters_of
 from gradscale.histogram import EXPONENT_BINS, count_exponents
 
 multiply_and_check_ = torch._amp_foreach_non_finite_check_and_unscale_  # pyright: ignore[reportPrivateImportUsage]
@@ -73,32 +72,42 @@ def collect_gradients(
     Returns:
         The gradients of most parameters, and those of the parameters `apart`.
     """
-    masters = masters_of(optimizer)
-    if masters is not None:
-        masters.agree()
     most: Groups = {}
     others: Groups = {}
+    for group in optimizer.param_groups:
+        _collect(group["params"], most, apart, others)
+    return most, others
+
+
+def collect_from(parameters: Iterable[Tensor]) -> Groups:
+    """The gradients of these parameters by device and dtype."""
+    groups: Groups = {}
+    _collect(parameters, groups, (), {})
+    return groups
+
+
+def _collect(
+    parameters: Iterable[Tensor], most: Groups, apart: Collection[int], others: Groups
+) -> None:
     device = dtype = None
     bucket: list[Tensor] = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            grad = parameter.grad
-            if grad is None:
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if type(grad) is not Tensor or grad.is_sparse or grad.is_complex() or apart:
+            values = gradient_values(parameter)
+            if values is None:
                 continue
-            if type(grad) is not Tensor or grad.is_sparse or grad.is_complex() or apart:
-                values = gradient_values(parameter)
-                if values is None:
-                    continue
-                if id(parameter) in apart:
-                    others.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
-                    continue
-                grad = values
-            # Neighbors mostly share device and dtype, and hashing both for each is costly.
-            if grad.dtype is not dtype or grad.device != device:
-                device, dtype = grad.device, grad.dtype
-                bucket = most.setdefault(device, {}).setdefault(dtype, [])
-            bucket.append(grad)
-    return most, others
+            if id(parameter) in apart:
+                others.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
+                continue
+            grad = values
+        # Neighbors mostly share device and dtype, and hashing both for each is costly.
+        if grad.dtype is not dtype or grad.device != device:
+            device, dtype = grad.device, grad.dtype
+            bucket = most.setdefault(device, {}).setdefault(dtype, [])
+        bucket.append(grad)
 
 
 def unscale_reference(gradients: Sequence[Tensor], scale: float) -> bool:
@@ -152,11 +161,11 @@ def check_groups(groups: Groups, inv_scale: Tensor) -> Flags:
         largest = [tensor_amax(grads) for grads in by_dtype.values()]
         amax = torch.stack(largest).amax() if len(largest) > 1 else largest[0]
         product = amax * inv_scale.to(device=device, non_blocking=True)
-        flags[device] = _not_finite(product)
+        flags[device] = not_finite(product)
     return flags
 
 
-def _not_finite(magnitude: Tensor) -> Tensor:
+def not_finite(magnitude: Tensor) -> Tensor:
     """1 for inf and NaN, else 0; a NaN is below nothing."""
     return (magnitude < math.inf).logical_not().to(torch.float32)
 
@@ -167,7 +176,7 @@ def _check_on_cpu(by_dtype: dict[torch.dtype, list[Tensor]], inv_scale: Tensor) 
     factor = inv_scale.to("cpu")
     if factor.item() > 1:
         product = torch.stack([tensor_amax(grads) for grads in by_dtype.values()]).amax() * factor
-        return _not_finite(product)
+        return not_finite(product)
     for grads in by_dtype.values():
         multiply_and_check_(grads, flag, one)
     return flag

@@ -15,7 +15,7 @@ from gradscale.outcomes.alarm import FloorAlarm
 from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
 from gradscale.policies.policy import Policy
-from gradscale.scaler.advancing import AdvancingScaler
+from gradscale.scaler.clipping import ClippingScaler
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
@@ -27,7 +27,7 @@ from gradscale.scaler.settings import (
 from gradscale.undo.degrees import Degrees, Way
 
 
-class GradScaler(AdvancingScaler):
+class GradScaler(ClippingScaler):
     """Drop-in for `torch.amp.GradScaler`: every policy, every optimizer, nothing silent.
 
         scaler.scale(loss).backward()   # gradients at S times their value
@@ -132,14 +132,7 @@ class GradScaler(AdvancingScaler):
                 "`unscale_(optimizer)` is being called after step(). Call it before, or call "
                 "update() first to begin the next step."
             )
-        found_inf = torch.zeros((), dtype=torch.float32, device=scale.device)
-        record["found_inf_per_device"] = self._unscale_grads_(
-            optimizer, inverse(scale), found_inf, True
-        )
-        record["stage"], record["divided"] = OptState.UNSCALED, True
-        self._gradients.mark_divided(optimizer)
-        if self._layerwise is not None:
-            self._layerwise.after_unscale(optimizer)
+        self._divide(optimizer, record, inverse(scale))
 
     @eager
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:

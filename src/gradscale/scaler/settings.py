@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -80,6 +81,44 @@ def check_undo(undo: Way | Degrees, sync_free: bool) -> Way | Degrees:
             "the host, which must read the scale to follow it. Leave one of the two out."
         )
     return undo
+
+
+def listed(
+    name: str, optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]
+) -> list[torch.optim.Optimizer]:
+    """One optimizer, or several, as a list.
+
+    Raises:
+        TypeError: if something else is given, such as parameters.
+    """
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    for each in optimizers:
+        if not isinstance(each, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"`scaler.{name}({type(each).__name__}, …)` must be given an optimizer, or "
+                "several, whose gradients it unscales. To clip some parameters only, call "
+                f"`unscale_(optimizer)` and then `torch.nn.utils.{name}(parameters, …)`."
+            )
+    return optimizers
+
+
+def distinct_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
+    """The parameters of several optimizers, each once, in order."""
+    groups = (group["params"] for each in optimizers for group in each.param_groups)
+    return list({id(p): p for parameters in groups for p in parameters}.values())
+
+
+def check_clip(call: str, name: str, value: float) -> None:
+    """Refuses a threshold that is no threshold.
+
+    Raises:
+        ValueError: if it is negative or NaN.
+    """
+    if not value >= 0:
+        raise ValueError(
+            f"`{call}({name}={value})` must be 0 or more. It bounds the unscaled gradients: do not "
+            "multiply it by the scale."
+        )
 
 
 def check_callback(call: str, callback: Any) -> None:

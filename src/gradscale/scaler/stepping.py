@@ -48,6 +48,17 @@ class SteppingScaler(ReportingScaler):
         with torch.no_grad():
             return self._gradients.divide_(optimizer, inv_scale, found_inf)
 
+    def _divide(
+        self, optimizer: torch.optim.Optimizer, record: dict[str, Any], factor: Tensor
+    ) -> None:
+        """Multiplies the gradients by 1/S, or by 1/S and more, and notes what they are now."""
+        found_inf = torch.zeros((), dtype=torch.float32, device=factor.device)
+        record["found_inf_per_device"] = self._unscale_grads_(optimizer, factor, found_inf, True)
+        record["stage"], record["divided"] = OptState.UNSCALED, True
+        self._gradients.mark_divided(optimizer)
+        if self._layerwise is not None:
+            self._layerwise.after_unscale(optimizer)
+
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
         scale, _ = self._check_scale_growth_tracker("_check_inf_per_device")
         self._pending.note(optimizer)
