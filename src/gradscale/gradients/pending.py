@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
+from gradscale.half.registry import masters_of
 
 
 class PendingGradients:
@@ -69,6 +70,9 @@ class PendingGradients:
             optimizer = self._optimizers[key]()
             if optimizer is None:
                 continue
+            masters = masters_of(optimizer)
+            if masters is not None:
+                masters.agree()
             groups, _ = collect_gradients(optimizer)
             if groups:
                 factor = scale if left_at is None else scale / left_at
