@@ -33,3 +33,6 @@ from gradscale.recording import Recorder as Recorder
 from gradscale.scaler import GradScaler as GradScaler
 from gradscale.undo import Degrees as Degrees
 from gradscale.version import __version__ as __version__
+from gradscale.watching import Watch as Watch
+from gradscale.watching import WatchReport as WatchReport
+from gradscale.watching import watch as watch

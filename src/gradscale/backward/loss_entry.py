@@ -67,6 +67,10 @@ class LossEntry:
         node.register_prehook(self._entered)
         return watched
 
+    def nodes(self) -> list[Any]:
+        """Where passes enter the losses that are alive, in the order they were watched."""
+        return [node for node in (ref() for ref in self._nodes) if node is not None]
+
     def _entered(self, grads: Any) -> None:
         del grads
         running = current_pass()
@@ -84,8 +88,7 @@ class LossEntry:
     def _taking_part(self) -> list[Any]:
         """The entries that the running pass goes through, in the order they were watched."""
         here = torch._C._current_autograd_node()  # the engine does not count a pass's only root
-        alive = [node for node in (ref() for ref in self._nodes) if node is not None]
-        return [node for node in alive if node is here or executes(node)]
+        return [node for node in self.nodes() if node is here or executes(node)]
 
 
 _ENTRIES: weakref.WeakSet[LossEntry] = weakref.WeakSet()

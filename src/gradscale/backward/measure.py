@@ -48,8 +48,8 @@ def measure(
         scale: the loss scale, on the host or as a tensor of one element on the device.
         products: also count what arrives at matrix products in full precision.
         moments: that, and the sums that `Adaptive` needs, also of the saved weights.
-        places: what to count instead of all that limits a plan; of what arrives in ``"fp32"`` the
-            octaves are those that tell exactly what a cast flushes (`measure_counts`).
+        places: what to count instead of all that limits a plan; of what is in float32 or bfloat16
+            the octaves are those that tell exactly what a cast flushes (`measure_counts`).
 
     Returns:
         A `Measuring`, to be asked for its result after the backward passes.
@@ -95,13 +95,19 @@ class Measuring:
         self.fans = [0] * len(places) + [weight.fan for weight in weights]
         self.handles: list[Any] = []
         self._blocks = _Blocks(self.places, moments)
-        self._ceil = [exact and place.format == "fp32" for place in self.places]
+        # Only formats with float32's range have lost nothing yet.
+        self._ceil = [exact and place.format in ("fp32", "bf16") for place in self.places]
         self._repeats = Repeats()
         self._scale = scale.detach().clone() if isinstance(scale, Tensor) else scale
         self._host: list[Tensor] | None = None
         self._event: torch.cuda.Event | None = None
         for index, weight in enumerate(weights, len(places)):
             self._count(index, weight.tensor)
+
+    @property
+    def repeats(self) -> dict[int, int]:
+        """By index, the place at which the same tensor had been counted before."""
+        return self._repeats.sources
 
     def attach(self, walk: Walk) -> None:
         """Hooks the live nodes.

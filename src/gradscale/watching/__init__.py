@@ -1,3 +1,6 @@
 """Watching a training loop: what its gradients hold, and what a format loses of them."""
 
+from gradscale.watching.report import WatchReport as WatchReport
 from gradscale.watching.rows import Row as Row
+from gradscale.watching.watch import Watch as Watch
+from gradscale.watching.watch import watch as watch

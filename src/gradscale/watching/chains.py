@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import is_reduced
 from gradscale.backward.structure import CAST
@@ -102,5 +100,5 @@ def _size(graph: BackwardGraph, nodes: Iterable[int]) -> int:
     arrivals = (arrival for node in nodes for arrival in graph.arrives[node])
     dtypes = (arrival.dtype for arrival in arrivals if arrival.dtype is not None)
     # A double is no narrower place than a single: neither loses anything.
-    sizes = (min(4, torch.empty((), dtype=dtype).real.element_size()) for dtype in dtypes)
+    sizes = (min(4, dtype.itemsize // (1 + dtype.is_complex)) for dtype in dtypes)
     return min(sizes, default=4)

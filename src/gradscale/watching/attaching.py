@@ -1,0 +1,78 @@
+"""Hooks one backward pass, if it is one of the model's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscale.backward.graph import BackwardGraph, walk
+from gradscale.backward.names import ParameterName, parameter_names
+from gradscale.emulation import emulating
+from gradscale.watching.measured_pass import MeasuredPass
+from gradscale.watching.plan_in_force import PlanInForce
+from gradscale.watching.settings import scale_of
+from gradscale.watching.spots import Spot, spots_of
+
+_KEPT = 16
+
+
+class Attaching:
+    """Walks the graph of a pass and hooks the places that have rows.
+
+    Args:
+        model: whose passes are measured; those that reach none of its parameters are left alone.
+        scaler: the loop's, or None.
+    """
+
+    def __init__(self, model: nn.Module, scaler: Any) -> None:
+        self._model = model
+        self._scaler = scaler
+        self._known: OrderedDict[object, list[Spot]] = OrderedDict()
+
+    def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
+        """Hooks the pass that is about to begin at `tensors`.
+
+        Args:
+            tensors: what `backward` was called with.
+            passes: how many passes of the step were measured before.
+            outer: the pass that runs already, if this one runs inside one of its nodes.
+
+        Returns:
+            None if there is nothing to measure, or if `backward` will refuse the tensors.
+        """
+        roots = (
+            [tensors]
+            if isinstance(tensors, Tensor | torch.autograd.graph.GradientEdge)
+            else tensors
+        )
+        roots = [root for root in roots if not isinstance(root, Tensor) or root.requires_grad]
+        if not roots:
+            return None
+        walked = walk(roots)
+        spots = self._spots(walked.graph)
+        if not spots:
+            return None
+        plan = PlanInForce.of(self._scaler, walked)
+        node: Any = torch._C._current_autograd_node()
+        number = (passes,) if outer is None else outer.number_inside(node)
+        return MeasuredPass(walked, spots, scale_of(self._scaler), plan, number)
+
+    def _spots(self, graph: BackwardGraph) -> list[Spot]:
+        names = parameter_names(self._model)
+        precision = emulating()
+        key = graph.signature, _leaf_names(graph, names), precision
+        if key not in self._known:
+            self._known[key] = spots_of(graph, self._model, names, precision)
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+
+def _leaf_names(graph: BackwardGraph, names: Mapping[int, ParameterName]) -> tuple[str | None, ...]:
+    found = (names.get(id(parameter)) for parameter in graph.parameters().values())
+    return tuple(None if name is None else name.name for name in found)

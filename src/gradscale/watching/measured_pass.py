@@ -1,0 +1,88 @@
+"""One backward pass that is measured: hooked before it runs, told apart by rows afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gradscale.backward.graph import Walk
+from gradscale.backward.measure import measure
+from gradscale.watching.plan_in_force import PlanInForce
+from gradscale.watching.sights import Order, Part, Sight
+from gradscale.watching.spots import Spot
+
+
+class MeasuredPass:
+    """The counts of one pass on the device.
+
+    Hooks are attached here, before those of a layer-wise plan, which come as the pass begins: what
+    a node produces is met as it was made, and what arrives at the exponent of its node.
+
+    Args:
+        walked: the pass's graph and live nodes; not kept.
+        spots: what to count.
+        scale: the loss scale.
+        plan: of a layer-wise scaler, or None.
+        number: the place of this pass among those of its step, for the order of what is found.
+    """
+
+    def __init__(
+        self,
+        walked: Walk,
+        spots: Sequence[Spot],
+        scale: float | Tensor,
+        plan: PlanInForce | None,
+        number: Order,
+    ) -> None:
+        self._spots = spots
+        self._plan = plan
+        self._number = number
+        self._nodes = len(walked.graph)
+        places = [spot.place for spot in spots]
+        self.measuring = measure(walked, scale=scale, places=places)
+        reentrant = walked.graph.structure.reentrant
+        self._inner = {walked.nodes[node]: node for node in reentrant}
+
+    def end(self) -> None:
+        """The pass has ended: the hooks go, and a plan's exponents are taken down."""
+        self.measuring.remove()
+        self._inner = {}
+        if self._plan is not None:
+            self.measuring.exponents = self._plan.exponents(self._nodes)
+            self._plan = None
+
+    def number_inside(self, node: Any) -> Order:
+        """The number of a pass that runs inside a node of this one, as a reentrant checkpoint."""
+        return (*self._number, self._inner.get(node, self._nodes))
+
+    def signature(self) -> tuple[object, ...]:
+        """What must be equal on ranks that add up their counts."""
+        return self._number, tuple(self.measuring.exponents), tuple(s.name for s in self._spots)
+
+    def sights(self) -> Iterator[Sight]:
+        """What was seen, by row; waits for the counts to arrive."""
+        records = {record.node: record for record in self.measuring.result().records}
+        for index, spot in enumerate(self._spots):
+            record = records[spot.place.node]
+            if record.counts.numel and not self._seen_already(index):
+                stored = record.exponent - self._rise(spot)
+                part = Part(spot.place.format, spot.rounded, stored)
+                order = (*self._number, spot.place.node)
+                broken = order if record.counts.nonfinite else None
+                yield Sight(spot.name, spot.kind, order, {part: record.counts}, broken)
+
+    def _rise(self, spot: Spot) -> int:
+        """Octaves by which a plan has moved what arrived up since it was made, and rounded."""
+        exponents = self.measuring.exponents
+        here = exponents[spot.place.node]
+        return here - min([here, *(exponents[source] for source in spot.sources)])
+
+    def _seen_already(self, index: int) -> bool:
+        """Whether the very tensor counts in this row already: it passed a sum or a view."""
+        source = self.measuring.repeats.get(index)
+        if source is None:
+            return False
+        one, other = self._spots[source], self._spots[index]
+        return (one.kind, one.name) == (other.kind, other.name)

@@ -1,0 +1,84 @@
+"""The passes and activations of one measuring step, on their way from the device to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradscale.layerwise.agreement import reduced
+from gradscale.watching.activations import Taken
+from gradscale.watching.measured_pass import MeasuredPass
+from gradscale.watching.sights import Sight, together
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a measuring step saw, on the host.
+
+    Attributes:
+        step: its number.
+        sights: by row, in backward order, activations in forward order.
+        alone: whether other ranks ran other graphs, so that these are this rank's counts only.
+    """
+
+    step: int
+    sights: tuple[Sight, ...]
+    alone: bool = False
+
+
+class MeasuredStep:
+    """What one measuring step counts.
+
+    Args:
+        step: its number.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.passes: list[MeasuredPass] = []
+        self._taken = Taken()
+        self._alone = False
+        self._fetched: torch.Event | None = None
+
+    def finish(self, taken: Taken | None, groups: Sequence[Any], device: torch.device) -> None:
+        """The step is over: the ranks add up, and the counts start on their way to the host.
+
+        A collective where there are groups: every rank calls it, with or without a pass.
+
+        Args:
+            taken: the activations of the step, if they are counted.
+            groups: the process groups that share a report.
+            device: on which they communicate.
+        """
+        self._taken = taken = taken or Taken()
+        measurings = [measured.measuring for measured in self.passes]
+        situations: list[object] = [measured.signature() for measured in self.passes]
+        if situations:
+            situations[0] = (situations[0], taken.signature)
+        same = reduced(measurings, situations, groups, device)
+        if same and measurings and groups:
+            taken.reduce(list(groups))
+        self._alone = not same
+        for measuring in measurings:
+            measuring.fetch()
+        taken.fetch()
+        if taken and device.type != "cpu":
+            self._fetched = torch.Event(device)
+            self._fetched.record()
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything has arrived."""
+        here = self._fetched is None or self._fetched.query()
+        return here and all(measured.measuring.ready for measured in self.passes)
+
+    def seen(self) -> Seen:
+        """On the host; waits for what has not arrived."""
+        if self._fetched is not None:
+            self._fetched.synchronize()
+        gradients = together(sight for measured in self.passes for sight in measured.sights())
+        activations = together(self._taken.sights())
+        return Seen(self.step, (*gradients.values(), *activations.values()), self._alone)

@@ -1,0 +1,24 @@
+"""Which rows matter, and which of two is worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradscale.watching.rows import Row
+
+
+def counts_for_share(row: Row) -> bool:
+    """Whether a row is one of those of which something may be lost that matters."""
+    return row.kind != "activation" and not row.negligible and row.format != "fp32"
+
+
+def badness(row: Row) -> tuple[Any, ...]:
+    """What to sort by.
+
+    Lost elements weigh by the root of their share: a share alone would put tiny tensors first, a
+    number alone the largest ones, of which little is lost.
+    """
+    lost = row.flushed * row.lost_share**0.5
+    distance = abs(row.needs - row.exponent)
+    broken = not (row.counts.nonfinite > 0), not row.overflows
+    return row.negligible, *broken, -lost, row.format == "fp32", -distance

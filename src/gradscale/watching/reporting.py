@@ -1,0 +1,58 @@
+"""From what was seen in some steps to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from gradscale.watching.judging import judge, native_format
+from gradscale.watching.measured_step import Seen
+from gradscale.watching.report import WatchReport
+from gradscale.watching.rows import Row
+from gradscale.watching.sights import Sight, together
+
+
+def report_of(
+    seen: Sequence[Seen], format: str | None, at: int | None, model: nn.Module, *, scaled: bool
+) -> WatchReport:
+    """The rows of several steps counted as one.
+
+    Args:
+        seen: the steps.
+        format: to judge for; None for the one that each tensor has.
+        at: as if stored at this exponent.
+        model: that was watched.
+        scaled: whether there was a scaler.
+    """
+    del model
+    sights = together(sight for each in seen for sight in each.sights)
+    chosen = format or native_format(sights.values(), "fp16")
+    gradients = [sight for sight in sights.values() if sight.kind != "activation"]
+    activations = [sight for sight in sights.values() if sight.kind == "activation"]
+    gradients.sort(key=lambda sight: sight.broken or sight.order)
+    rows = {sight.key: judge(sight, chosen, at) for sight in (*gradients, *activations)}
+    return WatchReport(
+        in_order=tuple(rows.values()),
+        steps=tuple(each.step for each in seen),
+        format=chosen,
+        scaled=scaled,
+        alone=any(each.alone for each in seen),
+        first_nonfinite=_first(seen, rows, activations=False),
+        first_nonfinite_forward=_first(seen, rows, activations=True),
+    )
+
+
+def _first(
+    seen: Sequence[Seen], rows: dict[tuple[str, str], Row], *, activations: bool
+) -> Row | None:
+    for each in reversed(seen):
+        broken = [sight for sight in each.sights if _is_broken(sight, activations)]
+        if broken:
+            first = min(broken, key=lambda sight: sight.broken or ())
+            return rows[first.key]
+    return None
+
+
+def _is_broken(sight: Sight, activation: bool) -> bool:
+    return sight.broken is not None and (sight.kind == "activation") == activation

@@ -1,0 +1,89 @@
+"""What `watch(…)` was called with, checked before anything is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscale.formats import FloatFormat
+
+
+def checked_model(model: Any) -> nn.Module:
+    """The model without the wrapper around the whole of it, whose name nobody wants to read.
+
+    Raises:
+        TypeError: if it is no module.
+        ValueError: if it has nothing to train.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`watch({type(model).__name__})` needs a `torch.nn.Module`, whose parameters it gives "
+            "rows. Pass the model, not its parameters or its optimizer."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"`watch({type(model).__name__}(…))`: no parameter of this model requires a gradient, "
+            "so there is nothing to watch. Unfreeze some, or pass the model that is trained."
+        )
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return model.module if isinstance(model, wrappers) else model
+
+
+def checked_scaler(scaler: Any) -> Any:
+    """The scaler.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if scaler is None or (hasattr(scaler, "_scale") and hasattr(scaler, "is_enabled")):
+        return scaler
+    raise TypeError(
+        f"`watch(model, scaler={type(scaler).__name__})` needs a `gradscale.GradScaler` or a "
+        "`torch.amp.GradScaler`, whose scale it divides by. Leave it out if the loss is not scaled."
+    )
+
+
+def checked_every(every: Any) -> int:
+    """The steps between two measurements.
+
+    Raises:
+        ValueError: if it is no whole number of at least 1.
+    """
+    if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
+        return every
+    raise ValueError(
+        f"`watch(every={every!r})` must be a whole number of at least 1. To measure at every step, "
+        "pass 1."
+    )
+
+
+def checked_format(format: FloatFormat | torch.dtype | str | None) -> str | None:
+    """The name of a format, None for none.
+
+    Raises:
+        ValueError: if there is no such format.
+    """
+    return None if format is None else FloatFormat.of(format).name
+
+
+def checked_exponent(at: Any) -> int | None:
+    """The exponent to judge at.
+
+    Raises:
+        ValueError: if it is no whole number.
+    """
+    if at is None or (isinstance(at, int) and not isinstance(at, bool)):
+        return at
+    raise ValueError(
+        f"`watch.report(at={at!r})` must be the exponent of a scale, a whole number: 16 for a loss "
+        "scale of 65536. Leave it out for the scales that the gradients had."
+    )
+
+
+def scale_of(scaler: Any) -> float | torch.Tensor:
+    """The scaler's scale where it is, on the device; 1 without a scaler or before its first use."""
+    if scaler is None or not scaler.is_enabled() or scaler._scale is None:
+        return 1.0
+    return scaler._scale

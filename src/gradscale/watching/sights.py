@@ -1,0 +1,81 @@
+"""What was seen at one place of a network, before it is judged for a format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gradscale.backward.measurements import Counts
+from gradscale.watching.rows import RowKind
+
+Order = tuple[int, ...]
+"""Where in a step: the number of the pass, then of the node; of nodes inside a node, both."""
+
+
+class Part(NamedTuple):
+    """How tensors were stored that are counted together.
+
+    Attributes:
+        stored: the format in which they came about.
+        rounded: the format that they are rounded to next, or None.
+        exponent: stored at ``2**exponent`` times the true value.
+    """
+
+    stored: str
+    rounded: str | None
+    exponent: int
+
+    @property
+    def native(self) -> str:
+        """The format that something is lost in, if anywhere."""
+        return self.rounded or self.stored
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one row is made of.
+
+    Attributes:
+        name: of the row.
+        kind: of the row.
+        order: where it is first met, in backward order (activations: in forward order).
+        parts: what was counted, by how it was stored.
+        broken: where something that is not finite is first met; None if all is finite.
+    """
+
+    name: str
+    kind: RowKind
+    order: Order
+    parts: Mapping[Part, Counts]
+    broken: Order | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells rows apart."""
+        return self.kind, self.name
+
+    def __add__(self, other: Sight) -> Sight:
+        parts = dict(self.parts)
+        for part, counts in other.parts.items():
+            parts[part] = parts[part] + counts if part in parts else counts
+        broken = min(filter(None, (self.broken, other.broken)), default=None)
+        return Sight(self.name, self.kind, min(self.order, other.order), parts, broken)
+
+
+def together(sights: Iterable[Sight]) -> dict[tuple[str, str], Sight]:
+    """Those of the same row counted as one, in order.
+
+    Example:
+        >>> half = Part("fp16", None, 16)
+        >>> one = Sight("w", "parameter", (0, 3), {half: Counts(zero=1)})
+        >>> two = Sight("w", "parameter", (1, 3), {half: Counts(zero=2)}, broken=(1, 3))
+        >>> (both,) = together([one, two]).values()
+        >>> both.parts[half].zero, both.order, both.broken
+        (3, (0, 3), (1, 3))
+    """
+    found: dict[tuple[str, str], Sight] = {}
+    for sight in sights:
+        known = found.get(sight.key)
+        found[sight.key] = sight if known is None else known + sight
+    return dict(sorted(found.items(), key=lambda item: item[1].order))

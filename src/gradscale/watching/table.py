@@ -1,0 +1,135 @@
+"""A report as text of at most 100 columns."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradscale.watching.ranking import counts_for_share
+from gradscale.watching.rows import Row
+
+if TYPE_CHECKING:
+    from gradscale.watching.report import WatchReport
+
+WIDTH = 100
+_HOW = {"counted": "counted", "reference": "ref.", "probe": "probe", "extrapolated": "extrap."}
+_LEGEND = (
+    "lost: not zero before it was rounded to the format, zero after. zero: truly zero. subn.: kept "
+    "with\nfewer bits. room: octaves to the largest number. window: exponents that suit, 2^has is "
+    "the one it\nhas, 2^needs the nearest that suits. how: counted before rounding, from a "
+    "reference pass or a\nprobe, or extrapolated from what is left."
+)
+_NUMBERS = ("largest", "typical", "zero", "lost", "subn.", "room", "window", "has", "needs", "how")
+_WIDTHS = (8, 8, 6, 6, 6, 5, 9, 4, 5, 7)
+
+
+def table(report: WatchReport, rows: int) -> str:
+    """The worst rows, and what they are made of.
+
+    Args:
+        report: to show.
+        rows: how many of its rows.
+    """
+    if not report:
+        return (
+            "Nothing has been measured yet: no backward pass has reached a parameter of the model."
+        )
+    shown = [row for row in report.worst(len(report)) if row.format != "fp32"]
+    worst = shown[:rows]
+    formats = {row.format for row in worst}
+    header = _line("name", "format", _NUMBERS, len(formats) > 1)
+    lines = [_summary(report), *_notes(report), "", header]
+    lines += [_line(row.name, row.format, _cells(row), len(formats) > 1) for row in worst]
+    if left := len(shown) - len(worst):
+        lines.append(f"… and {left} more rows, where less is lost")
+    lines += [*_negligible(report), "", _LEGEND]
+    return "\n".join(lines)
+
+
+def _summary(report: WatchReport) -> str:
+    rows = [row for row in report if counts_for_share(row)]
+    total = sum(row.nonzero for row in rows)
+    formats = " and ".join(sorted({row.format for row in rows})) or "float32"
+    methods = " and ".join(sorted({row.method for row in rows})) or "counted"
+    first, last, count = report.steps[0], report.steps[-1], len(report.steps)
+    when = f"step {first}" if count == 1 else f"steps {first} to {last}, {count} of which measured"
+    lost = share(report.lost_share)
+    return f"{formats} loses {lost} of {total:,} non-zero gradient elements ({methods}); {when}."
+
+
+def _notes(report: WatchReport) -> list[str]:
+    notes: list[str] = []
+    if not report.scaled:
+        notes.append("No scaler was given, so the loss scale is taken to be 1.")
+    if report.alone:
+        notes.append("Ranks ran different graphs: these are the counts of this rank only.")
+    if report.first_nonfinite is not None:
+        notes.append(f"First gradient that was not finite: {report.first_nonfinite.name}.")
+    if report.first_nonfinite_forward is not None:
+        notes.append(f"First output that was not finite: {report.first_nonfinite_forward.name}.")
+    return notes
+
+
+def _negligible(report: WatchReport) -> list[str]:
+    names = [row.name for row in report if row.negligible]
+    if not names:
+        return []
+    shown = ", ".join(_short(name, 60) for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ["Zero up to rounding, so nothing is lost there:", f"  {shown}{more}"[:WIDTH]]
+
+
+def _line(name: str, format: str, cells: tuple[str, ...], with_format: bool) -> str:
+    right = " ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+    if with_format:
+        right = f"{format[:6].rjust(6)} {right}"
+    room = WIDTH - len(right) - 1
+    return f"{_short(name, room).ljust(room)} {right}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    window = f"{row.window.lo}…{row.window.hi}"
+    return (
+        "inf/nan" if row.counts.nonfinite else power(row.counts.amax),
+        power(row.typical),
+        share(row.zero_share),
+        share(row.lost_share),
+        share(row.subnormal_share),
+        "" if math.isinf(row.headroom) else f"{row.headroom:.0f}",
+        "any" if row.window.free else window,
+        str(row.exponent) if row.kind != "activation" else "",
+        str(row.needs) if row.kind != "activation" else "",
+        _HOW[row.method],
+    )
+
+
+def _short(name: str, room: int) -> str:
+    """A name cut at its front, where layers look alike."""
+    return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
+
+
+def power(value: float) -> str:
+    """A magnitude as a power of two.
+
+    Example:
+        >>> power(0.375), power(0.0)
+        ('2^-1.4', '0')
+    """
+    return f"2^{math.log2(value):.1f}" if value > 0 else "0"
+
+
+def share(value: float) -> str:
+    """A share in percent, in at most 6 characters.
+
+    Example:
+        >>> share(0.0), share(1.0), share(0.1234), share(0.00123), share(1e-7)
+        ('0%', '100%', '12.3%', '0.12%', '<0.01%')
+    """
+    percent = 100 * value
+    if percent == 0 or percent == 100:
+        return f"{percent:.0f}%"
+    if percent < 0.01:
+        return "<0.01%"
+    if percent > 99.9:
+        return ">99.9%"
+    return f"{percent:.1f}%" if percent >= 1 else f"{percent:.2f}%"
