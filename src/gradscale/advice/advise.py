@@ -17,7 +17,7 @@ from gradscale.advice.batches import device_of, moved, taken
 from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.verdict import verdict_of
-from gradscale.truth import find_nonfinite, one_pass
+from gradscale.truth import find_nonfinite, reference
 from gradscale.truth.one_pass import Loss, checked_loss
 from gradscale.truth.random_state import same_random_numbers
 from gradscale.truth.reference import copied
@@ -159,7 +159,7 @@ class _Advising:
         """One float32 step, and before it every format if it is time; whether all was finite."""
         self._tell("float32")
         with largest_activation(self.model, self.largest):
-            true = one_pass(self.model, loss, dtype=torch.float32, cancelled=True)
+            true = reference(self.model, loss, draw_alike=True)
         self.losses.append(true.loss)
         if not (true.finite and math.isfinite(true.loss)):
             return False

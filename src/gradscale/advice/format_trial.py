@@ -20,7 +20,8 @@ from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
 from gradscale.truth import Gradients, Lost, Nonfinite, capturing, compared, find_nonfinite
-from gradscale.truth.one_pass import Loss, checked_loss, one_pass
+from gradscale.truth.alike import alike
+from gradscale.truth.one_pass import Loss, checked_loss, one_pass, run_backward
 from gradscale.truth.untouched import untouched
 
 SETTLING = 12
@@ -110,7 +111,7 @@ class FormatTrial:
             self.plan.add(true, planned, self.narrow)
             self._read_plan()
             single = self._single_scale_pass(loss)
-            self.none.add(true, one_pass(self._model, loss, 1.0), self.narrow)
+            self.none.add(true, self._at(loss, 0), self.narrow)
         self.one.add(true, single, self.narrow)
         self.rows = compared(true, single, self.narrow)
 
@@ -134,10 +135,10 @@ class FormatTrial:
 
     def _scaled_pass(self, loss: Loss) -> Gradients:
         """A training step of the scaler in which nothing moves."""
-        with untouched(self._model), torch.enable_grad(), capturing(self._model) as found:
+        with untouched(self._model), torch.enable_grad(), alike(), capturing(self._model) as found:
             value = checked_loss(loss(self._model))
             found.loss = float(value.detach())
-            torch.autograd.backward(self._scaler.scale(value))
+            run_backward(self._scaler.scale(value))
             found.scale = self._scaler.get_scale()
             found.parameters = {
                 name: parameter.grad.detach().clone()
@@ -178,13 +179,16 @@ class FormatTrial:
 
     def _single_scale_pass(self, loss: Loss) -> Gradients:
         """At the highest scale that nothing in the graph forbids; lower where that overflows."""
-        found = one_pass(self._model, loss, 2.0**self.log2_single)
+        found = self._at(loss, self.log2_single)
         for _ in range(8):
             if found.finite:
                 break
             self.log2_single -= 2
-            found = one_pass(self._model, loss, 2.0**self.log2_single)
+            found = self._at(loss, self.log2_single)
         return found
+
+    def _at(self, loss: Loss, log2_scale: int) -> Gradients:
+        return one_pass(self._model, loss, 2.0**log2_scale, draw_alike=True)
 
 
 def single_exponent(windows: list[Window]) -> int:

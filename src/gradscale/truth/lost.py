@@ -141,10 +141,10 @@ def measure_lost(
         raise ValueError(f"`measure_lost(method={method!r})` must be one of {', '.join(HOW)}.")
     narrow = FloatFormat.of(format)
     if method == "reference":
-        true = reference(model, loss, precision=precision)
-        stored = one_pass(model, loss, scale)
+        true = reference(model, loss, precision=precision, draw_alike=True)
+        stored = one_pass(model, loss, scale, draw_alike=True)
         return compared(true, stored, narrow)
-    stored = one_pass(model, loss, scale, cancelled=True)
+    stored = one_pass(model, loss, scale, cancelled=True, draw_alike=True)
     if method == "probe":
         higher = probe(model, loss, stored, narrow, octaves)
         pairs, judge = places(stored, higher, stored.zeros), by_probe(higher.scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.autograd.graph import _engine_run_backward
 
 from gradscale.backward.cancellation import Cancellations
 from gradscale.backward.graph import walk
+from gradscale.truth.alike import alike
 from gradscale.truth.gradients import Gradients, capturing
 from gradscale.truth.untouched import no_gradients, untouched
 from gradscale.truth.wider import wider
@@ -26,6 +27,7 @@ def one_pass(
     *,
     dtype: torch.dtype | None = None,
     cancelled: bool = False,
+    draw_alike: bool = False,
 ) -> Gradients:
     """The gradients of `scale * loss(model)`; the model, its gradients and the RNG stay as is.
 
@@ -35,15 +37,21 @@ def one_pass(
         scale: the loss scale.
         dtype: compute everything in this dtype that would be in half precision; see `wider`.
         cancelled: also find the gradients that are zero up to rounding.
+        draw_alike: drop the same elements as another such pass in another precision; see `alike`.
     """
     with untouched(model, dtype), torch.inference_mode(False), torch.enable_grad():
-        with nullcontext() if dtype is None else wider(dtype), capturing(model) as found:
+        with ExitStack() as stack:
+            if dtype is not None:
+                stack.enter_context(wider(dtype))
+            if draw_alike:
+                stack.enter_context(alike())
+            found = stack.enter_context(capturing(model))
             value = checked_loss(loss(model))
             found.loss, found.scale = float(value.detach()), scale
             with _strangers_without_gradients(model, value):
                 sums = Cancellations(walk(value)) if cancelled else None
                 # Half precision cannot hold a scale such as 2^16.
-                _backward(value.to(torch.float32) * scale)
+                run_backward(value.to(torch.float32) * scale)
                 zeros = {} if sums is None else sums.zeros()
         named = dict(model.named_parameters())
         found.zeros = {name: zeros[id(p)] for name, p in named.items() if id(p) in zeros}
@@ -75,7 +83,7 @@ def checked_loss(value: Any, call: str = "loss(model)") -> Tensor:
     return value.reshape(())
 
 
-def _backward(loss: Tensor) -> None:
+def run_backward(loss: Tensor) -> None:
     """`loss.backward()`, in which a function mode stays on.
 
     torch hands its own `backward` to the mode, which is off until that returns. What checkpointing

@@ -38,10 +38,10 @@ def probe(
     if octaves is not None:
         if octaves < 1:
             raise ValueError(f"`octaves={octaves}` must be at least 1: a probe looks higher.")
-        return one_pass(model, loss, stored.scale * 2.0**octaves)
+        return one_pass(model, loss, stored.scale * 2.0**octaves, draw_alike=True)
     rise = max(1, min(MOST_OCTAVES, _headroom(stored, format)))
     while True:
-        higher = one_pass(model, loss, stored.scale * 2.0**rise)
+        higher = one_pass(model, loss, stored.scale * 2.0**rise, draw_alike=True)
         # What is not captured, inside of an attention, may overflow first.
         if rise == 1 or higher.finite:
             return higher

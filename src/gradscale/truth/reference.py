@@ -21,6 +21,7 @@ def reference(
     *,
     precision: Precision = "fp32",
     copy: bool = False,
+    draw_alike: bool = False,
 ) -> Gradients:
     """The gradients of `loss(model)` as they would be in float32: what nothing was flushed from.
 
@@ -35,6 +36,9 @@ def reference(
         loss: of the model, a scalar: the training step up to, but without, `backward`.
         precision: ``"bf16"`` has the range of float32 with 8 bits of precision, at half the memory:
             enough to see what was flushed, not to judge directions.
+        draw_alike: drop elements that only depend on the seed, not on the dtype; for passes that
+            are run by `one_pass(draw_alike=True)`, as `measure_lost` and `advise` do. On a CPU
+            plain dropout is alike without it, on an accelerator it is not.
         copy: work on a deep copy, for models that keep other state than parameters and buffers.
 
     Returns:
@@ -59,7 +63,8 @@ def reference(
         )
     dtype = DTYPES[precision]
     subject = copied(model) if copy else model
-    return one_pass(subject, loss, dtype=dtype, cancelled=precision == "fp32")
+    single = precision == "fp32"
+    return one_pass(subject, loss, dtype=dtype, cancelled=single, draw_alike=draw_alike)
 
 
 def copied(model: nn.Module) -> nn.Module:
