@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class Appending:
             if written < len(line):
                 raise OSError(f"only {written} of {len(line)} bytes were written")
         except OSError as error:
-            os.close(self._file)
+            with suppress(OSError):
+                os.close(self._file)
             self._file = None
             warnings.warn(
                 f"`{self.path}` cannot be written any more ({error}): the recording ends here, "

@@ -37,6 +37,7 @@ def header_of(line: Mapping[str, Any]) -> Header:
             f"it is version {version}, and this gradscale reads up to {VERSION}. Upgrade it"
         )
     known = {name: line[name] for name in Header.__dataclass_fields__ if name in line}
+    known |= {name: _floats(known.get(name)) for name in ("policy", "state")}
     return Header(**known)
 
 
@@ -90,6 +91,15 @@ def number(value: Any) -> float:
         (2.0, inf)
     """
     return float(value)
+
+
+def _floats(value: Any) -> Any:
+    """`value` with the floats that were written as strings."""
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {name: _floats(part) for name, part in value.items()}
+    return [_floats(part) for part in value] if isinstance(value, list) else value
 
 
 def _optional(value: Any) -> float | None:

@@ -61,31 +61,54 @@ def read(path: str | Path) -> Recording:
         65536.0
     """
     file = find(path)
-    header, rows, steps, structures = Header(), list[RowInfo](), list[Step](), list[Structure]()
-    end: dict[str, Any] | None = None
-    torn = False
-    for line in _objects(file):
+    contents = _Contents(file)
+    for number, line in _objects(file):
         if line is None:
-            torn = True
-            continue
-        number, value = line
+            contents.torn = True
+        else:
+            contents.take(number, line)
+    return contents.recording()
+
+
+class _Contents:
+    """A recording that is being read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.torn = False
+        self.header: Header | None = Header() if file.name == TRAIN_FILE else None
+        self.rows: list[RowInfo] = []
+        self.steps: list[Step] = []
+        self.structures: list[Structure] = []
+        self.end: dict[str, Any] | None = None
+
+    def take(self, number: int, line: dict[str, Any]) -> None:
         try:
-            kind = value.get("kind", "step")
-            if number == 1 and file.name != TRAIN_FILE and kind != "run" and "kind" in value:
-                raise ValueError("it does not begin with a line of kind 'run'")
-            if kind == "run":
-                header = header_of(value)
-            elif kind == "rows":
-                rows += rows_of(value)
-            elif kind == "structure":
-                structures.append(structure_of(value))
-            elif kind == "step":
-                steps.append(step_of(value))
-            elif kind == "end":
-                end = value
+            kind = line.get("kind", "step" if self.file.name == TRAIN_FILE else None)
+            if self.header is None and kind != "run":
+                raise ValueError("a recording begins with a line of kind 'run'")
+            self._take(kind, line)
         except _SYMPTOMS as error:
-            raise ValueError(_damage(file, number, error)) from error
-    return Recording(file, header, tuple(rows), tuple(steps), tuple(structures), end, torn)
+            raise ValueError(_damage(self.file, number, error)) from error
+
+    def _take(self, kind: Any, line: dict[str, Any]) -> None:
+        if kind == "run":
+            self.header = header_of(line)
+        elif kind == "rows":
+            self.rows += rows_of(line)
+        elif kind == "structure":
+            self.structures.append(structure_of(line))
+        elif kind == "step":
+            self.steps.append(step_of(line))
+        elif kind == "end":
+            self.end = line
+        # Other kinds are of a later minor version, and say nothing that must be known.
+
+    def recording(self) -> Recording:
+        if self.header is None:
+            raise ValueError(f"`{self.file}` is empty: nothing was recorded.")
+        rows, steps, structures = tuple(self.rows), tuple(self.steps), tuple(self.structures)
+        return Recording(self.file, self.header, rows, steps, structures, self.end, self.torn)
 
 
 def find(path: str | Path) -> Path:
@@ -114,20 +137,18 @@ def find(path: str | Path) -> Path:
     raise FileNotFoundError(f"`{given}` does not exist. Pass a recording, or a folder with one.")
 
 
-def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]] | None]:
+def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Numbered lines; None for a last one that was cut off."""
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
-            whole = raw.endswith(b"\n")
             try:
                 value = json.loads(raw)
                 if not isinstance(value, dict):
                     raise ValueError("it is no object")
             except ValueError as error:
-                if not whole:
-                    yield None
-                    return
-                raise ValueError(_damage(file, number, error)) from error
+                if raw.endswith(b"\n"):
+                    raise ValueError(_damage(file, number, error)) from error
+                value = None
             yield number, value
 
 

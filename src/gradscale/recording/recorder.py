@@ -15,7 +15,7 @@ from gradscale.outcomes.ledger import LONGEST_QUEUE
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.pending import Losses, Pending
-from gradscale.recording.sources import source_of
+from gradscale.recording.sources import scaler_to_follow, source_of
 from gradscale.scaler import GradScaler
 from gradscale.watching.rows import Row
 
@@ -78,6 +78,7 @@ class Recorder:
         note: Mapping[str, Any] | None = None,
         size: int = 50_000_000,
     ) -> None:
+        scaler = scaler_to_follow(scaler)
         self._ask(scaler, amax=amax, exponents=exponents)
         self.path = Path(path)
         self._watch = watch

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
@@ -77,14 +76,12 @@ def _blamed(outcome: OptimizerOutcome) -> bool:
     return outcome.skipped and (outcome.blames_scale or overflowed)
 
 
-def source_of(scaler: Any, listener: Listener) -> Source | None:
-    """How to listen to a scaler; None without one, or to one that is switched off.
+def scaler_to_follow(scaler: Any) -> TorchScaler | None:
+    """The scaler; None without one, or for one that is switched off.
 
     Raises:
         TypeError: if it is no scaler that is known.
     """
-    from gradscale.recording.torch_source import TorchSource
-
     if scaler is None:
         return None
     if not isinstance(scaler, TorchScaler):
@@ -93,7 +90,15 @@ def source_of(scaler: Any, listener: Listener) -> Source | None:
             "`torch.amp.GradScaler`. For another one leave it out, and call `recorder.step()` "
             "after every step."
         )
-    if not scaler.is_enabled():
+    return scaler if scaler.is_enabled() else None
+
+
+def source_of(scaler: TorchScaler | None, listener: Listener) -> Source | None:
+    """How to listen to a scaler."""
+    from gradscale.recording.torch_source import TorchSource
+
+    if scaler is None:
         return None
-    make: Callable[..., Source] = OurSource if isinstance(scaler, GradScaler) else TorchSource
-    return make(cast(Any, scaler), listener)
+    if isinstance(scaler, GradScaler):
+        return OurSource(scaler, listener)
+    return TorchSource(scaler, listener)
