@@ -26,6 +26,7 @@ from gradscale.ranks import reduce_max_, reduce_sum_
 
 _MOMENTS = 4
 Hook = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]
+Cleaned = Callable[[int, Tensor], Tensor]
 
 
 def measure(
@@ -36,6 +37,7 @@ def measure(
     products: bool = False,
     moments: bool = False,
     places: Sequence[Place] | None = None,
+    cleaned: Cleaned | None = None,
 ) -> Measuring:
     """Hooks the nodes of a live graph, so that its next backward passes are counted.
 
@@ -50,6 +52,7 @@ def measure(
         moments: that, and the sums that `Adaptive` needs, also of the saved weights.
         places: what to count instead of all that limits a plan; of what is in float32 or bfloat16
             the octaves are those that tell exactly what a cast flushes (`measure_counts`).
+        cleaned: called with the index of a place and its tensor; what it returns is counted.
 
     Returns:
         A `Measuring`, to be asked for its result after the backward passes.
@@ -71,7 +74,7 @@ def measure(
         places = places_of(graph, chosen, products=products or moments)
     weights = weights_of(graph, walk.nodes) if moments else []
     measuring = Measuring(graph.signature, chosen, places, weights, scale, moments, exact=exact)
-    measuring.attach(walk)
+    measuring.attach(walk, cleaned)
     return measuring
 
 
@@ -109,34 +112,38 @@ class Measuring:
         """By index, the place at which the same tensor had been counted before."""
         return self._repeats.sources
 
-    def attach(self, walk: Walk) -> None:
+    def attach(self, walk: Walk, cleaned: Cleaned | None = None) -> None:
         """Hooks the live nodes.
 
         A leaf is met before it accumulates: afterwards `.grad` may be the very tensor, and others'
         hooks (DDP's) may be changing it.
         """
         leaves = set(walk.graph.leaves)
-        for node, hook in self.hooks().items():
+        for node, hook in self.hooks(cleaned).items():
             live = walk.nodes[node]
             if node in leaves:
                 self.handles.append(live.register_prehook(partial(hook, ())))
             else:
                 self.handles.append(live.register_hook(hook))
 
-    def hooks(self) -> dict[int, Hook]:
+    def hooks(self, cleaned: Cleaned | None = None) -> dict[int, Hook]:
         """For each node with places the hook that counts them; keeps no node alive."""
         by_node: dict[int, list[tuple[int, int]]] = {}
         for index, place in enumerate(self.places):
             if place.kind != "weight":
                 by_node.setdefault(place.node, []).append((index, place.output))
-        return {node: self._hook(wanted) for node, wanted in by_node.items()}
+        return {node: self._hook(wanted, cleaned) for node, wanted in by_node.items()}
 
-    def _hook(self, wanted: Sequence[tuple[int, int]]) -> Hook:
+    def _hook(
+        self,
+        wanted: Sequence[tuple[int, int]],
+        cleaned: Cleaned | None,
+    ) -> Hook:
         def count(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
             for index, output in wanted:
                 for tensor in arrived if output < 0 else (produced[output],):
                     if tensor is not None:
-                        self._count(index, tensor)
+                        self._count(index, cleaned(index, tensor) if cleaned else tensor)
 
         return count
 

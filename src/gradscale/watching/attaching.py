@@ -13,6 +13,7 @@ from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.names import ParameterName, parameter_names
 from gradscale.emulation import emulating
 from gradscale.watching.measured_pass import MeasuredPass
+from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.settings import scale_of
 from gradscale.watching.spots import Spot, spots_of
@@ -32,6 +33,7 @@ class Attaching:
         self._model = model
         self._scaler = scaler
         self._known: OrderedDict[object, list[Spot]] = OrderedDict()
+        self._negligible = Negligible()
 
     def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
         """Hooks the pass that is about to begin at `tensors`.
@@ -53,16 +55,17 @@ class Attaching:
         if not roots:
             return None
         walked = walk(roots)
-        spots = self._spots(walked.graph)
+        names = parameter_names(self._model)
+        spots = self._spots(walked.graph, names)
         if not spots:
             return None
+        recognizing = self._negligible.begin(walked, names)
         plan = PlanInForce.of(self._scaler, walked)
         node: Any = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
-        return MeasuredPass(walked, spots, scale_of(self._scaler), plan, number)
+        return MeasuredPass(walked, spots, scale_of(self._scaler), plan, recognizing, number)
 
-    def _spots(self, graph: BackwardGraph) -> list[Spot]:
-        names = parameter_names(self._model)
+    def _spots(self, graph: BackwardGraph, names: Mapping[int, ParameterName]) -> list[Spot]:
         precision = emulating()
         key = graph.signature, _leaf_names(graph, names), precision
         if key not in self._known:

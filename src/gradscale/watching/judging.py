@@ -59,6 +59,7 @@ def judge(sight: Sight, format: str | None, at: int | None = None) -> Row:
         flushed=flushed,
         method="counted" if exact else "extrapolated",
         window=window if exact else replace(window, extrapolated=True),
+        negligible=sight.negligible,
     )
 
 

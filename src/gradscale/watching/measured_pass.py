@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradscale.backward.graph import Walk
 from gradscale.backward.measure import measure
+from gradscale.watching.flags import Flags
+from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.sights import Order, Part, Sight
 from gradscale.watching.spots import Spot
@@ -25,6 +28,7 @@ class MeasuredPass:
         spots: what to count.
         scale: the loss scale.
         plan: of a layer-wise scaler, or None.
+        recognizing: tells which gradients are zero up to rounding.
         number: the place of this pass among those of its step, for the order of what is found.
     """
 
@@ -34,24 +38,53 @@ class MeasuredPass:
         spots: Sequence[Spot],
         scale: float | Tensor,
         plan: PlanInForce | None,
+        recognizing: Recognizing,
         number: Order,
     ) -> None:
         self._spots = spots
+        self._recognizing = recognizing
+        self._flags = Flags()
         self._plan = plan
         self._number = number
         self._nodes = len(walked.graph)
         places = [spot.place for spot in spots]
-        self.measuring = measure(walked, scale=scale, places=places)
+        self.measuring = measure(walked, scale=scale, places=places, cleaned=self._cleaned)
         reentrant = walked.graph.structure.reentrant
         self._inner = {walked.nodes[node]: node for node in reentrant}
 
     def end(self) -> None:
         """The pass has ended: the hooks go, and a plan's exponents are taken down."""
         self.measuring.remove()
+        self._recognizing.end()
         self._inner = {}
         if self._plan is not None:
             self.measuring.exponents = self._plan.exponents(self._nodes)
             self._plan = None
+
+    def _cleaned(self, index: int, tensor: Tensor) -> Tensor:
+        spot = self._spots[index]
+        if spot.kind != "parameter" or type(tensor) is not Tensor or tensor.layout != torch.strided:
+            return tensor
+        with torch.no_grad():
+            kept, negligible = self._recognizing.cleaned(spot.name, tensor)
+        if negligible is not None:
+            self._flags.add(index, negligible)
+        return kept
+
+    def reduce(self, groups: Sequence[Any]) -> None:
+        """Adds up the counts of all ranks, in place on the device."""
+        self.measuring.reduce(groups)
+        self._flags.reduce(groups)
+
+    def fetch(self) -> None:
+        """The counts start on their way to the host."""
+        self._flags.fetch()
+        self.measuring.fetch()
+
+    @property
+    def ready(self) -> bool:
+        """Whether they have arrived."""
+        return self.measuring.ready
 
     def number_inside(self, node: Any) -> Order:
         """The number of a pass that runs inside a node of this one, as a reentrant checkpoint."""
@@ -59,11 +92,13 @@ class MeasuredPass:
 
     def signature(self) -> tuple[object, ...]:
         """What must be equal on ranks that add up their counts."""
-        return self._number, tuple(self.measuring.exponents), tuple(s.name for s in self._spots)
+        names = tuple(spot.name for spot in self._spots)
+        return self._number, tuple(self.measuring.exponents), names, self._flags.signature
 
     def sights(self) -> Iterator[Sight]:
         """What was seen, by row; waits for the counts to arrive."""
         records = {record.node: record for record in self.measuring.result().records}
+        negligible = self._flags.raised()
         for index, spot in enumerate(self._spots):
             record = records[spot.place.node]
             if record.counts.numel and not self._seen_already(index):
@@ -71,7 +106,8 @@ class MeasuredPass:
                 part = Part(spot.place.format, spot.rounded, stored)
                 order = (*self._number, spot.place.node)
                 broken = order if record.counts.nonfinite else None
-                yield Sight(spot.name, spot.kind, order, {part: record.counts}, broken)
+                counts = {part: record.counts}
+                yield Sight(spot.name, spot.kind, order, counts, broken, index in negligible)
 
     def _rise(self, spot: Spot) -> int:
         """Octaves by which a plan has moved what arrived up since it was made, and rounded."""

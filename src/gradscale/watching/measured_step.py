@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradscale.layerwise.agreement import reduced
+from gradscale.layerwise.agreement import same_on_all_ranks
 from gradscale.watching.activations import Taken
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.sights import Sight, together
@@ -56,14 +56,15 @@ class MeasuredStep:
         self._taken = taken = taken or Taken()
         measurings = [measured.measuring for measured in self.passes]
         situations: list[object] = [measured.signature() for measured in self.passes]
-        if situations:
-            situations[0] = (situations[0], taken.signature)
-        same = reduced(measurings, situations, groups, device)
-        if same and measurings and groups:
+        signatures = [f"{taken.signature}"]
+        signatures += [f"{m.signature} {s!r}" for m, s in zip(measurings, situations, strict=True)]
+        self._alone = bool(groups) and not same_on_all_ranks(signatures, groups, device)
+        for measured in self.passes:
+            if groups and not self._alone:
+                measured.reduce(groups)
+            measured.fetch()
+        if groups and not self._alone:
             taken.reduce(list(groups))
-        self._alone = not same
-        for measuring in measurings:
-            measuring.fetch()
         taken.fetch()
         if taken and device.type != "cpu":
             self._fetched = torch.Event(device)
@@ -73,7 +74,13 @@ class MeasuredStep:
     def ready(self) -> bool:
         """Whether everything has arrived."""
         here = self._fetched is None or self._fetched.query()
-        return here and all(measured.measuring.ready for measured in self.passes)
+        return here and all(measured.ready for measured in self.passes)
+
+    def so_far(self) -> Seen:
+        """The gradients counted in a step that is not over. Waits for them."""
+        for measured in self.passes:
+            measured.fetch()
+        return self.seen()
 
     def seen(self) -> Seen:
         """On the host; waits for what has not arrived."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gradscale.backward.measurements import Counts
@@ -42,6 +42,7 @@ class Sight:
         order: where it is first met, in backward order (activations: in forward order).
         parts: what was counted, by how it was stored.
         broken: where something that is not finite is first met; None if all is finite.
+        negligible: whether it is zero up to rounding, wherever it was met.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Sight:
     order: Order
     parts: Mapping[Part, Counts]
     broken: Order | None = None
+    negligible: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -60,7 +62,13 @@ class Sight:
         for part, counts in other.parts.items():
             parts[part] = parts[part] + counts if part in parts else counts
         broken = min(filter(None, (self.broken, other.broken)), default=None)
-        return Sight(self.name, self.kind, min(self.order, other.order), parts, broken)
+        return replace(
+            self,
+            order=min(self.order, other.order),
+            parts=parts,
+            broken=broken,
+            negligible=self.negligible and other.negligible,
+        )
 
 
 def together(sights: Iterable[Sight]) -> dict[tuple[str, str], Sight]:

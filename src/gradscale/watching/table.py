@@ -34,7 +34,8 @@ def table(report: WatchReport, rows: int) -> str:
         return (
             "Nothing has been measured yet: no backward pass has reached a parameter of the model."
         )
-    shown = [row for row in report.worst(len(report)) if row.format != "fp32"]
+    every = report.worst(len(report))
+    shown = [row for row in every if row.format != "fp32"] or every
     worst = shown[:rows]
     formats = {row.format for row in worst}
     header = _line("name", "format", _NUMBERS, len(formats) > 1)
@@ -52,9 +53,10 @@ def _summary(report: WatchReport) -> str:
     formats = " and ".join(sorted({row.format for row in rows})) or "float32"
     methods = " and ".join(sorted({row.method for row in rows})) or "counted"
     first, last, count = report.steps[0], report.steps[-1], len(report.steps)
-    when = f"step {first}" if count == 1 else f"steps {first} to {last}, {count} of which measured"
+    when = f"Step {first}." if count == 1 else f"Steps {first} to {last}, {count} of them measured."
     lost = share(report.lost_share)
-    return f"{formats} loses {lost} of {total:,} non-zero gradient elements ({methods}); {when}."
+    what = f"{formats} loses {lost} of {total:,} non-zero gradient elements ({methods})."
+    return f"{what}\n{when}"
 
 
 def _notes(report: WatchReport) -> list[str]:

@@ -110,6 +110,9 @@ class Watch:
     ) -> WatchReport:
         """What was seen in the last measuring steps, judged for a format.
 
+        The step under way is included as far as it has come, except where ranks share a report.
+        Waits for its counts; those of earlier steps that have not arrived are left out.
+
         Args:
             format: any format. None: the one that `watch` was given, or else the one that each
                 gradient really had, or float16 for a run in float32.
@@ -179,9 +182,7 @@ class Watch:
         """What the step under way has counted so far, where nobody else must be asked."""
         if self._current is None or self._groups() or self._running:
             return []
-        if self._activations is None and self._current.passes:
-            return [self._current.seen()]
-        return []
+        return [self._current.so_far()] if self._current.passes else []
 
     def __enter__(self) -> Watch:
         if self._active:

@@ -1,0 +1,74 @@
+"""A few yes-or-no answers about places, on the device until they are fetched together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.ranks import reduce_max_
+
+
+class Flags:
+    """0-d tensors by the index of a place, brought to the host with one copy a device.
+
+    Example:
+        >>> flags = Flags()
+        >>> flags.add(3, torch.tensor(True))
+        >>> flags.add(5, torch.tensor(False))
+        >>> flags.fetch()
+        >>> flags.raised()
+        {3}
+    """
+
+    def __init__(self) -> None:
+        self._flags: dict[int, Tensor] = {}
+        self._host: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def add(self, index: int, flag: Tensor) -> None:
+        """Of a place; a second one must be up as well."""
+        known = self._flags.get(index)
+        self._flags[index] = flag if known is None else known & flag
+
+    @property
+    def signature(self) -> tuple[int, ...]:
+        """What must be equal on ranks that agree on them."""
+        return tuple(sorted(self._flags))
+
+    def reduce(self, groups: Sequence[Any]) -> None:
+        """Leaves those up that are up on all ranks. A collective."""
+        for indices, flags in self._stacked():
+            down = (~flags).to(torch.int32)
+            reduce_max_([down], groups)
+            self._flags.update(zip(indices, (down == 0).unbind(), strict=True))
+
+    def fetch(self) -> None:
+        """They start on their way to the host."""
+        self._host = [(indices, _to_host(flags)) for indices, flags in self._stacked()]
+
+    def raised(self) -> set[int]:
+        """Those that are up; they must have arrived."""
+        return {
+            index
+            for indices, flags in self._host
+            for index, flag in zip(indices, flags.tolist(), strict=True)
+            if flag
+        }
+
+    def _stacked(self) -> list[tuple[tuple[int, ...], Tensor]]:
+        by_device: dict[torch.device, list[int]] = {}
+        for index in sorted(self._flags):
+            by_device.setdefault(self._flags[index].device, []).append(index)
+        return [
+            (tuple(indices), torch.stack([self._flags[index] for index in indices]))
+            for indices in by_device.values()
+        ]
+
+
+def _to_host(flags: Tensor) -> Tensor:
+    if not flags.is_cuda:
+        return flags
+    host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+    return host.copy_(flags, non_blocking=True)
