@@ -20,6 +20,7 @@ from gradscale.policies import Dynamic, Guarded, LastMaximum, Quantile, TwoSided
 from gradscale.recording import read
 from gradscale.recording.schema import FirstNonfinite
 from gradscale.scaler import GradScaler
+from gradscale.watching import watch
 from gradscale.watching.rows import Row
 
 BAD = math.nan
@@ -223,6 +224,7 @@ class Watch:
     """Stands for `gradscale.watch`, so that a test can say when rows arrive."""
 
     format, every = "fp16", 2
+    model = torch.nn.Linear(1, 1)
 
     def __init__(self):
         self.step, self.measures, self.callbacks = -1, False, []
@@ -240,8 +242,10 @@ class Watch:
         for callback in self.callbacks:
             callback(step, rows)
 
-    def wait(self):
+    def poll(self):
         pass
+
+    wait = poll
 
 
 def row(name="a.weight", kind="parameter", *, nonfinite=0, flushed=1, method="counted", **rest):
@@ -309,6 +313,61 @@ def test_a_skipped_step_that_was_measured_names_the_first_that_was_not_finite(tm
     (step,) = read(tmp_path).steps
     assert step.first_nonfinite == FirstNonfinite("body", "act (output)")
     assert step.skipped and step.reason == "nonfinite_loss" and len(step.culprits) == 2
+
+
+def watched_run(path, scaler, model, steps=5, *, half=False, every=2):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with watch(model, scaler, every=every, activations=True) as watching:
+        with Recorder(path, scaler, watching):
+            for _ in range(steps):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.float16, enabled=half):
+                    loss = model(torch.ones(2, 4)).float().square().mean()
+                (loss if scaler is None else scaler.scale(loss)).backward()
+                if scaler is not None:
+                    scaler.step(optimizer)
+                    scaler.update()
+    return read(path)
+
+
+def deep():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("name", SCALERS)
+def test_a_real_watch_fills_the_lines_of_the_steps_it_measures(name, tmp_path):
+    scaler = SCALERS[name]("cpu", init_scale=2.0**10)
+    recording = watched_run(tmp_path, scaler, deep(), half=True)
+    assert [step.seen is not None for step in recording.steps] == [True, True, True, False, True]
+    names = {(row.name, row.kind) for row in recording.rows}
+    assert {("0.weight", "parameter"), ("2.bias", "parameter"), ("2", "module")} <= names
+    assert any(row.kind == "cast" for row in recording.rows)
+    assert any(row.kind == "activation" for row in recording.rows)
+    seen = recording.steps[0].seen
+    rows = zip(seen.id, seen.exponent, strict=True)
+    assert {exponent for i, exponent in rows if recording.rows[i].kind != "activation"} == {10}
+    assert recording.header.measure_every == 2 and recording.header.format == "fp16"
+    (structure,) = recording.structures
+    assert structure.nodes == ("2", "0") and structure.edges == ((0, 1),)
+    assert [recording.rows[structure.rows[node]].name for node in (0, 1)] == ["2", "0"]
+
+
+def test_the_steps_of_a_layerwise_run_hold_its_plan(tmp_path):
+    scaler = GradScaler("cpu", layerwise=True)
+    model = deep()
+    with torch.no_grad():
+        model[2].weight.mul_(2.0**-30)
+    recording = watched_run(tmp_path, scaler, model, half=True, every=1)
+    plans = [step.plan for step in recording.steps if step.plan is not None]
+    last = recording.steps[-1]
+    exponents = {group.exponent for group in plans[-1].groups}
+    rows = dict(zip(last.seen.id, last.seen.exponent, strict=True))
+    assert exponents == {rows[row.id] for row in recording.rows if row.kind != "activation"}
+    assert plans[-1].log2_scale == int(math.log2(last.scale)) and len(plans) < 5
+    assert sorted(i for group in plans[-1].groups for i in group.rows) == [
+        row.id for row in recording.rows if row.kind != "activation"
+    ]
 
 
 # Killed runs, and those that go on.

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.amp.grad_scaler import GradScaler as TorchScaler
+
 from gradscale.histogram import MIN_OCTAVE
 from gradscale.recording.appending import Appending, cut, encoded
 from gradscale.recording.budget import Budget
@@ -14,8 +16,10 @@ from gradscale.recording.facts import Facts
 from gradscale.recording.header import header
 from gradscale.recording.pending import Pending
 from gradscale.recording.schema import FILE_NAME, MOST_CULPRITS
-from gradscale.recording.table import RowTable, first_nonfinite, octaves, rounded, seen
+from gradscale.recording.sketch import Sketch
+from gradscale.recording.table import RowTable, first_nonfinite, octaves, plan_of, rounded, seen
 from gradscale.watching.rows import Row
+from gradscale.watching.watch import Watch
 
 
 class Log:
@@ -39,7 +43,8 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._table = RowTable()
         self._budget = Budget(size)
-        self._begun = False
+        self._begun = self._drawn = self._plans = False
+        self._plan: dict[str, Any] | None = None
         if path.exists() and path.stat().st_size:
             if step is None:
                 raise FileExistsError(
@@ -53,15 +58,29 @@ class Log:
         self._begun = True
         if line["kind"] == "rows":
             self._table.know(line)
+        elif line["kind"] == "structure":
+            self._drawn = True
         elif line["kind"] == "step":
             self._account(line, size)
 
-    def begin(self, scaler: Any, watch: Any, note: Mapping[str, Any]) -> None:
+    def begin(
+        self, scaler: TorchScaler | None, watch: Watch | None, note: Mapping[str, Any]
+    ) -> None:
         """Writes the first line, unless the file is continued."""
+        self._plans = getattr(scaler, "layerwise", None) is not None
         if self._begun:
             return
-        every = None if watch is None else watch.every
-        self._file.write(header(scaler, _format_of(watch), every, note))
+        format, every = ("fp16", None) if watch is None else (watch.format, watch.every)
+        self._file.write(header(scaler, format, every, note))
+
+    def draw(self, sketch: Sketch | None) -> bool:
+        """Writes the network, once there are rows to put into it; whether it is written."""
+        ids = self._table.named()
+        if sketch is None or not ids:
+            return False
+        if not self._drawn:
+            self._file.write(sketch.line(ids))
+        return True
 
     def write(self, pending: Pending) -> None:
         """Writes a step."""
@@ -83,13 +102,16 @@ class Log:
         if fresh is not None:
             self._file.write(fresh)
         line["seen"] = seen(rows, self._table)
+        plan = plan_of(rows, self._table, line["scale"]) if self._plans else None
+        if plan != self._plan:
+            self._plan = line["plan"] = plan
         if self._budget.affords_octaves(step):
             line["octaves"] = octaves(rows, self._table)
 
     def _account(self, line: Mapping[str, Any], size: int) -> None:
         budget = self._budget
         histograms = len(encoded(line["octaves"])) if "octaves" in line else 0
-        lists = len(encoded(line["seen"])) if "seen" in line else 0
+        lists = sum(len(encoded(line[name])) for name in ("seen", "plan") if name in line)
         budget.octaves += histograms
         budget.seen += lists
         budget.ordinary += size - histograms - lists
@@ -100,10 +122,6 @@ class Log:
         stopped = {} if error is None else {"stopped": type(error).__name__}
         self._file.write({"kind": "end", "steps": steps, **stopped})
         self._file.close()
-
-
-def _format_of(watch: Any) -> str:
-    return "fp16" if watch is None else watch.format
 
 
 def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from gradscale.outcomes.ledger import LONGEST_QUEUE
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.pending import Losses, Pending
+from gradscale.recording.sketch import Sketching
 from gradscale.recording.sources import scaler_to_follow, source_of
 from gradscale.scaler import GradScaler
 from gradscale.watching.rows import Row
+from gradscale.watching.watch import Watch
 
 
 class Recorder:
@@ -70,7 +72,7 @@ class Recorder:
         self,
         path: str | Path,
         scaler: Any = None,
-        watch: Any = None,
+        watch: Watch | None = None,
         *,
         amax: bool = False,
         exponents: bool = False,
@@ -81,7 +83,8 @@ class Recorder:
         scaler = scaler_to_follow(scaler)
         self._ask(scaler, amax=amax, exponents=exponents)
         self.path = Path(path)
-        self._watch = watch
+        self._watch: Watch | None = watch
+        self._sketching: Sketching | None = None
         self._losses = Losses()
         self._early: dict[int | None, Sequence[Row]] = {}
         self._pending: deque[Pending] = deque()
@@ -94,6 +97,7 @@ class Recorder:
         self._source = source_of(scaler, self)
         if watch is not None:
             watch.on_measured(self._measured)
+            self._sketching = Sketching(watch.model)
 
     def _ask(self, scaler: Any, *, amax: bool, exponents: bool) -> None:
         needs = [name for name, on in (("amax", amax), ("exponents", exponents)) if on]
@@ -136,8 +140,9 @@ class Recorder:
     def departed(self) -> None:
         """A step has ended; its source calls this."""
         watched = None
-        if self._watch is not None and self._watch.measures:
-            watched = self._watch.step
+        if self._watch is not None:
+            self._watch.poll()
+            watched = self._watch.step if self._watch.measures else None
         rows = self._early.pop(watched, None)
         self._early.clear()
         waits_for = None if rows is not None else watched
@@ -168,6 +173,8 @@ class Recorder:
             if first.loss is not None and late:
                 first.loss.wait()
             self._log.write(self._pending.popleft())
+            if self._sketching is not None and self._log.draw(self._sketching.sketch):
+                self._sketching = None
 
     def close(self, error: BaseException | None = None) -> None:
         """Writes what is still under way, and the last line; forces the file to the disk.
@@ -182,6 +189,8 @@ class Recorder:
         if self._watch is not None:
             self._watch.wait()
             self._watch.off_measured(self._measured)
+        if self._sketching is not None:
+            self._sketching.leave()
         if self._source is not None:
             self._source.wait()
             self._source.leave()

@@ -84,6 +84,19 @@ def octaves(rows: Sequence[Row], table: RowTable) -> dict[str, list[Any]]:
     }
 
 
+def plan_of(rows: Sequence[Row], table: RowTable, scale: float) -> dict[str, Any]:
+    """The groups of rows that share a loss scale, the largest group first."""
+    groups: dict[int, list[int]] = {}
+    for row in rows:
+        if row.kind != "activation":
+            groups.setdefault(row.exponent, []).append(table.id_of(row))
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    return {
+        "log2_scale": math.frexp(scale)[1] - 1,
+        "groups": [{"exponent": exponent, "rows": ids} for exponent, ids in ordered],
+    }
+
+
 def first_nonfinite(rows: Sequence[Row]) -> dict[str, str | None] | None:
     """The first row, in the order of either pass, that held something infinite or NaN."""
     found = [row for row in rows if row.counts.nonfinite]
