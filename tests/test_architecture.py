@@ -38,6 +38,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 PUBLIC = (
     "gradscale",
+    "gradscale.advice",
     "gradscale.backward",
     "gradscale.checkpoints",
     "gradscale.emulation",
@@ -46,6 +47,7 @@ PUBLIC = (
     "gradscale.outcomes",
     "gradscale.plans",
     "gradscale.policies",
+    "gradscale.truth",
 )
 
 MAX_LINES = 300
