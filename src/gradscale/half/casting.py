@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
 
 from gradscale.half.kept import floating
@@ -20,16 +21,28 @@ _WIDE = "_gradscale_float32"
 
 
 class ReadsIn:
-    """A forward pre-hook: floating-point inputs are cast to a dtype."""
+    """A forward pre-hook: floating-point inputs are cast to a dtype.
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    Args:
+        dtype: of what the module reads.
+        without_ddp: refuse to run inside DistributedDataParallel.
+    """
+
+    def __init__(self, dtype: torch.dtype, *, without_ddp: bool = False) -> None:
         self.dtype = dtype
+        self.without_ddp = without_ddp
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs, cast."""
         del module
+        if self.without_ddp and DistributedDataParallel._active_ddp_module is not None:
+            raise RuntimeError(
+                "`half_precision(gradients=torch.float32)` under DistributedDataParallel: DDP "
+                "reduces gradients in the dtype of their parameters. Leave `gradients` out, and "
+                "sum micro-batches in float32 with `scaler.accumulate_(optimizer)`."
+            )
         return (
             tuple([cast_to(argument, self.dtype) for argument in args]),
             {name: cast_to(argument, self.dtype) for name, argument in kwargs.items()},
@@ -108,7 +121,12 @@ def _mapping(value: Mapping[Any, Any], dtype: torch.dtype) -> Any:
 
 
 def hook_model(
-    model: nn.Module, format: torch.dtype, kept: Mapping[str, nn.Module], named: set[str]
+    model: nn.Module,
+    format: torch.dtype,
+    kept: Mapping[str, nn.Module],
+    named: set[str],
+    *,
+    without_ddp: bool = False,
 ) -> None:
     """Installs what is missing of the hooks of a model; called again it finds new modules.
 
@@ -117,6 +135,7 @@ def hook_model(
         format: the half-precision format.
         kept: the outermost modules in float32, by name.
         named: those of them whose outputs may be what the model returns.
+        without_ddp: refuse to run inside DistributedDataParallel.
     """
     inside = {id(m) for module in kept.values() for m in module.modules()}
     for name, module in kept.items():
@@ -130,7 +149,7 @@ def hook_model(
         holds_half = any(tensor.dtype == format for tensor in own)
         outer = module is model or holds_half
         if id(module) not in inside and outer and not hooked(module):
-            _register_inputs(module, ReadsIn(format))
+            _register_inputs(module, ReadsIn(format, without_ddp=without_ddp and module is model))
             if module is model:
                 module.register_forward_hook(ReturnsFloat32())
 

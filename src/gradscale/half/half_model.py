@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from gradscale.half.casting import hook_model, unhook_model
 from gradscale.half.kept import Keep, Kept, floating, kept_of
-from gradscale.half.link import Link, convert_, link_of
+from gradscale.half.link import HALVES, Link, convert_, link_of
 from gradscale.half.masters import Masters
 from gradscale.half.refusals import check_gradients, check_range
 from gradscale.half.repoint import repoint
@@ -86,7 +86,8 @@ class HalfPrecision:
             here = {id(p) for group in optimizer.param_groups for p in group["params"]}
             own.links.extend(link for key, link in links.items() if key in here)
             repoint(optimizer, masters)
-        hook_model(self.model, self.format, kept.modules, kept.named)
+        wide = self._gradients not in HALVES
+        hook_model(self.model, self.format, kept.modules, kept.named, without_ddp=wide)
         hook_loading(self.model)
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):

@@ -92,12 +92,23 @@ class Link:
         """The parameter holds the rounded master."""
         self._version = self.parameter._version
 
+    @property
+    def written(self) -> bool:
+        """Whether the parameter was written in place since the master was last copied to it."""
+        return self.parameter._version != self._version
+
+    @property
+    def apart(self) -> bool:
+        """Whether the parameter holds something else than the rounded master. Reads the host."""
+        with torch.no_grad():
+            return not torch.equal(self.master.to(self.parameter), self.parameter)
+
     def take_changes(self) -> None:
-        """Brings the master in line if the parameter was written since it was last copied.
+        """Brings the master in line if the parameter was written.
 
         A master that rounds to what the parameter holds keeps its bits; others take its value.
         """
-        if self.parameter._version != self._version:
+        if self.written:
             self.take(self.parameter.detach())
             self._version = self.parameter._version
 

@@ -16,6 +16,7 @@ from gradscale.half.narrow import narrow_
 from gradscale.half.registry import MASTERS
 from gradscale.half.repoint import move_state
 from gradscale.half.widen import widen
+from gradscale.ranks import distributed
 
 
 class Masters:
@@ -43,6 +44,7 @@ class Masters:
     ) -> None:
         self.links: list[Link] = []
         self.saturate = saturate
+        self._stepped = False
         self._optimizer = ref(optimizer)
         self._model = ref(model)
         self._handles = [
@@ -114,6 +116,7 @@ class Masters:
                 unpatch()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self._refuse_weights_of_another_rank()
         for link in self.links:
             link.take_changes()
         self.widen_()
@@ -140,6 +143,7 @@ class Masters:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.copy_back()
+        self._stepped = True
         for link in self.links:
             link.let_go()
 
@@ -154,6 +158,17 @@ class Masters:
         original(*args, **kwargs)
         self._adopt()
 
+    def _refuse_weights_of_another_rank(self) -> None:
+        """Before the first step: DDP sends the parameters of rank 0, and knows no masters."""
+        if self._stepped or not distributed():
+            return
+        if any(link.written and link.apart for link in self.links if not _sharded(link.master)):
+            raise RuntimeError(
+                "the parameters were written after `half_precision(model, optimizer)`, by DDP if "
+                "the ranks began with different weights, and their float32 masters would differ. "
+                "Seed all ranks alike, or call `half.broadcast()` after wrapping the model."
+            )
+
     def _refuse_orphans(self) -> None:
         """After a step without any gradient: whether the model still has these parameters."""
         model = self._model()
@@ -167,6 +182,10 @@ class Masters:
                 "here. Call what replaces them first: `fully_shard(model)`, then build the "
                 "optimizer, then `half_precision`."
             )
+
+
+def _sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "_local_tensor")
 
 
 def _like(grad: Tensor, values: Tensor) -> Tensor:
