@@ -48,7 +48,9 @@ def chromium(width: int = 1280, height: int = 900) -> Iterator[Page]:
         service = webdriver.ChromeService(executable_path=driver)
         chrome = webdriver.Chrome(options=options, service=service)
         try:
-            chrome.get("about:blank")  # away from the browser's own first page, which fetches things
+            chrome.get(
+                "about:blank"
+            )  # away from the browser's own first page, which fetches things
             yield Page(chrome)
         finally:
             chrome.quit()

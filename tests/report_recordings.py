@@ -1,4 +1,4 @@
-"""Recordings of runs that never were, as large as wanted, written the way a recorder writes them."""
+"""Recordings of runs that never were, as large as wanted, written as a recorder writes them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from gradscale.formats import FloatFormat
+from gradscale.histogram import MIN_OCTAVE, count_exponents
 from gradscale.plans.window import flush_octave
+
+SEEN = ("id", "flushed", "nonzero", "zero", "nonfinite", "amax", "exponent", "lo", "hi")
+
+
+def from_tensors(
+    path: Path, tensors: dict[str, Tensor], log2_scale: int = 16, format: str = "fp16"
+) -> Path:
+    """A recording of one step that saw these gradients before they were rounded."""
+    half = FloatFormat.of(format)
+    infos, seen, octaves = [], {name: [] for name in SEEN}, {}
+    for row, (name, tensor) in enumerate(tensors.items()):
+        infos.append({
+            "id": row, "name": name, "row_kind": "parameter", "format": format,
+            "numel": tensor.numel(), "order": row,
+        })  # fmt: skip
+        counts = count_exponents(tensor)
+        used = counts.nonzero().flatten().tolist()
+        first, last = (used[0], used[-1]) if used else (0, -1)
+        octaves[str(row)] = [first + MIN_OCTAVE, counts[first : last + 1].tolist()]
+        stored = tensor * 2.0**log2_scale
+        amax = float(tensor.abs().max())
+        values = {
+            "id": row, "flushed": int(((half.round(stored) == 0) & (tensor != 0)).sum()),
+            "nonzero": int((tensor != 0).sum()), "zero": int((tensor == 0).sum()),
+            "nonfinite": 0, "amax": math.ceil(1000 * math.log2(amax)) / 1000 if amax else None,
+            "exponent": log2_scale, "lo": -63, "hi": 63,
+        }  # fmt: skip
+        for field in SEEN:
+            seen[field].append(values[field])
+    lost = sum(seen["flushed"]) / max(1, sum(seen["nonzero"]))
+    lines = [
+        {"kind": "run", "version": 1, "format": format},
+        {"kind": "rows", "rows": infos},
+        {
+            "kind": "step", "step": 0, "scale": 2.0**log2_scale, "skipped": False, "reason": None,
+            "loss": 1.0, "seen": {"lost": lost, "method": "counted", **seen}, "octaves": octaves,
+        },
+    ]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
 
 
 @dataclass
@@ -84,11 +127,13 @@ class MadeUp:
         return {"kind": "structure", "nodes": nodes, "edges": edges, "rows": rows}
 
     def _step(self, step: int, scale: int, skipped: bool) -> dict[str, Any]:
+        loss = 2.3 * math.exp(-3 * step / self.steps) + float(self._random.gamma(2, 0.03))
         line: dict[str, Any] = {
             "kind": "step", "step": step, "scale": 2.0**scale, "skipped": skipped,
             "reason": "overflow" if skipped else None,
-            "loss": round(2.3 * math.exp(-3 * step / self.steps) + float(self._random.gamma(2, 0.03)), 4),
-            "amax": round(float(2 ** self._random.normal(-2, 0.7)), 6), "groups": 3 if self.plan else 1,
+            "loss": round(loss, 4),
+            "amax": round(float(2 ** self._random.normal(-2, 0.7)), 6),
+            "groups": 3 if self.plan else 1,
         }  # fmt: skip
         if skipped:
             line["culprits"] = [self.name(0)]
@@ -110,7 +155,9 @@ class MadeUp:
         format = FloatFormat.of(self.format)
         rows = np.arange(self.rows)
         drift = 6.0 * step / max(1, self.steps)
-        center = -8.0 - self.shrink * rows / self.rows - drift + self._random.normal(0, 0.4, self.rows)
+        center = (
+            -8.0 - self.shrink * rows / self.rows - drift + self._random.normal(0, 0.4, self.rows)
+        )
         width = 24
         octave = np.arange(width)
         shape = np.exp(-0.5 * ((octave - 12) / 3.2) ** 2)

@@ -33,7 +33,7 @@ def sources_of(paths: Iterable[str | os.PathLike[str]]) -> list[Source]:
     found: dict[Path, Source] = {}
     for given in map(Path, paths):
         for path, name in _below(given):
-            found.setdefault(path.resolve(), Source(path, name))
+            found.setdefault(find(path).resolve(), Source(path, name))
     return _told_apart(list(found.values()))
 
 

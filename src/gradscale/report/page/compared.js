@@ -8,7 +8,7 @@ function drawCompared() {
   const names = [...new Set(shares.flatMap((one) => [...one.keys()]))];
   if (!names.length) return nothing("compared-plot", "No row has such a name.");
   const shown = (share) => (share === undefined || share === null ? NaN : share === 0 ? TINY - 0.4 : Math.max(TINY, Math.log10(share)));
-  const height = Math.min(640, Math.max(90, names.length * 16)), ticks = nameTicks(names, height, labelLength());
+  const height = rowsHeight(names.length), ticks = nameTicks(names, height, labelLength());
   draw("compared-plot", [{
     type: "heatmap", z: names.map((name) => runs.map((_, i) => shown(shares[i].get(name)))), zmin: TINY - 0.4, zmax: 0, xgap: 2,
     colorscale: ramp(palette().share), hoverongaps: false,

@@ -38,10 +38,11 @@ function nothing(id, text) {
 
 const nextFrame = () => new Promise((resolve) => setTimeout(resolve));
 
-// Runs `work` once a frame however often it is asked for.
+// Runs `work` once a frame however often it is asked for; at once while the paper waits.
 function onceAFrame(work) {
   let asked = false;
   return () => {
+    if (printing) { work(); return; }
     if (asked) return;
     asked = true;
     requestAnimationFrame(() => { asked = false; work(); });

@@ -46,7 +46,7 @@ function drawHeat() {
   const place = new Map(run.order.map((id, i) => [id, i]));
   const plane = PLANES[state.plane], all = planeOf(run, state.plane);
   const names = rows.map((id) => run.rows[id].name);
-  const height = Math.min(640, Math.max(90, rows.length * 16));
+  const height = rowsHeight(rows.length);
   const ticks = nameTicks(names, height, labelLength());
   byId("heat-lead").textContent = plane.lead + (run.rows.some((row) => row.nonfinite) ? " Violet: infinite or NaN." : "");
   const element = byId("heat-plot");
@@ -75,7 +75,7 @@ function nonfiniteTrace(run, rows, place) {
 }
 
 function columnTicks(run) {
-  const first = run.view(run.heat.first), number = Math.min(8, first.length);
+  const first = run.view(run.heat.first), number = Math.min(printing || innerWidth > 700 ? 8 : 3, first.length);
   const places = Array.from({ length: number }, (_, i) => Math.round(i * (first.length - 1) / Math.max(1, number - 1)));
   return { tickvals: places, ticktext: places.map((i) => count(first[i])) };
 }

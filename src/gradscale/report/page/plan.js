@@ -34,11 +34,12 @@ function drawPlan() {
   if (!network.names.length) return;
   const colors = exponentColors(exponents.values()), pale = palette().grid;
   const of = network.row.map((row) => exponents.get(row));
-  const many = network.names.length > 150, rowsHigh = Math.max(...network.y) + 1, narrow = network.x.length && Math.max(...network.x) < 14;
+  const columns = Math.max(4, ...network.x) + 1.6, spacing = widthBetween("plan-plot", { l: 30, r: 30 }) / columns;
+  const rowsHigh = Math.max(...network.y) + 1, narrow = network.x.length && Math.max(...network.x) < 14;
   byId("plan-lead").textContent = planLead(run);
   draw("plan-plot", [...edgeTraces(network, of), {
     type: "scatter", mode: narrow && rowsHigh < 12 && innerWidth > 700 && network.names.length < 40 ? "markers+text" : "markers", x: network.x, y: network.y,
-    marker: { size: many ? 9 : 15, symbol: of.map((e) => (e === undefined ? "circle-open" : "square")), color: of.map((e) => (e === undefined ? palette().quiet : colors.get(e))), line: { width: network.row.map((row) => (row >= 0 && row === state.row ? 3 : 0.8)), color: palette().mark } },
+    marker: { size: Math.min(15, Math.max(4, 0.6 * spacing)), symbol: of.map((e) => (e === undefined ? "circle-open" : "square")), color: of.map((e) => (e === undefined ? palette().quiet : colors.get(e))), line: { width: network.row.map((row) => (row >= 0 && row === state.row ? 3 : 0.8)), color: palette().mark } },
     text: network.names.map((name) => escaped(shortened(name, 18))), textposition: "bottom center", textfont: { size: 10, color: palette().quiet },
     customdata: network.names.map((name, i) => [escaped(name), of[i] === undefined ? "not measured" : `stored at 2<sup>${trimmed(of[i])}</sup>`]),
     hovertemplate: "%{customdata[0]}<br>%{customdata[1]}<extra></extra>", cliponaxis: false,

@@ -54,7 +54,12 @@ function nameTicks(names, height, length) {
 }
 
 function labelLength() {
-  return innerWidth < 620 ? 16 : 34;
+  return innerWidth < 620 ? 20 : 34;
+}
+
+// Pictures of rows grow with them, up to a point.
+function rowsHeight(number) {
+  return Math.min(640, Math.max(150, number * 16));
 }
 
 // Enough room at the left for the longest label, in a font about 6 pixels wide.
@@ -69,6 +74,11 @@ function startSaving() {
       if (byId(id).data) Plotly.downloadImage(id, { format: "svg", filename: `gradscale-${id.replace("-plot", "")}` });
     });
   }
+}
+
+// How wide the axes of a figure will be.
+function widthBetween(id, margin) {
+  return Math.max(80, (printing ? PAPER_WIDTH : byId(id).clientWidth) - margin.l - margin.r);
 }
 
 function showTip(event, html) {

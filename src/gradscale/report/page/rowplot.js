@@ -10,10 +10,10 @@ function bandShapes(range, low, high) {
   ];
 }
 
-function bandLabels(range, low, high) {
+function bandLabels(range, low, high, width) {
   const label = (x0, x1, text) => {
     const [a, b] = [Math.max(x0, low), Math.min(x1, high)];
-    return b - a < 3 ? null : { x: (a + b) / 2, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text, font: { size: 11, color: palette().quiet } };
+    return (b - a) / (high - low) * width < 7 * text.length ? null : { x: (a + b) / 2, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text, font: { size: 11, color: palette().quiet } };
   };
   const over = range.overflow === "saturate" ? "cut off" : "overflow";
   return [label(low, range.flush, "lost"), label(range.flush, range.normal, "subnormal"), label(range.normal, range.top + 1, "full precision"), label(range.top + 1, high, over)].filter(Boolean);
@@ -53,16 +53,17 @@ function drawRow() {
   const fates = x.map((at) => (!range ? "kept" : at < range.flush ? "lost" : at < range.normal ? "subnormal" : at > range.top + 1 ? "over" : "kept"));
   const colors = palette(), patterns = { lost: "/", subnormal: ".", kept: "", over: "x" };
   const words = { lost: "lost", subnormal: "subnormal", kept: "kept", over: "overflow" };
+  const margin = { l: 58, r: 12, t: 26, b: 44 };
   draw("row-plot", [{
     type: "bar", x, y: Array.from(histogram.counts), width: 0.92,
     marker: { color: fates.map((it) => colors[it]), pattern: { shape: fates.map((it) => patterns[it]), fgcolor: colors.paper, size: 5, solidity: 0.25 } },
     text: fates.map((it) => words[it]), textposition: "none", customdata: x.map((at) => at - 0.5),
     hovertemplate: "2<sup>%{customdata}</sup>: %{y:,d} elements, %{text}<extra></extra>",
   }], {
-    height: 270, margin: { l: 58, r: 12, t: 26, b: 44 },
+    height: 270, margin,
     xaxis: axis({ title: `stored magnitude: value × 2<sup>${trimmed(exponent)}</sup>`, tickprefix: "2<sup>", ticksuffix: "</sup>", range: [low, high], fixedrange: true, showgrid: false }),
     yaxis: axis({ title: "elements", fixedrange: true, exponentformat: "SI", rangemode: "tozero" }),
-    shapes: range ? bandShapes(range, low, high) : [], annotations: range ? bandLabels(range, low, high) : [],
+    shapes: range ? bandShapes(range, low, high) : [], annotations: range ? bandLabels(range, low, high, widthBetween("row-plot", margin)) : [],
   });
   byId("row-words").innerHTML = raised(rowWords(row, histogram, range, exponent));
 }

@@ -82,11 +82,12 @@ function drawRows() {
   const sorted = sortedRows(), columns = ROW_COLUMNS.filter((it) => it.key !== "nonfinite" || run.rows.some((row) => row.nonfinite)).filter((it) => !it.live || state.snapshot !== null);
   if (!run.rows.length) return;
   byId("rows-lead").textContent = `${plural(sorted.length, "row")} of ${count(run.rows.length)}. “Largest”, “Exact zeros”, “Stored at” and “Window” are as last measured.`;
-  const refocus = document.activeElement?.closest?.("#row-table tbody") !== null && document.activeElement?.closest?.("#row-table tbody") !== undefined;
+  const focused = byId("row-table").contains(document.activeElement) ? document.activeElement : null;
   fill(byId("row-table"), rowHead(columns), make("tbody", {}, ...sorted.slice(0, rowLimit).map((id) => rowLine(run, id, columns))));
   byId("more-rows").hidden = sorted.length <= rowLimit;
   byId("more-rows").textContent = `Show all ${count(sorted.length)} rows`;
-  markRow(refocus);
+  markRow(focused?.matches("tr"));
+  if (focused?.dataset.sort) byId("row-table").querySelector(`[data-sort="${focused.dataset.sort}"]`)?.focus();
 }
 
 function rowHead(columns) {
@@ -115,7 +116,6 @@ function rowLine(run, id, columns) {
 function sortBy(column) {
   const same = state.sort.key === column.key;
   choose({ sort: { key: column.key, descending: same ? !state.sort.descending : !column.text } });
-  byId("row-table").querySelector(`[data-sort="${column.key}"]`).focus();
 }
 
 // While the slider moves only the two columns that depend on it are written.

@@ -11,7 +11,8 @@ function drawStrips() {
   const width = high - low;
   const z = histograms.map((histogram) => stripOf(run, histogram, low, width));
   const names = histograms.map((it) => run.rows[it.row].name);
-  const height = Math.min(640, Math.max(90, names.length * 16)), ticks = nameTicks(names, height, labelLength());
+  const height = rowsHeight(names.length), ticks = nameTicks(names, height, labelLength());
+  const margin = { l: labelRoom(ticks.ticktext), r: 10, t: 26, b: 44 };
   const ranges = new Set(histograms.map((it) => rangeFor(run.rows[it.row], state.format)));
   const range = ranges.size === 1 ? [...ranges][0] : null;
   const place = histograms.findIndex((it) => it.row === state.row);
@@ -19,11 +20,11 @@ function drawStrips() {
     type: "heatmap", z, x0: low + 0.5, dx: 1, zmin: -4, zmax: 0, colorscale: ramp(palette().many), hoverinfo: "none",
     colorbar: { thickness: 12, outlinewidth: 0, tickvals: [-4, -3, -2, -1, 0], ticktext: ["0.01 %", "0.1 %", "1 %", "10 %", "all"], tickfont: { size: 11, color: palette().quiet } },
   }], {
-    height: height + 72, margin: { l: labelRoom(ticks.ticktext), r: 10, t: 26, b: 44 },
+    height: height + 72, margin,
     xaxis: axis({ title: "stored magnitude", tickprefix: "2<sup>", ticksuffix: "</sup>", range: [low, high], showgrid: false, fixedrange: true }),
     yaxis: axis({ showgrid: false, range: [names.length - 0.5, -0.5], ...ticks }),
     shapes: [...(range ? stripEdges(range, low, high) : []), ...stripMark(place)],
-    annotations: range ? bandLabels(range, low, high) : [],
+    annotations: range ? bandLabels(range, low, high, widthBetween("strips-plot", margin) - 70) : [],
   }, { plotly_hover: onStripHover, plotly_unhover: () => showTip(null), plotly_click: (event) => choose({ row: histogramsShown()[Math.round(event.points[0].y)].row }) });
 }
 

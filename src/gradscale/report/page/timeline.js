@@ -32,7 +32,7 @@ function drawTimeline() {
   const panels = usedPanels();
   if (!runs.some(({ run }) => run.summary.steps)) return nothing("timeline-plot", "The recording holds no step yet.");
   const [from, to] = stretch || wholeStretch();
-  const traces = [], layout = { height: 70 + panels.reduce((sum, it) => sum + 38 * it.weight, 0), hovermode: "closest", margin: { l: 118, r: 12, t: 8, b: 42 } };
+  const traces = [], layout = { height: 70 + panels.reduce((sum, it) => sum + (printing ? 30 : 38) * it.weight, 0), hovermode: "closest", margin: { l: 118, r: 12, t: 8, b: 42 } };
   const total = panels.reduce((sum, it) => sum + it.weight, 0);
   let top = 1;
   panels.forEach((panel, i) => {
