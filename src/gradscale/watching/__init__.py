@@ -2,5 +2,5 @@
 
 from gradscale.watching.report import WatchReport as WatchReport
 from gradscale.watching.rows import Row as Row
+from gradscale.watching.start import watch as watch
 from gradscale.watching.watch import Watch as Watch
-from gradscale.watching.watch import watch as watch

@@ -7,45 +7,60 @@ called, so it is replaced while somebody listens, and put back after the last on
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 
+from gradscale.backward.one_pass import current_pass
+
 Around = Callable[[Any], AbstractContextManager[object]]
 
 
-class _Interception:
-    """The listeners, and the function that they stand in front of."""
+class _Call(threading.local):
+    """The call of `backward` that this thread is telling of, by the pass that it is made in."""
+
+    telling: int | None = None
+
+
+class _Listeners:
+    """Those who listen, and the function that stands in for torch's while there are some."""
 
     def __init__(self) -> None:
-        self.listeners: list[Around] = []
-        self.original: Callable[..., None] | None = None
-        self.replacement: Callable[..., None] | None = None
+        self.all: list[Around] = []
+        self.replacement: Any = None
 
     def install(self) -> None:
-        if torch.autograd.backward is self.replacement:
-            return  # somebody else had replaced it in between, and still calls ours
-        original = self.original = torch.autograd.backward
+        original = torch.autograd.backward
 
         @functools.wraps(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-            with ExitStack() as stack:
-                for around in tuple(self.listeners):
-                    stack.enter_context(around(tensors))
+            before, here = _CALL.telling, current_pass()
+            if not self.all or before == here:
+                # Nobody listens, or a replacement of ours further up has told of this call.
                 return original(tensors, *args, **kwargs)
+            with ExitStack() as stack:
+                for around in tuple(self.all):
+                    stack.enter_context(around(tensors))
+                _CALL.telling = here
+                try:
+                    return original(tensors, *args, **kwargs)
+                finally:
+                    _CALL.telling = before
 
         self.replacement = torch.autograd.backward = backward
 
     def uninstall(self) -> None:
-        # A replacement on top of ours stays; without listeners ours does nothing.
-        if torch.autograd.backward is self.replacement and self.original is not None:
-            torch.autograd.backward = self.original
-            self.original = self.replacement = None
+        # What somebody else has put on top of ours stays; without listeners ours does nothing.
+        if torch.autograd.backward is self.replacement:
+            torch.autograd.backward = self.replacement.__wrapped__
+        self.replacement = None
 
 
-_INTERCEPTION = _Interception()
+_CALL = _Call()
+_LISTENERS = _Listeners()
 
 
 def listen(around: Around) -> None:
@@ -70,13 +85,13 @@ def listen(around: Around) -> None:
         after
         >>> stop_listening(around)
     """
-    if not _INTERCEPTION.listeners:
-        _INTERCEPTION.install()
-    _INTERCEPTION.listeners.append(around)
+    if not _LISTENERS.all:
+        _LISTENERS.install()
+    _LISTENERS.all.append(around)
 
 
 def stop_listening(around: Around) -> None:
     """The last pass was the last one; see `listen`."""
-    _INTERCEPTION.listeners.remove(around)
-    if not _INTERCEPTION.listeners:
-        _INTERCEPTION.uninstall()
+    _LISTENERS.all.remove(around)
+    if not _LISTENERS.all:
+        _LISTENERS.uninstall()

@@ -40,7 +40,7 @@ class WatchReport(Sequence[Row]):
         >>> [(row.name, row.lost_share) for row in report.of(kind="parameter")]
         [('weight', 1.0), ('bias', 1.0)]
         >>> report.lost_share, report.worst(1)[0].needs
-        (1.0, 12)
+        (1.0, 5)
     """
 
     in_order: tuple[Row, ...] = ()
