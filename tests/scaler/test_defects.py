@@ -100,13 +100,23 @@ def a_fused_optimizer_without_gradients_makes_an_ordinary_step(Scaler):
     scaler.update()
 
 
-def a_positional_closure_is_refused_as_a_keyword_is(Scaler):
-    parameter, optimizer = one_parameter(optimizer=torch.optim.LBFGS)
-    scaler = scaled_by_hand(Scaler, 4.0, 1.0, parameter)
-    with pytest.raises(RuntimeError, match=r"[Cc]losure"):
-        scaler.step(optimizer, closure=lambda: torch.zeros(()))
-    with pytest.raises(RuntimeError, match=r"[Cc]losure"):
-        scaler.step(optimizer, lambda: torch.zeros(()))
+def a_closure_is_never_run_unscaled_positional_or_keyword(Scaler):
+    for keyword in (False, True):
+        parameter, optimizer = one_parameter(optimizer=torch.optim.LBFGS, max_iter=1)
+        scaler = Scaler("cpu", init_scale=4.0)
+        scaler.scale(torch.zeros(()))
+
+        def closure(parameter=parameter, optimizer=optimizer, scaler=scaler):
+            optimizer.zero_grad()
+            loss = parameter.square().sum()
+            scaler.scale(loss).backward()
+            return loss
+
+        scaler.step(optimizer, **{"closure": closure}) if keyword else scaler.step(
+            optimizer, closure
+        )
+        # The gradient of x^2 at 1, not four times as much.
+        assert parameter.grad.item() == 2.0
 
 
 def a_skipped_step_can_be_told_from_a_taken_one(Scaler):

@@ -38,6 +38,22 @@ class PendingGradients:
             self._optimizers[key] = ref(optimizer)
             self._left_at.pop(key, None)
 
+    def knows(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this scaler has handled its gradients before."""
+        known = self._optimizers.get(id(optimizer))
+        return known is not None and known() is optimizer
+
+    def divided(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether its gradients are left over from a step before, and were divided then."""
+        key = id(optimizer)
+        return self._fresh and self.knows(optimizer) and self._left_at.get(key, optimizer) is None
+
+    def expect_divided(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called in mid-step: its gradients are divided, and may be added to from now on."""
+        self.note(optimizer)
+        self._left_at[id(optimizer)] = None
+        self._fresh = True
+
     def leave(self, records: Mapping[int, Mapping[str, Any]], scale: Tensor) -> None:
         """Called by `update()` before the scale changes.
 
@@ -66,7 +82,8 @@ class PendingGradients:
         if not self._fresh:
             return
         self._fresh = False
-        for key, left_at in self._left_at.items():
+        left, self._left_at = self._left_at, {}
+        for key, left_at in left.items():
             optimizer = self._optimizers[key]()
             if optimizer is None:
                 continue

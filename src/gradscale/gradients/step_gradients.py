@@ -43,6 +43,10 @@ class StepGradients:
         """Notes that an optimizer's gradients are divided; by an `outcome`, unless skipped."""
         self._divided.append((optimizer, outcome))
 
+    def forget_divided(self) -> None:
+        """Called before another backward pass of the same step: what it fills is scaled again."""
+        self._divided.clear()
+
     def shared(self, optimizer: torch.optim.Optimizer) -> set[int]:
         """The ids of its parameters that another optimizer of this step has divided already.
 

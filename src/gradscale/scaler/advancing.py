@@ -36,6 +36,11 @@ class AdvancingScaler(ScalingScaler):
         if not self._enabled:
             return
         scale, _ = self._check_scale_growth_tracker("update")
+        if any("evaluating" in record for record in self._per_optimizer_states.values()):
+            raise RuntimeError(
+                "`update()` was called inside a closure, in the middle of a step: its gradients "
+                "are at the scale in force. Call it after `step(optimizer, closure)`."
+            )
         if new_scale is not None:
             new = scale_to_set(new_scale)
             self._pending.leave(self._per_optimizer_states, scale)

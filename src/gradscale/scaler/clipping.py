@@ -182,6 +182,7 @@ class ClippingScaler(AdvancingScaler):
     def _deferrable(self, optimizer: torch.optim.Optimizer) -> bool:
         return (
             self._record(optimizer)["stage"] is OptState.READY
+            and "evaluating" not in self._record(optimizer)
             and self._gradients.deferrable(optimizer)
             and not self._gradients.widens(optimizer)
         )

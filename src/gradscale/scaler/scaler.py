@@ -15,7 +15,7 @@ from gradscale.outcomes.alarm import FloorAlarm
 from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
 from gradscale.policies.policy import Policy
-from gradscale.scaler.clipping import ClippingScaler
+from gradscale.scaler.closures import ClosureScaler, closure_in
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
@@ -27,7 +27,7 @@ from gradscale.scaler.settings import (
 from gradscale.undo.degrees import Degrees, Way
 
 
-class GradScaler(ClippingScaler):
+class GradScaler(ClosureScaler):
     """Drop-in for `torch.amp.GradScaler`: every policy, every optimizer, nothing silent.
 
         scaler.scale(loss).backward()   # gradients at S times their value
@@ -138,31 +138,36 @@ class GradScaler(ClippingScaler):
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
         """Divides and checks the gradients, then steps the optimizer unless one was not finite.
 
+        A closure (LBFGS, SAM) scales its loss itself, ``scaler.scale(loss).backward()``, and
+        returns the loss. The gradients of every evaluation are divided and checked before the
+        optimizer sees them; if one overflows, the step is abandoned, parameters and optimizer
+        state are restored, and the step counts as skipped.
+
         Args:
             optimizer: any torch optimizer; one without gradients makes an ordinary step.
-            args: passed on to `optimizer.step`.
+            args: passed on to `optimizer.step`, a closure among them.
             kwargs: passed on to `optimizer.step`.
 
         Returns:
             What `optimizer.step` returned; None if it was skipped. `last_step` tells them apart.
 
         Raises:
-            RuntimeError: if given a closure, or called twice in one step.
+            RuntimeError: if called twice in one step, or if a closure does not scale its loss.
         """
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
-        if "closure" in kwargs or (args and any(callable(argument) for argument in args)):
-            raise RuntimeError(
-                "`step(optimizer, closure)`: closure use is not supported, it would run the "
-                "backward pass unscaled. Run backward() before step(), and optimizers that need a "
-                "closure (LBFGS) in float32 without a scaler."
-            )
-        self._check_scale_growth_tracker("step")
+        closure = closure_in(args, kwargs) if args or kwargs else None
+        if closure is None:
+            self._check_scale_growth_tracker("step")
         if self._step_closed:
             self.last_step, self._step_closed = StepOutcome(), False
         record = self._per_optimizer_states[id(optimizer)]
         if record["stage"] is OptState.STEPPED:
             raise RuntimeError("`step(optimizer)` has already been called since the last update().")
+        if closure is not None:
+            result = self._closure_step(optimizer, record, closure, args, kwargs)
+            record["stage"] = OptState.STEPPED
+            return result
         if record["stage"] is OptState.READY:
             if self._carries(optimizer):
                 self._leave_scaled(optimizer, record)

@@ -15,6 +15,8 @@ from gradscale.scaler.stepping import SteppingScaler
 class ScalingScaler(SteppingScaler):
     """A scaler that multiplies losses."""
 
+    _outputs: list[tuple[Tensor, Tensor]] | None = None
+
     @eager
     def scale(self, outputs: Any, *, inputs: Any = None) -> Any:
         """Multiplies a loss, or a nesting of lists and tuples of them, by the scale.
@@ -60,8 +62,12 @@ class ScalingScaler(SteppingScaler):
             self._layerwise.begin_step(scale)
         self._pending.bring_to(scale)
         self._evidence.note_loss(output)
+        given = output
         if output.dim() and output.dtype in (torch.float16, torch.bfloat16):
             output = output.to(torch.float32)
         if self._layerwise is not None:
             output = self._layerwise.attach(output)
-        return output * scale.to(device=output.device, non_blocking=True)
+        scaled = output * scale.to(device=output.device, non_blocking=True)
+        if self._outputs is not None:
+            self._outputs.append((scaled, given))
+        return scaled
