@@ -161,6 +161,12 @@ def compared(true: Gradients, stored: Gradients, format: FloatFormat) -> Lost:
         true: from `reference`.
         stored: the half-precision pass's, at whatever scale.
         format: what products read their gradient in.
+
+    Example:
+        >>> true = Gradients(parameters={"w": torch.tensor([1.0, 1e-9, 0.0])})
+        >>> half = Gradients(parameters={"w": torch.tensor([1.0, 0.0, 0.0])})
+        >>> compared(true, half, FloatFormat.of("fp16")).share
+        0.5
     """
     pairs = places(stored, true, true.zeros)
     rows = rows_of(pairs, format, stored.scale, "reference", by_truth)

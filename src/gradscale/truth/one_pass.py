@@ -38,6 +38,13 @@ def one_pass(
         dtype: compute everything in this dtype that would be in half precision; see `wider`.
         cancelled: also find the gradients that are zero up to rounding.
         draw_alike: drop the same elements as another such pass in another precision; see `alike`.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> one_pass(model, lambda m: m(torch.ones(1, 2)).sum(), scale=8.0).parameters["weight"]
+        tensor([[8., 8.]])
+        >>> model.weight.grad is None
+        True
     """
     with untouched(model, dtype), torch.inference_mode(False), torch.enable_grad():
         with ExitStack() as stack:
