@@ -46,7 +46,9 @@ def differences(rank: int, kind: str) -> dict[str, Any]:
     loss(model).backward()
     before = [local(p.grad).clone() for p in model.parameters()]
     found = reference(model, loss)
-    kept = all(torch.equal(a, local(p.grad)) for a, p in zip(before, model.parameters()))
+    kept = all(
+        torch.equal(a, local(p.grad)) for a, p in zip(before, model.parameters(), strict=True)
+    )
     far = 0.0
     for name, grad in reference(plain, loss).parameters.items():
         mean = grad.clone()
