@@ -45,18 +45,20 @@ def checked_scaler(scaler: Any) -> Any:
     )
 
 
-def checked_every(every: Any) -> int:
-    """The steps between two measurements.
+def checked_count(name: str, count: Any, otherwise: str) -> int:
+    """A number of steps.
+
+    Args:
+        name: of the setting.
+        count: what was given.
+        otherwise: what to do instead.
 
     Raises:
         ValueError: if it is no whole number of at least 1.
     """
-    if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
-        return every
-    raise ValueError(
-        f"`watch(every={every!r})` must be a whole number of at least 1. To measure at every step, "
-        "pass 1."
-    )
+    if isinstance(count, int) and not isinstance(count, bool) and count >= 1:
+        return count
+    raise ValueError(f"`watch({name}={count!r})` must be a whole number of at least 1. {otherwise}")
 
 
 def checked_format(format: FloatFormat | torch.dtype | str | None) -> str | None:

@@ -3,7 +3,7 @@
 A step is all passes up to an optimizer's step. A pass begins a new one if since the pass before
 
     an optimizer that owns a parameter of the model has stepped, or
-    the gradients have been cleared, divided or otherwise changed: a step was skipped.
+    the gradients have been cleared or otherwise changed: a step was skipped.
 
 So the micro-batches of one step belong together, whoever skips the optimizer.
 """

@@ -23,7 +23,7 @@ from gradscale.watching.report import WatchReport
 from gradscale.watching.reporting import report_of
 from gradscale.watching.rows import Row
 from gradscale.watching.settings import (
-    checked_every,
+    checked_count,
     checked_exponent,
     checked_format,
     checked_model,
@@ -69,13 +69,14 @@ class Watch:
     ) -> None:
         self.model = checked_model(model)
         self.scaler = checked_scaler(scaler)
-        self.every = checked_every(every)
+        self.every = checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
         self._format = checked_format(format)
         self._steps = Steps(self.model, Calendar(self.every), self._stepped)
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
+        keep = checked_count("keep", keep, "A report needs one measuring step to be made of.")
         self._kept: deque[Seen] = deque(maxlen=keep)
         self._current: MeasuredStep | None = None
         self._under_way: deque[MeasuredStep] = deque()
