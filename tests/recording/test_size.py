@@ -48,7 +48,7 @@ def write(path: Path, steps: int, count: int, every: int, exponents: torch.Tenso
     draw = random.Random(0)
     few = [rows(count, draw) for _ in range(3)]
     log = Log(path, 50 * MEGABYTE, None)
-    log.begin(None, None, {})
+    log.begin(None, "fp16", every, {})
     for step in range(steps):
         measured = few[step % 3] if step % every == 0 else None
         skipped = step % 500 == 499

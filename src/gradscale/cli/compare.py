@@ -142,6 +142,7 @@ def _run_all(
                         on_resume=display.skip,
                         stop=stop,
                         save_every=given["save_every"],
+                        record=given["record"],
                     )
             except Interrupted:
                 break

@@ -79,6 +79,9 @@ _SHARED = (
     click.option("--data", type=click.Path(file_okay=False), help="Look for data here first."),
     click.option("--out", type=FOLDER, help="Folder of the run.  [runs/NAME-DATE]"),
     click.option("--resume", type=FOLDER, help="Continue the run in this folder, bit for bit."),
+    click.option(
+        "--record", is_flag=True, help="Record every step and what a watch measures, for reports."
+    ),
     click.option("--save-every", type=click.IntRange(min=1), help="Steps between saves.  [5 s]"),
     click.option(
         "--config",
@@ -101,7 +104,7 @@ def shared_options(command: F) -> F:
 
 
 # What may be combined with --resume: it changes nothing about the training itself.
-HARMLESS = {"resume", "as_json", "no_color", "save_every"}
+HARMLESS = {"resume", "as_json", "no_color", "save_every", "record"}
 
 
 def refuse_changes_on_resume(context: click.Context) -> None:

@@ -75,6 +75,7 @@ def train(context: click.Context, **given: Any) -> None:
       gradscale train chars --precision fp16 --scaling dynamic --init-scale 2^24
       gradscale train denoise --precision e5m2 --loss-divisor 256
       gradscale train words --config run.toml --steps 500
+      gradscale train digits --record --out runs/digits
       gradscale train --resume runs/train-chars-20260101-120000
     """  # noqa: D301
     if given["resume"]:
@@ -123,6 +124,7 @@ def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any
                     on_resume=display.skip,
                     stop=stop,
                     save_every=every,
+                    record=given["record"],
                 )
         except Interrupted:
             pass

@@ -19,7 +19,6 @@ from gradscale.recording.schema import FILE_NAME, MOST_CULPRITS
 from gradscale.recording.sketch import Sketch
 from gradscale.recording.table import RowTable, first_nonfinite, octaves, plan_of, rounded, seen
 from gradscale.watching.rows import Row
-from gradscale.watching.watch import Watch
 
 
 class Log:
@@ -64,14 +63,16 @@ class Log:
             self._account(line, size)
 
     def begin(
-        self, scaler: TorchScaler | None, watch: Watch | None, note: Mapping[str, Any]
+        self,
+        scaler: TorchScaler | None,
+        format: str,
+        measure_every: int | None,
+        note: Mapping[str, Any],
     ) -> None:
         """Writes the first line, unless the file is continued."""
         self._plans = getattr(scaler, "layerwise", None) is not None
-        if self._begun:
-            return
-        format, every = ("fp16", None) if watch is None else (watch.format, watch.every)
-        self._file.write(header(scaler, format, every, note))
+        if not self._begun:
+            self._file.write(header(scaler, format, measure_every, note))
 
     def draw(self, sketch: Sketch | None) -> bool:
         """Writes the network, once there are rows to put into it; whether it is written."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.formats import FloatFormat
 from gradscale.outcomes.ledger import LONGEST_QUEUE
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
@@ -41,6 +42,7 @@ class Recorder:
         amax: whether to measure the largest gradient at every step, which replaying other policies
             needs; one more pass over the gradients. Our scaler only.
         exponents: whether to record the histogram of all gradients at every step, for `TwoSided`.
+        format: what the backward pass holds gradients in; None takes the watch's, or float16.
         step: where a resumed run goes on: lines of this step and later are dropped. None begins a
             new recording.
         note: anything that JSON can hold, for you to find again.
@@ -76,6 +78,7 @@ class Recorder:
         *,
         amax: bool = False,
         exponents: bool = False,
+        format: FloatFormat | torch.dtype | str | None = None,
         step: int | None = None,
         note: Mapping[str, Any] | None = None,
         size: int = 50_000_000,
@@ -93,7 +96,8 @@ class Recorder:
         if self._log is None:
             self._source = None
             return
-        self._log.begin(scaler, watch, note or {})
+        chosen = format if format is not None else "fp16" if watch is None else watch.format
+        self._log.begin(scaler, FloatFormat.of(chosen).name, watch and watch.every, note or {})
         self._source = source_of(scaler, self)
         if watch is not None:
             watch.on_measured(self._measured)

@@ -15,6 +15,7 @@ from gradscale.training.damage import damaged
 from gradscale.training.folder import RESTART, RunFolder
 from gradscale.training.lost import Lost
 from gradscale.training.precision import emulated
+from gradscale.training.recorded import recorded
 from gradscale.training.settings import Settings
 from gradscale.training.trial import Record, Trial
 
@@ -35,6 +36,7 @@ def run(
     on_resume: Callable[[int], None] = lambda steps: None,
     stop: Callable[[], bool] = lambda: False,
     save_every: int | None = None,
+    record: bool = False,
 ) -> dict[str, Any]:
     """Train, saving on the way, and return the result, which is also written to the folder.
 
@@ -46,6 +48,7 @@ def run(
         on_resume: called once with the steps found there, if there are any.
         stop: asked after every step; True saves the run and raises.
         save_every: steps between two checkpoints; None saves every few seconds.
+        record: whether to record it beside the checkpoint; a run that did so goes on with it.
 
     Raises:
         Interrupted: if `stop` said so.
@@ -63,7 +66,8 @@ def run(
         with damaged(folder.path / "checkpoint.pt", RESTART):
             trial.load_state_dict(state)
         on_resume(trial.step)
-    _train(trial, folder, on_step, stop, save_every)
+    with recorded(trial, folder.path, wanted=record):
+        _train(trial, folder, on_step, stop, save_every)
     result = _result(trial)
     folder.write_result(result)
     return result

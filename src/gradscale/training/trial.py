@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradscale.formats import FloatFormat
 from gradscale.recipes import Batch, Data, Recipe, find
+from gradscale.recording import Recorder
 from gradscale.training import lost
 from gradscale.training.lost import Lost
 from gradscale.training.precision import EIGHT_BIT, computing_in
@@ -45,6 +46,7 @@ class Trial:
         step: how many steps have been taken.
         lost: the flushed gradients, by ``activations`` and ``parameters``.
         seconds: what each step took, the sampled ones left out.
+        recorder: is told the losses, if there is one.
     """
 
     def __init__(self, settings: Settings, data: Data) -> None:
@@ -62,6 +64,7 @@ class Trial:
         self.lost = {"activations": Lost(), "parameters": Lost()}
         self.seconds: list[float] = []
         self.skips: dict[str, int] = {}
+        self.recorder: Recorder | None = None
 
     def _groups(self) -> list[dict[str, Any]]:
         parameters = list(self.model.parameters())
@@ -88,6 +91,8 @@ class Trial:
         true = self._reference(batch) if self._sample_is_due() else None
         started = time.perf_counter()
         loss, stored = self._backward(batch, sampling=true is not None)
+        if self.recorder is not None:
+            self.recorder.note_loss(loss)
         result = self._optimize()
         # Reading the loss waits for the device, so the clock below is right on accelerators too.
         record = Record(self.step, float(loss), result.scale, result.skipped, result.reason)
@@ -143,6 +148,8 @@ class Trial:
         if self.scaler is None:
             self._undivide()
             self.optimizer.step()
+            if self.recorder is not None:
+                self.recorder.step()
             return Outcome(1.0, skipped=False, reason=None)
         scale = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)

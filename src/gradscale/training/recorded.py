@@ -1,0 +1,50 @@
+"""A run that records itself: its recording lies beside its checkpoint, and is resumed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gradscale.recording import Recorder
+from gradscale.recording.schema import FILE_NAME
+from gradscale.scaler import GradScaler
+from gradscale.training.trial import Trial
+from gradscale.watching import watch
+
+MEASUREMENTS = 50
+"""About how many measuring steps a short run gets."""
+
+
+@contextmanager
+def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
+    """Records the steps that are taken inside, if that is wanted or was begun before.
+
+    Args:
+        trial: at the step where it goes on.
+        folder: of the run; gets a ``recording.jsonl``.
+        wanted: whether to begin a recording where there is none.
+    """
+    path = folder / FILE_NAME
+    if not wanted and not path.exists():
+        yield
+        return
+    settings = trial.settings
+    every = max(1, min(100, settings.steps // MEASUREMENTS))
+    with (
+        watch(trial.model, trial.scaler, every=every) as watching,
+        Recorder(
+            path,
+            trial.scaler,
+            watching,
+            amax=isinstance(trial.scaler, GradScaler),
+            format=settings.precision,
+            step=trial.step,
+            note=settings.to_json(),
+        ) as recorder,
+    ):
+        trial.recorder = recorder
+        try:
+            yield
+        finally:
+            trial.recorder = None
