@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from gradscale.formats import FloatFormat
 from gradscale.recording import read
+from gradscale.report.counting import fate
 from gradscale.report.histograms import snapshots_of
 from gradscale.report.network import WIDTH, depths, network_of
 from gradscale.report.payload import payload_of, to_json
+from gradscale.report.ranges import ranges_of
 from gradscale.report.run import Run
 from gradscale.report.summary import summarize
 from gradscale.report.timeline import Timeline, extremes
@@ -112,6 +114,24 @@ def test_elements_lost_before_they_were_counted_are_unseen(tmp_path):
     )
     path.write_text(text)
     assert snapshots_of(read(path))[0].rows[0].unseen == 3
+
+
+def test_what_a_cast_had_flushed_is_put_where_the_histogram_continues(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    true = {"w": torch.randn(4000, generator=generator) * 2.0**-23}
+    half = {"w": true["w"].to(torch.float16).float()}
+    lost = int((half["w"] == 0).sum())
+    path = from_tensors(tmp_path / "recording.jsonl", half, 0)
+    text = path.read_text().replace('"flushed": [0]', f'"flushed": [{lost}]')
+    path.write_text(text.replace(f'"nonzero": [{4000 - lost}]', '"nonzero": [4000]'))
+    found = snapshots_of(read(path))[0].rows[0]
+    estimated = sum(found.octaves.counts[: found.guessed])
+    assert found.guessed > 0 and estimated + found.unseen == lost
+    now = fate(found, ranges_of(set())["fp16"], 0)
+    assert (now.lost, now.nonzero) == (lost, 4000)
+    # At a scale 8 octaves higher nearly all of them would have been kept; so says the estimate.
+    truly = int((true["w"] * 2.0**8).to(torch.float16).eq(0).sum())
+    assert truly < 10 and fate(found, ranges_of(set())["fp16"], 8).lost - found.unseen < 30
 
 
 def test_a_row_adds_up_over_the_run(run):

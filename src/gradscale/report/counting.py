@@ -26,6 +26,7 @@ class Fate(NamedTuple):
         overflowed: beyond the format for sure; what lies in its topmost octave is not counted.
         touches: whether the largest one overflows, though it may lie in the topmost octave.
         unseen: of `lost`: nobody knows how small they were, so a higher scale may save them.
+        guessed: of `nonzero`: their sizes are estimated.
     """
 
     nonzero: int = 0
@@ -34,6 +35,7 @@ class Fate(NamedTuple):
     overflowed: int = 0
     touches: bool = False
     unseen: int = 0
+    guessed: int = 0
 
     @property
     def share(self) -> float:
@@ -58,7 +60,7 @@ def fate(histogram: Histogram, span: Range, exponent: int) -> Fate:
         >>> from gradscale.report.ranges import ranges_of
         >>> seen = Histogram(0, 0.0, Octaves(-30, (4, *[0] * 29, 6)), 0, 0, 0, 0.5)
         >>> fate(seen, ranges_of(set())["fp16"], 0)
-        Fate(nonzero=10, lost=4, subnormal=0, overflowed=0, touches=False, unseen=0)
+        Fate(nonzero=10, lost=4, subnormal=0, overflowed=0, touches=False, unseen=0, guessed=0)
     """
     lowest, counts = histogram.octaves
     flush, normal, top = (
@@ -73,6 +75,7 @@ def fate(histogram: Histogram, span: Range, exponent: int) -> Fate:
         overflowed=sum(counts[top:]),
         touches=histogram.amax + exponent >= span["limit"],
         unseen=histogram.unseen,
+        guessed=sum(counts[: histogram.guessed]),
     )
 
 
@@ -81,7 +84,7 @@ def total(fates: Iterable[Fate]) -> Fate:
 
     Example:
         >>> total([Fate(10, 4), Fate(2, 0, touches=True)])
-        Fate(nonzero=12, lost=4, subnormal=0, overflowed=0, touches=True, unseen=0)
+        Fate(nonzero=12, lost=4, subnormal=0, overflowed=0, touches=True, unseen=0, guessed=0)
     """
     result = Fate()
     for one in fates:
@@ -92,6 +95,7 @@ def total(fates: Iterable[Fate]) -> Fate:
             result.overflowed + one.overflowed,
             result.touches or one.touches,
             result.unseen + one.unseen,
+            result.guessed + one.guessed,
         )
     return result
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from gradscale.backward.measurements import Counts
+from gradscale.formats import FloatFormat
+from gradscale.plans.window import flush_octave, with_flushed
 from gradscale.recording import Recording, Seen, Step
 from gradscale.recording.schema import Octaves
 
@@ -21,9 +24,11 @@ class Histogram(NamedTuple):
         log2_scale: of the loss scale at that step; NaN without a scaler.
         octaves: counts of the unscaled magnitudes.
         exponent: it was stored at ``2**exponent`` times its true values.
-        unseen: elements lost before anybody could count them: they are in none of the octaves.
+        unseen: elements lost before anybody could count them, and in none of the octaves.
         zero: elements that are truly zero.
         amax: log2 of the largest magnitude; -inf where all are zero.
+        guessed: so many of the lowest octaves are estimates: they hold elements that were lost
+            before anybody could count them, as the histogram continues downwards.
     """
 
     step: int
@@ -33,6 +38,7 @@ class Histogram(NamedTuple):
     unseen: int
     zero: int
     amax: float
+    guessed: int = 0
 
     @property
     def offset(self) -> int:
@@ -64,9 +70,10 @@ def snapshots_of(recording: Recording, limit: int = LIMIT) -> list[Snapshot]:
     measured = [step for step in recording.steps if step.octaves]
     kept = _spread(len(measured), limit)
     found: list[Snapshot] = []
+    formats = [row.format for row in recording.rows]
     pending: dict[int, Histogram] = {}
     for index, step in enumerate(measured):
-        pending |= _histograms(step)
+        pending |= _histograms(step, formats)
         if index in kept:
             found.append(Snapshot(step.step, log2(step.scale), pending))
             pending = {}
@@ -88,10 +95,10 @@ def _spread(count: int, limit: int) -> set[int]:
     return {round(i * (count - 1) / (limit - 1)) for i in range(limit)}
 
 
-def _histograms(step: Step) -> dict[int, Histogram]:
+def _histograms(step: Step, formats: Sequence[str]) -> dict[int, Histogram]:
     places = _places(step.seen)
     return {
-        row: _histogram(step, octaves, step.seen, places.get(row))
+        row: continued(_histogram(step, octaves, step.seen, places.get(row)), formats[row])
         for row, octaves in step.octaves.items()
     }
 
@@ -115,6 +122,36 @@ def _histogram(step: Step, octaves: Octaves, seen: Seen | None, place: int | Non
         max(0, seen.nonzero[place] - sum(octaves.counts)),
         seen.zero[place],
         -math.inf if amax is None else amax,
+    )
+
+
+def continued(histogram: Histogram, format: str) -> Histogram:
+    """The histogram with the unseen elements where `with_flushed` expects them.
+
+    What does not fit into its estimate stays unseen.
+
+    Args:
+        histogram: of a tensor that may have lost some.
+        format: the name of what it was stored in.
+
+    Example:
+        >>> seen = Histogram(0, 0.0, Octaves(-24, (40, 60, 80)), 0, 30, 0, -21.5)
+        >>> continued(seen, "fp16").octaves
+        Octaves(lowest=-27, counts=(5, 25, 0, 40, 60, 80))
+    """
+    try:
+        stored = FloatFormat.of(format)
+    except ValueError:
+        return histogram
+    lowest, counts = histogram.octaves
+    if not histogram.unseen or flush_octave(stored) + 1 - histogram.exponent != lowest:
+        return histogram
+    seen = Counts(2.0, zero=histogram.unseen, lowest=lowest, octaves=counts)
+    whole = with_flushed(seen, stored, histogram.exponent)
+    return histogram._replace(
+        octaves=Octaves(whole.lowest, whole.octaves),
+        unseen=whole.zero,
+        guessed=lowest - whole.lowest,
     )
 
 

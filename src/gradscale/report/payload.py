@@ -181,6 +181,7 @@ def _snapshot(snapshot: Snapshot, arrays: Arrays) -> dict[str, Any]:
         "unseen": arrays.add([it.unseen for it in found], "f8"),
         "zero": arrays.add([it.zero for it in found], "f8"),
         "amax": arrays.add([it.amax for it in found], "f8"),
+        "guessed": arrays.add([it.guessed for it in found], "u2"),
         "lowest": arrays.add([it.octaves.lowest for it in found], "i2"),
         "length": arrays.add([len(it.octaves.counts) for it in found], "u2"),
         "counts": arrays.add(counts, wide),

@@ -88,7 +88,10 @@ def _lost(run: Run) -> dict[str, Any] | None:
 def _worst(run: Run) -> list[dict[str, Any]]:
     losing = [row for row in run.rows if row.alarming and row.flushed]
     losing.sort(key=lambda row: (-row.lost_share, row.info.order))
-    return [{"row": row.info.name, "share": row.lost_share} for row in losing[:WORST]]
+    return [
+        {"row": row.info.name, "kind": row.info.kind, "share": row.lost_share}
+        for row in losing[:WORST]
+    ]
 
 
 def best_of(run: Run) -> dict[str, Any] | None:

@@ -94,7 +94,10 @@ def _draw(
 ) -> None:
     places = [it.octaves.lowest + exponent + i for i in range(len(it.octaves.counts))]
     colors = [_color(place, span) for place in places]
-    axes.bar([place + 0.5 for place in places], it.octaves.counts, width=0.92, color=colors)
+    middles, counts, guessed = [place + 0.5 for place in places], it.octaves.counts, it.guessed
+    axes.bar(middles[guessed:], counts[guessed:], width=0.92, color=colors[guessed:])
+    # Pale: estimated, as nobody could count them.
+    axes.bar(middles[:guessed], counts[:guessed], width=0.92, color=colors[:guessed], alpha=0.45)
     low, high = sight
     for start, end, color in (
         (low, span["flush"], LOST),

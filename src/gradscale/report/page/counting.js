@@ -4,8 +4,8 @@
 function unpackSnapshot(run, index) {
   const packed = run.snapshots[index];
   const get = run.view;
-  const [id, measured, exponent, lowest, length] =
-    ["id", "measured", "exponent", "lowest", "length"].map((name) => get(packed[name]));
+  const [id, measured, exponent, lowest, length, guessed] =
+    ["id", "measured", "exponent", "lowest", "length", "guessed"].map((name) => get(packed[name]));
   const [unseen, zero, amax, scale, counts] =
     ["unseen", "zero", "amax", "scale", "counts"].map((name) => get(packed[name]));
   const found = new Map();
@@ -17,7 +17,7 @@ function unpackSnapshot(run, index) {
     for (let j = 0; j < own.length; j++) sums[j + 1] = sums[j] + own[j];
     found.set(id[i], {
       row: id[i], step: measured[i], exponent: exponent[i], unseen: unseen[i], zero: zero[i], amax: amax[i],
-      lowest: lowest[i], counts: own, sums, scale: roundedUp(scale[i]),
+      lowest: lowest[i], guessed: guessed[i], counts: own, sums, scale: roundedUp(scale[i]),
     });
   }
   return found;
@@ -50,6 +50,7 @@ function fate(histogram, range, exponent) {
     overflowed: between(histogram, range.top + 1 - exponent, 1e6),
     touches: histogram.amax + exponent >= range.limit,
     unseen: histogram.unseen,
+    guessed: histogram.sums[histogram.guessed],
   };
 }
 
@@ -64,13 +65,13 @@ function exponentAt(row, histogram, scale) {
 }
 
 function totalAt(run, histograms, scale, format) {
-  const sum = { nonzero: 0, lost: 0, subnormal: 0, overflowed: 0, unseen: 0, touching: 0, rows: 0 };
+  const sum = { nonzero: 0, lost: 0, subnormal: 0, overflowed: 0, unseen: 0, guessed: 0, touching: 0, rows: 0 };
   for (const histogram of histograms) {
     const row = run.rows[histogram.row];
     const range = rangeFor(row, format);
     if (!range) continue;
     const one = fate(histogram, range, exponentAt(row, histogram, scale));
-    for (const name of ["nonzero", "lost", "subnormal", "overflowed", "unseen"]) sum[name] += one[name];
+    for (const name of ["nonzero", "lost", "subnormal", "overflowed", "unseen", "guessed"]) sum[name] += one[name];
     sum.touching += one.touches ? 1 : 0;
     sum.rows += 1;
   }

@@ -59,9 +59,9 @@ function startFilter() {
 
 // Another run: the same row, if it has one of that name.
 function chooseRun(index) {
-  const before = state.row === null ? null : currentRun().rows[state.row].name;
+  const before = state.row === null ? null : placeOf(currentRun().rows[state.row]);
   const run = payload.runs[index];
-  const row = run.rows.findIndex((one) => one.name === before);
+  const row = run.rows.findIndex((one) => placeOf(one) === before);
   choose({ run: index, ...startingPoint(run), ...(row < 0 ? {} : { row }) });
 }
 

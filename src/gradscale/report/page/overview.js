@@ -28,7 +28,7 @@ const RUN_COLUMNS = [
   ["Why", (it) => Object.entries(it.reasons).map(([name, n]) => `${reasonText(name)} ${count(n)}`).join(", ") || "–", "text"],
   ["Scale", (it) => scaleWords(it.log2_scale)],
   ["Lost", (it) => (it.lost ? percent(it.lost.share) : "–")],
-  ["Most lost in", (it) => (it.worst.length ? it.worst[0].row : "–"), "text"],
+  ["Most lost in", (it) => (it.worst.length ? rowWordsOf(it.worst[0]) : "–"), "text"],
   ["Scales in use", (it) => count(it.groups)],
   ["Last loss", (it) => plain(it.loss)],
 ];

@@ -56,8 +56,11 @@ function drawRow() {
   const margin = { l: 58, r: 12, t: 26, b: 44 };
   draw("row-plot", [{
     type: "bar", x, y: Array.from(histogram.counts), width: 0.92,
-    marker: { color: fates.map((it) => colors[it]), pattern: { shape: fates.map((it) => patterns[it]), fgcolor: colors.paper, size: 5, solidity: 0.25 } },
-    text: fates.map((it) => words[it]), textposition: "none", customdata: x.map((at) => at - 0.5),
+    marker: {
+      color: fates.map((it) => colors[it]), opacity: fates.map((_, i) => (i < histogram.guessed ? 0.45 : 1)),
+      line: { width: fates.map((_, i) => (i < histogram.guessed ? 1.5 : 0)), color: fates.map((it) => colors[it]) }, pattern: { shape: fates.map((it) => patterns[it]), fgcolor: colors.paper, size: 5, solidity: 0.25 },
+    },
+    text: fates.map((it, i) => words[it] + (i < histogram.guessed ? ", estimated" : "")), textposition: "none", customdata: x.map((at) => at - 0.5),
     hovertemplate: "2<sup>%{customdata}</sup>: %{y:,d} elements, %{text}<extra></extra>",
   }], {
     height: 270, margin,
@@ -73,6 +76,7 @@ function rowWords(row, histogram, range, exponent) {
   const it = fate(histogram, range, exponent);
   const parts = [`Stored at 2^${trimmed(exponent)}, ${percent(it.lost / Math.max(1, it.nonzero))} lost (${count(it.lost)} of ${count(it.nonzero)}), ${count(it.overflowed)} overflow, ${percent(it.subnormal / Math.max(1, it.nonzero))} subnormal.`];
   if (it.touches && !it.overflowed) parts.push("The largest value overflows.");
+  if (it.guessed) parts.push(`The pale bars are estimated: ${count(it.guessed)} elements were zero before anybody could count them.`);
   if (it.unseen) parts.push(`${count(it.unseen)} were lost unseen and are in none of the bars.`);
   if (histogram.step !== currentRun().snapshots[state.snapshot].step) parts.push(`Measured at step ${count(histogram.step)}.`);
   return parts.join(" ");

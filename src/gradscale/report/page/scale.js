@@ -68,6 +68,7 @@ function scaleSentence(now, then, recorded) {
   else if (then.lost > now.lost) parts.push(`${here}, ${count(then.lost - now.lost)} more elements would be lost than at ${power(recorded)}.`);
   else parts.push(`${here}, as many elements are lost as at ${power(recorded)}.`);
   if (then.touching) parts.push(`${plural(then.touching, "row")} would overflow${then.overflowed ? "" : ", by the largest value alone"}.`);
+  if (then.guessed) parts.push(`${count(then.guessed)} elements were zero before anybody could count them; how small they were is estimated.`);
   if (then.unseen) parts.push(`${count(then.unseen)} of the lost ones were lost unseen; a higher scale may save them, which is not counted.`);
   return parts.join(" ");
 }

@@ -54,8 +54,9 @@ function onStripHover(event) {
   if (!histogram) return;
   const octave = Math.floor(point.x), row = run.rows[histogram.row];
   const exponent = exponentAt(row, histogram, state.scale);
-  const number = histogram.counts[octave - exponent - histogram.lowest] || 0;
-  showTip(event.event, `<b>${escaped(row.name)}</b>${count(number)} elements from ${powerHtml(octave)} to ${powerHtml(octave + 1)} as stored, ${powerHtml(octave - exponent)} in truth`);
+  const place = octave - exponent - histogram.lowest, number = histogram.counts[place] || 0;
+  const how = number && place < histogram.guessed ? " (estimated)" : "";
+  showTip(event.event, `<b>${escaped(row.name)}</b>${count(number)} elements${how} from ${powerHtml(octave)} to ${powerHtml(octave + 1)} as stored, ${powerHtml(octave - exponent)} in truth`);
 }
 
 function startStrips() {

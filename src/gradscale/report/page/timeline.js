@@ -65,10 +65,15 @@ function powerTicks(panel, from, to) {
 function shareTicks(from, to) {
   const [low, high] = shareEnds(from, to), decades = Math.log10(high / low);
   const every = Math.max(1, Math.round(decades / 3)), between = decades < 1 ? [1, 2, 5] : decades < 2 ? [1, 3] : [1];
-  const tickvals = [low / 3];
+  const zero = zeroPlace([low, high]), tickvals = [zero];
   for (let e = 0; e >= -12; e--) if (e % every === 0) tickvals.push(...between.map((m) => m * 10 ** e).filter((v) => v <= 1 && v >= low * 0.6));
-  const room = [low / 5, Math.min(1.3, high * 2)];
+  const room = [zero / 1.6, Math.min(1.5, high * 2)];
   return { tickvals, ticktext: tickvals.map((v, i) => (i ? percent(v) : "0 %")), range: room.map(Math.log10) };
+}
+
+// A logarithmic axis has no zero: it lies below all that is known, at a tick of its own.
+function zeroPlace([low, high]) {
+  return low / 10 ** Math.max(0.5, 0.25 * Math.log10(high / low));
 }
 
 // The smallest and the largest share above zero of all runs in sight.
@@ -96,8 +101,7 @@ function panelTraces(panel, { run, index }, yaxis, from, to) {
   const [steps, values] = seriesOf(run, panel.key);
   if (!steps.length) return [];
   const { x, y } = thinned(steps, values, from, to);
-  // A logarithmic axis has no zero: it lies below all that is known, at a tick of its own.
-  const zero = panel.key === "lost" ? shareEnds(from, to)[0] / 3 : 0;
+  const zero = panel.key === "lost" ? zeroPlace(shareEnds(from, to)) : 0;
   return [{
     type: "scatter", x, y: panel.key === "lost" ? y.map((v) => (v === 0 ? zero : v)) : y, yaxis,
     mode: panel.key === "lost" && x.length < 80 ? "lines+markers" : x.length === 1 ? "markers" : "lines",

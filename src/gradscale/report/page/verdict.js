@@ -14,11 +14,12 @@ function drawVerdict() {
   fill(byId("tiles"), ...tiles);
   fill(byId("notes"), ...notesOf(run).map((text) => make("li", { html: marked(text) })));
   byId("subtitle").textContent = subtitleOf(run);
+  drawSettings();
 }
 
 function lostTiles(it) {
   const tiles = [tile("Lost", percent(it.lost.share), `of the non-zero gradients; ${it.lost.method}, ${plural(it.lost.measured_steps, "step")}`)];
-  if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), escaped(it.worst[0].row)));
+  if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), escaped(rowWordsOf(it.worst[0]))));
   if (it.best) {
     tiles.push(tile("Best loss scale", powerHtml(it.best.log2_scale), bestWords(it.best)));
   }
@@ -55,16 +56,25 @@ function marked(text) {
 
 function subtitleOf(run) {
   const it = run.summary;
-  const policy = it.policy ? `policy ${it.policy}${configWords(run.policy.config)}` : "no scaler";
+  const policy = it.policy ? `policy ${it.policy}` : "no scaler";
   const parts = [run.name, it.format, policy, it.layerwise && `layer-wise ${it.layerwise}`,
-    run.measure_every && `measured every ${plural(run.measure_every, "step")}`, run.started && run.started.replace("T", " ").replace("Z", " UTC"),
-    ...Object.entries(run.note).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`)];
+    run.measure_every && `measured every ${plural(run.measure_every, "step")}`, run.started && run.started.replace("T", " ").replace("Z", " UTC")];
   return parts.filter(Boolean).join("  ·  ");
 }
 
-function configWords(config) {
-  const entries = Object.entries(config || {}).filter(([, value]) => typeof value !== "object");
-  return entries.length ? ` (${entries.map(([name, value]) => `${name}=${value}`).join(", ")})` : "";
+// Modules are often called by a number: the kind says what it is.
+function rowWordsOf({ kind, row }) {
+  return kind === "module" ? `module ${row}` : row;
+}
+
+// What the run was started with, and what its user noted.
+function drawSettings() {
+  const run = currentRun();
+  const entries = [...Object.entries(run.policy?.config || {}), ["layerwise", run.summary.layerwise], ["gradscale", run.gradscale], ["torch", run.torch], ...Object.entries(run.note)]
+    .filter(([, value]) => value !== null && value !== undefined);
+  byId("settings").hidden = !entries.length;
+  const words = (value) => (typeof value === "object" ? JSON.stringify(value) : typeof value === "number" ? plain(value, 6) : String(value));
+  fill(byId("setting-table"), make("tbody", {}, ...entries.map(([name, value]) => make("tr", {}, make("th", { scope: "row", class: "text" }, name), make("td", { class: "text wide" }, words(value))))));
 }
 
 function startVerdict() {
