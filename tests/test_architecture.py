@@ -26,7 +26,7 @@ LEVELS = (
     ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
     ("backward", "plans", "ranks", "gradients", "outcomes", "half", "undo", "metrics"),
     ("layerwise",),
-    ("scaler", "checkpoints"),
+    ("scaler", "checkpoints", "captured"),
     ("watching",),
     ("recording", "truth"),
     ("replay", "doctor", "advice"),

@@ -7,6 +7,7 @@ from gradscale import recording as recording
 from gradscale import truth as truth
 from gradscale.advice import Advice as Advice
 from gradscale.advice import advise as advise
+from gradscale.captured import CapturedStep as CapturedStep
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.half.conversion import half_precision as half_precision
 from gradscale.half.half_model import HalfPrecision as HalfPrecision

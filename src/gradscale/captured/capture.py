@@ -1,0 +1,31 @@
+"""How a step becomes a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from gradscale.captured.compiled import CompiledStep
+from gradscale.captured.cuda_graph import CudaGraph
+from gradscale.captured.eager_step import EagerStep
+from gradscale.captured.step_result import StepResult
+from gradscale.captured.tensor_step import TensorStep
+
+Captured = Callable[[Any], StepResult]
+
+
+def capture_cuda_graph(step: EagerStep, batches: Any, stream: torch.cuda.Stream) -> Captured:
+    """The scaler's own loop, recorded: with optimizers that step on the device it reads nothing."""
+    return CudaGraph(step, batches, stream)
+
+
+def capture_compiled(
+    step: EagerStep, trained: Sequence[torch.Tensor], backend: str | Callable[..., Any]
+) -> Captured:
+    """The same step as a function of tensors, compiled; on the state that the scaler holds."""
+    scaler = step.scaler
+    if scaler._scale is None:
+        scaler._lazy_init_scale_growth_tracker(trained[0].device)
+    return CompiledStep(TensorStep(step, trained, scaler.policy, scaler._rebind()), backend)

@@ -1,0 +1,257 @@
+"""`CapturedStep`: a whole training step that the host only starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from gradscale.captured.capture import Captured, capture_compiled, capture_cuda_graph
+from gradscale.captured.cuda_graph import on_side_stream
+from gradscale.captured.eager_step import EagerStep, Loss
+from gradscale.captured.refusals import (
+    Mode,
+    check_compile,
+    check_cuda_graph,
+    check_mode,
+    check_numbers,
+    check_outside_autocast,
+)
+from gradscale.captured.settings import FrozenSettings
+from gradscale.captured.step_result import StepResult
+from gradscale.captured.tally import Tally
+from gradscale.policies.policy import Policy
+from gradscale.scaler.scaler import GradScaler
+from gradscale.undo.select import prepared
+
+
+class CapturedStep:
+    """Forward, backward, check, unscale, clip, update and policy in one graph, captured once.
+
+        the first steps:  run as written, by the `scaler`, until the optimizer has made its state
+        then:             captured, and replayed: no decision is made on the host, no value read
+
+    A step with a non-finite gradient leaves parameters, moments and step counters as they were, and
+    lowers the scale, all on the device. The bits are those of the steps run as written wherever
+    the operations are.
+
+    Args:
+        model: what `loss_fn` runs. Parameters that never get a gradient are left alone.
+        loss_fn: ``loss_fn(model, batch)``, a scalar tensor; autocast belongs inside.
+        optimizer: for ``"cuda_graph"``, built with `capturable=True` or `fused=True` if it has
+            them; for ``"compile"`` not fused.
+        mode: ``"cuda_graph"``; ``"compile"``, on any device; or ``"eager"``, which captures nothing
+            and is what the others must equal.
+        policy: chooses the scale; `Dynamic()` by default.
+        max_norm: clips the unscaled gradients by norm.
+        micro_batches: how many batches `step` is given, as a list; their mean loss is stepped on.
+        warmup: steps run as written before a CUDA graph is recorded, at least.
+        backend: of `torch.compile`.
+
+    Attributes:
+        scaler: holds policy and scale. Its host side (`last_step`, counters, callbacks) knows only
+            the steps that ran as written.
+
+    Raises:
+        ValueError: if a number is out of range, or the optimizer cannot be captured.
+        RuntimeError: if the mode needs another device or torch.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> def loss_fn(model, batch):
+        ...     return model(batch).square().mean()
+        >>> step = CapturedStep(model, loss_fn, optimizer, mode="eager")
+        >>> for value in (1.0, torch.nan):
+        ...     loss = step.step(torch.full((2, 4), value))
+        >>> step.last_found_inf.item(), step.steps.item(), step.skipped_steps.item()
+        (1.0, 2, 1)
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss_fn: Loss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        mode: Mode,
+        policy: Policy | None = None,
+        max_norm: float | None = None,
+        micro_batches: int = 1,
+        warmup: int = 3,
+        backend: str | Callable[..., Any] = "inductor",
+    ) -> None:
+        check_mode(mode)
+        check_numbers(max_norm, micro_batches, warmup)
+        groups = optimizer.param_groups
+        self._parameters = [p for group in groups for p in group["params"] if p.requires_grad]
+        device = self._device = self._parameters[0].device
+        if mode == "cuda_graph":
+            check_cuda_graph(optimizer, device)
+        if mode == "compile":
+            check_compile(model, optimizer, device)
+        self.mode: Mode = mode
+        self.scaler = GradScaler(device.type, policy=policy, sync_free=True)
+        self._optimizer, self._backend = optimizer, backend
+        self._micro_batches, self._warmup = micro_batches, warmup
+        self._tally = Tally(device)
+        self._written = EagerStep(model, loss_fn, optimizer, self.scaler, max_norm, self._tally)
+        self._stream = torch.cuda.Stream(device) if mode == "cuda_graph" else None
+        self._trained: list[int] | None = None
+        self._last: StepResult | None = None
+        self.recapture()
+        _recapture_when_loaded(optimizer, self)
+
+    def step(self, batch: Any) -> Tensor:
+        """One optimizer step.
+
+        Args:
+            batch: as `loss_fn` takes it; a list of them if there are several micro-batches. For a
+                CUDA graph always of the same shapes, on any device.
+
+        Returns:
+            The unscaled loss, 0-d, detached, on the device.
+
+        Raises:
+            RuntimeError: if called within autocast, or a setting of the optimizer changed.
+            ValueError: if the batch does not fit.
+        """
+        check_outside_autocast(self._device)
+        batches = self._listed(batch)
+        if self._captured is None and self._ready():
+            self._captured, self._frozen = self._capture(batches), FrozenSettings(self._optimizer)
+        if self._captured is None or self._frozen is None:
+            return self._run_as_written(batches)
+        self._frozen.check()
+        self._last = self._captured(batches)
+        return self._last.loss
+
+    def eager_step(self, batch: Any) -> Tensor:
+        """The same step, not captured: for a batch of another shape."""
+        check_outside_autocast(self._device)
+        return self._run_as_written(self._listed(batch))
+
+    def recapture(self) -> None:
+        """Captures anew at the next step, for settings or tensors that were replaced meanwhile.
+
+        Loading a state into the optimizer or into this step does so by itself.
+        """
+        self._captured: Captured | None = None
+        self._frozen: FrozenSettings | None = None
+        self._warm = 0
+
+    @property
+    def captured(self) -> bool:
+        """Whether the next step is a captured one, unless something changes before."""
+        return self._captured is not None
+
+    @property
+    def scale(self) -> Tensor:
+        """The loss scale of the next step, float32 0-d, on the device."""
+        scale = self.scaler._scale
+        if scale is None:
+            return torch.tensor(self.scaler._init_scale, device=self._device)
+        return scale
+
+    @property
+    def last_found_inf(self) -> Tensor:
+        """Float32 0-d, on the device: 1 if the last step was skipped."""
+        return self._last_result.found_inf
+
+    @property
+    def last_norm(self) -> Tensor | None:
+        """The norm of the last step's unscaled gradients before clipping, 0-d, on the device."""
+        return self._last_result.norm
+
+    @property
+    def steps(self) -> Tensor:
+        """How many steps were asked for, int64 0-d, on the device."""
+        return self._tally.counts[0]
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """How many of them were skipped, int64 0-d, on the device."""
+        return self._tally.counts[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the states of model and optimizer. Reads the device."""
+        return {
+            "scaler": self.scaler.state_dict(),
+            "steps": self._tally.counts.tolist(),
+            "trained": None if self._trained is None else list(self._trained),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was saved, bit for bit; the next step captures anew.
+
+        Args:
+            state_dict: from `state_dict`. Load the states of model and optimizer, too.
+        """
+        self.scaler.load_state_dict(state_dict["scaler"])
+        self._tally.counts.copy_(torch.tensor(state_dict["steps"]))
+        self._trained = state_dict["trained"]
+        self.recapture()
+
+    @property
+    def _last_result(self) -> StepResult:
+        if self._last is None:
+            raise RuntimeError(
+                "`last_found_inf` and `last_norm` speak of a step, and there was none yet. Call "
+                "`step(batch)` first."
+            )
+        return self._last
+
+    def _listed(self, batch: Any) -> list[Any]:
+        if self._micro_batches == 1:
+            return [batch]
+        batches = list(batch) if isinstance(batch, list | tuple) else [batch]
+        if len(batches) != self._micro_batches:
+            raise ValueError(
+                f"`step(batch)` was given {len(batches)} of {self._micro_batches} micro-batches. "
+                "Pass a list of as many batches as `CapturedStep(micro_batches=…)` says."
+            )
+        return batches
+
+    def _run_as_written(self, batches: Sequence[Any]) -> Tensor:
+        if self._stream is None:
+            result = self._written(batches)
+        else:
+            with on_side_stream(self._stream):
+                result = self._written(batches)
+        self._trained = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        self._warm += 1
+        self._last = result
+        return result.loss
+
+    def _ready(self) -> bool:
+        """Whether everything that a step changes exists, so that the device may leave it."""
+        if self.mode == "eager" or self._trained is None:
+            return False
+        if self.mode == "cuda_graph" and self._warm < self._warmup:
+            return False
+        for index in self._trained:
+            parameter = self._parameters[index]
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return prepared(self._optimizer)
+
+    def _capture(self, batches: Sequence[Any]) -> Captured:
+        if self._stream is not None:
+            return capture_cuda_graph(self._written, batches, self._stream)
+        trained = [self._parameters[index] for index in self._trained or ()]
+        return capture_compiled(self._written, trained, self._backend)
+
+
+def _recapture_when_loaded(optimizer: torch.optim.Optimizer, step: CapturedStep) -> None:
+    """Has `step` captured anew once the optimizer's tensors were replaced by loaded ones."""
+    weak = ref(step)
+
+    def recapture(_: torch.optim.Optimizer) -> None:
+        alive = weak()
+        if alive is not None:
+            alive.recapture()
+
+    optimizer.register_load_state_dict_post_hook(recapture)

@@ -1,0 +1,39 @@
+"""A step given to `torch.compile` as one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gradscale.captured.step_result import StepResult
+from gradscale.captured.tensor_step import TensorStep
+
+
+class CompiledStep:
+    """A `TensorStep` in one compiled graph: dynamo raises where it would have to break it.
+
+    Args:
+        step: what to compile, at the first call.
+        backend: of `torch.compile`.
+    """
+
+    def __init__(self, step: TensorStep, backend: str | Callable[..., Any]) -> None:
+        self._step = step
+        self._compiled = torch.compile(step.__call__, fullgraph=True, backend=backend)
+
+    def __call__(self, batches: Any) -> StepResult:
+        """One step; compiles it anew if the batches' shapes changed."""
+        for parameter, gradient in zip(self._step.trained, self._step.gradients, strict=True):
+            # `zero_grad()` between steps takes it away, and dynamo would leave the parameter out.
+            parameter.grad = gradient
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            return self._compiled(batches)
+
+
+def can_compile_backward() -> bool:
+    """Whether this torch traces `torch.autograd.grad`. Imports the compiler."""
+    import torch._dynamo.config as config
+
+    return hasattr(config, "trace_autograd_ops")

@@ -1,0 +1,72 @@
+"""A training step as everybody writes it: what every captured step must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.captured.step_result import StepResult
+from gradscale.captured.tally import Tally
+from gradscale.gradients.flags import combined
+from gradscale.scaler.scaler import GradScaler
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class EagerStep:
+    """The scaler's loop over one batch.
+
+    The slow, obvious version: the oracle of `TensorStep`, what a CUDA graph records, and how a
+    captured step warms up.
+
+    Args:
+        model: what `loss_fn` runs.
+        loss_fn: ``loss_fn(model, batch)``, a scalar tensor.
+        optimizer: steps the model's parameters.
+        scaler: scales, divides, skips.
+        max_norm: clips by norm; None clips nothing.
+        tally: counts the steps.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss_fn: Loss,
+        optimizer: torch.optim.Optimizer,
+        scaler: GradScaler,
+        max_norm: float | None,
+        tally: Tally,
+    ) -> None:
+        self.model, self.loss_fn = model, loss_fn
+        self.optimizer, self.scaler, self.max_norm = optimizer, scaler, max_norm
+        self.tally = tally
+
+    def __call__(self, batches: Sequence[Any]) -> StepResult:
+        """One optimizer step on the mean of the losses of `batches`."""
+        self.optimizer.zero_grad()
+        losses: list[Tensor] = []
+        for batch in batches:
+            loss = self.loss_fn(self.model, batch)
+            loss = loss if len(batches) == 1 else loss / len(batches)
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        norm = None
+        if self.max_norm is not None:
+            norm = self.scaler.clip_grad_norm_(self.optimizer, self.max_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        flags = [flag for outcome in self.scaler.last_step for flag in outcome.found_inf]
+        found_inf = combined(flags, losses[0].device)
+        self.tally.count(found_inf)
+        return StepResult(summed(losses), found_inf, norm)
+
+
+def summed(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of a few 0-d tensors, first to last."""
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total

@@ -1,0 +1,21 @@
+"""What a training step leaves behind, on the device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class StepResult(NamedTuple):
+    """The few scalars of one step, none of them read by the host.
+
+    Attributes:
+        loss: 0-d, unscaled: the mean over the micro-batches.
+        found_inf: float32 0-d, 1 if the step was skipped.
+        norm: 0-d, of the unscaled gradients before clipping; None unless they are clipped.
+    """
+
+    loss: Tensor
+    found_inf: Tensor
+    norm: Tensor | None

@@ -1,0 +1,84 @@
+"""What a compiled step does to its gradients: each a function of tensors, without a host read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import torch
+from torch import Tensor
+
+from gradscale.gradients.clip import clip_coefficient
+from gradscale.histogram import count_exponents
+from gradscale.policies.policy import Need
+
+
+def divided(gradient: Tensor, factor: Tensor) -> Tensor:
+    """`gradient * factor`, taken in float32 at least and rounded once to the gradient's dtype."""
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return (gradient.to(wide) * factor.to(wide)).to(gradient.dtype)
+
+
+def clipping_factor(
+    gradients: Sequence[Tensor], inv_scale: Tensor, max_norm: float
+) -> tuple[Tensor, Tensor]:
+    """What unscales and clips in one product, and the norm of the unscaled gradients.
+
+    Args:
+        gradients: at the loss scale.
+        inv_scale: 1/S, float32 0-d.
+        max_norm: the norm they may have.
+
+    Returns:
+        The factor, float32 0-d, and the norm, 0-d; see `clip_coefficient`.
+    """
+    norm, coefficient = _clipping(gradients, torch.float64, inv_scale, max_norm)
+    if gradients[0].device.type == "cpu":
+        # As `gradient_norm`: in float32 where that does. It reads which it is; here both are made.
+        narrow, kept = _clipping(gradients, torch.float32, inv_scale, max_norm)
+        fits = torch.isfinite(narrow)
+        coefficient = torch.where(fits, kept, coefficient)
+        norm = torch.where(fits, narrow.to(norm.dtype), norm)
+    wide = any(gradient.dtype is torch.float64 for gradient in gradients)
+    return inv_scale * coefficient, norm.to(torch.float64 if wide else torch.float32)
+
+
+def largest(gradients: Sequence[Tensor]) -> Tensor:
+    """The largest magnitude in each tensor, float32 of shape `(tensors,)`; NaN or inf if it is."""
+    filled = [gradient for gradient in gradients if gradient.numel()]
+    if not filled:
+        return torch.zeros(1, device=gradients[0].device)
+    return torch.stack([gradient.abs().amax().to(torch.float32) for gradient in filled])
+
+
+def measured(
+    gradients: Sequence[Tensor], inv_scale: Tensor, needs: Set[Need]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The largest finite magnitude and the histogram of the unscaled gradients, where needed."""
+    if not needs:
+        return None, None
+    unscaled = [divided(gradient, inv_scale) for gradient in gradients]
+    amax = counts = None
+    if "amax" in needs:
+        each = largest(unscaled)
+        # A tensor with a non-finite element counts as zero: its step is no measurement.
+        amax = torch.where(each < torch.inf, each, 0.0).amax()
+    if "exponents" in needs:
+        counts = torch.stack([count_exponents(gradient) for gradient in unscaled]).sum(0)
+    return amax, counts
+
+
+def _clipping(
+    gradients: Sequence[Tensor], dtype: torch.dtype, inv_scale: Tensor, max_norm: float
+) -> tuple[Tensor, Tensor]:
+    """The unscaled norm, summed in `dtype` or wider, and its coefficient."""
+    norms = [
+        torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, dtype))
+        for gradient in gradients
+        if gradient.numel()
+    ]
+    widest = norms[0].dtype
+    for norm in norms[1:]:
+        widest = torch.promote_types(widest, norm.dtype)
+    norm = torch.linalg.vector_norm(torch.stack([norm.to(widest) for norm in norms]))
+    true = norm * inv_scale.to(widest)
+    return true, clip_coefficient(true, max_norm)
