@@ -72,6 +72,11 @@ class MicroBatches:
         self._all = 0.0
         self.dropped: Tensor = torch.zeros(())
 
+    @property
+    def filled(self) -> bool:
+        """Whether a backward pass has left gradients that are not added yet."""
+        return any(source.grad is not None for source, _ in self._pairs)
+
     def check(self, inv_scale: Tensor) -> Tensor:
         """Float32 0-d, 0 or 1: whether a gradient, or it times `inv_scale`, is not finite."""
         flags = check_groups(self._groups(), inv_scale)

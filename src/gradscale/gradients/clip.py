@@ -47,7 +47,8 @@ def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
         max_norm: the norm they may have.
 
     Example:
-        >>> [clip_coefficient(torch.tensor(n), 1.0).item() for n in (0.5, 4.0, math.inf)]
+        >>> norms = torch.tensor(0.5), torch.tensor(4.0), torch.tensor(math.inf)
+        >>> [round(clip_coefficient(norm, 1.0).item(), 4) for norm in norms]
         [1.0, 0.25, 1.0]
     """
     coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)

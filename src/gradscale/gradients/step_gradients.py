@@ -130,6 +130,11 @@ class StepGradients:
             flags = {device: total.to(device) for device in flags}
         return flags
 
+    def measure(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        """Measures divided gradients for the policy, if it needs that."""
+        if self.needs:
+            self._measure(optimizer, collect_gradients(optimizer)[0], device)
+
     def _measure(
         self, optimizer: torch.optim.Optimizer, groups: Groups, device: torch.device
     ) -> None:

@@ -37,15 +37,23 @@ class Evidence:
         self.losses.clear()
         self.inputs.clear()
 
-    def bad_data(self, found_inf: Tensor, process_group: Any) -> Tensor | None:
+    def bad_data(
+        self, found_inf: Tensor, process_group: Any, losses: Sequence[Tensor] | None = None
+    ) -> Tensor | None:
         """Float32 0-d: above 0 if a flagged step had a non-finite loss; None if nobody can tell.
 
         Reduced over `process_group`, because all ranks must blame the same thing; with several
         ranks and no group nobody is blamed.
+
+        Args:
+            found_inf: the flag, float32 0-d.
+            process_group: the ranks that must agree, or None.
+            losses: of a part of the step; None for all of it.
         """
-        if not self.losses or (distributed() and process_group is None):
+        losses = self.losses if losses is None else losses
+        if not losses or (distributed() and process_group is None):
             return None
-        finite = [(loss.abs() < math.inf).reshape(()).to(found_inf.device) for loss in self.losses]
+        finite = [(loss.abs() < math.inf).reshape(()).to(found_inf.device) for loss in losses]
         bad = (found_inf > 0) & torch.stack(finite).all().logical_not()
         flag = bad.to(torch.float32)
         reduce_max_([flag], mesh_groups(process_group))
@@ -60,6 +68,7 @@ class OptimizerOutcome:
 
     Attributes:
         observation: what the policy was shown; None before `update()`.
+        dropped_micro_batches: their number, on the device until `dropped` reads it.
         unrepresentable: whether a gradient was finite at this scale, but not when divided by it: it
             exceeds its own dtype, and no scale helps.
         blames_scale: whether the host found the scale at fault; the policy sees only such steps.
@@ -68,6 +77,7 @@ class OptimizerOutcome:
 
     observation: Observation | None = None
     unrepresentable = False
+    dropped_micro_batches: Tensor | int = 0
     blames_scale = False
     counted: Counters | None = None
     _skipped: bool | None = None
@@ -125,6 +135,11 @@ class OptimizerOutcome:
         if self._skipped is None:
             self._skipped = any(flag.item() for flag in self._found_inf)
         return self._skipped
+
+    @property
+    def dropped(self) -> int:
+        """How many micro-batches were left out because they overflowed; see `accumulate_`."""
+        return int(self.dropped_micro_batches)
 
     @property
     def scale(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.flags import combined
 from gradscale.gradients.step_gradients import StepGradients
@@ -36,11 +37,7 @@ class AdvancingScaler(ScalingScaler):
         if not self._enabled:
             return
         scale, _ = self._check_scale_growth_tracker("update")
-        if any("evaluating" in record for record in self._per_optimizer_states.values()):
-            raise RuntimeError(
-                "`update()` was called inside a closure, in the middle of a step: its gradients "
-                "are at the scale in force. Call it after `step(optimizer, closure)`."
-            )
+        self._refuse_in_between(new_scale)
         if new_scale is not None:
             new = scale_to_set(new_scale)
             self._pending.leave(self._per_optimizer_states, scale)
@@ -54,6 +51,27 @@ class AdvancingScaler(ScalingScaler):
         self._step_closed = True
         self._meter_step()
 
+    def _refuse_in_between(self, new_scale: float | Tensor | None) -> None:
+        """Refuses to change the scale while gradients at the present one are still added up."""
+        records = self._per_optimizer_states.values()
+        if any("evaluating" in record for record in records):
+            raise RuntimeError(
+                "`update()` was called inside a closure, in the middle of a step: its gradients "
+                "are at the scale in force. Call it after `step(optimizer, closure)`."
+            )
+        if any("micro_batches" in record for record in records):
+            raise RuntimeError(
+                "`update()` was called between `accumulate_(optimizer)` and `step(optimizer)`: "
+                "the sum of the micro-batches would be lost. Call `step` first."
+            )
+        began = any(record["stage"] is not OptState.READY for record in records)
+        if new_scale is not None and self._backward_ran and not began:
+            raise RuntimeError(
+                f"`update(new_scale={new_scale})` in the middle of an accumulation: backward() has "
+                "run since the last step, and gradients at two scales would be added. Call "
+                "`step(optimizer)` first, or `unscale_(optimizer)` to keep or drop what is there."
+            )
+
     def _advance(self, scale: Tensor) -> None:
         records = self._per_optimizer_states.values()
         flags = [flag for record in records for flag in record["found_inf_per_device"].values()]
@@ -62,6 +80,8 @@ class AdvancingScaler(ScalingScaler):
                 "`update()`: no inf checks were recorded since the last one. Call "
                 "`step(optimizer)` or `unscale_(optimizer)` first."
             )
+        # Of a step that was taken without some of its micro-batches.
+        flags += [record["overflowed"] for record in records if "overflowed" in record]
         found_inf = combined(flags, scale.device)
         observation = self._gradients.observation(found_inf)
         untouched, ignore = self._triage(found_inf)
@@ -94,4 +114,4 @@ class AdvancingScaler(ScalingScaler):
             self.process_group = self.process_group or all_ranks()
         self._evidence = Evidence(self._names)
         self._gradients = StepGradients(self.policy.needs | self._also_needed, self.process_group)
-        self._step_closed = False
+        self._step_closed = self._backward_ran = False

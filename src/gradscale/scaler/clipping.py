@@ -14,7 +14,7 @@ from gradscale.gradients.clip import clamp_groups_, clip_coefficient, true_norm
 from gradscale.gradients.flags import combined, inverse
 from gradscale.gradients.norm import Norm, gradient_norm
 from gradscale.gradients.unscale import collect_from, multiply_and_check_, not_finite
-from gradscale.scaler.advancing import AdvancingScaler
+from gradscale.scaler.accumulating import AccumulatingScaler
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import check_clip, distinct_parameters, listed
 from gradscale.undo.degrees import degrees_of
@@ -23,7 +23,7 @@ SQUARES_FIT = 2.0**63
 """Gradients below it have finite squares, and sums of squares, in float32."""
 
 
-class ClippingScaler(AdvancingScaler):
+class ClippingScaler(AccumulatingScaler):
     """A scaler that clips."""
 
     @eager
@@ -169,6 +169,8 @@ class ClippingScaler(AdvancingScaler):
                     f"`{name}(optimizer)`: its gradients are clipped already, and stay scaled "
                     "until step(). Clip once a step."
                 )
+            if "micro_batches" in record:
+                self._deliver(optimizer, record)
         shared = sum(len(g["params"]) for o in optimizers for g in o.param_groups) != len(
             distinct_parameters(optimizers)
         )

@@ -13,7 +13,6 @@ from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.flags import inverse, read_together
 from gradscale.half.registry import masters_of
-from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.scaler.clipping import ClippingScaler
 from gradscale.undo.carry import carried
 from gradscale.undo.degrees import degrees_of
@@ -137,12 +136,11 @@ class ClosureScaler(ClippingScaler):
             record["found_inf_per_device"] = {scale.device: torch.zeros((), device=scale.device)}
         flags = list(record["found_inf_per_device"].values())
         skipped, value = read_together(flags, scale)
-        outcome = OptimizerOutcome(optimizer, flags, scale, self._evidence)
+        outcome = self._outcome(optimizer, record, flags, scale)
         outcome.unrepresentable = record.get("unrepresentable", False)
         outcome.settle(skipped, value, self.process_group)
-        record["outcome"], record["divided"] = outcome, True
+        record["divided"] = True
         self._pending.note(optimizer)
-        self.last_step.add(outcome)
 
     def _at_scale_one(self, optimizer: torch.optim.Optimizer) -> Any:
         if self._undo == "gradient" or getattr(optimizer, "_step_supports_amp_scaling", False):

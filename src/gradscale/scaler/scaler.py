@@ -132,7 +132,10 @@ class GradScaler(ClosureScaler):
                 "`unscale_(optimizer)` is being called after step(). Call it before, or call "
                 "update() first to begin the next step."
             )
-        self._divide(optimizer, record, inverse(scale))
+        if "micro_batches" in record:
+            self._deliver(optimizer, record)
+        else:
+            self._divide(optimizer, record, inverse(scale))
 
     @eager
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
@@ -169,7 +172,9 @@ class GradScaler(ClosureScaler):
             record["stage"] = OptState.STEPPED
             return result
         if record["stage"] is OptState.READY:
-            if self._carries(optimizer):
+            if "micro_batches" in record:
+                self._deliver(optimizer, record)
+            elif self._carries(optimizer):
                 self._leave_scaled(optimizer, record)
             elif not (
                 getattr(optimizer, "_step_supports_amp_scaling", False)

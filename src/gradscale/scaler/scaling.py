@@ -15,6 +15,7 @@ from gradscale.scaler.stepping import SteppingScaler
 class ScalingScaler(SteppingScaler):
     """A scaler that multiplies losses."""
 
+    _backward_ran = False
     _outputs: list[tuple[Tensor, Tensor]] | None = None
 
     @eager
@@ -68,6 +69,12 @@ class ScalingScaler(SteppingScaler):
         if self._layerwise is not None:
             output = self._layerwise.attach(output)
         scaled = output * scale.to(device=output.device, non_blocking=True)
+        if scaled.requires_grad and not self._backward_ran:
+            scaled.register_hook(self._note_backward)
         if self._outputs is not None:
             self._outputs.append((scaled, given))
         return scaled
+
+    def _note_backward(self, gradient: Tensor) -> None:
+        del gradient
+        self._backward_ran = True

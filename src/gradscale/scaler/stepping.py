@@ -87,6 +87,20 @@ class SteppingScaler(ReportingScaler):
             flags = self._gradients.check(optimizer, factor)
         record |= {"found_inf_per_device": flags, "degrees": degrees, "scaled": True}
 
+    def _outcome(
+        self,
+        optimizer: torch.optim.Optimizer,
+        record: dict[str, Any],
+        flags: list[Tensor],
+        scale: Tensor,
+    ) -> OptimizerOutcome:
+        outcome = OptimizerOutcome(optimizer, flags, scale, self._evidence)
+        if "dropped" in record:
+            outcome.dropped_micro_batches = record["dropped"]
+        record["outcome"] = outcome
+        self.last_step.add(outcome)
+        return outcome
+
     def _take_step(
         self, optimizer: torch.optim.Optimizer, record: dict[str, Any], *args: Any, **kwargs: Any
     ) -> float | None:
@@ -107,14 +121,12 @@ class SteppingScaler(ReportingScaler):
     ) -> float | None:
         flags = list(optimizer_state["found_inf_per_device"].values())
         scale = cast(Tensor, self._scale)
-        outcome = OptimizerOutcome(optimizer, flags, scale, self._evidence)
+        outcome = self._outcome(optimizer, optimizer_state, flags, scale)
         skipped, value = read_together(flags, scale)
         scaled = "scaled" in optimizer_state
         if not skipped and value < 1 and not scaled:
             skipped = outcome.unrepresentable = self._quotient_overflowed(optimizer, flags)
         outcome.settle(skipped, value, self.process_group)
-        optimizer_state["outcome"] = outcome
-        self.last_step.add(outcome)
         if skipped:
             return None
         degrees: Degrees | None = optimizer_state.get("degrees")
@@ -142,9 +154,7 @@ class SteppingScaler(ReportingScaler):
         flags: Flags = record["found_inf_per_device"]
         self._check_quotients(optimizer, flags)
         found_inf = combined(list(flags.values()), scale.device)
-        outcome = OptimizerOutcome(optimizer, [found_inf], scale.clone(), self._evidence)
-        record["outcome"] = outcome
-        self.last_step.add(outcome)
+        self._outcome(optimizer, record, [found_inf], scale.clone())
         with selected(optimizer, found_inf):
             return optimizer.step(*args, **kwargs)
 
@@ -172,11 +182,9 @@ class SteppingScaler(ReportingScaler):
         elif divisor is None and (not on_cpu or scale.item() < 1):
             self._check_quotients(optimizer, flags)
         found_inf = combined(list(flags.values()), scale.device)
-        outcome = OptimizerOutcome(optimizer, [found_inf], at, self._evidence)
+        outcome = self._outcome(optimizer, optimizer_state, [found_inf], at)
         if on_cpu:
             outcome.settle(bool(found_inf.item()), scale.item(), self.process_group)
-        optimizer_state["outcome"] = outcome
-        self.last_step.add(outcome)
         with handed_over(optimizer, divisor, found_inf):
             result = optimizer.step(*args, **kwargs)
         if divisor is not None:
