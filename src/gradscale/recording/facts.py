@@ -15,6 +15,7 @@ class Facts(NamedTuple):
         skipped: whether an optimizer did not step.
         reason: why.
         overflow: whether the policy was shown an overflow.
+        asked: whether the policy chose the next scale.
         guessed: whether the reason is a guess, which the loss may correct.
         optimizers: with several, whether each skipped.
         culprits: names of parameters whose gradients were not finite.
@@ -27,6 +28,7 @@ class Facts(NamedTuple):
     skipped: bool = False
     reason: str | None = None
     overflow: bool = False
+    asked: bool = True
     guessed: bool = False
     optimizers: tuple[bool, ...] = ()
     culprits: tuple[str, ...] = ()

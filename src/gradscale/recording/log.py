@@ -136,6 +136,8 @@ def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:
         line["exponents"] = _octaves(facts.exponents.tolist())
     if facts.overflow != (facts.skipped and facts.reason == "overflow"):
         line["overflow"] = facts.overflow
+    if not facts.asked:
+        line["asked"] = False
     line["groups"] = facts.groups
     if facts.optimizers:
         line["optimizers"] = facts.optimizers

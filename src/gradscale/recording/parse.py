@@ -72,6 +72,7 @@ def step_of(line: Mapping[str, Any]) -> Step:
         amax=_single(line.get("amax")),
         exponents=None if exponents is None else _octaves(exponents),
         overflow=line.get("overflow", skipped and reason == "overflow"),
+        asked=line.get("asked", True),
         groups=line.get("groups"),
         optimizers=tuple(line.get("optimizers", ())),
         culprits=tuple(line.get("culprits", ())),

@@ -153,6 +153,7 @@ class Step:
         amax: the largest finite magnitude of the unscaled parameter gradients, float32.
         exponents: the histogram of the unscaled parameter gradients.
         overflow: whether the policy was shown an overflow.
+        asked: whether the policy chose the next scale; False after `update(new_scale)`.
         groups: how many loss scales were in use.
         optimizers: with several optimizers, whether each skipped.
         culprits: parameters whose gradients were not finite; the first `MOST_CULPRITS` of them.
@@ -171,6 +172,7 @@ class Step:
     amax: float | None = None
     exponents: Octaves | None = None
     overflow: bool = False
+    asked: bool = True
     groups: int | None = None
     optimizers: tuple[bool, ...] = ()
     culprits: tuple[str, ...] = ()

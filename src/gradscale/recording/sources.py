@@ -52,6 +52,7 @@ class OurSource:
                 skipped=metrics.skipped,
                 reason=metrics.reason,
                 overflow=any(map(_blamed, outcomes)),
+                asked=finished.outcome.observation is not None,
                 optimizers=skips if len(skips) > 1 else (),
                 culprits=tuple(culprit.name for culprit in finished.outcome.culprits),
                 groups=metrics.groups,

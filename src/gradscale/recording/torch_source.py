@@ -15,10 +15,11 @@ from gradscale.recording.sources import Listener
 
 
 class _Waiting(NamedTuple):
-    """A step under way: its scale, then the flags of each optimizer."""
+    """A step under way: its scale and flags, how many of each optimizer, and who was asked."""
 
     arrival: Arrival
     flags: tuple[int, ...]
+    asked: bool
 
 
 class TorchSource:
@@ -40,7 +41,7 @@ class TorchSource:
         self._instance.update = self._note
 
     def _note(self, new_scale: float | Tensor | None = None) -> None:
-        waiting = self._depart()
+        waiting = self._depart(asked=new_scale is None)
         self._update(new_scale)
         if waiting is None:
             return
@@ -48,14 +49,14 @@ class TorchSource:
         self._listener.departed()
         self._poll(wait=len(self._waiting) > LONGEST_QUEUE)
 
-    def _depart(self) -> _Waiting | None:
+    def _depart(self, *, asked: bool) -> _Waiting | None:
         scale, records = self._scaler._scale, self._scaler._per_optimizer_states.values()
         flags = [tuple(record["found_inf_per_device"].values()) for record in records]
         if scale is None or not any(flags):
             return None
         # Cloned, because update() changes the scale, and adds up flags, in place.
         tensors = [scale.detach().clone(), *(flag.clone() for part in flags for flag in part)]
-        return _Waiting(Arrival(tensors), tuple(map(len, flags)))
+        return _Waiting(Arrival(tensors), tuple(map(len, flags)), asked)
 
     def _poll(self, *, wait: bool) -> None:
         while self._waiting:
@@ -89,6 +90,7 @@ def _facts(waiting: _Waiting) -> Facts:
         skipped=skipped,
         reason="overflow" if skipped else None,
         overflow=skipped,
+        asked=waiting.asked,
         guessed=True,
         optimizers=tuple(skips) if len(skips) > 1 else (),
     )

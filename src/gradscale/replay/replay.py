@@ -1,0 +1,213 @@
+"""What another policy would have done on a recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.histogram import EXPONENT_BINS, MIN_OCTAVE
+from gradscale.policies import Dynamic, Observation, Policy, advance
+from gradscale.recording import Recording, Step
+from gradscale.replay.lost import LostShares
+from gradscale.replay.peaks import Peaks, shown_amax
+from gradscale.replay.policy_text import policy_of
+from gradscale.replay.result import Basis, Replay, ReplayedStep
+from gradscale.scaler.state import fill_state_
+
+
+def replay(
+    recording: Recording,
+    policy: Policy | None = None,
+    *,
+    on_step: Callable[[int], object] = lambda steps: None,
+) -> Replay:
+    """What `policy` would have done on a recorded run: scales, skipped steps, lost share.
+
+    Step by step the policy is shown what it would have seen at its own scale:
+
+        its scale is the recorded one:   what was recorded
+        bad data was recorded:           bad data, at any scale
+        no overflow, its scale is lower: no overflow
+        overflow, its scale is higher:   an overflow
+        else:                            predicted from the magnitudes that were recorded
+
+    Args:
+        recording: from `gradscale.recording.read`.
+        policy: which; None for the one that recorded, which gives back the recorded run exactly.
+        on_step: called with the number of steps done, now and then.
+
+    Raises:
+        ValueError: if the recording has no steps or no scaler, or lacks what the policy needs; the
+            message says how to record it.
+
+    Example:
+        >>> import gradscale, tempfile
+        >>> parameter = torch.nn.Parameter(torch.ones(()))
+        >>> optimizer = torch.optim.SGD([parameter], lr=0.0)
+        >>> scaler = gradscale.GradScaler("cpu", init_scale=2.0)
+        >>> folder = tempfile.mkdtemp()
+        >>> with gradscale.Recorder(folder, scaler, amax=True):
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         scaler.scale(parameter * 1.0).backward()
+        ...         scaler.step(optimizer)
+        ...         scaler.update()
+        >>> found = replay(gradscale.recording.read(folder), gradscale.Static(2.0**17))
+        >>> found.skipped, found.steps[0].certain, found.first("counterfactual")
+        (3, False, 0)
+    """
+    own = _recorded_policy(recording)
+    if policy is None:
+        if own is None:
+            raise ValueError(
+                f"`{recording.path}` does not say which policy recorded it. Name one, such as "
+                "`--policy dynamic`."
+            )
+        policy = own
+    if not recording.steps:
+        raise ValueError(f"`{recording.path}` has no steps to replay.")
+    steps: list[ReplayedStep] = []
+    run = _Run(recording, policy, own)
+    for index, step in enumerate(run.steps()):
+        steps.append(step)
+        if index % 1000 == 999:
+            on_step(index + 1)
+    return Replay(policy, tuple(steps), tuple(run.moved))
+
+
+def _recorded_policy(recording: Recording) -> Policy | None:
+    description = recording.header.policy
+    return None if description is None else policy_of(description)
+
+
+class _Carried:
+    """A policy and its state, moved on as a scaler does it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.state: Any = policy.init()
+
+    @property
+    def scale(self) -> float:
+        return float(self.state.scale)
+
+    def move_to(self, scale: float) -> None:
+        self.state.scale.fill_(scale)
+
+    def advance(self, observation: Observation) -> None:
+        if isinstance(self.policy, Dynamic):
+            self.policy.update_(self.state, observation)
+        else:
+            self.state = advance(self.policy, self.state, observation)
+
+
+class _Run:
+    """One policy led along a recording, and the one that recorded beside it.
+
+    The recording policy is led along so that a scale that did not come from it is noticed.
+    """
+
+    def __init__(self, recording: Recording, policy: Policy, own: Policy | None) -> None:
+        self._recording = recording
+        self._same = policy == own
+        self._other = _Carried(policy)
+        self._own = None if own is None else _Carried(own)
+        if recording.header.state is not None:
+            for carried in (self._own, self._other if self._same else None):
+                if carried is not None:
+                    fill_state_(carried.state, recording.header.state)
+        self._peaks = Peaks(recording)
+        self._lost = LostShares(recording)
+        self._amax = shown_amax(recording.steps)
+        self._basis: Basis = "exact"
+        self.moved: list[int] = []
+
+    def steps(self) -> Iterator[ReplayedStep]:
+        _check_needs(self._recording, self._other.policy)
+        for index, step in enumerate(self._recording.steps):
+            self._follow(step)
+            yield self._step(index, step)
+
+    def _follow(self, step: Step) -> None:
+        """Takes over a scale that somebody else than the policy had set."""
+        own = self._own
+        if own is None or own.scale == step.scale:
+            return
+        self.moved.append(step.step)
+        own.move_to(step.scale)
+        self._other.move_to(step.scale)
+
+    def _step(self, index: int, step: Step) -> ReplayedStep:
+        scale = self._other.scale
+        if scale != step.scale and self._basis == "exact":
+            self._basis = "same steps"
+        skipped, overflow, certain = self._fate(index, step, scale)
+        if skipped != step.skipped:
+            self._basis = "counterfactual"
+        lost = None if skipped else self._lost.at(step, scale)
+        replayed = ReplayedStep(step.step, scale, skipped, overflow, certain, self._basis, lost)
+        amax = step.amax if self._same else self._amax[index]
+        if not step.asked:
+            return replayed
+        if overflow or not skipped:  # bad data is never shown to a policy
+            self._other.advance(_observation(overflow, amax, step))
+        if self._own is not None and (step.overflow or not step.skipped):
+            self._own.advance(_observation(step.overflow, step.amax, step))
+        return replayed
+
+    def _fate(self, index: int, step: Step, scale: float) -> tuple[bool, bool, bool]:
+        """Whether the step is skipped, whether for an overflow, and whether that is certain."""
+        if self._same and scale == step.scale:
+            return step.skipped, step.overflow, True
+        bad_data = step.skipped and (step.reason or "overflow") != "overflow"
+        if bad_data or scale == step.scale:
+            return step.skipped, step.overflow and not bad_data, True
+        if not step.skipped and scale < step.scale:
+            return False, False, True
+        if step.skipped and scale > step.scale:
+            return True, True, True
+        limit = self._peaks.limit(index)
+        if limit is None:
+            raise ValueError(_nothing_tells(self._recording, step, scale))
+        overflows = scale >= limit
+        return overflows, overflows, False
+
+
+def _observation(overflow: bool, amax: float | None, step: Step) -> Observation:
+    return Observation(
+        torch.tensor(float(overflow)),
+        None if amax is None else torch.tensor(amax, dtype=torch.float32),
+        None if step.exponents is None else _exponents(step),
+    )
+
+
+def _exponents(step: Step) -> Tensor:
+    counts = torch.zeros(EXPONENT_BINS, dtype=torch.int64)
+    if step.exponents is not None and step.exponents.counts:
+        first = step.exponents.lowest - MIN_OCTAVE
+        counts[first : first + len(step.exponents.counts)] = torch.tensor(step.exponents.counts)
+    return counts
+
+
+def _check_needs(recording: Recording, policy: Policy) -> None:
+    shown = [step for step in recording.steps if step.overflow or not step.skipped]
+    for need in sorted(policy.needs):
+        lacking = next((step.step for step in shown if getattr(step, need) is None), None)
+        if lacking is not None:
+            raise ValueError(
+                f"`{type(policy).__name__}` needs `{need}` at every step, and step {lacking} of "
+                f"`{recording.path}` has none. Record with `Recorder(path, scaler, {need}=True)`"
+                f"{' or `gradscale train --record`' if need == 'amax' else ''}, or replay a policy "
+                "that needs nothing, such as `dynamic`."
+            )
+
+
+def _nothing_tells(recording: Recording, step: Step, scale: float) -> str:
+    return (
+        f"step {step.step} of `{recording.path}` was taken at the scale {step.scale:g}, and the "
+        f"policy would have taken it at {scale:g}: nothing in the recording tells what overflows "
+        "there. Record with a watch, or with `Recorder(path, scaler, amax=True)`."
+    )
