@@ -13,7 +13,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import gradscale
 from gradscale import half_precision
-from gradscale.half.casting import cast_to, hooked
+from gradscale.half.casting import cast_to
+from gradscale.half.hooks import hooked
 from gradscale.half.kept import NORMALIZATION, kept_of
 
 NORMS = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from gradscale.half.casting import hook_model, unhook_model
+from gradscale.half.hooks import hook_model, unhook_model
 from gradscale.half.kept import Keep, Kept, floating, kept_of
 from gradscale.half.link import HALVES, Link, convert_, link_of
 from gradscale.half.masters import Masters

@@ -1,0 +1,74 @@
+"""Where the casting hooks of a model go: on the fewest modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from gradscale.half.casting import ReadsIn, Returns, ReturnsFloat32
+from gradscale.half.kept import NORMALIZATION
+from gradscale.half.norms import NormReads, NormReturns
+
+HOOKS = (ReadsIn, Returns, ReturnsFloat32, NormReads, NormReturns)
+
+
+def hook_model(
+    model: nn.Module,
+    format: torch.dtype,
+    kept: Mapping[str, nn.Module],
+    named: set[str],
+    *,
+    without_ddp: bool = False,
+) -> None:
+    """Installs what is missing of the hooks of a model; called again it finds new modules.
+
+    Args:
+        model: the model; its parameters have their final dtypes.
+        format: the half-precision format.
+        kept: the outermost modules in float32, by name.
+        named: those of them whose outputs may be what the model returns.
+        without_ddp: refuse to run inside DistributedDataParallel.
+    """
+    inside = {id(m) for module in kept.values() for m in module.modules()}
+    for name, module in kept.items():
+        if hooked(module):
+            continue
+        if isinstance(module, NORMALIZATION) and module is not model:
+            module.register_forward_pre_hook(NormReads(), prepend=True)
+            module.register_forward_hook(NormReturns(format), always_call=True)
+            continue
+        _register_inputs(module, ReadsIn(torch.float32))
+        if module is not model:
+            module.register_forward_hook(Returns(format, keep_wide=name in named))
+    for module in model.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        holds_half = any(tensor.dtype == format for tensor in own)
+        outer = module is model or holds_half
+        if id(module) not in inside and outer and not hooked(module):
+            _register_inputs(module, ReadsIn(format, without_ddp=without_ddp and module is model))
+            if module is model:
+                module.register_forward_hook(ReturnsFloat32())
+
+
+def _register_inputs(module: nn.Module, hook: ReadsIn) -> None:
+    module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has one of these hooks."""
+    return any(isinstance(hook, HOOKS) for hook in module._forward_pre_hooks.values())
+
+
+def unhook_model(model: nn.Module) -> None:
+    """Takes these hooks off a model and everything below it."""
+    for module in model.modules():
+        for hooks, flags in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        ):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, HOOKS)]:
+                del hooks[key]
+                flags.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
