@@ -61,8 +61,9 @@ class Cancellations:
         self._handles: list[Any] = []
         wanted: dict[int, list[tuple[_Source, _Sum]]] = {}
         for leaf, parameter in walk.graph.parameters().items():
-            sources = None if parameter is None else _sources(walk.graph, leaf, parameter.numel())
-            if parameter is not None and sources:
+            if parameter is None or not parameter.numel():
+                continue  # FSDP has given its memory back until the pass needs it
+            if sources := _sources(walk.graph, leaf, parameter.numel()):
                 total = self._sums[id(parameter)] = _Sum(parameter)
                 for source in sources:
                     wanted.setdefault(source.node, []).append((source, total))
