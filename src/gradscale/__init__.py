@@ -33,6 +33,7 @@ from gradscale.policies import presets as presets
 from gradscale.recording import Recorder as Recorder
 from gradscale.scaler import GradScaler as GradScaler
 from gradscale.undo import Degrees as Degrees
+from gradscale.undo import functional as functional
 from gradscale.version import __version__ as __version__
 from gradscale.watching import Watch as Watch
 from gradscale.watching import WatchReport as WatchReport

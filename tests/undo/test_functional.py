@@ -1,0 +1,113 @@
+"""A whole step as one graph, with the bits of `GradScaler`."""
+
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from assertions import assert_same_bits
+from gradscale import Dynamic, GradScaler, functional
+
+POLICY = Dynamic(init_scale=2.0**10, growth_interval=2)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+
+def batches():
+    torch.manual_seed(1)
+    data = [torch.randn(6, 4) for _ in range(7)]
+    data[4][0, 0] = math.nan
+    weights = [torch.tensor(1e37 if index == 2 else 1.0) for index in range(7)]
+    return list(zip(data, weights, strict=True))
+
+
+def step(parameters, momentum, state, x, weight, model=None, clip=0.5):
+    """SGD with momentum and a clipped gradient: forward, backward, policy and all."""
+
+    def scaled_loss(parameters):
+        loss = torch.func.functional_call(model, parameters, (x,)).square().mean() * weight
+        return loss * state.scale, loss
+
+    grads, loss = torch.func.grad(scaled_loss, has_aux=True)(parameters)
+    grads, found_inf = functional.unscale(grads, state.scale)
+    grads, _ = functional.clip_by_norm(grads, clip)
+    moved = {k: 0.9 * momentum[k] + grads[k] for k in parameters}
+    new = {k: p - 0.1 * moved[k] for k, p in parameters.items()}
+    parameters, momentum = functional.select(found_inf, (parameters, momentum), (new, moved))
+    return parameters, momentum, functional.advance(POLICY, state, found_inf, loss)
+
+
+def run(compiled):
+    model = network()
+    parameters = {k: p.detach().clone() for k, p in model.named_parameters()}
+    momentum = {k: torch.zeros_like(p) for k, p in parameters.items()}
+    state = POLICY.init()
+    whole = step if compiled is None else torch.compile(step, fullgraph=True, backend=compiled)
+    for x, weight in batches():
+        parameters, momentum, state = whole(parameters, momentum, state, x, weight, model=model)
+    return [*parameters.values(), state.scale]
+
+
+def eager():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scaler = GradScaler("cpu", policy=POLICY)
+    skipped = []
+    for x, weight in batches():
+        optimizer.zero_grad()
+        scaler.scale(model(x).square().mean() * weight).backward()
+        scaler.clip_grad_norm_(optimizer, 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        skipped.append(scaler.last_step.skipped)
+    assert skipped == [False, False, True, False, True, False, False]
+    return [*(p.detach() for p in model.parameters()), scaler._scale]
+
+
+def test_the_pure_step_gives_the_bits_of_the_scaler():
+    for a, b in zip(run(None), eager(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert_same_bits(run(None)[-1], eager()[-1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_it_compiles_into_one_graph_with_the_same_bits(backend):
+    torch._dynamo.reset()
+    for a, b in zip(run(backend), run(None), strict=True):
+        assert_same_bits(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_agrees_to_rounding():
+    torch._dynamo.reset()
+    for a, b in zip(run("inductor"), run(None), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_read_on_the_host():
+    with FakeTensorMode():
+        grads = [torch.ones(3), torch.ones(2, dtype=torch.float16)]
+        grads, found_inf = functional.unscale(grads, torch.ones(()))
+        assert grads[1].dtype is torch.float32
+        grads, _ = functional.clip_by_norm(grads, 1.0)
+        functional.select(found_inf, grads, grads)
+        functional.advance(POLICY, POLICY.init(), found_inf, torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "scale"), [(math.inf, 1.0), (math.nan, 4.0), (1e30, 2.0**-120)]
+)
+def test_gradient_and_quotient_are_checked(gradient, scale):
+    _, found_inf = functional.unscale((torch.tensor([1.0, gradient]),), torch.tensor(scale))
+    assert found_inf.item() == 1.0
+
+
+def test_float16_gradients_below_its_minimum_survive_the_division():
+    grads, _ = functional.unscale([torch.tensor([2.0**-24]).half()], torch.tensor(2.0**20))
+    assert grads[0].item() == 2.0**-44
