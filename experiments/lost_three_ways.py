@@ -1,6 +1,7 @@
 """How near the estimates of what was lost come to the truth, on the six tasks at several scales.
 
     python experiments/lost_three_ways.py            writes results/lost_three_ways.{json,md}
+    python experiments/lost_three_ways.py --page     writes some of it into docs/advice.md
 
 Each task trains for a few steps in float32. Then one batch runs in emulated float16, and with
 eight-bit gradients, at several loss scales; its lost share is told by a float32 reference, by a
@@ -22,6 +23,9 @@ from layerwise_tasks import TASKS, Task
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("reference", "probe", "extrapolated")
+PAGE = Path(__file__).parents[1] / "docs" / "advice.md"
+BEGIN, END = "<!-- three ways -->", "<!-- end of three ways -->"
+ON_PAGE = (("fp16", -8), ("fp16", 0), ("fp16", 16), ("e5m2", 8))
 FORMATS = {"fp16": (-8, 0, 8, 16), "e5m2": (0, 8, 16)}
 
 
@@ -76,11 +80,26 @@ def summary(rows: list[dict]) -> list[str]:
     return lines
 
 
+def fill_page() -> None:
+    """A selection of the committed results, between the two markers."""
+    record = json.loads((RESULTS / "lost_three_ways.json").read_text())
+    rows = [row for row in record["rows"] if (row["format"], row["log2_scale"]) in ON_PAGE]
+    head, _, rest = PAGE.read_text().partition(BEGIN)
+    tail = rest.partition(END)[2]
+    filled = "\n".join([table(rows), "", f"From `{record['command']}`.", ""])
+    lines = "\n".join(summary(record["rows"]))
+    PAGE.write_text(f"{head}{BEGIN}\n{filled}\n{lines}\n{END}{tail}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--page", action="store_true")
     given = parser.parse_args()
+    if given.page:
+        fill_page()
+        return
     torch.set_num_threads(1)
     rows = []
     for name, task in TASKS.items():
