@@ -83,9 +83,14 @@ def _sight(stored: list[tuple[Histogram, dict[str, Any]]], shift: int) -> tuple[
     """The octaves from the lowest value or edge to the highest."""
     lows, highs = list[int](), list[int]()
     for it, span in stored:
-        start = it.octaves.lowest + it.exponent
+        # Estimated octaves may reach far down; what was seen is always in sight.
+        start = max(it.octaves.lowest + it.exponent, span["flush"] - 16)
+        start = min(start, it.octaves.lowest + it.guessed + it.exponent)
         lows += [start + min(0, shift), span["flush"] - 5]
-        highs += [start + len(it.octaves.counts) + max(0, shift), span["top"] + 5]
+        highs += [
+            it.octaves.lowest + it.exponent + len(it.octaves.counts) + max(0, shift),
+            span["top"] + 5,
+        ]
     return min(lows), max(highs)
 
 

@@ -25,11 +25,12 @@ function octavesInSight(histograms, run) {
   for (const histogram of histograms) {
     if (!histogram.counts.length) continue;
     const exponent = exponentAt(run.rows[histogram.row], histogram, recordedScale(run, state.snapshot));
-    low = Math.min(low, histogram.lowest + exponent);
+    // Estimated octaves may reach far down; what was seen is always in sight.
+    low = Math.min(low, histogram.lowest + histogram.guessed + exponent);
     high = Math.max(high, histogram.lowest + histogram.counts.length + exponent);
     const range = rangeFor(run.rows[histogram.row], state.format);
     if (range && range.top - range.flush < 100) {
-      low = Math.min(low, range.flush - 6);
+      low = Math.min(low, Math.max(range.flush - 16, histogram.lowest + exponent), range.flush - 6);
       high = Math.max(high, range.top + 6);
     }
   }
