@@ -126,7 +126,7 @@ def _counted(saved: Mapping[str, Any]) -> dict[str, Any]:
         reasons = {str(name): int(n) for name, n in counters.get("reasons", {}).items()}
         numbers = (read_count(counters, name) for name in ("steps", "skipped", "consecutive"))
         skips = Skips(*numbers, reasons=reasons)
-        never = skips.steps > 0 and not reasons.get("overflow", 0)
+        never = not reasons.get("overflow", 0) if skips.steps else None
     except _UNREADABLE:
         return {}
     steps = skips.steps if "updates" not in counters else read_count(counters, "updates")

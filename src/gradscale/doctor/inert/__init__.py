@@ -1,1 +1,1 @@
-"""Pickled files read as inert data: nothing they name is imported, nothing they ask for is called."""
+"""Pickled files read as inert data: nothing that they name is imported or called."""

@@ -49,7 +49,7 @@ def _plain(function: Name, args: Any, embedded: Callable[[bytes], Any]) -> Any:
             return sizes
         case "_codecs", "encode", (str(text), "latin1") if len(text) < _LONGEST_CODEC_TEXT:
             return text.encode("latin-1")
-        case ("numpy.core.multiarray" | "numpy._core.multiarray"), "scalar", (dtype, raw):
+        case (("numpy.core.multiarray" | "numpy._core.multiarray"), "scalar", (dtype, raw)):
             return _number(dtype, raw)
         case _:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -42,8 +43,8 @@ def read_file(path: Path) -> Any:
     if start.lstrip()[:1] in (b"{", b"["):
         return _json(path)
     with path.open("rb") as file:
-        # Kept open through its path: a tensor's bytes are read when somebody asks.
-        return _pickle(file, lambda offset, size: _bytes_of(path, offset, size))
+        # By path, not by this file: a tensor's bytes are read when somebody asks.
+        return _pickle(file, partial(_bytes_of, path))
 
 
 def _json(path: Path) -> Any:
@@ -150,7 +151,10 @@ def _embedded(raw: bytes) -> Any:
     def no_deeper(deeper: bytes) -> Any:
         return Thing(Name("torch.storage", "_load_from_bytes"), (deeper,))
 
-    return _pickle(io.BytesIO(raw), lambda offset, size: raw[offset : offset + size], no_deeper)
+    def read(offset: int, size: int) -> bytes:
+        return raw[offset : offset + size]
+
+    return _pickle(io.BytesIO(raw), read, no_deeper)
 
 
 def _bytes_of(path: Path, offset: int, size: int) -> bytes:

@@ -1,0 +1,92 @@
+"""`gradscale doctor`: what a saved scaler state means and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from gradscale.cli.display import console
+from gradscale.cli.errors import bad_input
+from gradscale.doctor import Diagnosis, Finding, examine
+from gradscale.doctor.diagnosis import patient_words
+from gradscale.policies.presets import PRESETS
+
+_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+
+
+@click.command(short_help="What the scaler state in a checkpoint means, and what is wrong with it.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    metavar="SETTINGS",
+    help="What your code passes, to be compared: a preset "
+    f"({', '.join(PRESETS)}) or NAME=VALUE,… of `gradscale.Dynamic`.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
+@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+def doctor(file: Path, against: str | None, as_json: bool, no_color: bool) -> None:
+    """Say what the scaler state in FILE means, what is wrong with it, and what to do.
+
+    FILE is a checkpoint of gradscale, torch.amp, DeepSpeed, Megatron, fairseq, apex, Keras, Paddle
+    or flax, the state found wherever it is; or a recording; or a folder of `gradscale train` or
+    `compare`; or JSON with a state; or a folder with any of these. Nothing that FILE holds is run,
+    not even pickled objects, and no tensor is loaded.
+
+    The exit code is 0 if nothing is wrong, 1 if there are errors or warnings, 2 for a FILE that
+    cannot be read or holds no scaler.
+
+    \b
+    Examples:
+      gradscale doctor checkpoint.pt
+      gradscale doctor checkpoints/global_step1000
+      gradscale doctor runs/mine --json
+      gradscale doctor checkpoint.pt --against growth_interval=500,min_scale=1
+    """  # noqa: D301
+    errors = console(stderr=True, no_color=no_color)
+    with bad_input(), _progress(errors) as progress:
+        diagnosis = examine(file, against, progress=progress)
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        _show(diagnosis, console(no_color=no_color))
+    if not diagnosis.healthy:
+        raise SystemExit(1)
+
+
+def _show(diagnosis: Diagnosis, screen: Console) -> None:
+    for patient in diagnosis.patients:
+        screen.print(f"{patient_words(patient)}\n", soft_wrap=True)
+    for finding in diagnosis.findings:
+        screen.print(_colored(finding), soft_wrap=True)
+        screen.print()
+    style = "green" if diagnosis.healthy else "red"
+    screen.print(Text(diagnosis.summary, style=style))
+
+
+def _colored(finding: Finding) -> Text:
+    text = Text(str(finding))
+    text.stylize(_STYLES[finding.severity], 0, len(finding.severity))
+    return text
+
+
+@contextmanager
+def _progress(screen: Console) -> Generator[Callable[[int, int, str], None]]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    quiet = not screen.is_terminal
+    with Progress(
+        *columns, TimeElapsedColumn(), console=screen, transient=True, disable=quiet
+    ) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def tell(done: int, total: int, what: str) -> None:
+            # A bar that only knows 0 of 1 says less than one that moves.
+            bar.update(task, completed=done, total=total if total > 1 else None, description=what)
+
+        yield tell

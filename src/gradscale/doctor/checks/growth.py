@@ -1,0 +1,82 @@
+"""Whether the scale has met its limit: one that never overflowed may lose gradients below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradscale.doctor.defaults import defaults_of
+from gradscale.doctor.finding import Finding
+from gradscale.doctor.patient import Patient
+from gradscale.doctor.words import scale, times
+
+
+def check_growth(patient: Patient) -> Iterator[Finding]:
+    """Whether time alone has limited the scale, or overflows never let it grow."""
+    interval = patient.interval
+    if patient.dynamic is False or not (math.isfinite(patient.scale) and patient.scale > 0):
+        return
+    never, why = _never_overflowed(patient)
+    if never and interval is not None and not _at_cap(patient):
+        yield _growing(patient, interval, why)
+    yield from _only_falls(patient)
+
+
+def _growing(patient: Patient, interval: int, why: str) -> Finding:
+    steps = patient.steps or (patient.good_steps or 0)
+    if steps < interval:
+        return Finding(
+            "note", "untested", "The scale has not been tried yet.",
+            f"{why}; the first growth comes after {times(interval, 'finite step')}.",
+            "Start higher, or measure: `gradscale inspect` finds the right scale in a few steps.",
+            patient.where,
+        )  # fmt: skip
+    return Finding(
+        "warning", "still-growing", "The scale is still growing: it has never met its limit.",
+        f"{why}; at {scale(patient.scale)} it was limited by time, a growth every "
+        f"{times(interval, 'step')}. Until it overflows, smaller gradients may be lost unnoticed.",
+        "Start higher or shorten growth_interval; `gradscale inspect` or `gradscale.watch` says "
+        "what is lost, `gradscale.Band()` sets the scale from what it sees.",
+        patient.where,
+    )  # fmt: skip
+
+
+def _never_overflowed(patient: Patient) -> tuple[bool, str]:
+    steps = patient.steps
+    if patient.never_overflowed is not None:
+        counted = f"none of {times(steps, 'step')} overflowed" if steps else "no step overflowed"
+        return patient.never_overflowed, counted[0].upper() + counted[1:]
+    return _as_if_never(patient)
+
+
+def _as_if_never(patient: Patient) -> tuple[bool, str]:
+    """Without a count of overflows: the scale and the tracker are where only growths lead."""
+    interval, steps, good = patient.interval, patient.steps, patient.good_steps
+    factor = patient.settings.get("growth_factor")
+    if not (interval and steps and factor == 2.0) or good is None:
+        return False, ""
+    first = patient.settings.get("init_scale") or defaults_of(patient.system).get("init_scale")
+    growths = steps // interval
+    if not first or growths > 200 or good != steps % interval:
+        return False, ""
+    why = f"After {times(steps, 'step')} it is where {times(growths, 'growth')} and no overflow "
+    return patient.scale == first * 2.0**growths, f"{why}lead from {scale(float(first))}"
+
+
+def _at_cap(patient: Patient) -> bool:
+    cap = patient.settings.get("max_scale")
+    return isinstance(cap, int | float) and patient.scale >= cap
+
+
+def _only_falls(patient: Patient) -> Iterator[Finding]:
+    course, interval = patient.course, patient.interval
+    if course is None or interval is None or course.final is not None:
+        return
+    if course.growths == 0 and course.backoffs > 1 and course.steps > 4 * interval:
+        yield Finding(
+            "warning", "never-grew", "The scale only ever fell.",
+            f"{times(course.backoffs, 'back-off')} and no growth in {times(course.steps, 'step')}, "
+            f"{course.steps // interval} times the growth interval.",
+            "Overflows come faster than growths: look at their reasons, or shorten "
+            "growth_interval.", patient.where,
+        )  # fmt: skip

@@ -1,0 +1,81 @@
+"""Steps that were not taken: how many, in a row, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscale.doctor.finding import Finding
+from gradscale.doctor.patient import Patient, Skips
+from gradscale.doctor.words import percent, reasons, times
+from gradscale.outcomes.alarm import PATIENCE
+
+AT_START = 20
+"""Skipped steps that finding the first scale may take: from 2^32 down to 2^12."""
+
+MOST = 0.01
+"""Share of skipped steps, those at the start left out, that nobody needs to worry about."""
+
+WHY = {
+    "nonfinite_loss": "Leave those batches out or find out what is in them; no scale helps.",
+    "nonfinite_input": "Clean the data: an input is infinite or NaN; no scale helps.",
+    "nonfinite_parameter": "Go back to a checkpoint from before: the weights are infinite or NaN, "
+    "and every further step will be skipped.",
+}
+
+
+def check_skips(patient: Patient) -> Iterator[Finding]:
+    """What the counters of skipped steps say."""
+    skips = patient.skips
+    if skips is None or not skips.steps:
+        return
+    yield from _bad_data(patient, skips)
+    yield from _too_many(patient, skips)
+    if patient.course is None and skips.consecutive is not None and skips.consecutive >= PATIENCE:
+        yield Finding(
+            "error" if skips.consecutive >= AT_START else "warning", "skipping",
+            f"The last {times(skips.consecutive, 'step')} in a row were skipped.",
+            f"consecutive = {skips.consecutive} of {skips.steps:,}.",
+            "If the scale is still coming down from its start, wait. Otherwise "
+            "`gradscale.truth.find_nonfinite` on the batch names the first place.",
+            patient.where,
+        )  # fmt: skip
+
+
+def _bad_data(patient: Patient, skips: Skips) -> Iterator[Finding]:
+    for reason, way_out in WHY.items():
+        count = skips.reasons.get(reason, 0)
+        if count:
+            severity = "error" if reason == "nonfinite_parameter" else "warning"
+            what = f"{times(count, 'step was', 'steps were')} lost to {_NAMES[reason]}, not to the "
+            what += "scale."
+            evidence = f"Reasons of {times(skips.skipped, 'skipped step')}: "
+            evidence += f"{reasons(skips.reasons)}."
+            code = reason.replace("_", "-")
+            yield Finding(severity, code, what, evidence, way_out, patient.where)
+
+
+_NAMES = {
+    "nonfinite_loss": "an infinite or NaN loss",
+    "nonfinite_input": "infinite or NaN inputs",
+    "nonfinite_parameter": "infinite or NaN weights",
+}
+
+
+def _too_many(patient: Patient, skips: Skips) -> Iterator[Finding]:
+    interval = patient.interval
+    # A scale that probes for its limit overflows about once an interval.
+    expected = max(MOST, 2 / interval if interval else 0)
+    counted = skips.reasons.get("overflow", 0) if skips.reasons else skips.skipped
+    if counted - AT_START <= expected * skips.steps:
+        return
+    said = reasons(skips.reasons) or "the state does not say why"
+    yield Finding(
+        "error" if skips.share > 0.5 else "warning", "skipped-share",
+        f"{percent(skips.share)} of the steps were skipped.",
+        f"{skips.skipped:,} of {skips.steps:,} ({said}); a healthy run skips a few at its start "
+        f"and then less than {percent(expected)}.",
+        "Let it grow more slowly (a larger growth_interval) if it overflows after every growth; "
+        "keep away from the limit with `gradscale.Band()`; if it overflows at any scale, look for "
+        "what is not finite with `gradscale.truth.find_nonfinite`.",
+        patient.where,
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Examines a checkpoint or a run, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradscale.doctor.admit import admit
+from gradscale.doctor.against import compare, wanted_settings
+from gradscale.doctor.beside import look_beside
+from gradscale.doctor.checks import CHECKS
+from gradscale.doctor.diagnosis import Diagnosis, worst_first
+from gradscale.doctor.files import parts_of
+from gradscale.doctor.find import Found, find_states
+from gradscale.doctor.finding import Finding
+from gradscale.doctor.inert.containers import LARGEST_JSON, read_file
+from gradscale.doctor.patient import Patient
+from gradscale.doctor.ranks import across_ranks
+from gradscale.doctor.runs import examine_run, is_run
+from gradscale.policies import Policy
+
+Progress = Callable[[int, int, str], object]
+
+
+def examine(
+    path: str | Path,
+    against: Policy | str | Mapping[str, Any] | None = None,
+    *,
+    progress: Progress = lambda done, total, what: None,
+) -> Diagnosis:
+    """Says what the scaler state in a file means and what is wrong with it.
+
+    Reads checkpoints of gradscale, torch, DeepSpeed, Megatron, fairseq, apex, Keras, Paddle and
+    flax wherever they keep the state, recordings, and folders of `gradscale train` and `compare`.
+    Pickled objects are read as names and plain data: nothing that the file holds is run, and no
+    tensor is loaded.
+
+    Args:
+        path: a checkpoint, a recording, JSON with a state, or a folder of any of these.
+        against: the settings that your code passes: a policy, the name of a preset, or text such as
+            ``"growth_interval=500,hysteresis=2"``; what differs is a finding.
+        progress: told how many of how many files are done, and which is next.
+
+    Returns:
+        The scalers that were found, what their states mean, and the findings.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is none of these, damaged, or holds no scaler's state.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+        >>> scaler = torch.amp.GradScaler("cpu")
+        >>> torch.save({"scaler": scaler.state_dict() | {"scale": 0.0}}, file)
+        >>> examine(file).problems[0].what
+        'The scale is 0.'
+    """
+    root = Path(path)
+    wanted = None if against is None else wanted_settings(against)
+    parts = parts_of(root)
+    patients: list[Patient] = []
+    findings: list[Finding] = []
+    refused: list[str] = []
+    for done, part in enumerate(parts):
+        name = "" if part == root else str(part.relative_to(root))
+        progress(done, len(parts), name or root.name)
+        try:
+            some, more = _examine_part(part, name)
+        except ValueError as error:
+            if part == root or is_run(part):
+                raise
+            refused.append(f"{name}: {error}")
+            continue
+        patients += some
+        findings += more
+    if not patients and not findings:
+        raise ValueError(_nothing(root, parts, refused))
+    seen, ranks = across_ranks(patients)
+    for patient in seen:
+        findings += [finding for check in CHECKS for finding in check(patient)]
+        findings += [] if wanted is None else compare(patient, wanted)
+    return Diagnosis(str(root), tuple(seen), worst_first([*ranks, *findings]))
+
+
+def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
+    if is_run(part):
+        patient, findings = examine_run(part, name)
+        return [patient], findings
+    try:
+        tree = read_file(part)
+    except ValueError as error:
+        raise ValueError(f"`{part}` is not a checkpoint that can be read: {error}.") from None
+    found = find_states(tree)
+    patients = [_patient(tree, state, part, name) for state in found if state.system]
+    disabled = [_disabled(state, name) for state in found if not state.system]
+    if not found and not name:
+        raise ValueError(_no_state(part, tree))
+    return patients, [] if patients else disabled
+
+
+def _patient(tree: Any, found: Found, part: Path, name: str) -> Patient:
+    beside = look_beside(tree, found.system)
+    if beside.steps is None:
+        beside = dataclasses.replace(beside, steps=_trainer_steps(part))
+    patient = admit(found, beside)
+    return dataclasses.replace(patient, where=_place(name, found.where))
+
+
+def _trainer_steps(part: Path) -> int | None:
+    """The steps that the Trainer of Hugging Face writes beside its ``scaler.pt``."""
+    file = part.with_name("trainer_state.json")
+    try:
+        if part.name != "scaler.pt" or file.stat().st_size > LARGEST_JSON:
+            return None
+        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _place(name: str, where: str) -> str:
+    return f"{name} {where}".strip()
+
+
+def _disabled(found: Found, name: str) -> Finding:
+    return Finding(
+        "note", "disabled", "The scaler was disabled: it saved an empty state.",
+        f"{found.where} is empty.",
+        "Nothing in bfloat16 or float32. In float16, build the scaler with enabled=True.",
+        _place(name, found.where),
+    )  # fmt: skip
+
+
+def _no_state(path: Path, tree: Any) -> str:
+    keys = f" It has the keys {', '.join(map(repr, tree))[:200]}." if isinstance(tree, dict) else ""
+    return (
+        f"`{path}` holds no scaler's state.{keys} Save `scaler.state_dict()` into it; a run in "
+        "bfloat16 or float32 has none and needs none."
+    )
+
+
+def _nothing(root: Path, parts: list[Path], refused: list[str]) -> str:
+    said = f" Not read: {'; '.join(refused)[:300]}" if refused else ""
+    return f"`{root}`: none of {len(parts)} files holds a scaler's state.{said}"
