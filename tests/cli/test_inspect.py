@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from gradscale.cli.group import gradscale
+from gradscale.recording import read
 
 MINE = """
 import torch
@@ -99,10 +100,33 @@ def test_the_advice_is_a_table_and_plain_words_and_is_written(folder):
         assert column in head
     assert "fp16     safe" in result.stdout and "none needed" in result.stdout
     assert "Sequential on cpu, 2 steps: float16 is safe. Write:" in result.stdout
-    assert "Written to out" in result.stdout
+    assert "Written to out; see out/report.html" in result.stdout
+    page = (folder / "out" / "report.html").read_text()
+    assert "gradscale inspect mine:model_step" in page
     state = json.loads((folder / "out" / "advice.json").read_text())
     assert [v["format"] for v in state["verdicts"]] == ["fp16", "bf16"]
     assert (folder / "out" / "advice.txt").read_text() in result.stdout + "\n"
+
+
+def test_every_format_leaves_a_recording_of_the_moments_it_was_tried_at(folder):
+    call("mine:model_step", "--steps", "4", "--format", "fp16,bf16", "--out", "out")
+    state = json.loads((folder / "out" / "advice.json").read_text())
+    for verdict in state["verdicts"]:
+        recording = read(folder / "out" / verdict["format"])
+        steps = list(recording.steps)
+        assert [step.step for step in steps] == [0, 2, 3]
+        assert recording.header.format == verdict["format"]
+        assert steps[-1].seen.method == "reference"
+        assert [step.loss for step in steps] == pytest.approx(
+            [state["losses"][step.step] for step in steps]
+        )
+
+
+def test_without_plotly_there_is_no_page_but_a_hint(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradscale.report", None)
+    result = call("mine:model_step", "--steps", "1", "--format", "bf16", "--out", "out")
+    assert result.exit_code == 0 and "report.html" not in os.listdir("out")
+    assert 'pip install "gradscale[report]"' in result.stdout
 
 
 def test_the_layers_that_lose_most_are_listed_with_what_they_need():

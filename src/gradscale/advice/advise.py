@@ -166,7 +166,7 @@ class _Advising:
         if index in self.looks:
             for trial in self.trials:
                 self._tell(trial.format)
-                trial.look(loss, true)
+                trial.look(index, loss, true)
         for name, parameter in self.model.named_parameters():
             parameter.grad = true.parameters.get(name)
         with wider():

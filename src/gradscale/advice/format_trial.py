@@ -19,10 +19,11 @@ from gradscale.plans.plan import ScalePlan
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
-from gradscale.truth import Gradients, Lost, Nonfinite, capturing, compared, find_nonfinite
+from gradscale.truth import Gradients, Nonfinite, capturing, compared, find_nonfinite
 from gradscale.truth.alike import alike
 from gradscale.truth.one_pass import Loss, checked_loss, one_pass, run_backward
 from gradscale.truth.untouched import untouched
+from gradscale.watching.rows import Row
 
 SETTLING = 12
 """Passes over the first batch in which the plan may find its scales."""
@@ -38,6 +39,20 @@ class ScaleGroup(NamedTuple):
 
     exponent: int
     modules: tuple[str, ...]
+
+
+class Moment(NamedTuple):
+    """What one look at a format found at the best single scale.
+
+    Attributes:
+        step: of the float32 training.
+        loss: its float32 loss.
+        rows: modules and parameters, most lost elements first.
+    """
+
+    step: int
+    loss: float
+    rows: tuple[Row, ...]
 
 
 class _Stay(torch.optim.Optimizer):
@@ -60,7 +75,7 @@ class FormatTrial:
         none: gradients without scaling.
         one: at the best single scale.
         plan: at the scales of a plan.
-        rows: of the last moment, at the single scale.
+        moments: what each look found at the single scale.
         log2_single: the exponent of that scale.
         groups: of the plan, the largest first.
         hunt: where the forward pass stopped being finite.
@@ -72,7 +87,7 @@ class FormatTrial:
         self.choice = "on" if torch.device(device).type == "cpu" and choice == "auto" else choice
         self.emulated = emulated(format, device, self.choice)
         self.none, self.one, self.plan = Collected(), Collected(), Collected()
-        self.rows: Lost | None = None
+        self.moments: list[Moment] = []
         self.log2_single = 0
         self.groups: tuple[ScaleGroup, ...] = ()
         self.scales: tuple[int, ...] = ()
@@ -93,17 +108,17 @@ class FormatTrial:
     def _computing(self) -> AbstractContextManager[None]:
         return computing_in(self.format, self.device, self.choice)
 
-    def look(self, loss: Loss, true: Gradients) -> None:
+    def look(self, step: int, loss: Loss, true: Gradients) -> None:
         """One moment of training: every way of scaling against the float32 gradients."""
         if self.hunt is not None or self.error:
             return
         try:
-            self._look(loss, true)
+            self._look(step, loss, true)
         except (RuntimeError, TypeError, NotImplementedError) as error:
             # An operation that does not exist in this format, or refuses mixed dtypes.
             self.error = " ".join(str(error).split()[:40])
 
-    def _look(self, loss: Loss, true: Gradients) -> None:
+    def _look(self, step: int, loss: Loss, true: Gradients) -> None:
         with self._computing():
             planned = self._settled(loss)
             if planned is None:
@@ -113,7 +128,8 @@ class FormatTrial:
             single = self._single_scale_pass(loss)
             self.none.add(true, self._at(loss, 0), self.narrow)
         self.one.add(true, single, self.narrow)
-        self.rows = compared(true, single, self.narrow)
+        rows = compared(true, single, self.narrow).rows
+        self.moments.append(Moment(step, true.loss, rows))
 
     def _settled(self, loss: Loss) -> Gradients | None:
         """The gradients of the first pass whose plan was that of the pass before; else the last."""

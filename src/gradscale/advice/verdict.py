@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from gradscale.advice.activations import Largest
 from gradscale.advice.evidence import Evidence
-from gradscale.advice.format_trial import FormatTrial, ScaleGroup
+from gradscale.advice.format_trial import FormatTrial, Moment, ScaleGroup
 from gradscale.backward.measurements import ceil_log2
 from gradscale.emulation.computing import EIGHT_BIT
 from gradscale.formats import FloatFormat
@@ -42,7 +42,7 @@ class Verdict:
         none: without scaling.
         one: at the single scale.
         plan: at the plan's.
-        rows: modules and parameters at the single scale, most lost elements first.
+        moments: what each look found at the single scale.
         activation: the largest activation of the float32 pass.
         headroom: octaves between it and the largest number of the forward pass's format.
         hunt: where the forward pass stopped being finite, if it did.
@@ -60,7 +60,7 @@ class Verdict:
     none: Evidence | None
     one: Evidence | None
     plan: Evidence | None
-    rows: tuple[Row, ...]
+    moments: tuple[Moment, ...]
     activation: Largest
     headroom: float
     hunt: Nonfinite | None
@@ -72,6 +72,11 @@ class Verdict:
     def chosen(self) -> Evidence | None:
         """The evidence for the scaling that is advised."""
         return {"none": self.none, "one scale": self.one, "a plan": self.plan}[self.scaling]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Modules and parameters at the single scale, most lost elements first; the last look."""
+        return self.moments[-1].rows if self.moments else ()
 
     @property
     def lost(self) -> float:
@@ -122,7 +127,7 @@ def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
         none,
         one,
         plan,
-        () if trial.rows is None else trial.rows.rows,
+        tuple(trial.moments),
         activation,
         headroom,
         trial.hunt,

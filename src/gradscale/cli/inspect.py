@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gradscale.advice import FORMATS, Advice, ModelStep, advise
+from gradscale.cli.advice_report import INSTALL, write_page, write_recordings
 from gradscale.cli.advice_table import advice_table, layer_table
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput
@@ -65,7 +66,8 @@ def inspect(target: str, **given: Any) -> None:
     `optimizer(parameters)`, which returns an optimizer; without it, Adam at 1e-3. The current
     folder is searched for the module first.
 
-    The advice is a table and plain words; advice.json and advice.txt are written to a folder.
+    The advice is a table and plain words. advice.json, advice.txt, a recording of every format and
+    report.html, which shows them side by side, are written to a folder.
     --limit is for continuous integration: it looks at the formats of --format, or at fp16, each
     with the scaling that is advised for it.
 
@@ -91,8 +93,8 @@ def inspect(target: str, **given: Any) -> None:
             seed=given["seed"],
             progress=progress,
         )
-    _write(advice, path)
-    _show(advice, path, given)
+    page = _write(advice, path, target)
+    _show(advice, path, page, given)
     over = _over(advice, given["formats"], given["limit"])
     if over:
         screen.print(over, soft_wrap=True)
@@ -126,12 +128,15 @@ def _progress(screen: Console) -> Generator[Callable[[int, int, str], None]]:
         yield tell
 
 
-def _write(advice: Advice, path: Path) -> None:
+def _write(advice: Advice, path: Path, target: str) -> Path | None:
+    """Writes the folder; the page, if it could be drawn."""
     write_json(path / "advice.json", plain(advice.to_dict()))
     (path / "advice.txt").write_text(f"{advice}\n", encoding="utf-8")
+    recordings = write_recordings(advice, path, target)
+    return write_page(recordings, path, f"gradscale inspect {target}")
 
 
-def _show(advice: Advice, path: Path, given: dict[str, Any]) -> None:
+def _show(advice: Advice, path: Path, page: Path | None, given: dict[str, Any]) -> None:
     if given["as_json"]:
         click.echo(json.dumps(plain(advice.to_dict()), indent=2))
         return
@@ -142,7 +147,9 @@ def _show(advice: Advice, path: Path, given: dict[str, Any]) -> None:
         if layers is not None:
             screen.print(layers)
     screen.print(str(advice), soft_wrap=True)
-    screen.print(f"\nWritten to {path}")
+    screen.print(f"\nWritten to {path}" if page is None else f"\nWritten to {path}; see {page}")
+    if page is None and advice.verdicts:
+        screen.print(INSTALL, style="dim")
 
 
 def _over(advice: Advice, formats: tuple[str, ...] | None, limit: float | None) -> str:
