@@ -5,6 +5,8 @@ from torch import nn
 
 from gradscale.captured import CapturedStep
 
+HUGE = 2.0**120
+
 
 class Convolution(nn.Module):
     def __init__(self):
@@ -83,3 +85,19 @@ def tensors_of(step):
     model, optimizer = step._written.model, step._optimizer
     state = [v for p in optimizer.state.values() for v in p.values() if torch.is_tensor(v)]
     return [t.detach().clone() for t in [*model.state_dict().values(), *state, *step.scaler._state]]
+
+
+def run(step, data):
+    """Of each step: the loss, whether it was skipped, the next scale, the norm."""
+    trace = []
+    for batch in data:
+        loss = step.step(batch)
+        trace.append((loss, step.last_found_inf.clone(), step.scale.clone(), step.last_norm))
+    return trace
+
+
+def assert_same_traces(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert (x is None and y is None) or torch.equal(x.nan_to_num(-1), y.nan_to_num(-1))

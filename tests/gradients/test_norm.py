@@ -82,3 +82,11 @@ def test_complex_gradients_count_by_magnitude():
 
 def test_without_gradients_there_is_none():
     assert gradient_norm([torch.nn.Parameter(torch.ones(2))]) is None
+
+
+def test_gradients_at_a_tiny_scale_have_a_norm_though_their_squares_vanish():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3 * 2.0**-90, 4 * 2.0**-90])
+    norm = gradient_norm([parameter])
+    assert norm is not None
+    assert norm.value.item() == 5 * 2.0**-90

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,19 +22,25 @@ class CompiledStep:
 
     def __init__(self, step: TensorStep, backend: str | Callable[..., Any]) -> None:
         self._step = step
-        self._compiled = torch.compile(step.__call__, fullgraph=True, backend=backend)
+        self._compiled = torch.compile(
+            step.__call__, fullgraph=True, backend=backend, isolate_recompiles=True
+        )
 
     def __call__(self, batches: Any) -> StepResult:
         """One step; compiles it anew if the batches' shapes changed."""
         for parameter, gradient in zip(self._step.trained, self._step.gradients, strict=True):
             # `zero_grad()` between steps takes it away, and dynamo would leave the parameter out.
             parameter.grad = gradient
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
+        # Numbers are part of the graph: as inputs, they would be tensors that the host reads.
+        with torch._dynamo.config.patch(trace_autograd_ops=True, specialize_float=True):
             return self._compiled(batches)
 
 
 def can_compile_backward() -> bool:
-    """Whether this torch traces `torch.autograd.grad`. Imports the compiler."""
+    """Whether this torch traces `torch.autograd.grad`, and many steps apart. Loads the compiler."""
     import torch._dynamo.config as config
 
-    return hasattr(config, "trace_autograd_ops")
+    return (
+        hasattr(config, "trace_autograd_ops")
+        and "isolate_recompiles" in signature(torch.compile).parameters
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.clip import clip_coefficient
+from gradscale.gradients.norm import SMALLEST_NORM
 from gradscale.histogram import count_exponents
 from gradscale.policies.policy import Need
 
@@ -33,9 +34,9 @@ def clipping_factor(
     """
     norm, coefficient = _clipping(gradients, torch.float64, inv_scale, max_norm)
     if gradients[0].device.type == "cpu":
-        # As `gradient_norm`: in float32 where that does. It reads which it is; here both are made.
+        # As `gradient_norm`: in float32 if its squares fit. It reads the norm; here both are made.
         narrow, kept = _clipping(gradients, torch.float32, inv_scale, max_norm)
-        fits = torch.isfinite(narrow)
+        fits = (narrow >= SMALLEST_NORM) & (narrow < torch.inf)
         coefficient = torch.where(fits, kept, coefficient)
         norm = torch.where(fits, narrow.to(norm.dtype), norm)
     wide = any(gradient.dtype is torch.float64 for gradient in gradients)

@@ -2,8 +2,8 @@
 
 Squares of float32 gradients overflow from 2^64 on, and loss scaling brings gradients closer to
 that. So accelerators sum in float64 (a sum is bound by memory, not by arithmetic). The CPU sums as
-torch does, and again in float64 only where the sum is not finite. Half-precision gradients are
-summed in float32 at least.
+torch does, and again in float64 only where squares do not fit into float32, being too large or, at
+a tiny scale, too small. Half-precision gradients are summed in float32 at least.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from gradscale.gradients.unscale import gradient_values, tensor_values
 from gradscale.ranks import sharding_groups
+
+SMALLEST_NORM = 2.0**-50
+"""From here on float32 flushes no square that matters to the sum: those below 2^-149."""
 
 Ranks = tuple[object, ...]
 Lists = dict[tuple[torch.device, torch.dtype], list[Tensor]]
@@ -122,7 +125,7 @@ def _local_norm(lists: Lists, norm_type: float, foreach: bool | None) -> Tensor:
         device, dtype = next(iter(lists))
         return torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
     total = _norm_of(norms, norm_type)
-    if total.device.type == "cpu" and not math.isfinite(total.item()):
+    if total.device.type == "cpu" and not SMALLEST_NORM <= total.item() < math.inf:
         wide = [g for grads in lists.values() for g in grads]
         norms = _norms(wide, norm_type, torch.float64, False)
         total = _norm_of(norms, norm_type)
