@@ -44,11 +44,18 @@ PUBLIC = (
     "gradscale.emulation",
     "gradscale.formats",
     "gradscale.histogram",
+    "gradscale.metrics",
     "gradscale.outcomes",
     "gradscale.plans",
     "gradscale.policies",
+    "gradscale.recording",
+    "gradscale.replay",
+    "gradscale.report",
     "gradscale.truth",
 )
+
+# What needs an extra to be imported.
+EXTRAS = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "gradscale.report")
 
 MAX_LINES = 300
 MAX_MEDIAN_LINES = 120
@@ -160,7 +167,7 @@ before = set(sys.modules)
 import gradscale
 roots = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(roots - sys.stdlib_module_names - {"torch", "gradscale"}))
-heavy = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "torch._dynamo")
+heavy = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "gradscale.report", "torch._dynamo")
 print([name for name in heavy if name in sys.modules and name not in before])
 """
     assert fresh_python(code).split("\n")[:2] == ["[]", "[]"]
@@ -170,7 +177,7 @@ def test_the_library_works_where_no_extra_is_installed() -> None:
     library = [
         name
         for name in MODULES
-        if not name.startswith(("gradscale.cli", "gradscale.recipes", "gradscale.training"))
+        if not name.startswith(EXTRAS)
     ]
     code = f"""
 import importlib, sys

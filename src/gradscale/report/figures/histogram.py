@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 6
+FAR_BELOW = 22
+"""Octaves below the format that are drawn at most."""
 
 
 @in_our_style
@@ -83,9 +85,8 @@ def _sight(stored: list[tuple[Histogram, dict[str, Any]]], shift: int) -> tuple[
     """The octaves from the lowest value or edge to the highest."""
     lows, highs = list[int](), list[int]()
     for it, span in stored:
-        # Estimated octaves may reach far down; what was seen is always in sight.
-        start = max(it.octaves.lowest + it.exponent, span["flush"] - 16)
-        start = min(start, it.octaves.lowest + it.guessed + it.exponent)
+        # What lies far below the format is lost wherever it lies.
+        start = max(it.octaves.lowest + it.exponent, span["flush"] - FAR_BELOW)
         lows += [start + min(0, shift), span["flush"] - 5]
         highs += [
             it.octaves.lowest + it.exponent + len(it.octaves.counts) + max(0, shift),

@@ -20,21 +20,29 @@ function bandLabels(range, low, high, width) {
 }
 
 // The octaves in sight: those of the recorded scale and of the format, so that a shift is seen as one.
+const FAR_BELOW = 22;
+
 function octavesInSight(histograms, run) {
   let low = Infinity, high = -Infinity;
   for (const histogram of histograms) {
     if (!histogram.counts.length) continue;
     const exponent = exponentAt(run.rows[histogram.row], histogram, recordedScale(run, state.snapshot));
-    // Estimated octaves may reach far down; what was seen is always in sight.
-    low = Math.min(low, histogram.lowest + histogram.guessed + exponent);
-    high = Math.max(high, histogram.lowest + histogram.counts.length + exponent);
+    let start = histogram.lowest + exponent, end = start + histogram.counts.length;
     const range = rangeFor(run.rows[histogram.row], state.format);
     if (range && range.top - range.flush < 100) {
-      low = Math.min(low, Math.max(range.flush - 16, histogram.lowest + exponent), range.flush - 6);
-      high = Math.max(high, range.top + 6);
+      // What lies far below the format is lost wherever it lies.
+      start = Math.min(Math.max(start, range.flush - FAR_BELOW), range.flush - 6);
+      end = Math.max(end, range.top + 6);
     }
+    low = Math.min(low, start);
+    high = Math.max(high, end);
   }
   return low === Infinity ? null : [low - 1, high + 1];
+}
+
+// How many elements lie to the left of what is in sight, as stored.
+function leftOf(histogram, low, exponent) {
+  return between(histogram, -1e6, low - exponent);
 }
 
 function drawRow() {
@@ -69,7 +77,8 @@ function drawRow() {
     yaxis: axis({ title: "elements", fixedrange: true, exponentformat: "SI", rangemode: "tozero" }),
     shapes: range ? bandShapes(range, low, high) : [], annotations: range ? bandLabels(range, low, high, widthBetween("row-plot", margin)) : [],
   });
-  byId("row-words").innerHTML = raised(rowWords(row, histogram, range, exponent));
+  const left = leftOf(histogram, low, exponent);
+  byId("row-words").innerHTML = raised(rowWords(row, histogram, range, exponent) + (left ? ` ${count(left)} elements lie below 2^${trimmed(low)}, out of sight.` : ""));
 }
 
 function rowWords(row, histogram, range, exponent) {

@@ -32,9 +32,10 @@ function stripOf(run, histogram, low, width) {
   const strip = new Float32Array(width).fill(NaN);
   const total = histogram.sums[histogram.counts.length] + histogram.unseen;
   const start = histogram.lowest + exponentAt(run.rows[histogram.row], histogram, state.scale) - low;
-  histogram.counts.forEach((number, i) => {
-    if (number && start + i >= 0 && start + i < width) strip[start + i] = Math.max(-4, Math.log10(number / total));
-  });
+  // What lies out of sight is counted at the edge, so that nothing leaves unseen.
+  const sums = new Float64Array(width);
+  histogram.counts.forEach((number, i) => { sums[Math.min(width - 1, Math.max(0, start + i))] += number; });
+  sums.forEach((number, i) => { if (number) strip[i] = Math.max(-4, Math.log10(number / total)); });
   return strip;
 }
 
