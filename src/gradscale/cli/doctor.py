@@ -64,14 +64,14 @@ def _show(diagnosis: Diagnosis, screen: Console) -> None:
     for patient in diagnosis.patients:
         screen.print(f"{patient_words(patient)}\n", soft_wrap=True)
     for finding in diagnosis.findings:
-        screen.print(_colored(finding), soft_wrap=True)
+        screen.print(_colored(finding, diagnosis.several), soft_wrap=True)
         screen.print()
     style = "green" if diagnosis.healthy else "red"
     screen.print(Text(diagnosis.summary, style=style))
 
 
-def _colored(finding: Finding) -> Text:
-    text = Text(str(finding))
+def _colored(finding: Finding, where: bool) -> Text:
+    text = Text(finding.words(where=where))
     text.stylize(_STYLES[finding.severity], 0, len(finding.severity))
     return text
 

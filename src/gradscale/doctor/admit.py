@@ -81,8 +81,30 @@ def _settings(system: str, state: ScalerState | None, saved: Mapping[str, Any]) 
     settings.pop("dynamic", None)
     if system != "gradscale":
         return settings
-    config = _own(saved, "policy", "config")
-    return {**settings, **{name: value for name, value in config.items() if value is not None}}
+    return {**settings, **settings_in(_own(saved, "policy", "config"))}
+
+
+def settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a policy's saved configuration names, the bounds of a policy within it too.
+
+    Example:
+        >>> settings_in({"patience": 3, "inner": {"config": {"min_scale": 1.0}}})
+        {'min_scale': 1.0, 'patience': 3}
+    """
+    settings: dict[str, Any] = {}
+    for name, value in config.items():
+        match value:
+            case {"config": dict(inner)}:
+                bounds: dict[str, Any] = inner
+                settings = {k: bounds[k] for k in _BOUNDS if bounds.get(k) is not None} | settings
+            case None:
+                pass
+            case _:
+                settings[name] = value
+    return settings
+
+
+_BOUNDS = ("min_scale", "max_scale")
 
 
 def _with_history(

@@ -75,3 +75,14 @@ def floor_of(system: str, settings: Mapping[str, Any], policy: str | None) -> tu
     if isinstance(said, int | float):
         return float(said), True
     return float(defaults_of(system, policy).get("min_scale", MIN_SCALE)), False
+
+
+def cap_of(system: str, settings: Mapping[str, Any], policy: str | None) -> float | None:
+    """The cap of the scale, the system's own where the file does not say; None without one.
+
+    Example:
+        >>> cap_of("apex", {}, None), cap_of("torch", {}, None)
+        (16777216.0, None)
+    """
+    said = settings.get("max_scale", defaults_of(system, policy).get("max_scale"))
+    return float(said) if isinstance(said, int | float) else None

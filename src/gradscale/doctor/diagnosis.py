@@ -41,6 +41,11 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.problem)
 
     @property
+    def several(self) -> bool:
+        """Whether a finding must say which scaler it is about."""
+        return len(self.patients) > 1
+
+    @property
     def summary(self) -> str:
         """The result in a line.
 
@@ -66,8 +71,9 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
-        parts = [f"{self.path}: {patient_words(patient)}" for patient in self.patients]
-        return "\n\n".join([*parts, *map(str, self.findings), self.summary])
+        parts = [patient_words(patient) for patient in self.patients]
+        found = [finding.words(where=self.several) for finding in self.findings]
+        return "\n\n".join([*parts, *found, self.summary])
 
 
 def patient_words(patient: Patient) -> str:

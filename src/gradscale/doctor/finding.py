@@ -49,7 +49,19 @@ class Finding:
         """
         return asdict(self)
 
+    def words(self, *, where: bool = True) -> str:
+        """As text of three or four lines.
+
+        Args:
+            where: whether to say in which state it was found.
+
+        Example:
+            >>> len(Finding("note", "x", "A.", "B.", "C.", "rank 3").words().splitlines())
+            4
+        """
+        lines = [f"{self.severity:<8} {self.what}"]
+        lines += [f"{'':8} In: {self.where}"] if where and self.where else []
+        return "\n".join([*lines, f"{'':8} Because: {self.evidence}", f"{'':8} Do: {self.way_out}"])
+
     def __str__(self) -> str:
-        where = f" [{self.where}]" if self.where else ""
-        first = f"{self.severity:<8} {self.what}{where}"
-        return f"{first}\n{'':8} Because: {self.evidence}\n{'':8} Do: {self.way_out}"
+        return self.words()

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from gradscale.doctor.admit import admit
+from gradscale.doctor.admit import admit, settings_in
 from gradscale.doctor.beside import Beside
 from gradscale.doctor.course import Course, course_of
 from gradscale.doctor.find import find_states
@@ -110,7 +110,7 @@ def _recorded(recording: Recording, course: Course | None, folder: Path) -> Pati
         scale=course.scales[3],
         policy=name,
         dynamic=False if name == "Static" else None,
-        settings={key: value for key, value in config.items() if value is not None},
+        settings=settings_in(config),
     )
 
 

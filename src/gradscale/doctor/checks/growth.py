@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradscale.doctor.defaults import defaults_of
+from gradscale.doctor.defaults import cap_of, defaults_of
 from gradscale.doctor.finding import Finding
 from gradscale.doctor.patient import Patient
 from gradscale.doctor.words import scale, times
@@ -64,8 +64,8 @@ def _as_if_never(patient: Patient) -> tuple[bool, str]:
 
 
 def _at_cap(patient: Patient) -> bool:
-    cap = patient.settings.get("max_scale")
-    return isinstance(cap, int | float) and patient.scale >= cap
+    cap = cap_of(patient.system, patient.settings, patient.policy)
+    return cap is not None and patient.scale >= cap
 
 
 def _only_falls(patient: Patient) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradscale.doctor.defaults import floor_of
+from gradscale.doctor.defaults import cap_of, floor_of
 from gradscale.doctor.finding import Finding
 from gradscale.doctor.patient import Patient
 from gradscale.doctor.words import is_power_of_two, scale
@@ -108,11 +108,11 @@ def _stops(patient: Patient) -> bool:
 
 
 def _high(patient: Patient, value: float) -> Iterator[Finding]:
-    cap = patient.settings.get("max_scale")
-    if isinstance(cap, int | float) and value >= cap and patient.dynamic is not False:
+    cap = cap_of(patient.system, patient.settings, patient.policy)
+    if cap is not None and value >= cap and patient.dynamic is not False:
         yield Finding(
             "note", "at-cap", "The scale is at its cap.",
-            f"The scale is {scale(value)}, and max_scale is {scale(float(cap))}.",
+            f"The scale is {scale(value)}, and max_scale is {scale(cap)}.",
             "If gradients are lost below (`gradscale inspect` says so), raise max_scale.",
             patient.where,
         )  # fmt: skip
