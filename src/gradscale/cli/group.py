@@ -7,6 +7,7 @@ from importlib.metadata import version
 import click
 
 from gradscale.cli.compare import compare
+from gradscale.cli.doctor import doctor
 from gradscale.cli.inspect import inspect
 from gradscale.cli.recipes import recipes
 from gradscale.cli.report import report
@@ -24,9 +25,10 @@ def gradscale() -> None:
       gradscale train chars              train a small GPT in fp16 with dynamic loss scaling
       gradscale recipes                  what can be trained here
       gradscale inspect mine:model_step  which formats are safe for your own model
+      gradscale doctor checkpoint.pt     what is wrong with a saved loss scale
       gradscale report runs/mine         a recorded run as a page: what was lost, where and why
     """  # noqa: D301
 
 
-for _command in (compare, train, inspect, recipes, report):
+for _command in (compare, train, inspect, doctor, recipes, report):
     gradscale.add_command(_command)
