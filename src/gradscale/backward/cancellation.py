@@ -61,9 +61,8 @@ class Cancellations:
         self._handles: list[Any] = []
         wanted: dict[int, list[tuple[_Source, _Sum]]] = {}
         for leaf, parameter in walk.graph.parameters().items():
-            if parameter is None or not parameter.numel():
-                continue  # FSDP has given its memory back until the pass needs it
-            if sources := _sources(walk.graph, leaf, parameter.numel()):
+            sources = None if parameter is None else _sources(walk.graph, leaf, parameter.numel())
+            if parameter is not None and sources:
                 total = self._sums[id(parameter)] = _Sum(parameter)
                 for source in sources:
                     wanted.setdefault(source.node, []).append((source, total))
@@ -120,6 +119,9 @@ class _Sum:
         wide = terms.detach().to(torch.promote_types(terms.dtype, torch.float32))
         sums = wide.sum(axes), wide.abs().sum(axes), wide.square().sum(axes)
         total, sizes, squares = (part.reshape(-1) for part in sums)
+        if start + len(total) > self._total.shape[1]:
+            self._is_sum = False  # FSDP holds a shard of it until the pass needs the whole
+            return
         self._roundoff = max(self._roundoff, torch.finfo(terms.dtype).eps / 2)
         # The node's own sum may have been taken in another order, and then rounded.
         found = produced.detach().reshape(-1).to(wide.dtype)
