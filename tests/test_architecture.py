@@ -161,24 +161,20 @@ def fresh_python(code: str) -> str:
 
 
 def test_importing_gradscale_brings_in_torch_and_nothing_else() -> None:
-    code = """
+    code = f"""
 import sys, torch
 before = set(sys.modules)
 import gradscale
-roots = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(sorted(roots - sys.stdlib_module_names - {"torch", "gradscale"}))
-heavy = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "gradscale.report", "torch._dynamo")
+roots = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(sorted(roots - sys.stdlib_module_names - {{"torch", "gradscale"}}))
+heavy = {(*EXTRAS, "torch._dynamo")!r}
 print([name for name in heavy if name in sys.modules and name not in before])
 """
     assert fresh_python(code).split("\n")[:2] == ["[]", "[]"]
 
 
 def test_the_library_works_where_no_extra_is_installed() -> None:
-    library = [
-        name
-        for name in MODULES
-        if not name.startswith(EXTRAS)
-    ]
+    library = [name for name in MODULES if not name.startswith(EXTRAS)]
     code = f"""
 import importlib, sys
 for extra in ("click", "rich", "sklearn", "PIL", "tomli", "hypothesis", "gfloat", "ml_dtypes"):
