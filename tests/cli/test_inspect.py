@@ -117,6 +117,9 @@ def test_every_format_leaves_a_recording_of_the_moments_it_was_tried_at(folder):
         assert [step.step for step in steps] == [0, 2, 3]
         assert recording.header.format == verdict["format"]
         assert steps[-1].seen.method == "reference"
+        names = [info.name for info in recording.rows]
+        assert [name for name in names if "." not in name] == ["3", "2", "1", "0"], "from the loss"
+        assert names.index("3") < names.index("3.weight") < names.index("2")
         assert [step.loss for step in steps] == pytest.approx(
             [state["losses"][step.step] for step in steps]
         )

@@ -48,11 +48,13 @@ class Moment(NamedTuple):
         step: of the float32 training.
         loss: its float32 loss.
         rows: modules and parameters, most lost elements first.
+        order: the modules' names in the order of the backward pass.
     """
 
     step: int
     loss: float
     rows: tuple[Row, ...]
+    order: tuple[str, ...]
 
 
 class _Stay(torch.optim.Optimizer):
@@ -129,7 +131,8 @@ class FormatTrial:
             self.none.add(true, self._at(loss, 0), self.narrow)
         self.one.add(true, single, self.narrow)
         rows = compared(true, single, self.narrow).rows
-        self.moments.append(Moment(step, true.loss, rows))
+        order = tuple(dict.fromkeys(output.module for output in single.modules))
+        self.moments.append(Moment(step, true.loss, rows, order))
 
     def _settled(self, loss: Loss) -> Gradients | None:
         """The gradients of the first pass whose plan was that of the pass before; else the last."""

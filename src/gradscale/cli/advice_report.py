@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
 
-from gradscale.advice import Advice, Verdict
+from gradscale.advice import Advice, Moment, Verdict
 from gradscale.metrics.arrival import Arrival
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.pending import Pending
+from gradscale.watching.rows import Row
 
 SIZE = 50_000_000
 """Bytes after 100,000 steps, as in `gradscale.recording.Recorder`; an advice has three."""
@@ -38,20 +38,22 @@ def _write_recording(verdict: Verdict, folder: Path, target: str) -> None:
         exponent = moment.rows[0].exponent if moment.rows else verdict.log2_scale
         loss = Arrival([torch.tensor(moment.loss)])
         facts = Facts(scale=2.0**exponent)
-        rows = sorted(moment.rows, key=lambda row: in_order(row.name))
-        log.write(Pending(moment.step, loss, None, facts, rows))
+        log.write(Pending(moment.step, loss, None, facts, backward_order(moment)))
     log.end(len(verdict.moments), None)
 
 
-def in_order(name: str) -> list[tuple[int, str]]:
-    """A key that sorts names with their numbers as numbers.
+def backward_order(moment: Moment) -> list[Row]:
+    """The rows from the loss to the input, a module before its parameters.
 
-    Example:
-        >>> sorted(["layers.10", "layers.9", "head"], key=in_order)
-        ['head', 'layers.9', 'layers.10']
+    What belongs to no module that was seen, as a parameter that is used outside of one, comes last.
     """
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+    place = {name: index for index, name in enumerate(moment.order)}
+
+    def key(row: Row) -> tuple[int, bool, str]:
+        owner = row.name if row.kind == "module" else row.name.rpartition(".")[0]
+        return place.get(owner, len(place)), row.kind != "module", row.name
+
+    return sorted(moment.rows, key=key)
 
 
 def write_page(recordings: list[Path], path: Path, title: str) -> Path | None:
