@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -439,3 +440,18 @@ def test_a_hundred_thousand_steps_of_five_hundred_rows_stay_quick(page, tmp_path
     page.until("return document.getElementById('heat-cell').innerText.includes('99,800')", 10)
     page.set("#search", "layers.7")
     page.until("return document.querySelectorAll('#row-table tbody tr').length < 100", 10)
+
+
+def test_a_figure_is_saved_as_svg(page, reports, tmp_path):
+    page.open(reports / "planned.html")
+    page.driver.execute_cdp_cmd(
+        "Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    page.run("document.querySelector('[data-save=row-plot]').click()")
+    saved = tmp_path / "gradscale-row.svg"
+    page.until("return true")
+    for _ in range(200):
+        if saved.exists():
+            break
+        time.sleep(0.05)
+    assert saved.read_text().startswith("<svg")
