@@ -17,12 +17,12 @@ def loss_fn(model, batch):
     return model(batch).square().mean()
 
 
-def step_on_meta(policy, max_norm):
+def step_on_meta(policy, max_norm, sync_free=True):
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to("meta")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    scaler = GradScaler("meta", policy=policy, sync_free=True)
+    scaler = GradScaler("meta", policy=policy, sync_free=sync_free)
     return EagerStep(model, loss_fn, optimizer, scaler, max_norm, Tally("meta"))
 
 
@@ -39,3 +39,9 @@ def test_a_step_on_an_accelerator_reads_nothing(policy, max_norm, pieces):
     for _ in range(3):
         result = step([torch.empty(5, 4, device="meta") for _ in range(pieces)])
     assert result.loss.device.type == result.found_inf.device.type == "meta"
+
+
+def test_without_sync_free_the_step_reads_its_flag():
+    step = step_on_meta(Dynamic(), None, sync_free=False)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        step([torch.empty(5, 4, device="meta")])

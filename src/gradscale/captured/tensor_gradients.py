@@ -43,28 +43,22 @@ def clipping_factor(
     return inv_scale * coefficient, norm.to(torch.float64 if wide else torch.float32)
 
 
-def largest(gradients: Sequence[Tensor]) -> Tensor:
-    """The largest magnitude in each tensor, float32 of shape `(tensors,)`; NaN or inf if it is."""
-    filled = [gradient for gradient in gradients if gradient.numel()]
-    if not filled:
-        return torch.zeros(1, device=gradients[0].device)
-    return torch.stack([gradient.abs().amax().to(torch.float32) for gradient in filled])
+def any_not_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Float32 0-d, 0 or 1: whether an element of one of them is infinite or NaN."""
+    finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients])
+    return finite.all().logical_not().to(torch.float32)
 
 
-def measured(
-    gradients: Sequence[Tensor], inv_scale: Tensor, needs: Set[Need]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The largest finite magnitude and the histogram of the unscaled gradients, where needed."""
-    if not needs:
-        return None, None
-    unscaled = [divided(gradient, inv_scale) for gradient in gradients]
+def measured(gradients: Sequence[Tensor], needs: Set[Need]) -> tuple[Tensor | None, Tensor | None]:
+    """The largest finite magnitude and the histogram of unscaled gradients, where needed."""
     amax = counts = None
     if "amax" in needs:
-        each = largest(unscaled)
+        filled = [gradient for gradient in gradients if gradient.numel()]
+        each = torch.stack([gradient.abs().amax().to(torch.float32) for gradient in filled])
         # A tensor with a non-finite element counts as zero: its step is no measurement.
         amax = torch.where(each < torch.inf, each, 0.0).amax()
     if "exponents" in needs:
-        counts = torch.stack([count_exponents(gradient) for gradient in unscaled]).sum(0)
+        counts = torch.stack([count_exponents(gradient) for gradient in gradients]).sum(0)
     return amax, counts
 
 

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from gradscale.captured.eager_step import EagerStep, summed
 from gradscale.captured.step_result import StepResult
-from gradscale.captured.tensor_gradients import clipping_factor, divided, largest, measured
+from gradscale.captured.tensor_gradients import any_not_finite, clipping_factor, divided, measured
 from gradscale.gradients.flags import inverse
-from gradscale.gradients.unscale import not_finite
 from gradscale.policies.policy import Observation, Policy, advance
 
 
@@ -54,12 +53,16 @@ class TensorStep:
         losses, gradients = self._backward(batches)
         with torch.no_grad():
             inv_scale = inverse(self.state.scale)
+            if self.policy.needs:
+                # What is measured is unscaled first, in a pass of its own.
+                gradients = [divided(gradient, inv_scale) for gradient in gradients]
+                inv_scale = torch.ones_like(inv_scale)
             factor, norm = inv_scale, None
             if self.max_norm is not None:
                 factor, norm = clipping_factor(gradients, inv_scale, self.max_norm)
             quotients = [divided(gradient, factor) for gradient in gradients]
-            found_inf = not_finite(largest(quotients).amax())
-            seen = measured(gradients, inv_scale, self.policy.needs)
+            found_inf = any_not_finite(quotients)
+            seen = measured(gradients, self.policy.needs)
             self._update(quotients, found_inf)
             self._advance(Observation(found_inf, *seen), losses)
             self.tally.count(found_inf)
