@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from checkpoints import peers
 
 DEEPSPEED = "deepspeed.runtime.fp16.loss_scaler"

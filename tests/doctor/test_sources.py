@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import peers
 
 import gradscale
+from checkpoints import peers
 from gradscale.doctor import examine
 
 from . import saved
@@ -232,7 +232,7 @@ def test_what_cannot_be_read_is_refused(
 
 
 def test_a_path_without_anything_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist. Pass a checkpoint, a recording"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist\. Pass a checkpoint, a recording"):
         examine(tmp_path / "none")
     with pytest.raises(ValueError, match="holds no checkpoint and no run"):
         examine(tmp_path)

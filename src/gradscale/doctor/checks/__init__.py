@@ -15,8 +15,8 @@ from gradscale.doctor.finding import Finding
 from gradscale.doctor.patient import Patient
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
-    check_scale,
     check_course,
+    check_scale,
     check_skips,
     check_counters,
     check_growth,
