@@ -86,7 +86,7 @@ class Run:
         if not self.columns:
             found.append(
                 "No gradients were measured, so nobody knows what was lost and where. Record with "
-                "a watch: `gradscale.Recorder(path, scaler, watch)`."
+                "a watch: `gradscale.Recorder(path, scaler, watch)`, or `gradscale train --record`."
             )
         elif not self.snapshots:
             found.append("It has no histograms, so other scales cannot be tried.")

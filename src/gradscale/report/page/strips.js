@@ -13,8 +13,8 @@ function drawStrips() {
   const names = histograms.map((it) => run.rows[it.row].name);
   const height = rowsHeight(names.length), ticks = nameTicks(names, height, labelLength());
   const margin = { l: labelRoom(ticks.ticktext), r: 10, t: 26, b: 44 };
-  const ranges = new Set(histograms.map((it) => rangeFor(run.rows[it.row], state.format)));
-  const range = ranges.size === 1 ? [...ranges][0] : null;
+  const range = commonRange(run, histograms);
+  byId("strips-caption").textContent = `All rows: where their values lie${range ? `, over the range of ${range.name}` : ""}`;
   const place = histograms.findIndex((it) => it.row === state.row);
   draw("strips-plot", [{
     type: "heatmap", z, x0: low + 0.5, dx: 1, zmin: -4, zmax: 0, colorscale: ramp(palette().many), hoverinfo: "none",
@@ -26,6 +26,16 @@ function drawStrips() {
     shapes: [...(range ? stripEdges(range, low, high) : []), ...stripMark(place)],
     annotations: range ? bandLabels(range, low, high, widthBetween("strips-plot", margin) - 70) : [],
   }, { plotly_hover: onStripHover, plotly_unhover: () => showTip(null), plotly_click: (event) => choose({ row: histogramsShown()[Math.round(event.points[0].y)].row }) });
+}
+
+// The range that most rows are stored in: float32 stands apart, it holds everything here.
+function commonRange(run, histograms) {
+  const numbers = new Map();
+  for (const { row } of histograms) {
+    const range = rangeFor(run.rows[row], state.format);
+    if (range && (range.name !== "fp32" || state.format)) numbers.set(range, (numbers.get(range) || 0) + 1);
+  }
+  return [...numbers].sort((a, b) => b[1] - a[1])[0]?.[0] ?? null;
 }
 
 function stripOf(run, histogram, low, width) {
