@@ -32,6 +32,7 @@ class BackwardGraph:
         structure: what all iterations of the model share.
         pinned: nodes that must stay at the loss scale: those whose gradient the user watches
             with a hook or `retain_grad`, and reentrant checkpoints.
+        freed: leaves that need not: whoever divides their gradient knows their exponent.
 
     Example:
         >>> w = torch.ones(3, requires_grad=True)
@@ -48,6 +49,7 @@ class BackwardGraph:
     pinned: frozenset[int]
     _parameters: tuple[weakref.ref[Tensor], ...]
     _losses: tuple[weakref.ref[Tensor], ...]
+    freed: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, losses: Root | Sequence[Root]) -> BackwardGraph:
@@ -130,6 +132,15 @@ class BackwardGraph:
         """The same graph with more nodes pinned to the loss scale."""
         return replace(self, pinned=self.pinned | frozenset(nodes))
 
+    def freeing(self, leaves: Iterable[int]) -> BackwardGraph:
+        """The same graph with leaves that take exponents of their own."""
+        return replace(self, freed=self.freed | frozenset(leaves))
+
+    @property
+    def fixed(self) -> frozenset[int]:
+        """The nodes at the loss scale, whatever the plan: leaves that are not freed, and pinned."""
+        return frozenset(self.leaves).difference(self.freed) | self.pinned
+
     def walk_again(self) -> Walk:
         """Walks from the same losses, which must still be alive; leaves no node in the graph.
 
@@ -145,7 +156,7 @@ class BackwardGraph:
         again = walk(cast(list[Tensor], losses))
         if again.graph.signature != self.signature:
             raise RuntimeError("the losses of this BackwardGraph changed since it was read.")
-        return Walk(again.graph.pinning(self.pinned), again.nodes)
+        return Walk(again.graph.pinning(self.pinned).freeing(self.freed), again.nodes)
 
 
 class Walk(NamedTuple):

@@ -27,6 +27,7 @@ from gradscale.gradients.unscale import (
     multiply_and_check_,
     tensor_values,
 )
+from gradscale.half.link import link_of
 
 Divisor = Literal["kept", "all", "nothing"]
 
@@ -105,7 +106,9 @@ class MicroBatches:
         factor = inv_scale * weight
         for source, target in self._pairs:
             if source.grad is not None:
-                self._add(source, id(target), factor, keep)
+                link = link_of(source)
+                own = factor if link is None else factor * 2.0**-link.exponent
+                self._add(source, id(target), own, keep)
         self.clear()
 
     def clear(self) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from gradscale.backward.one_pass import NONE, current_pass
+
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -24,17 +26,22 @@ class Link:
         parameter: half precision; what the model computes with.
         master: float32; what the optimizer updates.
         moved: whether the master changed its device, and the optimizer's state has yet to follow.
+        narrow: whether backward passes accumulate in half precision.
         exponent: the half gradient is stored at ``2**exponent`` times the loss-scaled one.
+        cleared: whether the gradient is zero since `optimizer.zero_grad(set_to_none=False)`.
     """
 
     __slots__ = (
         "__weakref__",
         "_handle",
+        "_incoming",
         "_seen",
         "_version",
+        "cleared",
         "exponent",
         "master",
         "moved",
+        "narrow",
         "parameter",
     )
 
@@ -42,18 +49,37 @@ class Link:
         self.parameter = parameter
         self.master = master
         self.exponent = 0
-        self.moved = False
+        self.cleared = self.moved = False
+        self._incoming = (NONE, 0)
         self._seen: Tensor | None = None
         self._version = parameter._version
         # None: half precision from the backward pass, float32 once divided.
-        wide = gradients not in HALVES
-        cast(Any, parameter).grad_dtype = gradients if wide else None
+        self.narrow = gradients in HALVES
+        cast(Any, parameter).grad_dtype = None if self.narrow else gradients
         cast(Any, master).grad_dtype = None
         self._handle = _hook_accumulation(parameter, self._accumulated)
         LINKS[id(parameter)] = self
 
+    def expect(self, exponent: int) -> None:
+        """The running backward pass brings the gradient at ``2**exponent`` of the loss scale."""
+        self._incoming = (current_pass(), exponent)
+
+    @property
+    def pending(self) -> int | None:
+        """The exponent of what more is added to; None if there is nothing, or only zeros."""
+        return None if self.parameter.grad is None or self.cleared else self.exponent
+
     def _accumulated(self, parameter: Tensor) -> None:
-        del parameter
+        number, exponent = self._incoming
+        incoming = exponent if number == current_pass() else 0
+        if parameter.grad is self._seen and not self.cleared and incoming != self.exponent:
+            raise RuntimeError(
+                f"a gradient at 2^{incoming} of the loss scale was added to one at "
+                f"2^{self.exponent}: this backward pass did not follow the plan of the one before. "
+                "Begin every backward pass at `scaler.scale(loss)`, or call "
+                "`optimizer.zero_grad()` in between."
+            )
+        self.exponent, self.cleared = incoming, False
         self.gradient()
 
     def gradient(self) -> Tensor | None:

@@ -150,8 +150,9 @@ class Masters:
     def _zero_grad(self, original: Callable[..., None], set_to_none: bool = True) -> None:
         self.agree()
         original(set_to_none)
-        if set_to_none:
-            for link in self.links:
+        for link in self.links:
+            link.cleared = True
+            if set_to_none:
                 link.replace(None)
 
     def _add_param_group(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:

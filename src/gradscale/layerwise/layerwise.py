@@ -20,6 +20,7 @@ from gradscale.layerwise.finished import Finished, has_bad_data, lost_to_scale
 from gradscale.layerwise.given import planner_given
 from gradscale.layerwise.hidden import Leaves, custom_nodes, owned, refusal
 from gradscale.layerwise.naming import Naming
+from gradscale.layerwise.own_exponents import carried, freed
 from gradscale.layerwise.suspicion import lower_suspects
 from gradscale.layerwise.track import Track, exponent_of
 from gradscale.layerwise.tracks import Tracks
@@ -150,8 +151,11 @@ class Layerwise:
         if self._hiding:
             graph = graph.pinning(custom_nodes(walk))
             walk = Walk(graph, walk.nodes)
+        graph, walk, own = freed(walk)
         track.graph = graph
         plan, factors = track.factors(graph)
+        if own:
+            plan, factors = carried(graph, own, plan, factors)
         if self._measures:
             scale = cast(Tensor, self._scale)
             self._planning = fitted(self.planner)

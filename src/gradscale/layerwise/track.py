@@ -46,7 +46,7 @@ class Track:
         self.frozen: str | None = None
         self.anchor = 0
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
-        self._factors: dict[frozenset[int], _Factors] = {}
+        self._factors: dict[tuple[frozenset[int], frozenset[int]], _Factors] = {}
 
     @property
     def unmeasured(self) -> bool:
@@ -86,7 +86,8 @@ class Track:
         A new plan that cuts the same edges is written over the factors of the one before, where a
         captured CUDA graph finds it. One that cuts other edges gets factors of its own.
         """
-        known = self._factors.get(graph.pinned)
+        key = graph.pinned, graph.freed
+        known = self._factors.get(key)
         if known is not None and known.made_for is self.plan:
             return known.plan, known.multipliers
         plan = self.plan.pinning(graph)
@@ -97,7 +98,7 @@ class Track:
             multipliers = Multipliers(graph, plan)
         if known is None and len(self._factors) >= MOST_FACTORS:
             self._factors.clear()
-        self._factors[graph.pinned] = _Factors(self.plan, plan, multipliers)
+        self._factors[key] = _Factors(self.plan, plan, multipliers)
         return plan, multipliers
 
     def state_dict(self) -> dict[str, Any]:

@@ -203,7 +203,7 @@ class _Chain:
 
     def exponents(self) -> dict[int, int]:
         """Absolute exponents of all nodes but leaves and pinned ones."""
-        fixed = {*self._graph.leaves, *self._graph.pinned}
+        fixed = self._graph.fixed
         found: dict[int, int] = {}
         for node in range(len(self._graph)):
             if node not in fixed:

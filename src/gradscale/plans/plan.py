@@ -21,7 +21,8 @@ class ScalePlan:
     """An integer exponent k for every node: its gradient is stored as `scale * 2^k` of the truth.
 
     Exponents are relative to the loss scale. Leaves are at 0, so that `.grad` looks as it does
-    under plain loss scaling, and so are pinned nodes, whose gradients a user reads.
+    under plain loss scaling, and so are pinned nodes, whose gradients a user reads. Only the freed
+    leaves of a half-precision model are not: each is divided by its own exponent.
 
     Args:
         exponents: per node in the graph's order, each in [-63, 63].
@@ -100,7 +101,8 @@ class ScalePlan:
                 f"{graph.signature[:8]!r}. Make a plan for every structure: "
                 "`ScalePlan.of(graph, …)`."
             )
-        for kind, nodes in (("leaf", graph.leaves), ("pinned node", sorted(graph.pinned))):
+        leaves = [leaf for leaf in graph.leaves if leaf not in graph.freed]
+        for kind, nodes in (("leaf", leaves), ("pinned node", sorted(graph.pinned))):
             for node in nodes:
                 if self.exponents[node]:
                     raise ValueError(
@@ -110,8 +112,8 @@ class ScalePlan:
                     )
 
     def pinning(self, graph: BackwardGraph) -> ScalePlan:
-        """This plan with the leaves and pinned nodes of `graph` at the loss scale."""
-        moved = [n for n in (*graph.leaves, *graph.pinned) if self.exponents[n]]
+        """This plan with the fixed nodes of `graph`, most leaves and pinned ones, at 0."""
+        moved = [node for node in graph.fixed if self.exponents[node]]
         if not moved:
             return self
         exponents = list(self.exponents)

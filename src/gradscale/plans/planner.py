@@ -159,7 +159,7 @@ def _plan_from(graph: BackwardGraph, given: Mapping[int, int] | Sequence[int]) -
             f"the function given as a planner returned {given!r}; it must return a `ScalePlan`, a "
             "mapping from nodes to exponents, or a sequence of one exponent a node."
         )
-    fixed = {*graph.leaves, *graph.pinned}
+    fixed = graph.fixed
     if isinstance(given, Mapping):
         return ScalePlan.of(graph, {node: k for node, k in given.items() if node not in fixed})
     return ScalePlan.of(graph, [0 if n in fixed else k for n, k in enumerate(given)])
@@ -249,7 +249,7 @@ def groups_of(graph: BackwardGraph, plan: ScalePlan, log2_scale: int) -> tuple[G
 
 def connected(graph: BackwardGraph, plan: ScalePlan) -> list[int]:
     """For each node the smallest node that it reaches at its exponent; -1 for fixed nodes."""
-    fixed_nodes = {*graph.leaves, *graph.pinned}
+    fixed_nodes = graph.fixed
     exponents = plan.exponents
     parent = [-1 if node in fixed_nodes else node for node in range(len(graph))]
 

@@ -30,7 +30,11 @@ def report(decision: Decision, graph: BackwardGraph, names: Names | None = None)
         needed = len({*scales, decision.log2_scale})
         lines = [f"{needed} loss scales are needed, in {len(decision.groups)} groups:"]
         lines += [_line(group, graph, names) for group in decision.groups]
-        lines.append(f"parameters are at 2^{decision.log2_scale}")
+        if graph.freed:
+            lines.append("parameters with float32 masters keep the scale of their group")
+        if not graph.freed.issuperset(graph.leaves):
+            others = "the other parameters" if graph.freed else "parameters"
+            lines.append(f"{others} are at 2^{decision.log2_scale}")
     for node in decision.overflowed:
         lines.append(f"an overflow began at {_name(node, graph, names)}; its group went down")
     for loss in decision.losses:

@@ -145,7 +145,7 @@ def _replanned(
     log2_scale: int,
     slack: int,
 ) -> tuple[ScalePlan, int]:
-    fixed = {*graph.leaves, *graph.pinned}
+    fixed = graph.fixed
     free = [node for node in range(len(graph)) if node not in fixed]
     intervals = {node: (windows[node].lo, windows[node].hi) for node in free}
     fresh = _groups(graph, free, intervals, {})
@@ -243,12 +243,13 @@ def _losses(windows: Sequence[Window]) -> tuple[Loss, ...]:
 
 def _notes(graph: BackwardGraph, windows: Sequence[Window], log2_scale: int) -> tuple[str, ...]:
     """What the loss scale cannot give to all that sit at it."""
-    low = [leaf for leaf in graph.leaves if windows[leaf].lo > log2_scale]
+    leaves = graph.fixed.intersection(graph.leaves)
+    low = [leaf for leaf in leaves if windows[leaf].lo > log2_scale]
     if not low:
         return ()
     needed = max(windows[leaf].lo for leaf in low)
     return (
         f"{len(low)} of {len(graph.leaves)} parameters hold their gradient in reduced precision "
         f"and lose part of it at 2^{log2_scale}: they need up to 2^{needed}. Keep the parameters "
-        "in float32, as autocast does.",
+        "in float32, as autocast does, or give them masters with `gradscale.half_precision`.",
     )

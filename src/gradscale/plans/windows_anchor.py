@@ -35,7 +35,7 @@ def loss_exponent(
     graph: BackwardGraph, windows: Sequence[Window], exponents: dict[int, int], before: int
 ) -> int:
     """The exponent that spares most edges to leaves and pinned nodes a multiplication."""
-    fixed = {*graph.leaves, *graph.pinned}
+    fixed = graph.fixed
     votes: Counter[int] = Counter()
     for edge in graph.edges:
         for one, other in ((edge.source, edge.target), (edge.target, edge.source)):
