@@ -1,6 +1,7 @@
 """What each rank of `test_ranks.py` does, in a module that spawned processes can import."""
 
 import datetime
+import importlib
 import os
 import traceback
 import warnings
@@ -10,7 +11,10 @@ import torch.distributed as dist
 
 
 def launch(name, *arguments, ranks=2):
-    """Runs `name(rank, *arguments)` in `ranks` gloo processes; their results by rank."""
+    """Runs `name(rank, *arguments)` in `ranks` gloo processes; their results by rank.
+
+    A function of another module is named with it: ``update_worker.clipped``.
+    """
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     port_file = os.path.join(os.environ["PYTEST_TMP"], f"rendezvous-{name}-{os.urandom(4).hex()}")
@@ -39,7 +43,9 @@ def _enter(rank, ranks, port_file, name, arguments, queue):
             world_size=ranks,
             timeout=datetime.timedelta(seconds=30),
         )
-        queue.put((rank, globals()[name](rank, *arguments)))
+        module, _, function = name.rpartition(".")
+        found = getattr(importlib.import_module(module), function) if module else globals()[name]
+        queue.put((rank, found(rank, *arguments)))
         dist.destroy_process_group()
     except BaseException:
         queue.put((rank, traceback.format_exc()))
