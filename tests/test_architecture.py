@@ -41,6 +41,7 @@ PUBLIC = (
     "gradscale.advice",
     "gradscale.backward",
     "gradscale.checkpoints",
+    "gradscale.doctor",
     "gradscale.emulation",
     "gradscale.formats",
     "gradscale.histogram",

@@ -1,6 +1,7 @@
 """Loss scaling for PyTorch that loses no gradient."""
 
 from gradscale import checkpoints as checkpoints
+from gradscale import doctor as doctor
 from gradscale import emulation as emulation
 from gradscale import metrics as metrics
 from gradscale import recording as recording
