@@ -148,6 +148,29 @@ def test_amax_is_there_if_the_policy_needs_it_or_somebody_asks():
     assert values == [None, largest, largest]
 
 
+def test_asking_for_more_between_steps_leaves_their_outcomes_apart():
+    model, optimizer = network()
+    scaler = GradScaler("cpu")
+    seen: list[Metrics] = []
+    scaler.log_to(seen.append)
+    for needs in ([], ["amax"], ["exponents"]):
+        step(model, optimizer, scaler)
+        scaler.also_measure(*needs)
+        assert len(scaler.last_step) == 1
+    assert [metrics.steps for metrics in seen] == [1, 2, 3] and scaler.counters.steps == 3
+    assert seen[2].amax is not None
+
+
+def test_asking_for_more_within_a_step_forgets_no_loss():
+    model, optimizer = network()
+    scaler = GradScaler("cpu")
+    scaler.scale(model(torch.full((3, 4), BAD)).mean()).backward()
+    scaler.also_measure("amax")
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.last_step.reason == "nonfinite_loss" and scaler.metrics().amax is not None
+
+
 def test_measuring_more_changes_no_bit_of_the_training():
     runs = []
     for needs in ([], ["amax", "exponents"]):

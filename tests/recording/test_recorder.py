@@ -228,6 +228,7 @@ class Watch:
 
     def __init__(self):
         self.step, self.measures, self.callbacks = -1, False, []
+        self.scaler = GradScaler("cpu")
 
     def on_measured(self, callback):
         self.callbacks.append(callback)
@@ -245,7 +246,7 @@ class Watch:
     def poll(self):
         pass
 
-    wait = poll
+    wait = _stepped = poll
 
 
 def row(name="a.weight", kind="parameter", *, nonfinite=0, flushed=1, method="counted", **rest):
@@ -255,7 +256,8 @@ def row(name="a.weight", kind="parameter", *, nonfinite=0, flushed=1, method="co
 
 def test_rows_that_arrive_late_are_in_the_line_of_their_step(tmp_path):
     model, optimizer = network()
-    scaler, watch = GradScaler("cpu"), Watch()
+    watch = Watch()
+    scaler = watch.scaler
     with Recorder(tmp_path, scaler, watch):
         for step in range(4):
             watch.begin(measures=step % 2 == 0)
@@ -281,7 +283,8 @@ def test_rows_that_arrive_late_are_in_the_line_of_their_step(tmp_path):
 
 def test_rows_that_arrive_before_the_step_ends_are_kept_for_it(tmp_path):
     model, optimizer = network()
-    scaler, watch = GradScaler("cpu"), Watch()
+    watch = Watch()
+    scaler = watch.scaler
     with Recorder(tmp_path, scaler, watch):
         watch.begin(measures=True)
         watch.deliver(0, [row()])
@@ -291,7 +294,8 @@ def test_rows_that_arrive_before_the_step_ends_are_kept_for_it(tmp_path):
 
 def test_a_measurement_that_never_comes_holds_nothing_up_for_long(tmp_path):
     model, optimizer = network()
-    scaler, watch = GradScaler("cpu"), Watch()
+    watch = Watch()
+    scaler = watch.scaler
     with Recorder(tmp_path, scaler, watch):
         watch.begin(measures=True)
         train(model, optimizer, scaler)
@@ -304,7 +308,8 @@ def test_a_measurement_that_never_comes_holds_nothing_up_for_long(tmp_path):
 
 def test_a_skipped_step_that_was_measured_names_the_first_that_was_not_finite(tmp_path):
     model, optimizer = network()
-    scaler, watch = GradScaler("cpu"), Watch()
+    watch = Watch()
+    scaler = watch.scaler
     with Recorder(tmp_path, scaler, watch):
         watch.begin(measures=True)
         rows = [row("head"), row("body", "module", nonfinite=2), row("body.weight", nonfinite=1)]
@@ -441,7 +446,8 @@ def test_a_torn_recording_can_be_continued(tmp_path):
 def test_a_resumed_recording_keeps_the_numbers_of_its_rows(tmp_path):
     for at, names in ((None, ["a", "b"]), (1, ["b", "c"])):
         model, optimizer = network()
-        scaler, watch = GradScaler("cpu"), Watch()
+        watch = Watch()
+        scaler = watch.scaler
         with Recorder(tmp_path, scaler, watch, step=at):
             watch.begin(measures=True)
             watch.deliver(0, [row(name) for name in names])
@@ -539,6 +545,14 @@ def test_recorded_steps_never_wait_for_cuda(name, tmp_path):
         torch.cuda.set_sync_debug_mode("default")
     recorder.close()
     assert [step.step for step in read(tmp_path).steps] == list(range(6))
+
+
+def test_a_watch_must_know_the_scaler(tmp_path):
+    model, scaler = deep(), GradScaler("cpu")
+    for watched, words in ((None, "no scaler"), (GradScaler("cpu"), "another one")):
+        message = rf"divides its gradients by the scale of {words}\. Make it with `watch\(model, s"
+        with pytest.raises(ValueError, match=message):
+            Recorder(tmp_path, scaler, watch(model, watched))
 
 
 def test_only_known_scalers_are_followed(tmp_path):

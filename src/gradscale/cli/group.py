@@ -10,6 +10,7 @@ from gradscale.cli.compare import compare
 from gradscale.cli.doctor import doctor
 from gradscale.cli.inspect import inspect
 from gradscale.cli.recipes import recipes
+from gradscale.cli.replay import replay_command
 from gradscale.cli.report import report
 from gradscale.cli.train import train
 
@@ -27,8 +28,9 @@ def gradscale() -> None:
       gradscale inspect mine:model_step  which formats are safe for your own model
       gradscale doctor checkpoint.pt     what is wrong with a saved loss scale
       gradscale report runs/mine         a recorded run as a page: what was lost, where and why
+      gradscale replay runs/mine         what another policy would have done on it
     """  # noqa: D301
 
 
-for _command in (compare, train, inspect, doctor, recipes, report):
+for _command in (compare, train, inspect, doctor, recipes, report, replay_command):
     gradscale.add_command(_command)

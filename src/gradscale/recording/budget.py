@@ -11,7 +11,11 @@ HORIZON = 100_000
 DENSE = 1_000
 """Up to about here the allowance grows evenly; then with the logarithm of the steps."""
 
+FIRST = 0.15
+"""What may be spent at once, so that short runs keep all or most."""
+
 _GUESS = 150
+_GUESSED_LINES = 1_000
 _RESERVE = 0.95
 _OF_SEEN = 0.62
 
@@ -21,7 +25,7 @@ class Budget:
     """Thins the measurements so that a run of any length stays small.
 
         allowance(n) = (0.95 size - HORIZON * bytes of an ordinary line) * growth(n)
-        growth(n)    = log(1 + n / DENSE) / log(1 + HORIZON / DENSE)
+        growth(n)    = FIRST + (1 - FIRST) * log(1 + n / DENSE) / log(1 + HORIZON / DENSE)
         kept         = what was spent on its kind so far is within the kind's part of allowance(n)
 
     So a small network keeps everything, and a large one keeps its measurements at intervals that
@@ -38,8 +42,8 @@ class Budget:
         >>> budget = Budget(50_000_000)
         >>> budget.affords_seen(0)
         True
-        >>> budget.seen += 20_000
-        >>> budget.affords_seen(1), budget.affords_seen(10)
+        >>> budget.seen += 4_000_000
+        >>> budget.affords_seen(10), budget.affords_seen(1_000)
         (False, True)
     """
 
@@ -58,6 +62,8 @@ class Budget:
         return self.octaves <= (1 - _OF_SEEN) * self._allowance(step)
 
     def _allowance(self, step: int) -> float:
-        line = self.ordinary / self.lines if self.lines else _GUESS
-        growth = math.log1p(step / DENSE) / math.log1p(HORIZON / DENSE)
+        # A guess has the weight of some steps: the first ones, often skipped, have long lines.
+        line = (self.ordinary + _GUESS * _GUESSED_LINES) / (self.lines + _GUESSED_LINES)
+        later = math.log1p(step / DENSE) / math.log1p(HORIZON / DENSE)
+        growth = FIRST + (1 - FIRST) * later
         return max(0.0, _RESERVE * self.size - HORIZON * line) * growth

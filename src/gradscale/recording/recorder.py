@@ -51,7 +51,8 @@ class Recorder:
     Raises:
         FileExistsError: if there is a recording already, and `step` is None.
         TypeError: if `scaler` is no scaler that is known.
-        ValueError: if `amax` is asked of torch's scaler, or `step` is negative.
+        ValueError: if `amax` is asked of torch's scaler, `step` is negative, or the watch knows
+            nothing of the scaler.
 
     Example:
         >>> import gradscale, tempfile
@@ -83,6 +84,7 @@ class Recorder:
         note: Mapping[str, Any] | None = None,
         size: int = 50_000_000,
     ) -> None:
+        _check_watch(watch, scaler)
         scaler = scaler_to_follow(scaler)
         self._ask(scaler, amax=amax, exponents=exponents)
         self.path = Path(path)
@@ -102,6 +104,8 @@ class Recorder:
         if watch is not None:
             watch.on_measured(self._measured)
             self._sketching = Sketching(watch.model)
+            if isinstance(scaler, GradScaler) and not scaler._names:
+                scaler.name_parameters(watch.model)
 
     def _ask(self, scaler: Any, *, amax: bool, exponents: bool) -> None:
         needs = [name for name, on in (("amax", amax), ("exponents", exponents)) if on]
@@ -145,8 +149,9 @@ class Recorder:
         """A step has ended; its source calls this."""
         watched = None
         if self._watch is not None:
-            self._watch.poll()
             watched = self._watch.step if self._watch.measures else None
+            # A skipped step is over as well, and no optimizer has told the watch so.
+            self._watch._stepped()
         rows = self._early.pop(watched, None)
         self._early.clear()
         waits_for = None if rows is not None else watched
@@ -212,6 +217,15 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         self.close(error)
+
+
+def _check_watch(watch: Watch | None, scaler: Any) -> None:
+    if watch is not None and watch.scaler is not scaler:
+        raise ValueError(
+            "`Recorder(path, scaler, watch)`: the watch divides its gradients by the scale of "
+            f"{'no scaler' if watch.scaler is None else 'another one'}. Make it with "
+            "`watch(model, scaler)`."
+        )
 
 
 def _writes() -> bool:

@@ -199,9 +199,9 @@ def _check_needs(recording: Recording, policy: Policy) -> None:
         if lacking is not None:
             raise ValueError(
                 f"`{type(policy).__name__}` needs `{need}` at every step, and step {lacking} of "
-                f"`{recording.path}` has none. Record with `Recorder(path, scaler, {need}=True)`"
-                f"{' or `gradscale train --record`' if need == 'amax' else ''}, or replay a policy "
-                "that needs nothing, such as `dynamic`."
+                f"`{recording.path}` has none. Record with `Recorder(path, scaler, {need}=True)` "
+                "or `gradscale train --record`, or replay a policy that needs nothing, such as "
+                "`dynamic`."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.lost import lost_in
 from gradscale.metrics.meter import Finished, Meter, Subscription
@@ -19,6 +20,7 @@ class MeteringScaler(SavedScaler):
 
     _meter: Meter | None = None
     _also_needed: frozenset[Need] = frozenset()
+    _gradients: StepGradients
 
     def metrics(self) -> Metrics:
         """The latest step whose numbers have reached the host; never waits for the device.
@@ -86,8 +88,8 @@ class MeteringScaler(SavedScaler):
                     f"`also_measure({need!r})` must be 'amax' or 'exponents'. Pass one of them."
                 )
         self._also_needed |= frozenset(needs)
-        if not self._per_optimizer_states:
-            self._begin_step()
+        if not self._per_optimizer_states:  # nothing of the step under way is measured yet
+            self._gradients.needs = self.policy.needs | self._also_needed
 
     def follow(self, watch: Any) -> None:
         """Takes the lost share in `metrics()` from what a watch measures.

@@ -30,6 +30,7 @@ def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
         yield
         return
     settings = trial.settings
+    ours = isinstance(trial.scaler, GradScaler)
     every = max(1, min(100, settings.steps // MEASUREMENTS))
     with (
         watch(trial.model, trial.scaler, every=every) as watching,
@@ -37,7 +38,8 @@ def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
             path,
             trial.scaler,
             watching,
-            amax=isinstance(trial.scaler, GradScaler),
+            amax=ours,
+            exponents=ours,
             format=settings.precision,
             step=trial.step,
             note=settings.to_json(),

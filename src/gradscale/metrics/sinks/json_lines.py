@@ -9,7 +9,7 @@ from gradscale.metrics.metrics import Metrics
 
 
 class JsonLines:
-    """Appends one object a step; each line reaches the operating system before the next step.
+    """Appends one object a step; the file is open only while it is written.
 
     For a file that reports and replays can be made of, use `gradscale.Recorder`.
 
@@ -19,21 +19,16 @@ class JsonLines:
     Example:
         >>> import gradscale, tempfile
         >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
-        >>> sink = JsonLines(path)
-        >>> sink(gradscale.Metrics(step=7, scale=1024.0))
-        >>> sink.close()
+        >>> JsonLines(path)(gradscale.Metrics(step=7, scale=1024.0))
         >>> json.loads(path.read_text())["scale"]
         1024.0
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self.path.open("a").close()  # what is wrong with it shows now, not in the middle of a run
 
     def __call__(self, metrics: Metrics) -> None:
         """Appends a step."""
-        self._file.write(json.dumps(metrics.to_dict()) + "\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics.to_dict()) + "\n")

@@ -1,0 +1,113 @@
+"""`gradscale replay`: what other policies would have done on a recorded run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gradscale.cli.display import console
+from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.replay_table import replay_table, words
+from gradscale.recording import Recording, read
+from gradscale.replay import Replay, policy_from, replay
+from gradscale.training import plain
+
+
+@click.command(name="replay", short_help="What another policy would have done on a recorded run.")
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME(SETTING=…)",
+    help="Which; several make a table.  [the recorded one]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
+@click.option("--steps", "with_steps", is_flag=True, help="With --json: every step of each, too.")
+@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
+    """Lead other policies along a recorded run and say what each would have done.
+
+    RUN is a recording, or a folder with one: `gradscale train --record` or `gradscale.Recorder`
+    make them. The answer is a table of scales, skipped steps and lost gradients. An answer is exact
+    as long as the policy chooses the recorded scales; at other scales, what would have overflowed
+    is predicted from the magnitudes that were recorded; and from the first step on that would have
+    been skipped and was not, or the other way round, the run would have taken another course.
+
+    \b
+    A policy is a name, with settings in parentheses:
+      static dynamic last-maximum lognormal quantile band two-sided guarded
+      apex deepspeed megatron fairseq metaseq keras jmp flax paddle mindspore
+      colossalai popart openseq2seq-backoff openseq2seq-logmax torch
+
+    \b
+    Examples:
+      gradscale replay runs/mine
+      gradscale replay runs/mine --policy lognormal
+      gradscale replay runs/mine --policy "dynamic(init_scale=2^20)" --policy deepspeed
+      gradscale replay runs/mine --policy "guarded(policy=lognormal(deviations=4))" --json
+    """  # noqa: D301
+    if given["with_steps"] and not given["as_json"]:
+        raise BadInput("`--steps` goes with `--json`. Pass both, or neither.")
+    errors = console(stderr=True, no_color=given["no_color"])
+    with bad_input((ValueError, TypeError, OSError)):
+        chosen = [(text, policy_from(text)) for text in policies] or [("recorded policy", None)]
+        recording = read(run)
+        found: list[tuple[str, Replay]] = []
+        with _progress(errors, len(recording.steps) * len(chosen)) as tell:
+            for text, policy in chosen:
+                found.append((text, replay(recording, policy, on_step=tell)))
+                tell(None)
+    if given["as_json"]:
+        click.echo(json.dumps(plain(_as_json(recording, found, **given)), indent=2))
+        return
+    screen = console(no_color=given["no_color"])
+    screen.print(replay_table(recording, found))
+    for line in words(recording, found):
+        screen.print(line, style="dim", soft_wrap=not screen.is_terminal)
+
+
+@contextmanager
+def _progress(errors: Console, total: int) -> Generator[Callable[[int | None], None]]:
+    """A bar on a terminal; told how many steps of a replay are done, None at its end."""
+    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    disable = not errors.is_terminal
+    with Progress(*columns, console=errors, transient=True, disable=disable) as progress:
+        task = progress.add_task("", total=total)
+        before = latest = 0
+
+        def tell(steps: int | None) -> None:
+            nonlocal before, latest
+            if steps is None:
+                before, latest = before + latest, 0
+            else:
+                latest = steps
+            progress.update(task, completed=before + latest)
+
+        yield tell
+
+
+def _as_json(
+    recording: Recording, found: list[tuple[str, Replay]], *, with_steps: bool, **rest: Any
+) -> dict[str, Any]:
+    del rest
+    answers: list[dict[str, Any]] = []
+    for text, one in found:
+        answer = {"name": text, **one.to_dict()}
+        if with_steps:
+            answer["every_step"] = [step._asdict() for step in one.steps]
+        answers.append(answer)
+    recorded = {
+        "path": str(recording.path),
+        "policy": recording.header.policy,
+        "steps": len(recording.steps),
+        "skipped": sum(step.skipped for step in recording.steps),
+    }
+    return {"recorded": recorded, "replays": answers}
