@@ -230,3 +230,28 @@ def sharded_wrongly(rank):
     except RuntimeError as error:
         said.append(str(error))
     return said
+
+
+def planned(rank):
+    """DDP under a plan: masters and exponents of leaves, on two ranks with different data."""
+    from gradscale import GradScaler, half_precision
+
+    torch.manual_seed(0)
+    parts = [part for _ in range(16) for part in (nn.Linear(8, 8), nn.GELU())]
+    net = nn.Sequential(*parts, nn.Linear(8, 2))
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(rank))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    half = half_precision(net, optimizer)
+    wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True)
+    scaler = GradScaler("cpu", layerwise=True)
+    for _ in range(5):
+        optimizer.zero_grad()
+        with wrapped.no_sync():
+            scaler.scale(wrapped(x).square().mean() * 2.0**-6).backward()
+        scaler.scale(wrapped(x + 1).square().mean() * 2.0**-6).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    track = scaler.layerwise.tracks.latest
+    leaves = sorted({track.plan.exponents[leaf] for leaf in track.graph.freed})
+    zeros = int((net[0].weight.grad == 0).sum())
+    return plain(half.parameters()), leaves, zeros, scaler.last_step.skipped

@@ -63,3 +63,10 @@ def test_mixed_groups_and_sharding_afterwards_are_refused():
     assert "Apply `fully_shard` to each normalisation layer" in said[0]
     assert "MixedPrecisionPolicy(param_dtype=torch.float16" in said[0]
     assert "parameters were replaced after `half_precision" in said[1]
+
+
+def test_ranks_under_a_plan_hold_leaves_at_the_same_exponents():
+    first, second = launch("planned")
+    assert first == second
+    _, leaves, zeros, skipped = first
+    assert len(leaves) > 1 and zeros == 0 and not skipped

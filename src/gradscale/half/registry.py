@@ -24,7 +24,8 @@ def masters_of(optimizer: Optimizer) -> Masters | None:
         >>> print(masters_of(torch.optim.SGD(model.parameters(), lr=0.1)))
         None
     """
-    return MASTERS.get(optimizer)
+    # Asked several times a step; to look into a weak dictionary costs more than to see it empty.
+    return MASTERS.get(optimizer) if MASTERS else None
 
 
 def trained_by(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> list[Tensor]:
