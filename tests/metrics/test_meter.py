@@ -193,6 +193,18 @@ def test_groups_count_the_scales_of_the_plan():
     assert GradScaler("cpu").metrics().groups == 1
 
 
+def test_an_update_without_a_step_is_told_to_nobody():
+    model, optimizer = network()
+    scaler = GradScaler("cpu")
+    seen: list[Metrics] = []
+    scaler.log_to(seen.append)
+    step(model, optimizer, scaler)
+    scaler.scale(model(torch.ones(3, 4)).mean()).backward()
+    scaler.unscale_(optimizer)
+    scaler.update()
+    assert len(seen) == 1
+
+
 def test_two_optimizers_are_one_step():
     first, second = network(), network()
     scaler = GradScaler("cpu")

@@ -145,6 +145,20 @@ def test_accumulated_losses_add_up_to_one_step(tmp_path):
     assert [(step.step, step.loss) for step in read(tmp_path).steps] == [(0, 1.5), (1, 3.5)]
 
 
+def test_a_loss_that_is_changed_afterwards_is_recorded_as_it_was(tmp_path):
+    model, optimizer = network()
+    scaler = GradScaler("cpu")
+    with Recorder(tmp_path, scaler) as recorder:
+        loss = model(torch.ones(3, 4)).square().mean()
+        recorder.note_loss(loss)
+        before = float(loss.detach())
+        scaler.scale(loss).backward()
+        loss.data.zero_()
+        scaler.step(optimizer)
+        scaler.update()
+    assert read(tmp_path).steps[0].loss == pytest.approx(before, rel=1e-8)
+
+
 @pytest.mark.parametrize("name", SCALERS)
 def test_several_optimizers_are_one_step_that_says_who_skipped(name, tmp_path):
     first, second = network(), network()
@@ -438,6 +452,9 @@ def test_a_torn_recording_can_be_continued(tmp_path):
     path.write_bytes(b"".join(lines[:4]) + lines[4][:20])
     run(path, GradScaler("cpu"), 2, at=3)
     assert [step.step for step in read(path).steps] == [0, 1, 2, 3, 4]
+    path.write_bytes(b"".join(lines[:4])[:-1])  # only a newline is missing: the line goes, too
+    run(path, GradScaler("cpu"), 2, at=3)
+    assert [step.step for step in read(path).steps] == [0, 1, 3, 4]
     path.write_bytes(lines[0][:10])
     run(path, GradScaler("cpu"), 2, at=0)
     assert [step.step for step in read(path).steps] == [0, 1]
