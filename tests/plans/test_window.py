@@ -23,6 +23,7 @@ from gradscale.plans.window import (
 )
 
 FORMATS = ["fp16", "e5m2", "e4m3"]
+FP16 = FloatFormat.of("fp16")
 
 
 def counts_of(tensor: torch.Tensor, exponent: int = 0) -> Counts:
@@ -134,3 +135,30 @@ def test_flushed_share_agrees_with_the_window() -> None:
     counts = counts_of(lognormal(0, 5.0, -10))
     lo = lowest_exponent(counts, half, 1e-2)
     assert flushed_share(counts, half, lo) <= 1e-2 < flushed_share(counts, half, lo - 1)
+
+
+def half_of_zeros(generator: torch.Generator, size: int, shift: int) -> torch.Tensor:
+    kept = torch.rand(size, generator=generator) > 0.5
+    return torch.randn(size, generator=generator) * kept * 2.0**shift
+
+
+@pytest.mark.parametrize("size", [300, 30_000])
+def test_with_a_prior_true_zeros_are_less_often_taken_for_flushed(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    errors: dict[int, list[float]] = {0: [], 16: []}
+    for shift in (-16, -20, -22, -24):
+        for _ in range(4):
+            true = half_of_zeros(generator, size, shift)
+            lost = (true != 0) & (true.half() == 0)
+            seen = counts_of(true.half())
+            for prior, found in errors.items():
+                whole = with_flushed(seen, FP16, 0, prior=prior)
+                estimate = (whole.nonzero - seen.nonzero) / whole.nonzero
+                found.append(abs(estimate - float(lost.sum() / (true != 0).sum())))
+    assert sum(errors[16]) < 0.75 * sum(errors[0])
+
+
+def test_a_few_stray_elements_are_not_continued_for_ever() -> None:
+    counts = Counts(1.0, 5000, 0, -24, (1, 1, 1, *[0] * 10, 5000))
+    assert with_flushed(counts, FP16, 0).nonzero - counts.nonzero == 63
+    assert with_flushed(counts, FP16, 0, prior=16) == counts

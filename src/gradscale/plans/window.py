@@ -130,7 +130,9 @@ def flush_octave(format: FloatFormat) -> int:
     return format.min_exponent - format.mantissa_bits - 1
 
 
-def with_flushed(counts: Counts, format: FloatFormat, stored_exponent: int) -> Counts:
+def with_flushed(
+    counts: Counts, format: FloatFormat, stored_exponent: int, *, prior: int = 0
+) -> Counts:
     """`counts` with an estimate of what `format` had flushed before anybody could count it.
 
     The octaves continue downwards as a geometric series, with the ratio of the two lowest that the
@@ -141,12 +143,16 @@ def with_flushed(counts: Counts, format: FloatFormat, stored_exponent: int) -> C
         counts: of a tensor that was stored in `format`, unscaled.
         format: what held it.
         stored_exponent: the exponent at which it did.
+        prior: how many elements the belief is worth that octaves halve on the way down, as they do
+            where values are spread smoothly around zero; a ratio above one half then comes nearer
+            to it by a tenth of the distance an octave. It keeps stray elements, and zeros that are
+            true, from being taken for a tail without end. 0 continues what was seen.
     """
     # The octave of the smallest subnormal holds what rounds to it as well, so it is not whole.
     partial = flush_octave(format) + 1 - stored_exponent - counts.lowest
     if not 0 <= partial < len(counts.octaves) or not counts.zero:
         return counts
-    tail = _geometric_tail(counts.octaves[partial:], counts.zero)
+    tail = _geometric_tail(counts.octaves[partial:], counts.zero, prior)
     if not tail:
         return counts
     # Between the partial octave and the first lost one lies the octave that rounds up into it.
@@ -161,18 +167,29 @@ def with_flushed(counts: Counts, format: FloatFormat, stored_exponent: int) -> C
     )
 
 
-def _geometric_tail(octaves: tuple[int, ...], zeros: int) -> list[int]:
+def _geometric_tail(octaves: tuple[int, ...], zeros: int, prior: int) -> list[int]:
     """How many were lost in each octave below those two that rounding touched, highest first."""
     partial, whole, above = (*octaves, 0, 0)[:3]
-    low = whole or partial
     ratio = whole / above if above > whole > 0 else 1.0
+    if prior:
+        ratio = min(1.0, (whole + prior / 2) / (above + prior))
+    expected = float(whole or partial)
     tail: list[int] = []
-    expected = low * ratio**3
-    while expected >= 0.5 and zeros and len(tail) < FAR:
-        tail.append(min(zeros, round(expected)))
-        zeros -= tail[-1]
+    for octave in range(FAR + _TOUCHED):
         expected *= ratio
+        if prior and ratio > _HALVING:
+            ratio -= _APPROACH * (ratio - _HALVING)
+        if octave >= _TOUCHED:
+            if expected < 0.5 or not zeros:
+                break
+            tail.append(min(zeros, round(expected)))
+            zeros -= tail[-1]
     return tail
+
+
+_TOUCHED = 2
+_HALVING = 0.5
+_APPROACH = 0.1
 
 
 def sum_window(largest_term: float, terms: int, format: FloatFormat) -> Window:
