@@ -204,3 +204,42 @@ def test_leaves_without_a_master_and_float32_gradients_stay_at_the_loss_scale():
     (track,) = scaler.layerwise.tracks
     assert track.graph.freed == frozenset()
     assert all(track.plan.exponents[leaf] == 0 for leaf in track.graph.leaves)
+
+
+def test_gradients_divided_but_not_stepped_are_added_to_at_the_loss_scale():
+    def run(layerwise):
+        model = network()
+        optimizer = OPTIMIZERS["SGD"](model.parameters())
+        half = half_precision(model, optimizer)
+        scaler = gradscale.GradScaler(
+            "cpu", policy=gradscale.Static(2.0**9), layerwise=layerwise() if layerwise else False
+        )
+        for number, (x, y) in enumerate(batches(5)):
+            scaler.scale(F.mse_loss(model(x), y)).backward()
+            scaler.unscale_(optimizer)
+            if number != 3:
+                scaler.step(optimizer)
+                optimizer.zero_grad()
+            scaler.update()
+        return list(half.parameters())
+
+    assert equal(run(random_plans), run(None))
+
+
+def test_gradients_cleared_to_zeros_take_the_exponents_of_the_next_plan():
+    model = network()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    half_precision(model, optimizer)
+    scaler = gradscale.GradScaler("cpu", layerwise=random_plans(), init_scale=2.0**9)
+    exponents = []
+    for x, y in batches(4):
+        optimizer.zero_grad(set_to_none=False)
+        scaler.scale(F.mse_loss(model(x), y)).backward()
+        track = scaler.layerwise.tracks.latest
+        here = {id(p): leaf for leaf, p in track.graph.parameters().items()}
+        parameters = [p for p in model.parameters() if link_of(p) is not None]
+        exponents.append([link_of(p).exponent for p in parameters])
+        assert exponents[-1] == [track.plan.exponents[here[id(p)]] for p in parameters]
+        scaler.step(torch.optim.SGD([model.norm.weight], lr=0.0))  # the others are thrown away
+        scaler.update()
+    assert exponents[-1] != exponents[-2]
