@@ -22,7 +22,9 @@ class CompiledStep:
 
     def __init__(self, step: TensorStep, backend: str | Callable[..., Any]) -> None:
         self._step = step
-        self._compiled = torch.compile(
+        # Typed loosely: torch's own overloads leave `isolate_recompiles` out.
+        compiler: Any = torch.compile
+        self._compiled = compiler(
             step.__call__, fullgraph=True, backend=backend, isolate_recompiles=True
         )
 

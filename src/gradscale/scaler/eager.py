@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
+from torch._C._dynamo import eval_frame as frames
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 P = ParamSpec("P")
@@ -31,4 +32,15 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
         return disabled[0](*args, **kwargs)
 
     cast(Any, call)._torchdynamo_disable = True
+    # Else, called between two graphs, `call` itself would be traced: in vain, and with a warning.
+    _leave_untraced(cast(Any, call).__code__)
     return call
+
+
+def _leave_untraced(code: Any) -> None:
+    torchs: Any = frames
+    if hasattr(torchs, "skip_code"):  # torch 2.6
+        torchs.skip_code(code)
+        return
+    skip, default = torchs._FrameAction.SKIP, torchs._FrameAction.DEFAULT
+    torchs.set_code_exec_strategy(code, torchs._FrameExecStrategy(skip, default))
