@@ -7,13 +7,16 @@ from dataclasses import replace
 
 from gradscale.backward.measurements import Counts
 from gradscale.formats import FloatFormat
-from gradscale.plans.window import flush_octave, window_of, with_flushed
+from gradscale.plans.window import FAR, Window, flush_octave, window_of, with_flushed
 from gradscale.watching.rows import Row
 from gradscale.watching.sights import Part, Sight
 
 PRIOR = 16
 """Elements; see `with_flushed`. On random tensors, half of them true zeros, it takes the mean error
 of the lost share from 0.2 to 0.1."""
+
+UNSEEN = 12
+"""Octaves by which what has vanished whole should be lifted to see anything of it."""
 
 _WIDE_EXPONENT_BITS = 8
 
@@ -29,13 +32,16 @@ def native_format(sights: Iterable[Sight], default: str) -> str | None:
     return None if narrow else default
 
 
-def judge(sight: Sight, format: str | None, at: int | None = None) -> Row:
+def judge(
+    sight: Sight, format: str | None, at: int | None = None, *, vanished: bool = False
+) -> Row:
     """A row.
 
     Args:
         sight: what was seen.
         format: to judge it for; None for the one that it really has.
         at: as if stored at this exponent; None for the one that it has.
+        vanished: whether its zeros were flushed; nobody knows from how far below.
 
     Example:
         >>> seen = Counts(amax=1.0, zero=1, lowest=-30, octaves=(2, *[0] * 29, 5))
@@ -54,6 +60,9 @@ def judge(sight: Sight, format: str | None, at: int | None = None) -> Row:
         seen, whole, exact = seen + counts, whole + true, exact and is_exact
         flushed += _lost(true, target, stored)
     window = window_of(whole, target)
+    if vanished:
+        flushed, exact = seen.zero, False
+        window = Window(lo=min(FAR, _exponent(sight) + UNSEEN))
     return Row(
         name=sight.name,
         kind=sight.kind,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from gradscale.watching.judging import judge, native_format
 from gradscale.watching.measured_step import Seen
 from gradscale.watching.report import WatchReport
 from gradscale.watching.rows import Row
 from gradscale.watching.sights import Sight, together
+from gradscale.watching.vanished import vanished
 
 
 def report_of(
-    seen: Sequence[Seen], format: str | None, at: int | None, model: nn.Module, *, scaled: bool
+    seen: Sequence[Seen], format: str | None, at: int | None, *, scaled: bool
 ) -> WatchReport:
     """The rows of several steps counted as one.
 
@@ -22,16 +21,18 @@ def report_of(
         seen: the steps.
         format: to judge for; None for the one that each tensor has.
         at: as if stored at this exponent.
-        model: that was watched.
         scaled: whether there was a scaler.
     """
-    del model
     sights = together(sight for each in seen for sight in each.sights)
     chosen = format or native_format(sights.values(), "fp16")
     gradients = [sight for sight in sights.values() if sight.kind != "activation"]
     activations = [sight for sight in sights.values() if sight.kind == "activation"]
+    gone = vanished(gradients)
     gradients.sort(key=lambda sight: sight.broken or sight.order)
-    rows = {sight.key: judge(sight, chosen, at) for sight in (*gradients, *activations)}
+    rows = {
+        sight.key: judge(sight, chosen, at, vanished=sight.key in gone)
+        for sight in (*gradients, *activations)
+    }
     return WatchReport(
         in_order=tuple(rows.values()),
         steps=tuple(each.step for each in seen),

@@ -80,6 +80,10 @@ class Steps:
         """It has ended: from here on the gradients are compared."""
         self._mark = _Mark.of(self._parameters)
 
+    def end(self) -> None:
+        """The step under way is over."""
+        self._over = True
+
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         groups = optimizer.param_groups

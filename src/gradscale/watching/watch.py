@@ -106,6 +106,15 @@ class Watch:
         """
         self._steps.again = True
 
+    def end_step(self) -> None:
+        """Tells that the step under way is over.
+
+        Needed only where nothing else tells: an optimizer that is none of torch's, or a skipped
+        step whose gradients stay as they are.
+        """
+        self._steps.end()
+        self._stepped()
+
     def report(
         self, format: FloatFormat | torch.dtype | str | None = None, at: int | None = None
     ) -> WatchReport:
@@ -129,7 +138,7 @@ class Watch:
         chosen, exponent = checked_format(format) or self._format, checked_exponent(at)
         self.poll()
         seen = [*self._kept, *self._unfinished()]
-        return report_of(seen, chosen, exponent, self.model, scaled=self.scaler is not None)
+        return report_of(seen, chosen, exponent, scaled=self.scaler is not None)
 
     @property
     def latest(self) -> WatchReport | None:
@@ -177,7 +186,7 @@ class Watch:
 
     def _report_of(self, seen: Seen) -> WatchReport:
         scaled = self.scaler is not None
-        return report_of([seen], self._format, None, self.model, scaled=scaled)
+        return report_of([seen], self._format, None, scaled=scaled)
 
     def _unfinished(self) -> list[Seen]:
         """What the step under way has counted so far, where nobody else must be asked."""
