@@ -53,6 +53,7 @@ PUBLIC = (
     "gradscale.replay",
     "gradscale.report",
     "gradscale.truth",
+    "gradscale.watching",
 )
 
 # What needs an extra to be imported.
