@@ -14,7 +14,7 @@ def inverse(scale: Tensor) -> Tensor:
     Accelerators may compile float32 division imprecisely, so it is taken in float64 there, except
     on MPS, which has none.
     """
-    if scale.device.type in ("cpu", "mps"):
+    if scale.is_cpu or scale.is_mps:
         return scale.reciprocal()
     return scale.double().reciprocal().float()
 

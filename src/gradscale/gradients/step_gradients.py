@@ -78,7 +78,10 @@ class StepGradients:
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor
     ) -> Flags:
         """Multiplies by `inv_scale` what is not divided yet; flags by device what is not finite."""
-        shared = self.shared(optimizer) if self._divided else set[int]()
+        if not self._divided and not self.needs and masters_of(optimizer) is None:
+            groups, _ = collect_gradients(optimizer)
+            return self.agreed(optimizer, unscale_groups_(groups, inv_scale, found_inf), found_inf)
+        shared = self.shared(optimizer)
         flags, widened = _widened(optimizer, inv_scale, found_inf)
         fresh, others = collect_gradients(optimizer, shared | widened)
         _merge(flags, unscale_groups_(fresh, inv_scale, found_inf))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,7 +42,14 @@ class Counters:
         self.skipped += 1
         self.consecutive += 1
         reason = outcome.reason or "overflow"
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        # A new dictionary, because copies of these counters share the old one.
+        self.reasons = {**self.reasons, reason: self.reasons.get(reason, 0) + 1}
+
+    def copied(self) -> Counters:
+        """These numbers, which later steps leave alone; once a step, so without ceremony."""
+        twin = object.__new__(Counters)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 class Ledger:
@@ -54,6 +61,7 @@ class Ledger:
 
     def __init__(self, on_skip: Sequence[Callable[[OptimizerOutcome], object]] = ()) -> None:
         self.on_skip = list(on_skip)
+        self.copies = False
         self._counters = Counters()
         self._waiting: list[tuple[OptimizerOutcome, Tensor | None, Any]] = []
 
@@ -67,6 +75,17 @@ class Ledger:
     def counters(self, counters: Counters) -> None:
         self._waiting.clear()
         self._counters = counters
+
+    def keep_copies(self, last_step: Iterable[OptimizerOutcome]) -> None:
+        """From now on every outcome keeps the counters that it was counted into.
+
+        Args:
+            last_step: the outcomes of the latest step, which are to have them too.
+        """
+        self.copies = True
+        if not self._waiting:
+            for outcome in last_step:
+                outcome.counted = self._counters.copied()
 
     @property
     def settled_counters(self) -> Counters:
@@ -89,12 +108,16 @@ class Ledger:
         return skipped
 
     def _count(self, outcome: OptimizerOutcome) -> bool:
-        self._counters.count(outcome)
-        outcome.counted = replace(self._counters, reasons=dict(self._counters.reasons))
-        if outcome.skipped:
-            for callback in self.on_skip:
-                callback(outcome)
-        return outcome.skipped
+        counters = self._counters
+        counters.count(outcome)
+        if self.copies:
+            outcome.counted = counters.copied()
+        # Known by the skips in a row: `outcome.skipped` is a call, and this is every step.
+        if not counters.consecutive:
+            return False
+        for callback in self.on_skip:
+            callback(outcome)
+        return True
 
     def _queue(self, outcome: OptimizerOutcome) -> None:
         arrived = event = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,7 +25,6 @@ Refill = Literal["growth", "clean", "clean_or_backoff"]
 
 _LONGEST_WINDOW = 2**30
 # Where torch._amp_update_scale_ has a kernel that multiplies as `times` does.
-_KERNEL_DEVICES = ("cpu", "cuda")
 
 
 class DynamicState(NamedTuple):
@@ -127,7 +127,7 @@ class Dynamic(Policy):
         check(self, "hysteresis_refill", fits, rule, "To back off at once, pass `hysteresis=1`.")
         check_flag(self, "window_follows_scale")
 
-    @property
+    @cached_property
     def fast(self) -> bool:
         """Whether torch's own kernel computes this update, so that `update_` is two launches."""
         largest = self.max_scale or 0.0
@@ -167,7 +167,11 @@ class Dynamic(Policy):
         )
 
     def update_(
-        self, state: DynamicState, observation: Observation, ignore: Tensor | None = None
+        self,
+        state: DynamicState,
+        observation: Observation,
+        ignore: Tensor | None = None,
+        clean: bool = False,
     ) -> None:
         """Changes `state` in place into what `advance` would return, sooner where `fast`.
 
@@ -178,9 +182,12 @@ class Dynamic(Policy):
             state: its tensors are overwritten.
             observation: what the step saw; `found_inf` is float32.
             ignore: as in `advance`.
+            clean: whether the host knows `found_inf` to be 0, so that the scale cannot fall.
         """
         if not (
-            self.fast and state.scale.numel() == 1 and state.scale.device.type in _KERNEL_DEVICES
+            self.fast
+            and (state.scale.is_cpu or state.scale.is_cuda)
+            and (state.scale.dim() == 0 or state.scale.numel() == 1)
         ):
             for old, new in zip(state, advance(self, state, observation, ignore), strict=True):
                 old.copy_(new)
@@ -199,7 +206,8 @@ class Dynamic(Policy):
             self.backoff_factor,
             self.growth_interval,
         )
-        state.scale.clamp_(self.min_scale, self.max_scale)
+        if not clean or self.max_scale is not None:
+            state.scale.clamp_(self.min_scale, self.max_scale)
 
     def _count_clean_steps(self, state: DynamicState, found: Tensor) -> tuple[Tensor, Tensor]:
         clean_steps = torch.where(found, 0, state.growth_tracker + 1)

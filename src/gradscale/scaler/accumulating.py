@@ -86,6 +86,7 @@ class AccumulatingScaler(AdvancingScaler):
                 "same for all of them."
             )
         self._pending.note(optimizer)
+        self._in_between = True
         with torch.no_grad():
             self._add(optimizer, record, micro_batches, inverse(scale), weight)
 

@@ -9,7 +9,7 @@ from gradscale.gradients.flags import combined
 from gradscale.gradients.step_gradients import StepGradients
 from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
 from gradscale.policies.dynamic import Dynamic
-from gradscale.policies.policy import advance
+from gradscale.policies.policy import Observation, advance
 from gradscale.ranks import all_ranks
 from gradscale.scaler.eager import eager
 from gradscale.scaler.scaling import ScalingScaler
@@ -19,6 +19,8 @@ from gradscale.scaler.state import copy_state_
 
 class AdvancingScaler(ScalingScaler):
     """A scaler that moves on to the next step."""
+
+    _in_between = False
 
     @eager
     def update(self, new_scale: float | Tensor | None = None) -> None:
@@ -36,8 +38,11 @@ class AdvancingScaler(ScalingScaler):
         """
         if not self._enabled:
             return
-        scale, _ = self._check_scale_growth_tracker("update")
-        self._refuse_in_between(new_scale)
+        scale = self._scale
+        if scale is None:
+            scale, _ = self._check_scale_growth_tracker("update")
+        if self._in_between or new_scale is not None:
+            self._refuse_in_between(new_scale)
         if new_scale is not None:
             new = scale_to_set(new_scale)
             self._pending.leave(self._per_optimizer_states, scale)
@@ -49,22 +54,26 @@ class AdvancingScaler(ScalingScaler):
         self._per_optimizer_states.clear()
         self._begin_step()
         self._step_closed = True
-        self._meter_step()
+        if self._meter is not None:
+            self._meter_step()
 
     def _refuse_in_between(self, new_scale: float | Tensor | None) -> None:
         """Refuses to change the scale while gradients at the present one are still added up."""
-        records = self._per_optimizer_states.values()
-        if any("evaluating" in record for record in records):
-            raise RuntimeError(
-                "`update()` was called inside a closure, in the middle of a step: its gradients "
-                "are at the scale in force. Call it after `step(optimizer, closure)`."
-            )
-        if any("micro_batches" in record for record in records):
-            raise RuntimeError(
-                "`update()` was called between `accumulate_(optimizer)` and `step(optimizer)`: "
-                "the sum of the micro-batches would be lost. Call `step` first."
-            )
-        began = any(record["stage"] is not OptState.READY for record in records)
+        began = False
+        for record in self._per_optimizer_states.values():
+            began |= record["stage"] is not OptState.READY
+            if "evaluating" in record:
+                raise RuntimeError(
+                    "`update()` was called inside a closure, in the middle of a step: its "
+                    "gradients are at the scale in force. Call it after "
+                    "`step(optimizer, closure)`."
+                )
+            if "micro_batches" in record:
+                raise RuntimeError(
+                    "`update()` was called between `accumulate_(optimizer)` and "
+                    "`step(optimizer)`: the sum of the micro-batches would be lost. Call `step` "
+                    "first."
+                )
         if new_scale is not None and self._backward_ran and not began:
             raise RuntimeError(
                 f"`update(new_scale={new_scale})` in the middle of an accumulation: backward() has "
@@ -73,45 +82,52 @@ class AdvancingScaler(ScalingScaler):
             )
 
     def _advance(self, scale: Tensor) -> None:
-        records = self._per_optimizer_states.values()
-        flags = [flag for record in records for flag in record["found_inf_per_device"].values()]
+        flags: list[Tensor] = []
+        settled, skipped, blamed, dropped = True, False, False, False
+        for record in self._per_optimizer_states.values():
+            flags += record["found_inf_per_device"].values()
+            if "overflowed" in record:  # of a step that was taken without some micro-batches
+                flags.append(record["overflowed"])
+                dropped = True
+            outcome: OptimizerOutcome | None = record.get("outcome")
+            if outcome is None or not outcome.settled:
+                settled = False
+            elif outcome.skipped:
+                skipped, blamed = True, blamed or outcome.blames_scale
         if not flags:
             raise AssertionError(
                 "`update()`: no inf checks were recorded since the last one. Call "
                 "`step(optimizer)` or `unscale_(optimizer)` first."
             )
-        # Of a step that was taken without some of its micro-batches.
-        flags += [record["overflowed"] for record in records if "overflowed" in record]
-        found_inf = combined(flags, scale.device)
+        alone = len(flags) == 1 and flags[0].is_cpu and scale.is_cpu
+        found_inf = flags[0] if alone else combined(flags, scale.device)
         observation = self._gradients.observation(found_inf)
-        untouched, ignore = self._triage(found_inf)
+        # Whether bad data is to blame: known to the host, or as a flag.
+        ignore = None
+        if settled:
+            self._evidence.release()
+        else:
+            ignore = self._evidence.bad_data(found_inf, self.process_group)
         self.last_step.show(observation)
         self._pending.leave(self._per_optimizer_states, scale)
         if self._layerwise is not None:
             self._layerwise.update(self.last_step)
-        if untouched:
-            return
+        if not (settled and skipped and not blamed):
+            self._decide(observation, ignore, settled and not (skipped or dropped))
+
+    def _decide(self, observation: Observation, ignore: Tensor | None, clean: bool) -> None:
         state = self._rebind()
         if isinstance(self.policy, Dynamic):
-            self.policy.update_(state, observation, ignore)
+            self.policy.update_(state, observation, ignore, clean)
         else:
             copy_state_(state, advance(self.policy, state, observation, ignore))
-
-    def _triage(self, found_inf: Tensor) -> tuple[bool, Tensor | None]:
-        """Whether the policy must not see this step: known to the host, or as a flag."""
-        skipped = blamed = False
-        for record in self._per_optimizer_states.values():
-            outcome: OptimizerOutcome | None = record.get("outcome")
-            if outcome is None or not outcome.settled:
-                return False, self._evidence.bad_data(found_inf, self.process_group)
-            skipped |= outcome.skipped
-            blamed |= outcome.blames_scale
-        self._evidence.release()
-        return skipped and not blamed, None
 
     def _begin_step(self) -> None:
         if self._layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
         self._evidence = Evidence(self._names)
-        self._gradients = StepGradients(self.policy.needs | self._also_needed, self.process_group)
-        self._step_closed = self._backward_ran = False
+        needs = self.policy.needs
+        if self._also_needed:
+            needs |= self._also_needed
+        self._gradients = StepGradients(needs, self.process_group)
+        self._step_closed = self._backward_ran = self._in_between = False

@@ -56,7 +56,7 @@ class ClosureScaler(ClippingScaler):
         snapshot = Snapshot(optimizer)
         evaluate = self._evaluation(optimizer, record, closure)
         args, kwargs = _replaced(args, kwargs, closure, evaluate)
-        record["evaluating"] = True
+        record["evaluating"] = self._in_between = True
         try:
             with self._at_scale_one(optimizer):
                 result = optimizer.step(*args, **kwargs)

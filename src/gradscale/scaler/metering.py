@@ -19,6 +19,7 @@ class MeteringScaler(SavedScaler):
     """A scaler that can be plotted."""
 
     _meter: Meter | None = None
+    _step_closed: bool
     _also_needed: frozenset[Need] = frozenset()
     _gradients: StepGradients
 
@@ -108,6 +109,9 @@ class MeteringScaler(SavedScaler):
     def _metering(self) -> Meter:
         if self._meter is None:
             self._meter = Meter()
+            ended = self.last_step if self._step_closed else ()
+            self._ledger.keep_copies(ended)
+            self._meter_step()
         return self._meter
 
     def _hear_steps(self, listener: Callable[[Finished], object]) -> Subscription:
@@ -119,8 +123,10 @@ class MeteringScaler(SavedScaler):
         self._metering.poll(wait=True)
 
     def _meter_step(self) -> None:
+        if self._meter is None or not self._step_closed:
+            return
         step = self._ledger.settled_counters.updates - 1
-        self._metering.note(self.last_step, step, _scales_in_use(self._layerwise))
+        self._meter.note(self.last_step, step, _scales_in_use(self._layerwise))
 
 
 def _scales_in_use(layerwise: Layerwise | None) -> int:

@@ -18,6 +18,7 @@ from gradscale.scaler.settings import PolicySetting
 from gradscale.scaler.state import (
     VERSION,
     check_saved,
+    copy_state_,
     describe,
     differences,
     dump_state,
@@ -126,12 +127,15 @@ class SavedScaler(torch.amp.GradScaler):
         self._init_scale = float(fields["scale"])
         self._init_growth_tracker = int(fields["growth_tracker"])
         self._loaded = fields
-        scale, tracker = self._scale, self._growth_tracker
+        scale, tracker, before = self._scale, self._growth_tracker, self._state
         self.policy = policy
         if scale is None or tracker is None:
             return
         # The tensors stay the same ones, because captured graphs hold them.
         self._lazy_init_scale_growth_tracker(scale.device)
+        if type(before) is type(self._state):
+            copy_state_(before, self._state)
+            self._state = before
         scale.copy_(self._state.scale)
         tracker.fill_(self._init_growth_tracker)
         self._scale, self._growth_tracker = scale, tracker
@@ -158,6 +162,7 @@ class SavedScaler(torch.amp.GradScaler):
         fields = self._saved_fields()
         ledger = Ledger(self._ledger.on_skip)
         ledger.counters = self._ledger.counters
+        ledger.copies = self._ledger.copies
         state = super().__getstate__()
         state |= {"_loaded": fields, "_state": None, "_names": {}, "_ledger": ledger}
         state |= {"last_step": StepOutcome(), "_pending": PendingGradients()}

@@ -120,7 +120,9 @@ class GradScaler(ClosureScaler):
         """
         if not self._enabled:
             return
-        scale, _ = self._check_scale_growth_tracker("unscale_")
+        scale = self._scale
+        if scale is None:
+            scale, _ = self._check_scale_growth_tracker("unscale_")
         record = self._per_optimizer_states[id(optimizer)]
         if record["stage"] is OptState.UNSCALED:
             raise RuntimeError(
@@ -160,7 +162,7 @@ class GradScaler(ClosureScaler):
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
         closure = closure_in(args, kwargs) if args or kwargs else None
-        if closure is None:
+        if closure is None and self._scale is None:
             self._check_scale_growth_tracker("step")
         if self._step_closed:
             self.last_step, self._step_closed = StepOutcome(), False
