@@ -123,6 +123,8 @@ def _lines(
         if skipped:
             log2_scale -= line["reason"] == "overflow"
             skips += 1
+        elif log2_scale < 16 and step % skip_every == skip_every // 2:
+            log2_scale += 1
 
 
 def _name(index: int, rows: int) -> str:

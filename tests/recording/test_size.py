@@ -117,3 +117,10 @@ def test_a_resumed_recording_thins_on_from_where_it_was(tmp_path):
     assert log._budget == again._budget and log._budget.lines == 300
     assert log._budget.seen > 0 and log._budget.octaves > 0
     assert log._table.named() == again._table.named() and len(log._table.named()) == 200
+
+
+@pytest.mark.parametrize("name", ["recorder", "recorder-size"])
+def test_the_page_shows_the_tables_of_the_benchmark(name):
+    root = Path(__file__).parents[2]
+    table = (root / "benchmarks" / "results" / f"{name}.md").read_text()
+    assert table in (root / "docs" / "recording.md").read_text()

@@ -117,6 +117,13 @@ def test_the_lost_share_at_another_scale_is_near_the_truth(method, tolerance, mo
     assert share > 0
 
 
+def test_a_scale_that_has_collapsed_to_zero_tells_nothing():
+    at = seen(id=(0,), amax=(-2.0,), exponent=(0,))
+    collapsed = Step(0, 0.0, amax=0.0, seen=at)
+    assert limits(collapsed, Step(1, 1.0, amax=1.0)) == [None, HALF.overflow_threshold]
+    assert LostShares(recording(collapsed)).at(collapsed, 1.0) is None
+
+
 def test_steps_without_histograms_and_skipped_steps_say_nothing_of_another_scale():
     step = measured_step(torch.ones(4), 0, "counted")
     shares = LostShares(recording(step))

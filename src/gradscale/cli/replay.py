@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
     errors = console(stderr=True, no_color=given["no_color"])
     with bad_input((ValueError, TypeError, OSError)):
         chosen = [(text, policy_from(text)) for text in policies] or [("recorded policy", None)]
-        recording = read(run)
+        with errors.status("reading") if errors.is_terminal else nullcontext():
+            recording = read(run)
         found: list[tuple[str, Replay]] = []
         with _progress(errors, len(recording.steps) * len(chosen)) as tell:
             for text, policy in chosen:

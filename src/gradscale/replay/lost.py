@@ -28,7 +28,7 @@ class LostShares:
     def at(self, step: Step, scale: float) -> float | None:
         """The share; None if the step was not measured, or has no histograms to move."""
         seen = step.seen
-        if seen is None or step.skipped:
+        if seen is None or step.skipped or not (scale > 0 and step.scale > 0):
             return None
         octaves = round(math.log2(scale) - math.log2(step.scale))
         if octaves == 0:

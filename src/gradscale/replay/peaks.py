@@ -54,13 +54,15 @@ class Peaks:
         return limits
 
     def _by_amax(self, step: Step) -> float | None:
-        if step.amax is None:
+        if step.amax is None or not step.scale > 0:  # torch's scale can collapse to zero
             return None
         # Where all are zero, the largest may have been flushed just so.
         return self._threshold / max(step.amax, self._flushed / step.scale)
 
     def _measured(self, step: Step, seen: Seen) -> float | None:
         found: list[float] = []
+        if not step.scale > 0:
+            return None
         for row, amax, exponent in zip(seen.id, seen.amax, seen.exponent, strict=True):
             if amax is not None and row in self._gradients:
                 # At the scale S the row is stored at 2**(exponent) = S * 2**k.
