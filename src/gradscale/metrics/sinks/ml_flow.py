@@ -14,15 +14,26 @@ class MLflow:
     Args:
         run_id: of the run; None takes the active one.
         prefix: put before every name.
+        mlflow: the module, or a stand-in with its `log_metrics`; None imports it.
 
     Raises:
         ImportError: if `mlflow` is not installed.
         RuntimeError: if no run is active.
+
+    Example:
+        >>> import gradscale
+        >>> class Server:  # stands for the module mlflow
+        ...     def log_metrics(self, metrics, step, run_id):
+        ...         print(run_id, step, metrics["gradscale/scale"])
+        >>> MLflow("a1b2", mlflow=Server())(gradscale.Metrics(step=7, scale=1024.0))
+        a1b2 7 1024.0
     """
 
-    def __init__(self, run_id: str | None = None, prefix: str = "gradscale/") -> None:
+    def __init__(
+        self, run_id: str | None = None, prefix: str = "gradscale/", *, mlflow: Any = None
+    ) -> None:
         self.prefix = prefix
-        self._mlflow: Any = optional("MLflow()", "mlflow", "mlflow")
+        self._mlflow: Any = mlflow or optional("MLflow()", "mlflow", "mlflow")
         if run_id is None:
             active = self._mlflow.active_run()
             if active is None:
