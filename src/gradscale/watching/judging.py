@@ -12,8 +12,7 @@ from gradscale.watching.rows import Row
 from gradscale.watching.sights import Part, Sight
 
 PRIOR = 16
-"""Elements; see `with_flushed`. On random tensors, half of them true zeros, it takes the mean error
-of the lost share from 0.2 to 0.1."""
+"""Elements; see `with_flushed`. True zeros, as of a ReLU, are less often taken for flushed ones."""
 
 UNSEEN = 12
 """Octaves by which what has vanished whole should be lifted to see anything of it."""
