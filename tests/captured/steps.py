@@ -67,17 +67,20 @@ def weighted_loss(model, batch):
     return nn.functional.cross_entropy(output.float(), target) * weight
 
 
+def float32_loss(model, batch):
+    x, target, weight = batch
+    return nn.functional.cross_entropy(model(x), target) * weight
+
+
 def batches(make, weights, device="cpu"):
     torch.manual_seed(1)
     return [(*(t.to(device) for t in make()), torch.tensor(w, device=device)) for w in weights]
 
 
-def build(model, optimizer, device="cpu", **options):
+def build(model, optimizer, device="cpu", loss_fn=weighted_loss, **options):
     torch.manual_seed(0)
     network = MODELS[model][0]().to(device)
-    return CapturedStep(
-        network, weighted_loss, OPTIMIZERS[optimizer](network.parameters()), **options
-    )
+    return CapturedStep(network, loss_fn, OPTIMIZERS[optimizer](network.parameters()), **options)
 
 
 def tensors_of(step):

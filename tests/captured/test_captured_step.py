@@ -250,3 +250,16 @@ def test_a_parameter_without_its_gradient_is_refused():
     step.step({"a": x, "b": x})
     with pytest.raises(Exception, match="had a gradient in an earlier step has none now"):
         step.step({"a": x})
+
+
+@pytest.mark.parametrize("policy", [Dynamic(hysteresis=2), gradscale.LogNormal()])
+def test_a_loaded_scaler_keeps_the_tensors_that_graphs_hold(policy):
+    step = build("mlp", "momentum", mode="eager", policy=policy)
+    run(step, data_of((1.0, HUGE)))
+    held, saved = list(step.scaler._state), step.scaler.state_dict()
+    values = [tensor.clone() for tensor in held]
+    run(step, data_of((HUGE, 1.0)))
+    step.scaler.load_state_dict(saved)
+    for tensor, now, value in zip(held, step.scaler._state, values, strict=True):
+        assert tensor is now
+        assert_same_bits(tensor, value)

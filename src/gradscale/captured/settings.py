@@ -51,7 +51,13 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         {
             name: len(value) if name == "params" else value
             for name, value in group.items()
-            if not isinstance(value, Tensor) and name != "initial_lr"
+            if not _holds_tensors(value) and name != "initial_lr"
         }
         for group in optimizer.param_groups
     ]
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value)
+    )
