@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +113,9 @@ def test_recipes_lists_all_of_them_and_the_missing_installs():
             assert line in result.stdout
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "recipes"])
+@pytest.mark.parametrize(
+    "command", ["compare", "train", "recipes", "inspect", "report", "replay", "doctor"]
+)
 def test_help_has_examples(command):
     text = call(command, "--help").stdout
     assert f"gradscale {command}" in text and "Examples:" in text
@@ -127,9 +130,10 @@ def test_usage_says_recipe_and_the_text_lists_them(command):
 
 def test_no_command_is_described_by_half_a_sentence(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = call("--help").stdout.split("Commands:")[1].splitlines()
-    assert len(lines) == 4 and all(line.endswith(".") for line in lines[1:])
-    assert "..." not in "".join(lines)
+    text = call("--help").stdout.split("Commands:")[1]
+    described = re.split(r"^  (?=\w)", text, flags=re.MULTILINE)[1:]
+    assert len(described) == 7 and all(one.rstrip().endswith(".") for one in described)
+    assert "..." not in text
 
 
 def test_train_help_names_every_scaling():
