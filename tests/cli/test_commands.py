@@ -307,4 +307,4 @@ def test_a_missing_extra_is_named_with_its_install_line(missing):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert f"the command line needs {missing}" in done.stderr
-    assert 'pip install "gradscale[cli,recipes]"' in done.stderr
+    assert 'pip install "gradscale[cli,recipes,report]"' in done.stderr

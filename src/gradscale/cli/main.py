@@ -12,7 +12,7 @@ def main() -> None:
     if missing:
         print(
             f"gradscale: the command line needs {' and '.join(missing)}. "
-            'Install it with:\n\n    pip install "gradscale[cli,recipes]"',
+            'Install it with:\n\n    pip install "gradscale[cli,recipes,report]"',
             file=sys.stderr,
         )
         raise SystemExit(2)
