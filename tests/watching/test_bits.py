@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 
 import gradscale
+from gradscale.backward import measure as measure_module
 from gradscale.emulation import emulate
 from zoo import ZOO, Trial
 
@@ -147,13 +148,14 @@ def hooks_of(model: nn.Module) -> list[int]:
     ]
 
 
+def explode(grad: Tensor) -> None:
+    raise ZeroDivisionError
+
+
 @pytest.mark.parametrize("where", ["forward", "backward", "between"])
 def test_nothing_is_left_after_an_exception(where: str) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     before = torch.autograd.backward, len(optimizers._global_optimizer_post_hooks)
-
-    def explode(grad: Tensor) -> None:
-        raise ZeroDivisionError
 
     watch = gradscale.watch(model, activations=True)
     with pytest.raises(ZeroDivisionError), watch:
@@ -170,6 +172,28 @@ def test_nothing_is_left_after_an_exception(where: str) -> None:
     model.zero_grad()
     model(torch.ones(2, 3)).sum().backward()
     assert len(watch.report()) == count  # a hook that had stayed would count on
+
+
+def test_a_graph_that_lives_on_has_no_hook_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    loss = model(torch.ones(2, 3)).sum()
+    read: list[Tensor] = []
+    plain = measure_module.count_into
+    monkeypatch.setattr(
+        measure_module, "count_into", lambda row, t, **k: (read.append(t), plain(row, t, **k))
+    )
+    with gradscale.watch(model):
+        loss.backward(retain_graph=True)
+        once = len(read)
+    assert once > 0
+    loss.backward(retain_graph=True)
+    with pytest.raises(ZeroDivisionError), gradscale.watch(model):
+        handle = model[0].weight.register_hook(explode)
+        loss.backward(retain_graph=True)
+    handle.remove()
+    seen = len(read)
+    loss.backward()
+    assert len(read) == seen < 2 * once
 
 
 def test_a_pass_that_fails_is_not_reported_and_the_next_one_is() -> None:
