@@ -159,8 +159,9 @@ class Layerwise:
         if self._measures:
             scale = cast(Tensor, self._scale)
             self._planning = fitted(self.planner)
-            needs = {"products": self._planning.products, "moments": self._planning.moments}
-            self._measurings.append(measure(walk, plan.exponents, scale, **needs))
+            products, moments = self._planning.products, self._planning.moments
+            measuring = measure(walk, plan.exponents, scale, products=products, moments=moments)
+            self._measurings.append(measuring)
         if not plan.is_uniform:
             rescale(walk, plan, factors)
         self._leaves.see(graph, scaled=not plan.is_uniform)
