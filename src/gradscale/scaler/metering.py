@@ -31,6 +31,7 @@ class MeteringScaler(SavedScaler):
         begin with the first call.
 
         Example:
+            >>> import torch
             >>> from gradscale import GradScaler
             >>> model = torch.nn.Linear(4, 1)
             >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
