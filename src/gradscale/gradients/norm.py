@@ -80,6 +80,8 @@ def norm_reference(gradients: Iterable[Tensor], norm_type: float) -> float:
 def _by_ranks(parameters: Iterable[Tensor]) -> dict[Ranks, Lists]:
     """The gradients by the process groups over which they are split, by device, and by dtype."""
     found: dict[Ranks, Lists] = {}
+    device = dtype = None
+    bucket: list[Tensor] = []
     for parameter in parameters:
         grad = parameter.grad
         if grad is None:
@@ -88,7 +90,11 @@ def _by_ranks(parameters: Iterable[Tensor]) -> dict[Ranks, Lists]:
                 _bucket(found, tuple(sharding_groups([parameter])), parameter)
             continue
         if type(grad) is Tensor and grad.layout is torch.strided and not grad.is_complex():
-            _bucket(found, (), grad).append(grad)
+            # Neighbors mostly share device and dtype, and hashing both for each is costly.
+            if grad.dtype is not dtype or grad.device != device:
+                device, dtype = grad.device, grad.dtype
+                bucket = _bucket(found, (), grad)
+            bucket.append(grad)
             continue
         if grad.is_sparse:  # duplicates count as their sum
             grad = parameter.grad = grad.coalesce()

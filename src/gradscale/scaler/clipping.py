@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from gradscale.gradients.clip import clamp_groups_, clip_coefficient, true_norm
+from gradscale.gradients.clip import clamp_groups_, known_coefficient, true_norm
 from gradscale.gradients.flags import combined, inverse
 from gradscale.gradients.norm import Norm, gradient_norm
 from gradscale.gradients.unscale import collect_from, multiply_and_check_, not_finite
 from gradscale.scaler.accumulating import AccumulatingScaler
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import check_clip, distinct_parameters, listed
-from gradscale.undo.degrees import degrees_of
+from gradscale.undo.degrees import degrees_once
 
 SQUARES_FIT = 2.0**63
 """Gradients below it have finite squares, and sums of squares, in float32."""
@@ -78,7 +78,7 @@ class ClippingScaler(AccumulatingScaler):
             )
         scale, _ = self._check_scale_growth_tracker("clip_grad_norm_")
         with torch.no_grad():
-            scaled = self._ready_to_clip("clip_grad_norm_", optimizers)
+            scaled = self._ready_to_clip("clip_grad_norm_", optimizers, len(parameters))
             norm = gradient_norm(parameters, float(norm_type), foreach)
             if norm is None:
                 norm = Norm(torch.zeros((), device=scale.device), torch.float32)
@@ -90,7 +90,7 @@ class ClippingScaler(AccumulatingScaler):
                     f"{true.item()}. Leave it False: `step` skips this step and `update` lowers "
                     "the scale."
                 )
-            coefficient = clip_coefficient(true, max_norm).to(scale.device, non_blocking=True)
+            coefficient = known_coefficient(true, max_norm).to(scale.device, non_blocking=True)
             if not scaled:
                 self._multiply_(parameters, coefficient)
                 self._flag_all(optimizers, not_finite(true))
@@ -135,7 +135,7 @@ class ClippingScaler(AccumulatingScaler):
             return
         scale, _ = self._check_scale_growth_tracker("clip_grad_value_")
         with torch.no_grad():
-            scaled = self._ready_to_clip("clip_grad_value_", optimizers)
+            scaled = self._ready_to_clip("clip_grad_value_", optimizers, len(parameters))
             if scaled and not all(map(self._stays_scaled, optimizers)):
                 for each in optimizers:
                     self.unscale_(each)
@@ -155,7 +155,9 @@ class ClippingScaler(AccumulatingScaler):
     def _stays_scaled(self, optimizer: torch.optim.Optimizer) -> bool:
         return self._undo != "gradient" or getattr(optimizer, "_step_supports_amp_scaling", False)
 
-    def _ready_to_clip(self, name: str, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    def _ready_to_clip(
+        self, name: str, optimizers: Sequence[torch.optim.Optimizer], distinct: int
+    ) -> bool:
         """Whether the gradients are all at the scale still; else all of them are unscaled now."""
         for optimizer in optimizers:
             record = self._record(optimizer)
@@ -171,10 +173,8 @@ class ClippingScaler(AccumulatingScaler):
                 )
             if "micro_batches" in record:
                 self._deliver(optimizer, record)
-        shared = sum(len(g["params"]) for o in optimizers for g in o.param_groups) != len(
-            distinct_parameters(optimizers)
-        )
-        deferred = not shared and all(map(self._deferrable, optimizers))
+        owned = sum(len(group["params"]) for each in optimizers for group in each.param_groups)
+        deferred = owned == distinct and all(map(self._deferrable, optimizers))
         if not deferred:
             for optimizer in optimizers:
                 if self._record(optimizer)["stage"] is OptState.READY:
@@ -210,7 +210,7 @@ class ClippingScaler(AccumulatingScaler):
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             record["grad_scale"] = factor.reciprocal()
         else:
-            record["degrees"], record["scaled"] = degrees_of(optimizer, self._undo), True
+            record["degrees"], record["scaled"] = degrees_once(optimizer, self._undo), True
             if record["degrees"].squares:
                 fits = fits & (norm.value < SQUARES_FIT)
             self._multiply_([p for g in optimizer.param_groups for p in g["params"]], coefficient)

@@ -15,7 +15,7 @@ from gradscale.gradients.flags import inverse, read_together
 from gradscale.half.registry import masters_of
 from gradscale.scaler.clipping import ClippingScaler
 from gradscale.undo.carry import carried
-from gradscale.undo.degrees import degrees_of
+from gradscale.undo.degrees import degrees_once
 from gradscale.undo.restore import Snapshot
 
 Closure = Callable[[], Any]
@@ -145,7 +145,7 @@ class ClosureScaler(ClippingScaler):
     def _at_scale_one(self, optimizer: torch.optim.Optimizer) -> Any:
         if self._undo == "gradient" or getattr(optimizer, "_step_supports_amp_scaling", False):
             return nullcontext()
-        return carried(optimizer, degrees_of(optimizer, self._undo), 1.0)
+        return carried(optimizer, degrees_once(optimizer, self._undo), 1.0)
 
     @contextmanager
     def _noting_outputs(self) -> Generator[list[tuple[Tensor, Tensor]]]:

@@ -16,7 +16,7 @@ from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
 from gradscale.scaler.fused import handed_over
 from gradscale.scaler.reporting import ReportingScaler
 from gradscale.undo.carry import carried
-from gradscale.undo.degrees import Degrees, Way, degrees_of
+from gradscale.undo.degrees import Degrees, Way, degrees_once
 from gradscale.undo.select import mark_taken, prepared, selected
 
 SQUARES_OVERFLOW = 2.0**65
@@ -82,7 +82,7 @@ class SteppingScaler(ReportingScaler):
 
     def _leave_scaled(self, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
         """Checks gradients that the optimizer will take as they are."""
-        degrees = degrees_of(optimizer, self._undo)
+        degrees = degrees_once(optimizer, self._undo)
         scale = cast(Tensor, self._scale)
         factor = inverse(scale)
         if degrees.squares:
@@ -112,7 +112,7 @@ class SteppingScaler(ReportingScaler):
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             return self._fused_opt_step(optimizer, record, *args, **kwargs)
         if self._undo != "gradient":
-            record.setdefault("degrees", degrees_of(optimizer, self._undo))
+            record.setdefault("degrees", degrees_once(optimizer, self._undo))
         elif self._sync_free and prepared(optimizer):
             return self._selected_opt_step(optimizer, record, *args, **kwargs)
         return self._maybe_opt_step(optimizer, record, *args, **kwargs)

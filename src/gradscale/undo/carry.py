@@ -19,7 +19,7 @@ from torch import Tensor
 from gradscale.undo.degrees import Degrees
 
 STATE_SCALE = "state_scale"
-SMALLEST = 2.0**-126
+SMALLEST, LARGEST = 2.0**-126, torch.finfo(torch.float32).max
 _MARK = "_gradscale_carrier"
 
 
@@ -61,7 +61,7 @@ def _setting(
     factor = scale**degree
     if isinstance(value, Tensor):
         return value * factor
-    if value and not SMALLEST <= abs(value * factor) <= torch.finfo(torch.float32).max:
+    if value and not SMALLEST <= abs(value * factor) <= LARGEST:
         raise ValueError(
             f"`{type(optimizer).__name__}({name}={value})` becomes {value * factor:g} at a scale "
             f"of {scale:g}, which float32 does not hold. Lower the scale, or pass "

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 Way = Literal["gradient", "learning_rate", "moments", "optimizer"]
+_KNOWN = "_gradscale_degrees"
 WAYS: tuple[Way, ...] = ("gradient", "learning_rate", "moments", "optimizer")
 
 
@@ -132,6 +133,14 @@ def degrees_of(optimizer: torch.optim.Optimizer, way: Way | Degrees) -> Degrees:
         f"`GradScaler(undo={way!r})` with {name}: {hint}, or `undo='gradient'`, which works with "
         "every optimizer."
     )
+
+
+def degrees_once(optimizer: torch.optim.Optimizer, way: Way | Degrees) -> Degrees:
+    """`degrees_of`, looked up once for each optimizer."""
+    known: tuple[Way | Degrees, Degrees] | None = optimizer.__dict__.get(_KNOWN)
+    if known is None or known[0] is not way:
+        known = optimizer.__dict__[_KNOWN] = (way, degrees_of(optimizer, way))
+    return known[1]
 
 
 def _known(
