@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
 WORKERS ?= 2
 
-.PHONY: help setup browser demo test test-all lint types docs wheel-test bench clean
+.PHONY: help setup browser demo test test-all lint types docs wheel-test bench bench-peers clean
 
 help:
 	@echo 'make demo        train in float32 and fp16 under every scaling strategy, about 3 minutes'
@@ -23,6 +23,7 @@ help:
 	@echo 'make docs        build the documentation into site/'
 	@echo 'make wheel-test  build the wheel, install it into an empty environment, train with it'
 	@echo 'make bench       time one scaler step against torch.amp.GradScaler'
+	@echo 'make bench-peers time a half-precision step against DeepSpeed and fairseq'
 	@echo 'make clean       remove what was built, the virtual environment included'
 
 setup: $(READY)
@@ -73,5 +74,16 @@ wheel-test: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 
+# DeepSpeed and fairseq pin old packages, so they get an environment of their own.
+PEERS := .venv-peers
+bench-peers: $(READY)
+	@if [ ! -x $(PEERS)/bin/ninja ]; then \
+	  $(BIN)/python -m venv $(PEERS); \
+	  $(PEERS)/bin/pip install -q -c constraints.txt torch numpy setuptools wheel cython cffi; \
+	  $(PEERS)/bin/pip install -q -c constraints.txt bitarray sacrebleu regex tqdm 'omegaconf<2.1' 'hydra-core<1.1'; \
+	  READTHEDOCS=1 $(PEERS)/bin/pip install -q -c constraints.txt --no-deps --no-build-isolation fairseq==0.12.2; \
+	  DS_BUILD_OPS=0 $(PEERS)/bin/pip install -q -c constraints.txt --no-build-isolation deepspeed; fi
+	PATH="$(abspath $(PEERS))/bin:$$PATH" PYTHONPATH=src $(PEERS)/bin/python benchmarks/peers.py --save
+
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist site .pytest_cache .ruff_cache

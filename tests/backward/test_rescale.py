@@ -483,3 +483,9 @@ def test_a_scaled_pass_on_the_gpu_keeps_its_bits_without_a_sync() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(w.grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_gradient_without_dimensions_keeps_its_dtype(dtype):
+    product = multiply_gradient(torch.tensor(3.0, dtype=dtype), torch.tensor(4.0))
+    assert product.dtype == dtype and product.item() == 12.0

@@ -61,7 +61,8 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
         parts = torch.view_as_real(grad.resolve_conj()) * by.to(grad.real.dtype)
         return torch.view_as_complex(parts)
     if not _needs_float32(grad):
-        return grad * by
+        # Two tensors without dimensions promote: a half one becomes float32.
+        return (grad * by).to(grad.dtype)
     if torch.is_grad_enabled() or type(grad) is not Tensor:
         return (grad.to(torch.float32) * by).to(grad.dtype)
     return _on_device(grad, by, torch.empty_like(grad))
