@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from assertions import assert_same_bits
 from gradscale import GradScaler
-from gradscale.policies import Band
+from gradscale.policies import Band, Dynamic
 
 BUILDERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.5),
@@ -216,3 +216,11 @@ def test_a_scale_may_be_set_before_any_backward():
     scaler.update(4.0)
     scaler.scale(parameter.sum()).backward()
     assert parameter.grad.tolist() == [4.0, 4.0]
+
+
+def test_a_dropped_micro_batch_lowers_the_scale_no_further_than_its_floor():
+    parameter, optimizer, scaler = one(policy=Dynamic(8.0, min_scale=8.0), init_scale=2.0**16)
+    feed(scaler, parameter, optimizer, [1.0, math.inf], drop_overflow=True)
+    scaler.step(optimizer)
+    scaler.update()
+    assert not scaler.last_step.skipped and scaler.get_scale() == 8.0

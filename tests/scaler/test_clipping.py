@@ -425,3 +425,12 @@ def test_clipping_reads_nothing_with_an_unfused_optimizer_either():
         parameter.grad = torch.ones(3, device="cuda")
         scaler.clip_grad_norm_(optimizer, 1.0)
         scaler.clip_grad_value_(optimizer, 1.0)
+
+
+def test_gradients_whose_squares_overflow_are_no_clipped_step_of_adam():
+    parameter, optimizer, scaler = one(BUILDERS["adam"], undo="moments", init_scale=2.0**40)
+    parameter.grad = torch.full((4,), 2.0**64)
+    scaler.clip_grad_norm_(optimizer, 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.last_step.skipped and scaler.get_scale() == 2.0**39

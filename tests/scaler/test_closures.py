@@ -429,3 +429,21 @@ def test_half_precision_models_work_with_closures():
     scaler.update()
     last = scaler.step(optimizer, closure).item()
     assert last < first and not scaler.last_step.skipped
+
+
+def test_what_another_optimizer_divided_is_scaled_again_by_the_next_evaluation():
+    shared = torch.nn.Parameter(torch.ones(1))
+    first = torch.optim.SGD([shared], lr=0.25)
+    second = torch.optim.LBFGS([shared], max_iter=1)
+    scaler = GradScaler("cpu", init_scale=8.0)
+    scaler.scale(shared.square().sum()).backward()
+    scaler.step(first)
+
+    def closure():
+        second.zero_grad()
+        loss = shared.square().sum()
+        scaler.scale(loss).backward()
+        return loss
+
+    scaler.step(second, closure)
+    assert shared.grad.item() == 1.0
