@@ -9,18 +9,15 @@ times could become if nothing but memory mattered.
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import statistics
-import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
 from gradscale.scaler import GradScaler
-from step import MODELS, RESULTS, Shapes, describe
+from pairs import paired, ratio_of, seconds
+from step import MODELS, Shapes, effort
+from where import arguments, describe, in_words, save
 
 MAX_NORM = 1.0
 WORD = 4
@@ -69,22 +66,20 @@ def timed_step(
 ) -> float:
     """Seconds for one step; the gradients stay as they are, because they are never clipped."""
     scaler.scale(torch.zeros((), device=device))
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    if isinstance(scaler, GradScaler):
-        scaler.clip_grad_norm_(optimizer, MAX_NORM)
-    else:
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
-    scaler.step(optimizer)
-    scaler.update()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+
+    def step() -> None:
+        if isinstance(scaler, GradScaler):
+            scaler.clip_grad_norm_(optimizer, MAX_NORM)
+        else:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return seconds(step, device)
 
 
-def compare(shapes: Shapes, case: str, device: str, rounds: int, inner: int) -> dict[str, float]:
+def compare(shapes: Shapes, case: str, device: str, rounds: int, best_of: int) -> dict[str, Any]:
     """Paired times of both on one set of parameters and one optimizer."""
     build, undo, _, _ = CASES[case]
     parameters = [torch.nn.Parameter(torch.randn(s, device=device) * 0.02) for s in shapes]
@@ -93,37 +88,23 @@ def compare(shapes: Shapes, case: str, device: str, rounds: int, inner: int) -> 
     elements = sum(p.numel() for p in parameters)
     optimizer = build(parameters)
     # Scale 1, so that the same gradients serve every step; after the first they have norm 1.
-    scalers: list[Any] = [
+    scalers = (
         torch.amp.GradScaler(device, init_scale=1.0, growth_interval=10**9),
         GradScaler(device, init_scale=1.0, growth_interval=10**9, undo=undo),
-    ]
-    for scaler in scalers:
+    )
+    theirs, ours = (
+        partial(timed_step, scaler, optimizer, parameters, device) for scaler in scalers
+    )
+    for way in (theirs, ours):
         for _ in range(3):
-            timed_step(scaler, optimizer, parameters, device)
-    times: tuple[list[float], list[float]] = ([], [])
-    gc.collect()
-    gc.disable()
-    for index in range(rounds):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            steps = [
-                timed_step(scalers[which], optimizer, parameters, device) for _ in range(inner)
-            ]
-            times[which].append(min(steps))
-    gc.enable()
-    ratios = [ours / theirs for theirs, ours in zip(*times, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    theirs, ours = traffic(case, elements)
+            way()
+    torch_bytes, our_bytes = traffic(case, elements)
     return {
         "parameters": elements,
-        "torch_ms": 1e3 * statistics.median(times[0]),
-        "gradscale_ms": 1e3 * statistics.median(times[1]),
-        "ratio": middle,
-        "ratio_low": low,
-        "ratio_high": high,
-        "torch_bytes": theirs,
-        "gradscale_bytes": ours,
-        "limit": ours / theirs,
-        "rounds": rounds,
+        **paired(ours, theirs, rounds, best_of).row("gradscale", "torch"),
+        "torch_bytes": torch_bytes,
+        "gradscale_bytes": our_bytes,
+        "limit": our_bytes / torch_bytes,
     }
 
 
@@ -132,9 +113,8 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         "# unscale, clip, step and update, gradscale against torch eager",
         "",
-        ", ".join(f"{key} {value}" for key, value in where.items()) + ". Ratio: median of paired, "
-        "interleaved rounds, quartiles in brackets. Limit: the ratio of the bytes that both read "
-        "and write, the optimizer's own included.",
+        f"{in_words(where)}. Ratio: median of paired, interleaved rounds, quartiles in brackets. "
+        "Limit: the ratio of the bytes that both read and write, the optimizer's own included.",
         "",
         "| model | optimizer, undo | torch ms | gradscale ms | ratio | limit | MB moved |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -142,39 +122,27 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(
             f"| {row['model']} | {row['case']} | {row['torch_ms']:.3f} | "
-            f"{row['gradscale_ms']:.3f} | {row['ratio']:.3f} [{row['ratio_low']:.3f}, "
-            f"{row['ratio_high']:.3f}] | {row['limit']:.3f} | "
+            f"{row['gradscale_ms']:.3f} | {ratio_of(row)} | {row['limit']:.3f} | "
             f"{row['torch_bytes'] / 1e6:.0f} → {row['gradscale_bytes'] / 1e6:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser = arguments(__doc__.splitlines()[0], rounds=21, threads=2)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    where = describe(arguments.device)
+    where = describe(given.device)
     rows: list[dict[str, Any]] = []
-    for model in arguments.models:
+    for model in given.models:
         for case in CASES:
-            rounds, inner = (
-                (20 * arguments.rounds, 5) if model == "small" else (arguments.rounds, 1)
-            )
-            result = compare(MODELS[model](), case, arguments.device, rounds, inner)
+            result = compare(MODELS[model](), case, given.device, *effort(model, given.rounds))
             rows.append({"model": model, "case": case, **result})
             print(f"{model:>12} {case:<28} {result['ratio']:.3f} (limit {result['limit']:.3f})")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stem = arguments.output / f"clip-{arguments.device}"
-    stem.with_suffix(".json").write_text(
-        json.dumps({"where": where, "rows": rows}, indent=1) + "\n"
-    )
-    stem.with_suffix(".md").write_text(markdown(where, rows))
+    data = {"where": where, "rows": rows}
+    save(given.output, f"clip-{given.device}", data, markdown(where, rows))
 
 
 if __name__ == "__main__":

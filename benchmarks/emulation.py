@@ -13,7 +13,6 @@ import argparse
 import datetime
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.emulation import emulate
+from pairs import seconds
+from where import hardware
 
 TARGET = 1.2
 """The issue's bound on emulated fp16 over float32, for models whose time is in products."""
@@ -99,17 +100,16 @@ VARIANTS = (
 )
 
 
-def seconds(model: nn.Module, x: Tensor, y: Tensor, variant: str) -> float:
-    """One training step; with CUDA, waited for."""
-    wait = torch.cuda.synchronize if x.is_cuda else lambda: None
+def timed(model: nn.Module, x: Tensor, y: Tensor, variant: str) -> float:
+    """Seconds of one training step."""
     model.zero_grad()
-    wait()
-    began = time.perf_counter()
-    with _variant(variant, x.device.type):
-        loss = nn.functional.cross_entropy(model(x).flatten(0, -2), y.flatten())
-        loss.backward()
-    wait()
-    return time.perf_counter() - began
+
+    def step() -> None:
+        with _variant(variant, x.device.type):
+            loss = nn.functional.cross_entropy(model(x).flatten(0, -2), y.flatten())
+            loss.backward()
+
+    return seconds(step, x.device.type)
 
 
 def ratios(
@@ -125,7 +125,7 @@ def ratios(
         for variant in VARIANTS:
             if variant == "native fp16" and number % 3 and device == "cpu":
                 continue
-            took = seconds(model, x, y, variant)
+            took = timed(model, x, y, variant)
             base = took if variant == "float32" else base
             if number > 0:
                 taken[variant].append(took / base)
@@ -134,7 +134,6 @@ def ratios(
 
 def table(device: str, rounds: int) -> str:
     """The results as Markdown, with the machine, the versions and the date."""
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
     lines = [
         "# What emulation costs",
         "",
@@ -142,7 +141,7 @@ def table(device: str, rounds: int) -> str:
         f"--threads {torch.get_num_threads()}`: time of forward + backward over that of float32, "
         "medians of interleaved rounds.",
         "",
-        f"{name}; torch {torch.__version__}, Python {platform.python_version()}; "
+        f"{hardware(device)}; torch {torch.__version__}, Python {platform.python_version()}; "
         f"{datetime.date.today().isoformat()}.",
         "",
         "| model | " + " | ".join(VARIANTS[1:]) + " |",
@@ -153,15 +152,6 @@ def table(device: str, rounds: int) -> str:
         lines.append(f"| {label} | " + " | ".join(f"{found[v]:.2f}" for v in VARIANTS[1:]) + " |")
         print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return f"{names[0]}, shared with other work" if names else platform.processor()
 
 
 def main() -> None:

@@ -12,11 +12,10 @@ a ratio is the median over rounds, with quartiles. The arms:
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +26,9 @@ from gradscale.backward.measurements import Measurements
 from layerwise_memory import peak_bytes
 from layerwise_models import MODELS, Workload
 from layerwise_planning import planning_rows
-from step import describe
+from pairs import bracketed, in_turns, quartiles
+from where import arguments, describe, in_words, save
 
-RESULTS = Path(__file__).parent / "results"
 NEVER = 10**9
 
 
@@ -102,20 +101,20 @@ def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
         bench.step(arms[name])
         bench.step(arms[name])
     bench.backward_s.clear()
-    names, times = list(arms), {name: [] for name in arms}
-    for index in range(rounds):
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            assert name in ("torch", "torch again", "measuring") or quiet(arms[name])
-            times[name].append(bench.step(arms[name]))
+
+    def step(name: str) -> float:
+        assert name in ("torch", "torch again", "measuring") or quiet(arms[name])
+        return bench.step(arms[name])
+
+    times = in_turns({name: partial(step, name) for name in arms}, rounds)
     result: dict[str, Any] = {
         "torch_ms": 1e3 * statistics.median(times["torch"]),
         "backward_ms": 1e3 * statistics.median(bench.backward_s),
         "rounds": rounds,
     }
-    for name in names[1:]:
-        paired = [a / b for a, b in zip(times[name], times["torch"], strict=True)]
-        result[name] = statistics.quantiles(paired, n=4)
+    for name in arms:
+        if name != "torch":
+            result[name] = quartiles(times[name], times["torch"])
     over = result["measuring"][1] - result["uniform"][1]
     result["amortised over 100 steps"] = result["uniform"][1] + over / 100
     uniform, planned = (arms[name]._layerwise.tracks.latest for name in ("uniform", "planned"))
@@ -160,7 +159,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]], plans: list[dict
     """The tables that go into the documentation."""
     lines = [
         "# Layer-wise scaling against torch.amp.GradScaler", "",
-        ", ".join(f"{key} {value}" for key, value in where.items()) + ".",
+        f"{in_words(where)}.",
         "Step time as a ratio to torch.amp.GradScaler: median of interleaved rounds [quartiles].",
         "`torch again` is the noise.", "",
         "| model | nodes | step ms | backward ms | torch again | uniform | planned (edges) | "
@@ -168,7 +167,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]], plans: list[dict
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]  # fmt: skip
     for row in rows:
-        arms = {n: _ratio(row[n]) for n in ("torch again", "uniform", "planned", "measuring")}
+        arms = {n: bracketed(*row[n]) for n in ("torch again", "uniform", "planned", "measuring")}
         lines.append(
             f"| {row['model']} | {row['nodes']} | {row['torch_ms']:.0f} | {row['backward_ms']:.0f} "
             f"| {arms['torch again']} | {arms['uniform']} | {arms['planned']} "
@@ -196,34 +195,25 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]], plans: list[dict
     return "\n".join(lines) + "\n"
 
 
-def _ratio(quartiles: list[float]) -> str:
-    low, middle, high = quartiles
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = arguments(__doc__, rounds=15, threads=1)
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--models", nargs="+")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    works: dict[str, Workload] = MODELS[options.device]
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    works: dict[str, Workload] = MODELS[given.device]
     rows: list[dict[str, Any]] = []
-    for name in options.models or works:
-        bench = Bench(works[name], options.device)
-        row = {"model": name, **ratios(bench, options.rounds), "memory": memory(bench)}
+    for name in given.models or works:
+        bench = Bench(works[name], given.device)
+        row = {"model": name, **ratios(bench, given.rounds), "memory": memory(bench)}
         print(json.dumps(row), flush=True)
         rows.append(row)
-    plans = planning_rows(options.nodes)
-    where = describe(options.device)
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"layerwise_{options.device}"
+    plans = planning_rows(given.nodes)
+    where = describe(given.device)
+    page = markdown(where, rows, plans)
     data = {"where": where, "rows": rows, "planning": plans}
-    stem.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(where, rows, plans))
-    print(stem.with_suffix(".md").read_text())
+    save(given.output, f"layerwise_{given.device}", data, page)
+    print(page)
 
 
 if __name__ == "__main__":

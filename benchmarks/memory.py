@@ -9,14 +9,11 @@ of a GPU.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,9 +22,8 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import gradscale
-from step import describe
-
-RESULTS = Path(__file__).parent / "results"
+from pairs import in_turns, seconds
+from where import arguments, describe, in_words, save
 
 
 class Block(nn.Module):
@@ -265,16 +261,10 @@ def measure(task: Task, recipe: Recipe, device: str) -> dict[str, float]:
 def times(task: Task, device: str, rounds: int) -> dict[str, float]:
     """Median milliseconds of a step, interleaved over the recipes."""
     trainers = {name: Trainer(task, recipe, device) for name, recipe in RECIPES.items()}
-    taken: dict[str, list[float]] = {name: [] for name in trainers}
-    for number in range(rounds + 2):
-        for name, trainer in trainers.items():
-            begin = time.perf_counter()
-            trainer.step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number >= 2:
-                taken[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(all_times) for name, all_times in taken.items()}
+    steps = {name: partial(seconds, trainer.step, device) for name, trainer in trainers.items()}
+    in_turns(steps, 2)
+    taken = in_turns(steps, rounds)
+    return {name: 1e3 * statistics.median(all_times) for name, all_times in taken.items()}
 
 
 def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -282,10 +272,9 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Memory of a training step, by recipe",
         "",
-        ", ".join(f"{key} {value}" for key, value in where.items()) + ". AdamW. Bytes per "
-        "parameter, in brackets the arithmetic for one in half precision; bytes saved for the "
-        "backward pass per element that float32 saves; peak and time as ratios to float32 in the "
-        "same run.",
+        f"{in_words(where)}. AdamW. Bytes per parameter, in brackets the arithmetic for one in "
+        "half precision; bytes saved for the backward pass per element that float32 saves; peak "
+        "and time as ratios to float32 in the same run.",
         "",
         "| model | recipe | weight | master | gradient after backward | at the step | state "
         "| saved | peak | time |",
@@ -308,28 +297,19 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    where = describe(arguments.device)
+    given = arguments(__doc__.splitlines()[0], rounds=7, threads=1).parse_args()
+    torch.set_num_threads(given.threads)
+    where = describe(given.device)
     rows: list[dict[str, Any]] = []
-    for model, task in TASKS[arguments.device].items():
-        milliseconds = times(task, arguments.device, arguments.rounds)
+    for model, task in TASKS[given.device].items():
+        milliseconds = times(task, given.device, given.rounds)
         for name, recipe in RECIPES.items():
-            figures = measure(task, recipe, arguments.device)
+            figures = measure(task, recipe, given.device)
             row = {"model": model, "recipe": name, **figures, "ms": milliseconds[name]}
             rows.append(row)
             print(model, name, {k: round(v, 2) for k, v in figures.items()})
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stem = arguments.output / f"memory-{arguments.device}"
-    stem.with_suffix(".json").write_text(
-        json.dumps({"where": where, "rows": rows}, indent=1) + "\n"
-    )
-    stem.with_suffix(".md").write_text(markdown(where, rows))
+    data = {"where": where, "rows": rows}
+    save(given.output, f"memory-{given.device}", data, markdown(where, rows))
 
 
 if __name__ == "__main__":

@@ -18,24 +18,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import logging
 import os
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import gradscale
-from step import MODELS, describe
+from pairs import paired, ratio_of, seconds
+from step import MODELS
+from where import RESULTS, describe, in_words
 
-RESULTS = Path(__file__).parent / "results"
 SCALE = 2.0**10
 Step = Callable[[], object]
 
@@ -158,13 +156,7 @@ PEERS: dict[str, Callable[[Weights, str], Step]] = {"DeepSpeed": deepspeed, "fai
 def timed(weights: Weights, step: Step, device: str) -> float:
     """Seconds for one step."""
     weights.fill()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return seconds(step, device)
 
 
 def compare(name: str, peer: str, device: str, rounds: int) -> dict[str, Any]:
@@ -173,37 +165,21 @@ def compare(name: str, peer: str, device: str, rounds: int) -> dict[str, Any]:
     sides = []
     for make in (ours, PEERS[peer]):
         weights = Weights(shapes, device)
-        sides.append((weights, make(weights, device)))
-    for weights, step in sides * 3:
-        timed(weights, step, device)
-    times: tuple[list[float], list[float]] = ([], [])
-    gc.collect()
-    gc.disable()
-    for index in range(rounds):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            times[which].append(timed(*sides[which], device))
-    gc.enable()
-    ratios = [mine / theirs for mine, theirs in zip(*times, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {
-        "model": name,
-        "peer": peer,
-        "ours_ms": 1e3 * statistics.median(times[0]),
-        "peer_ms": 1e3 * statistics.median(times[1]),
-        "ratio": f"{middle:.3f} [{low:.3f}, {high:.3f}]",
-    }
+        sides.append(partial(timed, weights, make(weights, device), device))
+    for side in sides * 3:
+        side()
+    return {"model": name, "peer": peer, **paired(*sides, rounds).row("ours", "peer")}
 
 
 def table(rows: Sequence[dict[str, Any]], device: str) -> str:
     """The result as a page."""
-    where = ", ".join(f"{key} {value}" for key, value in describe(device).items())
     peers = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "fairseq"))
     lines = [
         "# One half-precision optimizer step with master weights, against DeepSpeed and fairseq",
         "",
-        f"{where}; {peers}. AdamW (foreach), float16 parameters and gradients. Ratio below 1: "
-        "gradscale is faster; median of paired, interleaved rounds, quartiles in brackets. From "
-        "`make bench-peers`.",
+        f"{in_words(describe(device))}; {peers}. AdamW (foreach), float16 parameters and "
+        "gradients. Ratio below 1: gradscale is faster; median of paired, interleaved rounds, "
+        "quartiles in brackets. From `make bench-peers`.",
         "",
         "| model | peer | gradscale ms | peer ms | ratio |",
         "|---|---|--:|--:|--:|",
@@ -211,7 +187,7 @@ def table(rows: Sequence[dict[str, Any]], device: str) -> str:
     for row in rows:
         lines.append(
             f"| {row['model']} | {row['peer']} | {row['ours_ms']:.3f} | {row['peer_ms']:.3f} "
-            f"| {row['ratio']} |"
+            f"| {ratio_of(row)} |"
         )
     return "\n".join(lines) + "\n"
 

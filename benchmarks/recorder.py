@@ -9,15 +9,13 @@ what does not depend on the model.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ import torch
 from torch import nn
 
 import gradscale
+from pairs import paired, seconds
+from where import RESULTS, save
 
-RESULTS = Path(__file__).parent / "results"
 Step = Callable[[], None]
 
 
@@ -81,32 +80,32 @@ def steps_of(make: Any, way: dict[str, Any] | None, folder: Path, stack: ExitSta
     return step
 
 
-def seconds(step: Step, repeats: int) -> float:
-    started = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    return (time.perf_counter() - started) / repeats
+def repeated(step: Step, repeats: int) -> float:
+    """Seconds of one step of several in a row."""
+
+    def steps() -> None:
+        for _ in range(repeats):
+            step()
+
+    return seconds(steps, "cpu") / repeats
 
 
 def measure(make: Any, way: dict[str, Any], pairs: int, repeats: int) -> dict[str, float]:
     """Interleaved; a round of `repeats` steps each."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        plain = steps_of(make, None, Path(name), stack)
-        recorded = steps_of(make, way, Path(name), stack)
-        for step in (plain, recorded):
-            seconds(step, 10 if repeats > 1 else 3)
-        gc.collect()
-        gc.disable()
-        try:
-            times = [(seconds(recorded, repeats), seconds(plain, repeats)) for _ in range(pairs)]
-        finally:
-            gc.enable()
-    ratios = sorted(one / other for one, other in times)
+        plain, recorded = (
+            partial(repeated, steps_of(make, each, Path(name), stack)) for each in (None, way)
+        )
+        for steps in (plain, recorded):
+            steps(10 if repeats > 1 else 3)
+        times = paired(partial(recorded, repeats), partial(plain, repeats), pairs)
+    row = times.row("recorded", "plain")
+    more = (one - other for one, other in zip(*times, strict=True))
     return {
-        "ratio": round(statistics.median(ratios), 4),
-        "low": round(ratios[len(ratios) // 4], 4),
-        "high": round(ratios[3 * len(ratios) // 4], 4),
-        "microseconds": round(1e6 * statistics.median(one - other for one, other in times), 1),
+        "ratio": round(row["ratio"], 4),
+        "low": round(row["ratio_low"], 4),
+        "high": round(row["ratio_high"], 4),
+        "microseconds": round(1e6 * statistics.median(more), 1),
     }
 
 
@@ -174,14 +173,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", action="store_true", help="bytes instead of time")
     parser.add_argument("--pairs", type=int, default=41)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the results")
     given = parser.parse_args()
     torch.set_num_threads(1)
     name = "recorder-size" if given.size else "recorder"
     result = size() if given.size else cost(given.pairs)
     table = size_table(result) if given.size else cost_table(result)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / f"{name}.md").write_text(table)
+    save(given.output, name, result, table)
     print(table)
 
 

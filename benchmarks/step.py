@@ -7,13 +7,8 @@ its quartiles; only the ratio means anything on a shared machine.
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import statistics
-import time
 from collections.abc import Callable
-from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +16,9 @@ import torch
 
 import gradscale
 from gradscale.scaler import GradScaler
+from pairs import paired, ratio_of, seconds
+from where import arguments, describe, in_words, save
 
-RESULTS = Path(__file__).parent / "results"
 Shapes = list[tuple[int, ...]]
 
 
@@ -83,16 +79,14 @@ def timed_step(
 ) -> float:
     """Seconds for one step; the gradients stay in place, so that nothing but the step is timed."""
     scaler.scale(torch.zeros((), device=device))
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    if explicit:
-        scaler.unscale_(optimizer)
-    scaler.step(optimizer)
-    scaler.update()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+
+    def step() -> None:
+        if explicit:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return seconds(step, device)
 
 
 def compare(
@@ -100,8 +94,8 @@ def compare(
     build: Callable[[Any], torch.optim.Optimizer],
     device: str,
     rounds: int,
-    inner: int,
-) -> dict[str, float]:
+    best_of: int,
+) -> dict[str, Any]:
     """Paired times of both scalers on one set of parameters and one optimizer."""
     parameters = [torch.nn.Parameter(torch.randn(s, device=device) * 0.02) for s in shapes]
     for parameter in parameters:
@@ -109,56 +103,28 @@ def compare(
     optimizer = build(parameters)
     explicit = not getattr(optimizer, "_step_supports_amp_scaling", False)
     # Scale 1: the same gradients serve every step, and neither scaler changes them.
-    scalers = [
-        kind(device, init_scale=1.0, growth_interval=10**9)
+    theirs, ours = (
+        partial(
+            timed_step,
+            kind(device, init_scale=1.0, growth_interval=10**9),
+            optimizer,
+            explicit,
+            device,
+        )
         for kind in (torch.amp.GradScaler, GradScaler)
-    ]
-    for scaler in scalers:
+    )
+    for way in (theirs, ours):
         for _ in range(3):
-            timed_step(scaler, optimizer, explicit, device)
-    times: tuple[list[float], list[float]] = ([], [])
-    gc.collect()
-    gc.disable()
-    for index in range(rounds):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            steps = [timed_step(scalers[which], optimizer, explicit, device) for _ in range(inner)]
-            times[which].append(min(steps))
-    gc.enable()
-    ratios = sorted(ours / theirs for theirs, ours in zip(*times, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
+            way()
     return {
         "parameters": sum(p.numel() for p in parameters),
-        "torch_ms": 1e3 * statistics.median(times[0]),
-        "gradscale_ms": 1e3 * statistics.median(times[1]),
-        "ratio": middle,
-        "ratio_low": low,
-        "ratio_high": high,
-        "rounds": rounds,
+        **paired(ours, theirs, rounds, best_of).row("gradscale", "torch"),
     }
 
 
-def describe(device: str) -> dict[str, Any]:
-    """Where the figures were taken."""
-    if device == "cuda":
-        hardware = torch.cuda.get_device_name()
-    else:
-        model = (
-            [
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ]
-            if Path("/proc/cpuinfo").exists()
-            else []
-        )
-        hardware = model[0] if model else "CPU"
-    return {
-        "device": device,
-        "hardware": hardware,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-    }
+def effort(model: str, rounds: int) -> tuple[int, int]:
+    """Rounds, and steps in each of which the fastest counts: many where a step is microseconds."""
+    return (20 * rounds, 5) if model == "small" else (rounds, 1)
 
 
 def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -166,8 +132,8 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         "# unscale_ + step + update, gradscale against torch.amp.GradScaler",
         "",
-        ", ".join(f"{key} {value}" for key, value in where.items()) + ". Default policy. Ratio: "
-        "median of paired, interleaved rounds, quartiles in brackets.",
+        f"{in_words(where)}. Default policy. Ratio: median of paired, interleaved rounds, "
+        "quartiles in brackets.",
         "",
         "| model | parameters | optimizer | torch ms | gradscale ms | ratio |",
         "|---|--:|---|--:|--:|--:|",
@@ -175,39 +141,27 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(
             f"| {row['model']} | {row['parameters'] / 1e6:.2f} M | {row['optimizer']} | "
-            f"{row['torch_ms']:.3f} | {row['gradscale_ms']:.3f} | {row['ratio']:.3f} "
-            f"[{row['ratio_low']:.3f}, {row['ratio_high']:.3f}] |"
+            f"{row['torch_ms']:.3f} | {row['gradscale_ms']:.3f} | {ratio_of(row)} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser = arguments(__doc__.splitlines()[0], rounds=21, threads=2)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    where = describe(arguments.device)
+    where = describe(given.device)
     print(where, f"gradscale from {Path(gradscale.__file__).parent.name}")
     rows: list[dict[str, Any]] = []
-    for model in arguments.models:
+    for model in given.models:
         for name, build in OPTIMIZERS.items():
-            rounds, inner = (
-                (20 * arguments.rounds, 5) if model == "small" else (arguments.rounds, 1)
-            )
-            result = compare(MODELS[model](), build, arguments.device, rounds, inner)
+            result = compare(MODELS[model](), build, given.device, *effort(model, given.rounds))
             rows.append({"model": model, "optimizer": name, **result})
             print(f"{model:>12} {name:<14} {result['torch_ms']:9.3f} ms {result['ratio']:.3f}")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stem = arguments.output / f"step-{arguments.device}"
-    stem.with_suffix(".json").write_text(
-        json.dumps({"where": where, "rows": rows}, indent=1) + "\n"
-    )
-    stem.with_suffix(".md").write_text(markdown(where, rows))
+    data = {"where": where, "rows": rows}
+    save(given.output, f"step-{given.device}", data, markdown(where, rows))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ hundred steps, of which 0, 1, 2, 4, … 64 measure.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +26,9 @@ from gradscale.backward.graph import walk
 from layerwise import Bench
 from layerwise_memory import peak_bytes
 from layerwise_models import MODELS
-from step import describe
+from pairs import bracketed, in_turns, quartiles
+from where import arguments, describe, in_words, save
 
-RESULTS = Path(__file__).parent / "results"
 NEVER = 10**9
 EVERY = 100
 FIRST = sum(gradscale.layerwise.calendar.Calendar(EVERY).due(step) for step in range(EVERY))
@@ -81,18 +79,14 @@ class _Never:
 
 def ratios(bench: Bench, arms: dict[str, Arm], rounds: int) -> dict[str, Any]:
     """Every arm's step time over that of the plain loop in the same round."""
-    names, times = list(arms), {name: [] for name in arms}
-    for index in range(rounds):
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            times[name].append(arms[name].step())
+    times = in_turns({name: arm.step for name, arm in arms.items()}, rounds)
     result: dict[str, Any] = {
         "plain_ms": 1e3 * statistics.median(times["plain"]),
         "rounds": rounds,
     }
-    for name in names[1:]:
-        paired = [a / b for a, b in zip(times[name], times["plain"], strict=True)]
-        result[name] = statistics.quantiles(paired, n=4)
+    for name in arms:
+        if name != "plain":
+            result[name] = quartiles(times[name], times["plain"])
     result["amortised"] = _amortised(result, 1 / EVERY)
     result["first steps"] = _amortised(result, FIRST / EVERY)
     watch = arms["measuring"].watch
@@ -122,7 +116,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The tables that go into the documentation."""
     lines = [
         "# Watching against not watching", "",
-        ", ".join(f"{key} {value}" for key, value in where.items()) + ".",
+        f"{in_words(where)}.",
         "Step time as a ratio to the plain loop: median of interleaved rounds [quartiles].",
         "`plain again` is the noise. Amortised: every 100th step measures; first 100: of them "
         f"{FIRST} do.", "",
@@ -132,7 +126,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     ]  # fmt: skip
     for row in rows:
         names = ("plain again", "between", "measuring", "activations")
-        cells = " | ".join(_ratio(row[name]) for name in names)
+        cells = " | ".join(bracketed(*row[name]) for name in names)
         lines.append(
             f"| {row['model']} | {row['nodes']} | {row['rows']} | {row['plain_ms']:.0f} | "
             f"{cells} | {row['amortised']:.3f} | {row['first steps']:.3f} |"
@@ -146,34 +140,23 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _ratio(quartiles: list[float]) -> str:
-    low, middle, high = quartiles
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser = arguments(__doc__.splitlines()[0], rounds=25, threads=1)
     parser.add_argument("--models", nargs="+")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    works = MODELS[options.device]
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    works = MODELS[given.device]
     rows: list[dict[str, Any]] = []
-    for name in options.models or works:
-        bench = Bench(works[name], options.device)
+    for name in given.models or works:
+        bench = Bench(works[name], given.device)
         arms = arms_of(bench)
-        row = {"model": name, **ratios(bench, arms, options.rounds), "memory": memory(bench, arms)}
+        row = {"model": name, **ratios(bench, arms, given.rounds), "memory": memory(bench, arms)}
         print(json.dumps(row), flush=True)
         rows.append(row)
-    where = describe(options.device)
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"watch_{options.device}"
-    stem.with_suffix(".json").write_text(
-        json.dumps({"where": where, "rows": rows}, indent=1) + "\n"
-    )
-    stem.with_suffix(".md").write_text(markdown(where, rows))
-    print(stem.with_suffix(".md").read_text())
+    where = describe(given.device)
+    page = markdown(where, rows)
+    save(given.output, f"watch_{given.device}", {"where": where, "rows": rows}, page)
+    print(page)
 
 
 if __name__ == "__main__":
