@@ -123,3 +123,18 @@ def test_an_outcome_on_the_device_is_read_when_asked_for():
     outcome = OptimizerOutcome(optimizer, [flag], scale, Evidence({}))
     assert not outcome.settled and "on the device" in repr(outcome)
     assert outcome.skipped and outcome.settled and outcome.scale == 8.0
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+@pytest.mark.parametrize("values", [[0.5], [math.inf], [-math.inf], [math.nan], [1e4, math.nan, 2]])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (4,)])
+def test_the_scale_is_to_blame_if_every_loss_is_finite(found, values, dtype, shape):
+    from gradscale.outcomes.outcome import Evidence
+
+    evidence = Evidence({})
+    for value in values:
+        evidence.note_loss(torch.full(shape, value, dtype=dtype))
+    flag = evidence.blamed(torch.tensor(found), None)
+    assert flag.dtype is torch.float32 and flag.shape == ()
+    assert flag.item() == (found if all(map(math.isfinite, values)) else 0.0)

@@ -20,6 +20,7 @@ from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
 from gradscale.half.registry import masters_of
+from gradscale.outcomes.outcome import OptimizerOutcome
 
 
 class PendingGradients:
@@ -27,7 +28,7 @@ class PendingGradients:
 
     def __init__(self) -> None:
         self._optimizers: dict[int, ref[torch.optim.Optimizer]] = {}
-        self._left_at: dict[int, Tensor | None] = {}
+        self._left_at: dict[int, Tensor | OptimizerOutcome | None] = {}
         self._fresh = False
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:
@@ -92,26 +93,30 @@ class PendingGradients:
                 masters.agree()
             groups, _ = collect_gradients(optimizer)
             if groups:
+                if isinstance(left_at, OptimizerOutcome):
+                    left_at = left_at.left_at()
                 factor = scale if left_at is None else scale / left_at
                 if not (factor.device.type == "cpu" and factor.item() == 1):
                     _multiply_(groups, factor)
 
 
-def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | None:
+def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | OptimizerOutcome | None:
     """The scale of an optimizer's gradients after its step; None if they were divided for certain.
+
+    An outcome that is still on the device tells it to whoever comes to need it.
 
     An optimizer that took the scale into its own numbers leaves them scaled.
 
     A fused optimizer divides while it steps: it leaves gradients scaled only if it skips.
     """
-    outcome = record.get("outcome")
+    outcome: OptimizerOutcome | None = record.get("outcome")
     if record.get("scaled") or (outcome is None and "grad_scale" in record):
         return scale.clone()
     if record.get("divided") or outcome is None:
         return None
     if outcome.settled:
         return scale.clone() if outcome.skipped else None
-    return torch.where(outcome.found_inf[0] > 0, scale, 1.0)
+    return outcome
 
 
 def _multiply_(groups: dict[torch.device, dict[torch.dtype, list[Tensor]]], factor: Tensor) -> None:

@@ -93,15 +93,22 @@ class StepGradients:
             self._measure(optimizer, measured, found_inf.device)
         return self.agreed(optimizer, flags, found_inf)
 
-    def check(self, optimizer: torch.optim.Optimizer, inv_scale: Tensor) -> Flags:
-        """Flags gradients that are, or times `inv_scale` would be, not finite.
+    def check(
+        self, optimizer: torch.optim.Optimizer, like: Tensor, factor: Tensor | None = None
+    ) -> Flags:
+        """Flags gradients that are, or times `factor` would be, not finite.
 
-        Writes nothing, except that gradients in half precision become float32 ones of the masters.
+        Changes nothing, except that gradients in half precision become float32 ones of the masters.
+
+        Args:
+            optimizer: whose gradients.
+            like: a tensor on the device that communicates.
+            factor: float32 0-d; None for one that no finite gradient overflows with.
         """
-        flags, widened = _widened(optimizer, None, None, inv_scale)
+        flags, widened = _checked_while_widening(optimizer, like, factor)
         groups, _ = collect_gradients(optimizer, widened)
-        _merge(flags, check_groups(groups, inv_scale))
-        return self.agreed(optimizer, flags, inv_scale)
+        _merge(flags, check_groups(groups, factor))
+        return self.agreed(optimizer, flags, like)
 
     def observation(self, found_inf: Tensor) -> Observation:
         """What the policy may see of this step."""
@@ -153,18 +160,20 @@ class StepGradients:
 
 
 def _widened(
-    optimizer: torch.optim.Optimizer,
-    factor: Tensor | None,
-    found_inf: Tensor | None,
-    divided_later: Tensor | None = None,
+    optimizer: torch.optim.Optimizer, factor: Tensor, found_inf: Tensor
 ) -> tuple[Flags, set[int]]:
     """Half-precision gradients moved to their masters, multiplied and checked on the way."""
     masters = masters_of(optimizer)
+    return ({}, set()) if masters is None else masters.widen_(factor, found_inf)
+
+
+def _checked_while_widening(
+    optimizer: torch.optim.Optimizer, like: Tensor, divided_later: Tensor | None
+) -> tuple[Flags, set[int]]:
+    masters = masters_of(optimizer)
     if masters is None:
         return {}, set()
-    if factor is None and divided_later is not None:
-        factor, found_inf = torch.ones_like(divided_later), torch.zeros_like(divided_later)
-    return masters.widen_(factor, found_inf, divided_later)
+    return masters.widen_(torch.ones_like(like), torch.zeros_like(like), divided_later)
 
 
 def _merge(flags: Flags, more: Flags) -> None:

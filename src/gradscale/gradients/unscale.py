@@ -5,14 +5,15 @@ Memory passes over the gradients, and host reads, of one optimizer step:
 | | reads | writes | host reads |
 |---|---|---|---|
 | unfused optimizer | 1 | 1 | 1, made by the scaler: the flag and the scale in one transfer |
-| fused optimizer, which divides by itself | 1 | 0 | 0 |
-| fused optimizer after an explicit `unscale_`, not on the CPU | +1 | 0 | 0 |
+| fused optimizer, which divides by itself | 1 | 1 | 0 |
 | the policy needs ``amax`` or ``exponents`` | +1 each | | 0 |
-| the scale lies below 1 (unfused, or CPU) | +1 | 0 | 0 |
+| the scale lies below 1, as far as the host knows | +1 | 0 | 0 |
 
 The last row is what torch leaves out: it checks the *scaled* gradient, so a quotient that overflows
-goes unnoticed into the weights. A quotient can only overflow when the scale is below 1. On the CPU
-the host reads the scale at no cost, and what depends on it is decided there.
+goes unnoticed into the weights. A quotient can only overflow when the scale is below 1, and the
+host knows without asking when it is not (`scaler/known_scale.py`). A check alone writes what it has
+read: torch's kernel takes all gradients in one launch, where a norm takes one result for each and
+several launches to join them.
 """
 
 from __future__ import annotations
@@ -146,40 +147,33 @@ def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> Fla
     return flags
 
 
-def check_groups(groups: Groups, inv_scale: Tensor) -> Flags:
-    """A flag per device, 0 or 1: whether a gradient, or it times `inv_scale`, is not finite.
+def check_groups(groups: Groups, factor: Tensor | None = None) -> Flags:
+    """A flag per device, 0 or 1: whether a gradient, or it times `factor`, is not finite.
 
-    Nothing is written and no host read made. On accelerators the largest magnitude tells both in
-    one reading pass; on the CPU that norm is 15 times slower than the check of the gradients alone,
-    and whether the product can overflow is read off the scale.
+    No gradient changes and no host read is made.
+
+    Args:
+        groups: gradients by device and dtype.
+        factor: float32 0-d; None for one that no finite gradient overflows with.
     """
     flags: Flags = {}
     for device, by_dtype in groups.items():
-        if device.type == "cpu":
-            flags[device] = _check_on_cpu(by_dtype, inv_scale)
+        if factor is None or (device.type == "cpu" and factor.item() <= 1):
+            flags[device] = torch.zeros((), device=device)
+            one = torch.ones((), device=device)
+            for grads in by_dtype.values():
+                multiply_and_check_(grads, flags[device], one)
             continue
+        # The largest magnitude tells both in one reading pass.
         largest = [tensor_amax(grads) for grads in by_dtype.values()]
         amax = torch.stack(largest).amax() if len(largest) > 1 else largest[0]
-        product = amax * inv_scale.to(device=device, non_blocking=True)
-        flags[device] = not_finite(product)
+        flags[device] = not_finite(amax * factor.to(device=device, non_blocking=True))
     return flags
 
 
 def not_finite(magnitude: Tensor) -> Tensor:
     """1 for inf and NaN, else 0; a NaN is below nothing."""
     return (magnitude < math.inf).logical_not().to(torch.float32)
-
-
-def _check_on_cpu(by_dtype: dict[torch.dtype, list[Tensor]], inv_scale: Tensor) -> Tensor:
-    flag = torch.zeros(())
-    one = torch.ones(())
-    factor = inv_scale.to("cpu")
-    if factor.item() > 1:
-        product = torch.stack([tensor_amax(grads) for grads in by_dtype.values()]).amax() * factor
-        return not_finite(product)
-    for grads in by_dtype.values():
-        multiply_and_check_(grads, flag, one)
-    return flag
 
 
 def tensor_amax(tensors: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -37,26 +36,36 @@ class Evidence:
         self.losses.clear()
         self.inputs.clear()
 
-    def bad_data(
+    def blamed(
         self, found_inf: Tensor, process_group: Any, losses: Sequence[Tensor] | None = None
     ) -> Tensor | None:
-        """Float32 0-d: above 0 if a flagged step had a non-finite loss; None if nobody can tell.
+        """The flag as far as the scale is to blame: 0 if a loss was not finite.
 
-        Reduced over `process_group`, because all ranks must blame the same thing; with several
-        ranks and no group nobody is blamed.
+        Agreed on over `process_group`, because all ranks must blame the same thing; with several
+        ranks and no group nobody can tell.
 
         Args:
-            found_inf: the flag, float32 0-d.
+            found_inf: the flag, float32 0-d, 0 or 1.
             process_group: the ranks that must agree, or None.
             losses: of a part of the step; None for all of it.
+
+        Returns:
+            Float32 0-d, 0 or 1; None if nobody can tell.
         """
         losses = self.losses if losses is None else losses
         if not losses or (distributed() and process_group is None):
             return None
-        finite = [(loss.abs() < math.inf).reshape(()).to(found_inf.device) for loss in losses]
-        bad = (found_inf > 0) & torch.stack(finite).all().logical_not()
-        flag = bad.to(torch.float32)
-        reduce_max_([flag], mesh_groups(process_group))
+        # In as few launches as there are: a loss less itself is 0, or NaN.
+        flag = found_inf
+        for loss in losses:
+            loss = loss.reshape(()).to(found_inf.device, non_blocking=True)
+            flag = flag + (loss - loss)
+        flag = flag.to(torch.float32).nan_to_num(nan=0.0)
+        groups = mesh_groups(process_group)
+        if groups:
+            bad = found_inf - flag
+            reduce_max_([bad], groups)
+            flag = (found_inf - bad).clamp(min=0.0)
         return flag
 
 
@@ -140,6 +149,12 @@ class OptimizerOutcome:
     def dropped(self) -> int:
         """How many micro-batches were left out because they overflowed; see `accumulate_`."""
         return int(self.dropped_micro_batches)
+
+    def left_at(self) -> Tensor:
+        """What the gradients are multiplied by after the step: S if the device skipped it."""
+        flag = self._found_inf[0]
+        scale = torch.as_tensor(self._scale, dtype=torch.float32, device=flag.device)
+        return torch.where(flag > 0, scale, 1.0)
 
     @property
     def scale(self) -> float:

@@ -171,7 +171,7 @@ class Dynamic(Policy):
         state: DynamicState,
         observation: Observation,
         ignore: Tensor | None = None,
-        clean: bool = False,
+        high: bool = False,
     ) -> None:
         """Changes `state` in place into what `advance` would return, sooner where `fast`.
 
@@ -180,9 +180,9 @@ class Dynamic(Policy):
 
         Args:
             state: its tensors are overwritten.
-            observation: what the step saw; `found_inf` is float32.
+            observation: what the step saw; `found_inf` is float32, and 0 where `ignore` is not.
             ignore: as in `advance`.
-            clean: whether the host knows `found_inf` to be 0, so that the scale cannot fall.
+            high: whether the host knows that this step does not bring the scale below `min_scale`.
         """
         if not (
             self.fast
@@ -192,21 +192,19 @@ class Dynamic(Policy):
             for old, new in zip(state, advance(self, state, observation, ignore), strict=True):
                 old.copy_(new)
             return
-        found_inf = observation.found_inf
         if ignore is not None:
-            ignored = ignore > 0
             # To the kernel, an ignored step is a clean one that starts a step earlier.
-            found_inf = found_inf.masked_fill(ignored, 0.0)
-            state.growth_tracker.sub_(ignored.to(torch.int32))
+            ignored = ignore if ignore.dtype is torch.bool else ignore > 0
+            state.growth_tracker.add_(ignored, alpha=-1)
         torch._amp_update_scale_(  # pyright: ignore[reportPrivateImportUsage]
             state.scale,
             state.growth_tracker,
-            found_inf,
+            observation.found_inf,
             self.growth_factor,
             self.backoff_factor,
             self.growth_interval,
         )
-        if not clean or self.max_scale is not None:
+        if not high or self.max_scale is not None:
             state.scale.clamp_(self.min_scale, self.max_scale)
 
     def _count_clean_steps(self, state: DynamicState, found: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,8 +115,8 @@ class AccumulatingScaler(AdvancingScaler):
         """Notes that this micro-batch overflowed, unless its loss was not finite."""
         losses = self._evidence.losses[record.get("losses", 0) :]
         record["losses"] = len(self._evidence.losses)
-        bad = self._evidence.bad_data(flag, self.process_group, losses)
-        overflow = flag if bad is None else torch.where(bad > 0, 0.0, flag)
+        blamed = self._evidence.blamed(flag, self.process_group, losses)
+        overflow = flag if blamed is None else blamed
         before = record.get("overflowed")
         record["overflowed"] = overflow if before is None else torch.maximum(before, overflow)
 

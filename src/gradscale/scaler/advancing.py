@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
@@ -12,6 +14,7 @@ from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Observation, advance
 from gradscale.ranks import all_ranks
 from gradscale.scaler.eager import eager
+from gradscale.scaler.known_scale import lowest_factor
 from gradscale.scaler.scaling import ScalingScaler
 from gradscale.scaler.settings import scale_to_set
 from gradscale.scaler.state import copy_state_
@@ -46,7 +49,10 @@ class AdvancingScaler(ScalingScaler):
         if new_scale is not None:
             new = scale_to_set(new_scale)
             self._pending.leave(self._per_optimizer_states, scale)
-            scale.copy_(new) if isinstance(new, Tensor) else scale.fill_(new)
+            if isinstance(new, Tensor):
+                scale.copy_(new)
+            else:
+                self._known.note(scale.fill_(new), new)
         else:
             self._advance(scale)
         if self._ledger.add(self.last_step):
@@ -101,26 +107,36 @@ class AdvancingScaler(ScalingScaler):
             )
         alone = len(flags) == 1 and flags[0].is_cpu and scale.is_cpu
         found_inf = flags[0] if alone else combined(flags, scale.device)
-        observation = self._gradients.observation(found_inf)
         # Whether bad data is to blame: known to the host, or as a flag.
         ignore = None
         if settled:
             self._evidence.release()
         else:
-            ignore = self._evidence.bad_data(found_inf, self.process_group)
+            scaling = self._evidence.blamed(found_inf, self.process_group)
+            if scaling is not None:
+                found_inf, ignore = scaling, found_inf > scaling
+        observation = self._gradients.observation(found_inf)
         self.last_step.show(observation)
         self._pending.leave(self._per_optimizer_states, scale)
         if self._layerwise is not None:
             self._layerwise.update(self.last_step)
         if not (settled and skipped and not blamed):
-            self._decide(observation, ignore, settled and not (skipped or dropped))
+            self._decide(scale, observation, ignore, settled and not (skipped or dropped))
 
-    def _decide(self, observation: Observation, ignore: Tensor | None, clean: bool) -> None:
-        state = self._rebind()
-        if isinstance(self.policy, Dynamic):
-            self.policy.update_(state, observation, ignore, clean)
+    def _decide(
+        self, scale: Tensor, observation: Observation, ignore: Tensor | None, clean: bool
+    ) -> None:
+        state, policy = self._rebind(), self.policy
+        known = None if scale.is_cpu else self._known
+        before = 0.0 if known is None else known.at_least(scale)
+        if isinstance(policy, Dynamic):
+            high = clean or before * policy.backoff_factor > 2 * policy.min_scale
+            policy.update_(state, observation, ignore, high)
         else:
-            copy_state_(state, advance(self.policy, state, observation, ignore))
+            copy_state_(state, advance(policy, state, observation, ignore))
+        if known is not None:
+            cap = getattr(policy, "max_scale", None)
+            known.moved(scale, lowest_factor(policy, clean), math.inf if cap is None else cap)
 
     def _begin_step(self) -> None:
         if self._layerwise is not None:  # ranks that share a plan must share a fate

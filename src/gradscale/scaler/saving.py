@@ -14,6 +14,7 @@ from gradscale.gradients.pending import PendingGradients
 from gradscale.outcomes.ledger import Counters, Ledger
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Policy
+from gradscale.scaler.known_scale import KnownScale
 from gradscale.scaler.settings import PolicySetting
 from gradscale.scaler.state import (
     VERSION,
@@ -40,6 +41,7 @@ class SavedScaler(torch.amp.GradScaler):
     _loaded: Mapping[str, Any] | None
     _ledger: Ledger
     _layerwise: Any
+    _known: KnownScale
 
     def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:
         state = self.policy.init((), dev)
@@ -50,6 +52,7 @@ class SavedScaler(torch.amp.GradScaler):
             tracker = torch.zeros((), dtype=torch.int32, device=dev)
         tracker.fill_(self._init_growth_tracker)
         self._state, self._scale, self._growth_tracker = state, state.scale, tracker
+        self._known.note(state.scale, self._init_scale)
 
     def _rebind(self) -> Any:
         """The policy's state, with tensors that other code has put into torch's attributes."""
@@ -166,6 +169,7 @@ class SavedScaler(torch.amp.GradScaler):
         state = super().__getstate__()
         state |= {"_loaded": fields, "_state": None, "_names": {}, "_ledger": ledger}
         state |= {"last_step": StepOutcome(), "_pending": PendingGradients()}
+        state["_known"] = KnownScale()
         for transient in ("_evidence", "_gradients"):
             del state[transient]
         return state

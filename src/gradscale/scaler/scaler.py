@@ -17,6 +17,7 @@ from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
 from gradscale.policies.policy import Policy
 from gradscale.scaler.closures import ClosureScaler, closure_in
 from gradscale.scaler.eager import eager
+from gradscale.scaler.known_scale import KnownScale
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
@@ -106,7 +107,7 @@ class GradScaler(ClosureScaler):
         if on_skip is not None:
             self.on_skip(on_skip)
         self._alarm = FloorAlarm()
-        self._pending = PendingGradients()
+        self._pending, self._known = PendingGradients(), KnownScale()
         self._undo, self._sync_free = check_undo(undo, sync_free), sync_free
         self._layerwise = build_layerwise(layerwise, process_group) if enabled else None
         self._begin_step()

@@ -67,10 +67,15 @@ class SteppingScaler(ReportingScaler):
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
         scale, _ = self._check_scale_growth_tracker("_check_inf_per_device")
         self._pending.note(optimizer)
+        fits = self._scale_at_least(scale) >= 1
         with torch.no_grad():
-            flags = self._gradients.check(optimizer, inverse(scale))
+            flags = self._gradients.check(optimizer, scale, None if fits else inverse(scale))
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = flags
         return flags
+
+    def _scale_at_least(self, scale: Tensor) -> float:
+        """A bound from below that costs nothing: no quotient overflows from 1 on."""
+        return scale.item() if scale.is_cpu else self._known.at_least(scale)
 
     def _carries(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the optimizer's own numbers absorb the scale."""
@@ -84,12 +89,13 @@ class SteppingScaler(ReportingScaler):
         """Checks gradients that the optimizer will take as they are."""
         degrees = degrees_once(optimizer, self._undo)
         scale = cast(Tensor, self._scale)
-        factor = inverse(scale)
+        factor = None if self._scale_at_least(scale) >= 1 else inverse(scale)
         if degrees.squares:
-            factor = factor.clamp(min=SQUARES_OVERFLOW)
+            least = torch.full_like(scale, SQUARES_OVERFLOW)
+            factor = least if factor is None else factor.maximum(least)
         self._pending.note(optimizer)
         with torch.no_grad():
-            flags = self._gradients.check(optimizer, factor)
+            flags = self._gradients.check(optimizer, scale, factor)
         record |= {"found_inf_per_device": flags, "degrees": degrees, "scaled": True}
 
     def _outcome(
@@ -128,6 +134,8 @@ class SteppingScaler(ReportingScaler):
         scale = cast(Tensor, self._scale)
         outcome = self._outcome(optimizer, optimizer_state, flags, scale)
         skipped, value = read_together(flags, scale)
+        if not scale.is_cpu:
+            self._known.note(scale, value)
         scaled = "scaled" in optimizer_state
         if not skipped and value < 1 and not scaled:
             skipped = outcome.unrepresentable = self._quotient_overflowed(optimizer, flags)
@@ -145,7 +153,7 @@ class SteppingScaler(ReportingScaler):
 
     def _quotient_overflowed(self, optimizer: torch.optim.Optimizer, flags: list[Tensor]) -> bool:
         with torch.no_grad():
-            found = self._gradients.check(optimizer, torch.ones_like(cast(Tensor, self._scale)))
+            found = self._gradients.check(optimizer, cast(Tensor, self._scale))
         overflowed = any(flag.item() for flag in found.values())
         if overflowed:
             flags[0].fill_(1.0)
@@ -157,16 +165,17 @@ class SteppingScaler(ReportingScaler):
         """A step that the device takes or leaves: nothing is read on the host."""
         scale = cast(Tensor, self._scale)
         flags: Flags = record["found_inf_per_device"]
-        self._check_quotients(optimizer, flags)
+        if self._scale_at_least(scale) < 1:
+            self._check_quotients(optimizer, flags)
         found_inf = combined(list(flags.values()), scale.device)
         self._outcome(optimizer, record, [found_inf], scale.clone())
         with selected(optimizer, found_inf):
             return optimizer.step(*args, **kwargs)
 
     def _check_quotients(self, optimizer: torch.optim.Optimizer, flags: Flags) -> None:
-        """Flags divided gradients that are not finite: only below a scale of 1, which is unread."""
+        """Flags divided gradients that are not finite, though they were before."""
         with torch.no_grad():
-            again = self._gradients.check(optimizer, torch.ones_like(cast(Tensor, self._scale)))
+            again = self._gradients.check(optimizer, cast(Tensor, self._scale))
         for device, flag in flags.items():
             torch.maximum(flag, again.get(device, flag), out=flag)
 
@@ -184,7 +193,7 @@ class SteppingScaler(ReportingScaler):
         flags: Flags = optimizer_state["found_inf_per_device"]
         if optimizer_state["stage"] is not OptState.UNSCALED:
             flags, divisor = self._check_inf_per_device(optimizer), at
-        elif divisor is None and (not on_cpu or scale.item() < 1):
+        elif divisor is None and self._scale_at_least(scale) < 1:
             self._check_quotients(optimizer, flags)
         found_inf = combined(list(flags.values()), scale.device)
         outcome = self._outcome(optimizer, optimizer_state, [found_inf], at)
