@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradscale.half.narrow import narrow_
-from gradscale.half.widen import BLOCK, in_memory_order, widen, widen_reference
+from gradscale.half.widen import BLOCK, Widening, in_memory_order, widen, widen_reference
 
 FORMATS = [torch.float16, torch.bfloat16]
 floats = st.floats(width=16, allow_nan=True, allow_infinity=True, allow_subnormal=True)
@@ -128,7 +128,7 @@ def test_weights_are_rounded_as_torch_casts_and_clamped_only_on_request(values, 
 IN_INTERPRETER = """
 import torch
 from gradscale.half.widen import Widening, widen_reference
-from gradscale.half.widen_kernel import widen_on_gpu
+from gradscale.half.widen_kernel import piece_table, widen_on_gpu
 torch.manual_seed(0)
 views = [lambda x: x, lambda x: x.reshape(-1, 7).T, lambda x: x[::3], lambda x: x[:0]]
 for dtype in [torch.float16, torch.bfloat16]:
@@ -149,6 +149,18 @@ for dtype in [torch.float16, torch.bfloat16]:
         assert flag.item() == (bad is not None), (dtype, bad, flag)
         widen_on_gpu(jobs, None, None)
         assert torch.equal(jobs[0].target, jobs[0].source.float())
+for begin in [0, 1, 8]:  # the first and the last begin at a multiple of 16 bytes
+    source = torch.randn(5000 + begin).half()[begin:]
+    jobs = [Widening(source, torch.empty(5000), 0), Widening(source[:4096], torch.empty(4096), 1)]
+    assert piece_table(jobs)[1] == (begin != 1)
+    flag = torch.zeros(())
+    widen_on_gpu(jobs, torch.tensor(0.25), flag)
+    assert torch.equal(jobs[0].target, source.float() / 4) and not flag
+    assert torch.equal(jobs[1].target, source[:4096].float() / 8)
+tiny = torch.tensor([2.0**-24]).half()
+job = Widening(tiny, torch.empty(1), 0)
+widen_on_gpu([job], torch.tensor(2.0**-120), torch.zeros(()))
+assert job.target.item() == 2.0**-144, "subnormal in float32"
 large = torch.tensor([2.0**100]).bfloat16()
 job = Widening(large, torch.empty(1), 0)
 for later, expected in [(2.0**20, 0), (2.0**30, 1)]:
@@ -175,19 +187,74 @@ def test_the_kernel_in_tritons_interpreter_equals_the_slow_division():
     assert result.stdout.strip() == "equal", result.stderr[-3000:]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_pieces_cover_every_tensor_once():
+    from gradscale.half.widen_kernel import piece_table
+
+    sizes = [1, 32768, 32769, 100_000, 5]
+    jobs = [
+        Widening(torch.empty(n, dtype=torch.float16), torch.empty(n), k)
+        for k, n in enumerate(sizes, -2)
+    ]
+    table, aligned = piece_table(jobs)
+    expected = []
+    for source, target, exponent in jobs:
+        power = torch.tensor(2.0**-exponent).view(torch.int32).item()
+        for first in range(0, source.numel(), 32768):
+            at = source.data_ptr() + 2 * first, target.data_ptr() + 4 * first
+            expected.append([*at, min(32768, source.numel() - first), power])
+    assert table.tolist() == expected and aligned
+
+
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_the_kernel_on_the_device_equals_torch_and_never_waits(format):
     sources = [torch.randn(size).to(format) for size in (1, 1000, 300_001)]
+    sources += [torch.randn(9, 31).to(format).T, torch.randn(4097).to(format)[1:], sources[1][:0]]
+    sources.append(torch.tensor([2.0**-24, -(2.0**-14), 0.0]).to(format))
     moved = [(source.cuda(), 3) for source in sources]
-    out = [None] * 3
-    inverse, flag = torch.tensor(2.0**-8, device="cuda"), torch.zeros((), device="cuda")
-    widen(list(moved), inverse, flag, out.__setitem__)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        widen(list(moved), inverse, flag, out.__setitem__)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    out = [None] * len(sources)
+    inverse, flag = torch.tensor(2.0**-120, device="cuda"), torch.zeros((), device="cuda")
+    later = torch.ones((), device="cuda")
+    for _ in range(2):
+        widen(list(moved), inverse, flag, out.__setitem__, later)
+        # The first call compiles.
+        torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
     for ours, source in zip(out, sources, strict=True):
-        assert torch.equal(ours.cpu(), source.float() / 2.0**11)
+        assert torch.equal(ours.cpu(), (source.double() * 2.0**-123).float())
+    assert flag.item() == 0
+    moved[2][0][-1] = float("nan")
+    widen(list(moved), inverse, flag, out.__setitem__)
+    assert flag.item() == 1
+
+
+@pytest.mark.cuda
+def test_large_tensors_lie_beyond_32_bits():
+    size = 2**31 + 5
+    if torch.cuda.mem_get_info()[0] < 7 * size:
+        pytest.skip("needs 15 GB of GPU memory")
+    source = torch.zeros(size, dtype=torch.float16, device="cuda")
+    source[-1], out = float("inf"), []
+    flag = torch.zeros((), device="cuda")
+    widen([(source, 0)], torch.ones((), device="cuda"), flag, lambda place, grad: out.append(grad))
+    assert flag.item() == 1 and out[0][-1].isinf() and not out[0][:-1].any()
+
+
+@pytest.mark.cuda
+def test_a_captured_graph_widens_again_what_its_gradients_hold_then():
+    source = torch.zeros(40_000, dtype=torch.float16, device="cuda")
+    inverse, flag = torch.tensor(0.5, device="cuda"), torch.zeros((), device="cuda")
+    out = [None]
+    widen([(source, 1)], inverse, flag, out.__setitem__)  # torch's kernels are loaded
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        widen([(source, 1)], inverse, flag, out.__setitem__)
+    for value in (3.0, 5.0):
+        torch.empty(1 << 16, pin_memory=True).fill_(-1)  # memory that a table may have lain in
+        source.fill_(value)
+        graph.replay()
+        assert torch.equal(out[0], source.float() / 4)
+    source[7] = float("inf")
+    graph.replay()
+    assert flag.item() == 1

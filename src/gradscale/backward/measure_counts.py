@@ -18,14 +18,12 @@ of a tensor that has lost nothing yet.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from gradscale.backward.measure_cpu import AT_LEAST, count_on_cpu
 from gradscale.histogram import EXPONENT_BINS, magnitude_bits, octave_bins
+from gradscale.triton_kernels import can_read
 
 AMAX, ZERO, NONFINITE, OCTAVES = 0, 1, 2, 3
 WIDTH = OCTAVES + EXPONENT_BINS
@@ -58,8 +56,7 @@ def count_into(row: Tensor, tensor: Tensor, *, ceil: bool = False) -> None:
     flat = stored_values(tensor)
     if flat.numel() == 0:
         return
-    # A fake tensor has no memory for a kernel to read.
-    if flat.is_cuda and type(flat) is Tensor and kernel_available():
+    if can_read(flat):
         from gradscale.backward.measure_kernel import count_on_gpu
 
         count_on_gpu(row, flat, ceil=ceil)
@@ -74,12 +71,6 @@ def _suits_cpu(flat: Tensor) -> bool:
     """Whether the quick form may try: a fake tensor or float64 is none of its business."""
     plain = type(flat) is Tensor and flat.device.type == "cpu" and flat.dtype != torch.float64
     return plain and flat.numel() >= AT_LEAST
-
-
-@lru_cache(maxsize=1)
-def kernel_available() -> bool:
-    """Whether Triton, which the kernel on CUDA is written in, is installed."""
-    return find_spec("triton") is not None
 
 
 def count_by_torch(row: Tensor, flat: Tensor, *, ceil: bool = False) -> None:

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gradscale.triton_kernels import launching_on
+
 _BLOCK = 4096
 _BLOCKS_PER_PROGRAM = 16
 _MAX_PROGRAMS = 2048
@@ -30,7 +32,10 @@ def count_on_gpu(row: Tensor, flat: Tensor, *, ceil: bool = False) -> None:
         flat = _to_float32(flat)
     numel = flat.numel()
     programs = min(-(-numel // (_BLOCK * _BLOCKS_PER_PROGRAM)), _MAX_PROGRAMS)
-    count_kernel[(programs,)](flat, row, numel, BLOCK=_BLOCK, CEIL=ceil)  # type: ignore[arg-type]
+    with launching_on(flat.device):
+        count_kernel[(programs,)](
+            flat, row, numel, BLOCK=_BLOCK, CEIL=ceil  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def _to_float32(flat: Tensor) -> Tensor:

@@ -5,21 +5,21 @@
 What lies below the half-precision minimum once divided survives, because the product is float32.
 The pass reads 2 bytes and writes 4 per element, where a conversion followed by torch's unscale
 moves 14. On CUDA one kernel walks over all tensors; on the CPU, blocks that fit into the cache are
-converted and then divided where they are.
+converted and then divided where they are. Without Triton, and while a CUDA graph is captured, it is
+the conversion followed by the unscale.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscale.gradients.unscale import Flags, multiply_and_check_, tensor_amax
+from gradscale.triton_kernels import can_read
 
 BLOCK = 1 << 17
 """Elements that are converted and divided together on the CPU: 768 KiB, within an L2 cache."""
@@ -128,7 +128,7 @@ def pass_over(
     later: Tensor | None = None,
 ) -> None:
     """Fills the targets of jobs on one device, from sources of one dtype; see `widen`."""
-    if jobs[0].source.device.type == "cuda" and _has_triton():
+    if _by_kernel(jobs[0]):
         from gradscale.half.widen_kernel import widen_on_gpu
 
         widen_on_gpu(jobs, factor, flag, later)
@@ -136,7 +136,8 @@ def pass_over(
     for exponent in sorted({job.exponent for job in jobs}):
         by = _times_power(factor, -exponent, jobs[0].target.device)
         of_exponent = [job for job in jobs if job.exponent == exponent]
-        for targets, pieces in _blocks(of_exponent):
+        on_cpu = jobs[0].source.device.type == "cpu"
+        for targets, pieces in _blocks(of_exponent) if on_cpu else _whole(of_exponent):
             torch._foreach_copy_(targets, pieces)  # pyright: ignore[reportPrivateImportUsage]
             if by is not None:
                 unused = torch.zeros((), device=by.device) if flag is None else flag
@@ -151,6 +152,13 @@ def _times_power(factor: Tensor | None, exponent: int, device: torch.device) -> 
         return factor
     power = torch.full((), 2.0**exponent, device=device)
     return power if factor is None else factor * power
+
+
+def _whole(jobs: Sequence[Widening]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """All at once: an accelerator has no cache to stay within, and every launch costs."""
+    filled = [job for job in jobs if job.source.numel()]
+    if filled:
+        yield [job.target for job in filled], [job.source for job in filled]
 
 
 def _blocks(jobs: Iterable[Widening]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
@@ -197,6 +205,6 @@ def in_memory_order(tensor: Tensor) -> Tensor | None:
     return ordered.view(-1) if ordered.is_contiguous() else None
 
 
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _by_kernel(job: Widening) -> bool:
+    # Its table of addresses would be gone when a captured graph is replayed.
+    return can_read(job.source) and not torch.cuda.is_current_stream_capturing()
