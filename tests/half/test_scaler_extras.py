@@ -109,3 +109,40 @@ def test_undoing_the_scale_in_the_optimizer_works_on_masters(name, way):
     ours = run(way)
     for a, b in zip(ours, run("gradient"), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_the_device_skips_leaves_the_models_weights():
+    """The masters are rounded into the model inside `optimizer.step`, before the skip was known."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    half_precision(model, optimizer)
+    scaler = gradscale.GradScaler("cpu", init_scale=1.0, sync_free=True)
+    for batch in (torch.ones(1, 3), torch.full((1, 3), torch.inf)):
+        with torch.no_grad():
+            model.weight[0, 0] = 0.5
+        optimizer.zero_grad()
+        before = model.weight.detach().clone()
+        scaler.scale(model(batch).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.last_step.skipped and torch.equal(model.weight, before)
+    masters = optimizer.param_groups[0]["params"]
+    assert torch.equal(masters[0].half(), model.weight) and masters[0][0, 0] == 0.5
+
+
+def test_weights_written_before_an_abandoned_closure_stay():
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.LBFGS(model.parameters())
+    half_precision(model, optimizer)
+    scaler = gradscale.GradScaler("cpu")
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.full((1, 3), torch.inf)).sum()
+        scaler.scale(loss).backward()
+        return loss
+
+    scaler.step(optimizer, closure)
+    assert scaler.last_step.skipped and model.weight.tolist() == [[0.5] * 3]

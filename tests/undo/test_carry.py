@@ -370,6 +370,52 @@ def test_a_schedule_sees_the_learning_rate_that_was_set():
     assert parameter.item() == 1.0 - 0.5 - 0.25 and schedule.get_last_lr() == [0.125]
 
 
+def with_hooks(undo, kind):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=kind(1.0), weight_decay=0.25)
+    (group,) = optimizer.param_groups
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    seen = []
+
+    def before(*_):
+        seen.append(group["lr"] * 1.0)
+        group["weight_decay"] *= 0.5
+
+    def after(*_):
+        seen.append(optimizer.state_dict()["param_groups"][0]["weight_decay"])
+        schedule.step()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    scaler = GradScaler("cpu", init_scale=64.0, undo=undo)
+    for _ in range(3):
+        scaler.scale(torch.zeros(()))
+        parameter.grad = torch.full((2,), scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+    return parameter.tolist(), float(group["lr"]), seen
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_hooks_of_a_step_see_the_settings_and_may_change_them(kind):
+    assert with_hooks("gradient", kind) == with_hooks("learning_rate", kind)
+
+
+def test_settings_come_back_when_the_step_raises():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            raise OSError
+
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = Failing([parameter], lr=0.5)
+    scaler = GradScaler("cpu", undo=Degrees(settings={"lr": -1}))
+    scaler.scale(parameter.sum()).backward()
+    with pytest.raises(OSError):
+        scaler.step(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not optimizer._optimizer_step_post_hooks
+
+
 def test_fused_optimizers_undo_it_themselves():
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.Adam([parameter], fused=True)

@@ -113,6 +113,64 @@ def test_a_step_counter_on_the_host_cannot_be_taken_back():
         optimizer.step()
 
 
+class Replacing(torch.optim.SGD):
+    """Momentum in a new tensor every step, and a base class whose `step` runs inside its own."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                momentum = self.state[parameter].get("m", torch.zeros_like(parameter))
+                self.state[parameter]["m"] = momentum = 0.5 * momentum + parameter.grad
+                parameter.data = parameter.data - momentum
+        return super().step(closure)
+
+
+def test_tensors_that_a_step_replaces_are_taken_back():
+    results = []
+    for sync_free in (False, True):
+        parameter = torch.nn.Parameter(torch.ones(2))
+        optimizer = Replacing([parameter], lr=0.1)
+        scaler = GradScaler("cpu", sync_free=sync_free)
+        for gradient in (1.0, math.inf, 2.0):
+            scaler.scale(torch.zeros(()))
+            parameter.grad = torch.full_like(parameter, gradient)
+            scaler.step(optimizer)
+            scaler.update()
+        results.append((parameter.detach(), optimizer.state[parameter]["m"]))
+    for host, device in zip(*results, strict=True):
+        assert_same_bits(host, device)
+
+
+def test_state_that_a_skipped_step_makes_is_taken_back():
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.0)
+    scaler = GradScaler("cpu", init_scale=1.0, sync_free=True)
+    for gradient, momentum in ((1.0, 0.0), (math.inf, 0.9), (1.0, 0.9)):
+        optimizer.param_groups[0]["momentum"] = momentum
+        scaler.scale(torch.zeros(()))
+        parameter.grad = torch.full((1,), gradient * scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+        if gradient == math.inf:
+            assert not optimizer.state[parameter]
+    assert optimizer.state[parameter]["momentum_buffer"].item() == 1.0
+
+
+def test_hooks_after_a_step_find_what_the_device_has_decided():
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: (seen.append(parameter.item()), schedule.step()))
+    scaler = GradScaler("cpu", init_scale=1.0, sync_free=True)
+    for gradient in (1.0, math.nan):
+        scaler.scale(torch.zeros(()))
+        parameter.grad = torch.full((1,), gradient)
+        scaler.step(optimizer)
+        scaler.update()
+    assert seen == [0.5, 0.5]
+
+
 def test_state_on_another_device_is_refused_with_the_way_out():
     with FakeTensorMode():
         parameter = torch.nn.Parameter(torch.ones(1, device="cuda"))

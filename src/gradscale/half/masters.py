@@ -98,6 +98,11 @@ class Masters:
 
         return widen(sources, inv_scale, found_inf, take, divided_later), done
 
+    def take_changes(self) -> None:
+        """Brings the masters in line with parameters that somebody wrote; see `Link`."""
+        for link in self.links:
+            link.take_changes()
+
     def copy_back(self) -> None:
         """Rounds the masters into the parameters."""
         pairs = [(local(link.parameter), local(link.master)) for link in self.links]
@@ -117,8 +122,7 @@ class Masters:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._refuse_weights_of_another_rank()
-        for link in self.links:
-            link.take_changes()
+        self.take_changes()
         self.widen_()
         for link in self.links:
             if link.moved:

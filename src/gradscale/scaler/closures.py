@@ -53,6 +53,9 @@ class ClosureScaler(ClippingScaler):
         if not self._divide_what_is_there(optimizer, record):
             self._settle(optimizer, record)
             return None
+        masters = masters_of(optimizer)
+        if masters is not None:
+            masters.take_changes()  # before the copy: weights that somebody wrote are to stay
         snapshot = Snapshot(optimizer)
         evaluate = self._evaluation(optimizer, record, closure)
         args, kwargs = _replaced(args, kwargs, closure, evaluate)

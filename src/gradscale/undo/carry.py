@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradscale.undo.degrees import Degrees
+from gradscale.undo.own_step import own_step
 
 STATE_SCALE = "state_scale"
 SMALLEST, LARGEST = 2.0**-126, torch.finfo(torch.float32).max
@@ -39,20 +40,40 @@ def carried(
     """
     carrier = _carrier(optimizer, degrees)
     carrier.bring_to(scale)
-    changed = [
-        (group, name, group[name], _setting(optimizer, name, group[name], degree, scale))
-        for group in optimizer.param_groups
-        for name, degree in degrees.settings_of(group).items()
-    ]
-    for group, name, _, value in changed:
-        group[name] = value
+    settings = _ScaledSettings(optimizer, degrees, scale)
     carrier.stepping = True
     try:
-        yield
+        settings.put_in()
+        with own_step(optimizer, settings.take_out, settings.put_in):
+            yield
     finally:
         carrier.stepping = False
-        for group, name, before, _ in changed:
-            group[name] = before
+        settings.take_out()
+
+
+class _ScaledSettings:
+    """Settings at a scale, in the place of the user's own while the optimizer computes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, degrees: Degrees, scale: float) -> None:
+        self._optimizer, self._degrees, self._scale = optimizer, degrees, scale
+        self._own: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put_in(self) -> None:
+        if self._scale == 1:
+            return
+        scaled = [
+            (group, name, _setting(self._optimizer, name, group[name], degree, self._scale))
+            for group in self._optimizer.param_groups
+            for name, degree in self._degrees.settings_of(group).items()
+        ]
+        self._own = [(group, name, group[name]) for group, name, _ in scaled]
+        for group, name, value in scaled:
+            group[name] = value
+
+    def take_out(self, _: bool = True) -> None:
+        for group, name, value in self._own:
+            group[name] = value
+        self._own = []
 
 
 def _setting(

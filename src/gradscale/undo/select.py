@@ -9,7 +9,7 @@ optimizers do it for nothing. What an optimizer keeps on the host cannot be take
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.unscale import tensor_values
+from gradscale.half.registry import masters_of
+from gradscale.undo.own_step import own_step
 
 _TAKEN = "_gradscale_taken"
 
@@ -35,20 +37,87 @@ def selected(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> Generator[N
     Raises:
         ValueError: if the optimizer keeps a number on the host, or a tensor on another device.
     """
-    changing = [tensor_values(tensor.detach()) for tensor in _tensors(optimizer, found_inf)]
-    before = [(tensor, tensor.clone()) for tensor in changing]
-    numbers = _numbers(optimizer)
-    with torch.no_grad():
+    masters = masters_of(optimizer)
+    if masters is not None:
+        masters.take_changes()  # or the weights that somebody wrote would be taken back, too
+    before = _Before(optimizer, found_inf)
+    # Ahead of the hooks that follow a step: none may copy or average what is to be taken back.
+    with own_step(optimizer, before.restore_, before.note_numbers):
         yield
-        if _numbers(optimizer) != numbers:
+    before.restore_()
+
+
+class _Before:
+    """Parameters and state as they were, and what the host keeps beside them."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
+        self._optimizer, self._found_inf = optimizer, found_inf
+        self._numbers = _numbers(optimizer)
+        self._entered = self._restored = False
+        self._parameters = _stepped(optimizer)
+        _refuse_other_devices(optimizer, self._parameters, found_inf)
+        with torch.no_grad():
+            self._values = [tensor_values(p.detach()).clone() for p in self._parameters]
+            self._state: list[dict[str, Any]] = [
+                {
+                    name: (value, value.clone()) if isinstance(value, Tensor) else (value, value)
+                    for name, value in optimizer.state.get(parameter, {}).items()
+                }
+                for parameter in self._parameters
+            ]
+
+    def note_numbers(self) -> None:
+        """Once the pre-hooks have run: they may set a learning rate."""
+        if not self._entered:
+            self._entered, self._numbers = True, _numbers(self._optimizer)
+
+    def restore_(self, done: bool = True) -> None:
+        """Once the optimizer's own code is done: takes back what it changed, if it is skipped."""
+        if self._restored or not done:
+            return
+        self._restored = True
+        if _numbers(self._optimizer) != self._numbers:
             raise ValueError(
-                f"`GradScaler(sync_free=True)`: {type(optimizer).__name__} counts on the host, "
-                "where a step that the device skips cannot be taken back. Pass `sync_free=False`."
+                f"`GradScaler(sync_free=True)`: {type(self._optimizer).__name__} counts on the "
+                "host, where a step that the device skips cannot be taken back. Pass "
+                "`sync_free=False`."
             )
-        skipped = found_inf > 0
-        for tensor, old in before:
-            flag = skipped.to(device=tensor.device, non_blocking=True)
-            torch.where(flag, old, tensor, out=tensor)
+        skipped = self._found_inf > 0
+        with torch.no_grad():
+            for parameter, old in zip(self._parameters, self._values, strict=True):
+                new = tensor_values(parameter.detach())
+                torch.where(_on(skipped, new), old, new, out=new)
+            for parameter, saved in zip(self._parameters, self._state, strict=True):
+                state = self._optimizer.state.get(parameter, {})
+                made = [name for name, value in state.items() if not _kept(saved, name, value)]
+                if made and skipped.item():
+                    self._optimizer.state[parameter] = {n: old for n, (_, old) in saved.items()}
+                    continue
+                for name in saved.keys() & state.keys() - set(made):
+                    _take_back(state, name, saved[name], skipped)
+
+
+def _kept(saved: Mapping[str, Any], name: str, new: Any) -> bool:
+    """Whether the device can choose between a number of the state and what there was before."""
+    if not isinstance(new, Tensor):
+        return True
+    _, old = saved.get(name, (None, None))
+    return isinstance(old, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype)
+
+
+def _take_back(state: Any, name: str, saved: tuple[Any, Any], skipped: Tensor) -> None:
+    (was, old), new = saved, state[name]
+    if not isinstance(new, Tensor):
+        return
+    flag = _on(skipped, new)
+    if new is was:
+        torch.where(flag, old, new, out=new)
+    else:  # put there by the step, which may share it with the gradient
+        state[name] = torch.where(flag, old, new)
+
+
+def _on(flag: Tensor, tensor: Tensor) -> Tensor:
+    return flag.to(device=tensor.device, non_blocking=True)
 
 
 def prepared(optimizer: torch.optim.Optimizer) -> bool:
@@ -69,28 +138,30 @@ def prepared(optimizer: torch.optim.Optimizer) -> bool:
 def mark_taken(optimizer: torch.optim.Optimizer) -> None:
     """Notes that the parameters that have a gradient now have been stepped."""
     taken: set[int] = optimizer.__dict__.setdefault(_TAKEN, set())
-    taken.update(id(p) for g in optimizer.param_groups for p in g["params"] if p.grad is not None)
+    taken.update(map(id, _stepped(optimizer)))
 
 
 def _complete(state: Mapping[str, Any] | None) -> bool:
     return bool(state) and all(value is not None for value in state.values())
 
 
-def _tensors(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            yield parameter
-            for name, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    if value.device != parameter.device and found_inf.device.type != "cpu":
-                        raise ValueError(
-                            f"`GradScaler(sync_free=True)`: {type(optimizer).__name__} keeps "
-                            f"`{name}` on {value.device}, which would have to wait for "
-                            f"{parameter.device}. Build it with `capturable=True` or `fused=True`."
-                        )
-                    yield value
+def _stepped(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _refuse_other_devices(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], found_inf: Tensor
+) -> None:
+    if found_inf.device.type == "cpu":
+        return
+    for parameter in parameters:
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.device != parameter.device:
+                raise ValueError(
+                    f"`GradScaler(sync_free=True)`: {type(optimizer).__name__} keeps `{name}` on "
+                    f"{value.device}, which would have to wait for {parameter.device}. Build it "
+                    "with `capturable=True` or `fused=True`."
+                )
 
 
 def _numbers(optimizer: torch.optim.Optimizer) -> list[Any]:

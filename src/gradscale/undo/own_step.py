@@ -1,0 +1,67 @@
+"""What holds for an optimizer's own code, and for none of the hooks that run inside its `step`.
+
+Torch calls step hooks within `optimizer.step`: schedulers, averages and checkpoints that are made
+there must find the optimizer as its user knows it. A `step` that calls its parent's runs the hooks
+twice, one pair inside the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def own_step(
+    optimizer: torch.optim.Optimizer,
+    leave: Callable[[bool], None],
+    enter: Callable[[], None] | None = None,
+) -> Generator[None, None, None]:
+    """Within it, `leave` is called before each round of the optimizer's hooks, and `enter` after.
+
+    Args:
+        optimizer: whose `step` is called within, once.
+        leave: called with whether the optimizer's own code has run to its end.
+        enter: called where its own code goes on.
+    """
+    depth = 0
+
+    def before_pre_hooks(*_: Any) -> None:
+        leave(False)
+
+    def after_pre_hooks(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+        if enter is not None:
+            enter()
+
+    def before_post_hooks(*_: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        leave(depth == 0)
+
+    def after_post_hooks(*_: Any) -> None:
+        if depth and enter is not None:
+            enter()
+
+    # Ordered dictionaries, whatever their annotation says.
+    pre: Any = optimizer._optimizer_step_pre_hooks
+    post: Any = optimizer._optimizer_step_post_hooks
+    handles = [
+        optimizer.register_step_pre_hook(before_pre_hooks),
+        optimizer.register_step_post_hook(before_post_hooks),
+    ]
+    pre.move_to_end(handles[0].id, last=False)
+    post.move_to_end(handles[1].id, last=False)
+    handles += [
+        optimizer.register_step_pre_hook(after_pre_hooks),
+        optimizer.register_step_post_hook(after_post_hooks),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
