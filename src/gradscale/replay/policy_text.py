@@ -6,39 +6,14 @@ import ast
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gradscale.policies
-from gradscale.policies import (
-    Band,
-    Dynamic,
-    Guarded,
-    LastMaximum,
-    LogNormal,
-    Policy,
-    Quantile,
-    Static,
-    TwoSided,
-)
-from gradscale.policies.presets import PRESETS
+from gradscale.policies import Policy
+from gradscale.policies.by_name import BY_NAME
 
-_POLICIES: dict[str, Callable[..., Policy]] = {
-    "static": Static,
-    "dynamic": Dynamic,
-    "last_maximum": LastMaximum,
-    "lognormal": LogNormal,
-    "quantile": Quantile,
-    "band": Band,
-    "two_sided": TwoSided,
-    "guarded": Guarded,
-}
-_DEFAULTS: dict[str, Mapping[str, Any]] = {
-    "static": {"scale": 2.0**10},
-    "guarded": {"policy": LastMaximum()},
-}
-
-NAMES: tuple[str, ...] = tuple(name.replace("_", "-") for name in (*_POLICIES, *PRESETS))
+NAMES: tuple[str, ...] = tuple(BY_NAME)
 """What may be typed: policies, then other systems' defaults."""
 
 
@@ -134,27 +109,21 @@ def _power(base: float, exponent: float, text: str) -> float:
 
 
 def _build(name: str, given: Mapping[str, Any], text: str) -> Policy:
-    spelled = _spelling(name)
-    if spelled in PRESETS:
-        policy = PRESETS[spelled]()
-        _check_settings(type(policy), given, text)
-        return dataclasses.replace(policy, **given)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
-    kind = _POLICIES.get(spelled)
-    if kind is None:
+    policy = BY_NAME.get(_spelling(name))
+    if policy is None:
         close = difflib.get_close_matches(name.replace("_", "-"), NAMES, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(
             f"`--policy {text!r}`: there is no policy {name!r}.{hint} Names: {', '.join(NAMES)}."
         )
-    _check_settings(kind, given, text)
-    return kind(**{**_DEFAULTS.get(spelled, {}), **given})
+    _check_settings(type(policy), given, text)
+    return dataclasses.replace(policy, **given)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
 
 
 def _spelling(name: str) -> str:
     """``LogNormal``, ``lognormal`` and ``log_normal`` are the same."""
     squeezed = name.replace("_", "").lower()
-    known = (*_POLICIES, *PRESETS)
-    return next((known for known in known if known.replace("_", "") == squeezed), name)
+    return next((known for known in NAMES if known.replace("-", "") == squeezed), name)
 
 
 def _check_settings(kind: Any, given: Mapping[str, Any], text: str) -> None:

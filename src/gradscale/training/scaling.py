@@ -10,30 +10,10 @@ import torch
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.plans import Adaptive, Planner, Windows
-from gradscale.policies import (
-    Band,
-    Dynamic,
-    Guarded,
-    LastMaximum,
-    LogNormal,
-    Policy,
-    Quantile,
-    Static,
-    TwoSided,
-)
-from gradscale.policies.presets import PRESETS
+from gradscale.policies import Guarded, Policy, Static
+from gradscale.policies.by_name import BY_NAME, POLICIES
 from gradscale.scaler import GradScaler
 
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "static": lambda: Static(2.0**10),
-    "dynamic": Dynamic,
-    "last-maximum": LastMaximum,
-    "lognormal": LogNormal,
-    "quantile": Quantile,
-    "band": Band,
-    "two-sided": TwoSided,
-    "guarded": lambda: Guarded(LastMaximum()),
-}
 # Planners, which give every part of the network its own scale.
 PLANNERS: dict[str, Callable[[], Planner]] = {
     "layerwise": Windows,
@@ -41,7 +21,7 @@ PLANNERS: dict[str, Callable[[], Planner]] = {
 }
 # What a comparison shows: no scaling, every policy, a scale per layer, torch's own as a peer.
 COMPARED = ("none", *POLICIES, "layerwise", "torch")
-SYSTEMS = tuple(name.replace("_", "-") for name in PRESETS if name != "torch")
+SYSTEMS = tuple(name for name in BY_NAME if name not in (*POLICIES, "torch"))
 SCALINGS = (*COMPARED, "adaptive", *SYSTEMS)
 
 
@@ -68,8 +48,7 @@ def make_policy(name: str, init_scale: float | None, format: str = "fp16") -> Po
         >>> make_policy("deepspeed", init_scale=2.0**20).init_scale
         1048576.0
     """
-    make = POLICIES.get(name) or PRESETS[name.replace("-", "_")]
-    return _adapted(make(), init_scale, format)
+    return _adapted(BY_NAME[name], init_scale, format)
 
 
 def _adapted(policy: Policy, init_scale: float | None, format: str) -> Policy:
