@@ -39,7 +39,8 @@ class Policy(ABC):
 
     - `init` and `update` are pure: no tensor is changed in place, none is read by the host.
     - The state is a NamedTuple of tensors; its first field is ``scale``, float32, finite and
-    positive. - A state of shape `(losses,)` behaves as that many states of shape `()`.
+      positive.
+    - A state of shape `(losses,)` behaves as that many states of shape `()`.
     - An overflow never raises the scale.
     """
 
