@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from gradscale.cli.display import console
 from gradscale.cli.errors import bad_input
+from gradscale.cli.progress import progress
 from gradscale.doctor import Diagnosis, Finding, examine
 from gradscale.doctor.diagnosis import patient_words
 from gradscale.policies.presets import PRESETS
@@ -50,8 +48,8 @@ def doctor(file: Path, against: str | None, as_json: bool, no_color: bool) -> No
       gradscale doctor checkpoint.pt --against growth_interval=500,min_scale=1
     """  # noqa: D301
     errors = console(stderr=True, no_color=no_color)
-    with bad_input(), _progress(errors) as progress:
-        diagnosis = examine(file, against, progress=progress)
+    with bad_input(), progress(errors, "reading") as tell:
+        diagnosis = examine(file, against, progress=tell)
     if as_json:
         click.echo(json.dumps(diagnosis.to_dict(), indent=2))
     else:
@@ -74,19 +72,3 @@ def _colored(finding: Finding, where: bool) -> Text:
     text = Text(finding.words(where=where))
     text.stylize(_STYLES[finding.severity], 0, len(finding.severity))
     return text
-
-
-@contextmanager
-def _progress(screen: Console) -> Generator[Callable[[int, int, str], None]]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    quiet = not screen.is_terminal
-    with Progress(
-        *columns, TimeElapsedColumn(), console=screen, transient=True, disable=quiet
-    ) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def tell(done: int, total: int, what: str) -> None:
-            # A bar that only knows 0 of 1 says less than one that moves.
-            bar.update(task, completed=done, total=total if total > 1 else None, description=what)
-
-        yield tell

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gradscale.advice import FORMATS, Advice, ModelStep, advise
 from gradscale.cli.advice_report import INSTALL, write_page, write_recordings
@@ -19,6 +15,7 @@ from gradscale.cli.advice_table import advice_table, layer_table
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput
 from gradscale.cli.options import FOLDER, make_folder, new_folder, several
+from gradscale.cli.progress import progress
 from gradscale.cli.user_function import user_code, user_function
 from gradscale.training import plain, write_json
 
@@ -83,7 +80,7 @@ def inspect(target: str, **given: Any) -> None:
     path = new_folder(given["out"], f"inspect-{target.partition(':')[2]}")
     make_folder(path)
     screen = console(stderr=True, no_color=given["no_color"])
-    with _progress(screen) as progress, user_code("the training step"):
+    with progress(screen, "starting") as tell, user_code("the training step"):
         advice = advise(
             step,
             formats=given["formats"] or FORMATS,
@@ -91,7 +88,7 @@ def inspect(target: str, **given: Any) -> None:
             device=_device(given["device"]),
             emulate=given["emulate"],
             seed=given["seed"],
-            progress=progress,
+            progress=tell,
         )
     page = _write(advice, path, target)
     _show(advice, path, page, given)
@@ -111,21 +108,6 @@ def _device(name: str | None) -> torch.device | None:
         reason = str(error).split("\n")[0]
         raise BadInput(f"`--device {name}` cannot be used: {reason}") from error
     return device
-
-
-@contextmanager
-def _progress(screen: Console) -> Generator[Callable[[int, int, str], None]]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    quiet = not screen.is_terminal
-    with Progress(
-        *columns, TimeElapsedColumn(), console=screen, transient=True, disable=quiet
-    ) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def tell(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
-
-        yield tell
 
 
 def _write(advice: Advice, path: Path, target: str) -> Path | None:
