@@ -12,17 +12,24 @@ The peers do not belong into the project's environment. One of their own is made
 fairseq 0.12.2 and its hydra were written before Python 3.11 refused mutable defaults in
 dataclasses; they are imported with that check off, otherwise as they are. Its flattened parameters
 need CUDA, so that it runs with ``--fp16-no-flatten-grads``.
+
+On the CPU memory matters as much as arithmetic: what is allocated anew in every step, such as our
+float32 gradients, costs a page fault for every 4 KiB, because glibc returns large blocks to the
+system. Torch's allocator for GPUs keeps them. So both are measured, the second with glibc told to
+keep its blocks as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import os
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -35,6 +42,15 @@ from step import MODELS
 from where import RESULTS, describe, in_words
 
 SCALE = 2.0**10
+MEMORY: dict[str, dict[str, str]] = {
+    "returned": {},
+    "kept": {
+        "MALLOC_MMAP_THRESHOLD_": str(2**33),
+        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        "MALLOC_TOP_PAD_": str(2**30),
+    },
+}
+"""What glibc is told to do with freed blocks."""
 Step = Callable[[], object]
 
 
@@ -179,38 +195,64 @@ def table(rows: Sequence[dict[str, Any]], device: str) -> str:
         "",
         f"{in_words(describe(device))}; {peers}. AdamW (foreach), float16 parameters and "
         "gradients. Ratio below 1: gradscale is faster; median of paired, interleaved rounds, "
-        "quartiles in brackets. From `make bench-peers`.",
+        "quartiles in brackets. Memory: whether the allocator returns freed blocks to the system "
+        "or keeps them, as on a GPU. From `make bench-peers`.",
         "",
-        "| model | peer | gradscale ms | peer ms | ratio |",
-        "|---|---|--:|--:|--:|",
+        "| model | peer | memory | gradscale ms | peer ms | ratio |",
+        "|---|---|---|--:|--:|--:|",
     ]
     for row in rows:
         lines.append(
-            f"| {row['model']} | {row['peer']} | {row['ours_ms']:.3f} | {row['peer_ms']:.3f} "
-            f"| {ratio_of(row)} |"
+            f"| {row['model']} | {row['peer']} | {row['memory']} | {row['ours_ms']:.3f} "
+            f"| {row['peer_ms']:.3f} | {ratio_of(row)} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results")
-    given = parser.parse_args()
+def measure(given: argparse.Namespace) -> None:
+    """One JSON line for each row, in a process whose allocator is set already."""
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 29531}.items():
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_ADDR", "localhost")
-    torch.set_num_threads(1)
-    rows = []
     for model in given.models:
         for peer in given.peers:
-            rows.append(compare(model, peer, given.device, given.rounds))
-            print(rows[-1], flush=True)
+            row = compare(model, peer, given.device, given.rounds)
+            print(json.dumps(row | {"memory": given.within}), flush=True)
+
+
+def rows_with(memory: str) -> Iterator[dict[str, Any]]:
+    """What a process says that measures under such an allocator, row by row."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--within", memory]
+    with subprocess.Popen(
+        command, env=os.environ | MEMORY[memory], stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                print(line, end="", flush=True)
+                yield json.loads(line)
+    if process.returncode:
+        sys.exit(process.returncode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results")
+    parser.add_argument("--within", choices=list(MEMORY), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.within is not None:
+        measure(given)
+        return
+    kinds = list(MEMORY) if given.device == "cpu" else ["kept"]
+    rows = [row for memory in kinds for row in rows_with(memory)]
     page = table(rows, given.device)
     print(page)
     if given.save:
