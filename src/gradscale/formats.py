@@ -239,9 +239,10 @@ class FloatFormat:
         _, exponent = torch.frexp(single)
         octave = (exponent - 1).clamp(min=self.min_exponent)
         # Two exact steps, because 2^(mantissa_bits - octave) alone may exceed float32.
-        scaled = torch.ldexp(torch.ldexp(single, -octave), torch.tensor(self.mantissa_bits))
+        bits = torch.tensor(self.mantissa_bits, device="cpu")
+        scaled = torch.ldexp(torch.ldexp(single, -octave), bits)
         steps = torch.round(scaled)
-        back = torch.ldexp(torch.ldexp(steps, torch.tensor(-self.mantissa_bits)), octave)
+        back = torch.ldexp(torch.ldexp(steps, -bits), octave)
         return torch.where(torch.isfinite(single), back, single)
 
     def _apply_overflow(self, rounded: Tensor) -> Tensor:

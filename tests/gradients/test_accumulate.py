@@ -119,6 +119,23 @@ def test_complex_gradients_are_summed():
     assert parameter.grad.item() == 2 - 1j
 
 
+DTYPES = (torch.float32, torch.float16, torch.float64)
+
+
+def test_sums_of_several_dtypes_share_a_mean_and_a_flag():
+    parameters = [torch.nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in DTYPES]
+    sums = MicroBatches(parameters, parameters)
+    for value in (2.0, 6.0):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, value)
+        sums.add_(torch.tensor(0.5), 1.0)
+    assert sums.deliver_() == 0
+    assert all(parameter.grad.tolist() == [2.0, 2.0] for parameter in parameters)
+    parameters[2].grad[1] = math.nan
+    sums.add_(torch.tensor(0.5), 1.0)
+    assert sums.deliver_() == 1
+
+
 def test_sparse_gradients_are_refused_with_the_way_out():
     parameter = torch.nn.Parameter(torch.zeros(3, 1))
     values, indices = torch.ones(1, 1), torch.tensor([[1]])
@@ -139,16 +156,20 @@ def test_a_parameter_without_a_gradient_in_some_of_them():
 
 
 @pytest.mark.cuda
-def test_cuda_drops_without_waiting():
-    parameter = torch.nn.Parameter(torch.zeros(2, device="cuda"))
-    sums = MicroBatches([parameter], [parameter], drop_overflow=True)
+@pytest.mark.parametrize("drop", [False, True])
+def test_on_cuda_nothing_waits(drop):
+    parameters = [torch.nn.Parameter(torch.zeros(2, device="cuda", dtype=d)) for d in DTYPES]
+    values = (2.0, math.inf, 6.0) if drop else (2.0, 6.0)
     inverse = torch.tensor(0.5, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for value in (2.0, math.inf, 6.0):
-            parameter.grad = torch.full((2,), value, device="cuda")
-            sums.add_(inverse, 1.0, sums.check(inverse))
-        sums.deliver_()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert parameter.grad.tolist() == [2.0, 2.0] and sums.dropped.item() == 1
+    for _ in range(2):
+        sums = MicroBatches(parameters, parameters, drop_overflow=drop)
+        for value in values:
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, value)
+            sums.add_(inverse, 1.0, sums.check(inverse) if drop else None)
+        flag = sums.deliver_()
+        # The first time kernels are loaded.
+        torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+    assert flag.item() == 0 and sums.dropped.item() == drop
+    assert all(parameter.grad.tolist() == [2.0, 2.0] for parameter in parameters)

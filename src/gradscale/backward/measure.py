@@ -281,7 +281,7 @@ def _packed(block: _Block, scale: float | Tensor) -> Tensor:
 def _to_host(packed: Tensor) -> Tensor:
     if not packed.is_cuda:
         return packed
-    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+    host = torch.empty(packed.shape, dtype=packed.dtype, device="cpu", pin_memory=True)
     return host.copy_(packed, non_blocking=True)
 
 

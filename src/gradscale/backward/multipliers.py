@@ -69,7 +69,7 @@ class Multipliers:
             edge = self._graph.edges[number]
             values.append(exponents[edge.target] - exponents[edge.source])
         for device, places in self._places.items():
-            new = torch.tensor([2.0 ** values[place] for place in places])
+            new = torch.tensor([2.0 ** values[place] for place in places], device="cpu")
             if device.type == "cuda":
                 new = new.pin_memory()
             self.factors[device].copy_(new, non_blocking=True)

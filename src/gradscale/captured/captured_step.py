@@ -191,7 +191,7 @@ class CapturedStep:
             state_dict: from `state_dict`. Load the states of model and optimizer, too.
         """
         self.scaler.load_state_dict(state_dict["scaler"])
-        self._tally.counts.copy_(torch.tensor(state_dict["steps"]))
+        self._tally.counts.copy_(torch.tensor(state_dict["steps"], device="cpu"))
         self._trained = state_dict["trained"]
         self.recapture()
 

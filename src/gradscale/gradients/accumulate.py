@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradscale.gradients.flags import combined
 from gradscale.gradients.unscale import (
     Groups,
     check_groups,
@@ -71,7 +72,7 @@ class MicroBatches:
         self._sums: dict[int, Tensor] = {}
         self._kept: Tensor | float = 0.0
         self._all = 0.0
-        self.dropped: Tensor = torch.zeros(())
+        self.dropped: Tensor = torch.zeros((), device="cpu")
 
     @property
     def filled(self) -> bool:
@@ -98,7 +99,9 @@ class MicroBatches:
             self._kept = self._kept + weight
         else:
             self._kept = self._kept + weight * keep.to(torch.float32)
-            self.dropped = self.dropped.to(flag.device) + flag
+            # Moving the zero of the beginning to the device would wait for it.
+            known = self.dropped.device == flag.device
+            self.dropped = self.dropped + flag if known else flag.clone()
             if flag.device.type == "cpu" and flag.item():
                 self.clear()
                 return
@@ -122,23 +125,28 @@ class MicroBatches:
         Returns:
             Float32 0-d, 0 or 1: whether the mean is not finite, or nothing was kept of it.
         """
-        kept = torch.as_tensor(self._kept, dtype=torch.float32)
-        divisor = {"kept": kept, "all": torch.tensor(self._all), "nothing": torch.ones(())}
-        nothing = (kept == 0).to(torch.float32)
-        flag = nothing.clone()
+        divisor = {"kept": self._kept, "all": self._all, "nothing": 1.0}[self.divide_by]
+        totals: list[tuple[Tensor, Tensor]] = []
+        groups: Groups = {}
         for _, target in self._pairs:
             total = self._sums.pop(id(target), None)
-            if total is None:
-                continue
-            values = tensor_values(total)
+            if total is not None:
+                totals.append((target, total))
+                values = tensor_values(total)
+                groups.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
+        flags: list[Tensor] = []
+        for device, by_dtype in groups.items():
+            by = _scalar(divisor, device)
             # Where everything was dropped the sum is zero, and must not become 0/0.
-            by = divisor[self.divide_by].to(values.device)
             factor = torch.where(by > 0, by, 1.0).reciprocal()
-            own = flag.to(values.device)
-            multiply_and_check_([values], own, factor)
-            flag = torch.maximum(flag.to(own.device), own)
+            flags.append((_scalar(self._kept, device) == 0).to(torch.float32))
+            for values in by_dtype.values():
+                multiply_and_check_(values, flags[-1], factor)
+        for target, total in totals:
             target.grad = total.to(target.dtype)
-        return flag
+        if not flags:
+            return (_scalar(self._kept, torch.device("cpu")) == 0).to(torch.float32)
+        return combined(flags, flags[0].device)
 
     def _add(self, source: Tensor, key: int, factor: Tensor, keep: Tensor | None) -> None:
         grad = source.grad
@@ -177,3 +185,10 @@ class MicroBatches:
             values = gradient_values(source)
             if values is not None:
                 yield values
+
+
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    """Float32 0-d on `device`, without waiting for it."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32, non_blocking=True)
+    return torch.full((), value, dtype=torch.float32, device=device)

@@ -60,7 +60,7 @@ def known_coefficient(norm: Tensor, max_norm: float) -> Tensor:
     if not norm.is_cpu:
         return clip_coefficient(norm, max_norm)
     if not math.isfinite(norm.item()):
-        return torch.ones((), dtype=torch.float32)
+        return torch.ones((), dtype=torch.float32, device=norm.device)
     return (max_norm / (norm + 1e-6)).clamp_(max=1.0).to(torch.float32)
 
 

@@ -88,7 +88,7 @@ class Wishes:
         return self._asked_before(wishes)
 
     def _asked_before(self, wishes: Tensor) -> bool:
-        host = torch.empty((), dtype=wishes.dtype, pin_memory=True)
+        host = torch.empty((), dtype=wishes.dtype, device="cpu", pin_memory=True)
         host.copy_(wishes, non_blocking=True)
         event = torch.Event(wishes.device)
         event.record()

@@ -54,7 +54,8 @@ class Arrival:
 def _begin_copy(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu":
         return tensor
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=_has_events(tensor.device))
+    pin = _has_events(tensor.device)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
     return pinned.copy_(tensor, non_blocking=True)
 
 

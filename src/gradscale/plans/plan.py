@@ -85,8 +85,9 @@ class ScalePlan:
         high: int = 12,
     ) -> ScalePlan:
         """Exponents drawn evenly from [low, high]; leaves and pinned nodes 0."""
-        drawn = torch.randint(low, high + 1, (len(graph),), generator=generator).tolist()
-        return cls(tuple(drawn), graph.signature).pinning(graph)
+        size = (len(graph),)
+        drawn = torch.randint(low, high + 1, size, generator=generator, device="cpu")
+        return cls(tuple(drawn.tolist()), graph.signature).pinning(graph)
 
     def check(self, graph: BackwardGraph) -> None:
         """Raises what is wrong with using this plan on `graph`.

@@ -71,7 +71,7 @@ def fill_state_(state: Any, fields: Mapping[str, Any]) -> None:
         if name not in fields:
             continue
         if isinstance(current, Tensor):
-            current.copy_(torch.as_tensor(fields[name], dtype=current.dtype))
+            current.copy_(torch.as_tensor(fields[name], dtype=current.dtype, device=current.device))
         else:
             fill_state_(current, fields[name])
 

@@ -70,5 +70,5 @@ class Flags:
 def _to_host(flags: Tensor) -> Tensor:
     if not flags.is_cuda:
         return flags
-    host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+    host = torch.empty(flags.shape, dtype=flags.dtype, device="cpu", pin_memory=True)
     return host.copy_(flags, non_blocking=True)
