@@ -6,6 +6,7 @@ Memory passes over the gradients, and host reads, of one optimizer step:
 |---|---|---|---|
 | unfused optimizer | 1 | 1 | 1, made by the scaler: the flag and the scale in one transfer |
 | fused optimizer, which divides by itself | 1 | 1 | 0 |
+| `undo`, where an unfused optimizer absorbs the scale; on the CPU as above | 1 | 0 | 1 |
 | the policy needs ``amax`` or ``exponents`` | +1 each | | 0 |
 | the scale lies below 1, as far as the host knows | +1 | 0 | 0 |
 

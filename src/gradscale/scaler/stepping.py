@@ -89,7 +89,8 @@ class SteppingScaler(ReportingScaler):
         """Checks gradients that the optimizer will take as they are."""
         degrees = degrees_once(optimizer, self._undo)
         scale = cast(Tensor, self._scale)
-        factor = None if self._scale_at_least(scale) >= 1 else inverse(scale)
+        # On an accelerator a factor means the check that writes nothing: that is what this saves.
+        factor = None if scale.is_cpu and scale.item() >= 1 else inverse(scale)
         if degrees.squares:
             least = torch.full_like(scale, SQUARES_OVERFLOW)
             factor = least if factor is None else factor.maximum(least)
