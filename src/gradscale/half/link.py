@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, cast
-from weakref import WeakValueDictionary
+from weakref import WeakMethod, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -185,7 +185,15 @@ def convert_(parameter: Tensor, dtype: torch.dtype) -> None:
         torch.utils.swap_tensors(parameter, value)
 
 
-def _hook_accumulation(parameter: Tensor, hook: Any) -> Any:
+def _hook_accumulation(parameter: Tensor, method: Any) -> Any:
+    # Weakly, because what the hook of a tensor holds is out of the garbage collector's sight.
+    weak = WeakMethod(method)
+
+    def hook(parameter: Tensor) -> None:
+        alive = weak()
+        if alive is not None:
+            alive(parameter)
+
     # Torch takes no hook for a frozen parameter, but runs it once that is trained again.
     trained = parameter.requires_grad
     parameter.requires_grad_(True)

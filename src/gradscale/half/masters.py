@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from gradscale.gradients.unscale import Flags, tensor_values
 from gradscale.half.link import HALVES, Link, local
 from gradscale.half.narrow import narrow_
-from gradscale.half.registry import MASTERS
+from gradscale.half.registry import register_masters
 from gradscale.half.repoint import move_state
 from gradscale.half.widen import widen
 from gradscale.ranks import distributed
@@ -56,7 +56,7 @@ class Masters:
             _patch(optimizer, "zero_grad", self._zero_grad),
             _patch(optimizer, "add_param_group", self._add_param_group),
         ]
-        MASTERS[optimizer] = self
+        register_masters(optimizer, self)
 
     def agree(self) -> None:
         """Gives each master the gradient of its parameter; see `Link.gradient`."""
@@ -116,7 +116,7 @@ class Masters:
             handle.remove()
         optimizer = self._optimizer()
         if optimizer is not None:
-            MASTERS.pop(optimizer, None)
+            register_masters(optimizer, None)
             for unpatch in self._unpatch:
                 unpatch()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,7 +11,11 @@ from torch.optim import Optimizer
 if TYPE_CHECKING:
     from gradscale.half.masters import Masters
 
-MASTERS: WeakKeyDictionary[Optimizer, Masters] = WeakKeyDictionary()
+_MASTERS = "_gradscale_masters"
+"""An attribute, and no dictionary of ours: masters hold their optimizer and would never leave it.
+
+Copies and pickles of an optimizer leave it out, as they do hooks.
+"""
 
 
 def masters_of(optimizer: Optimizer) -> Masters | None:
@@ -24,8 +27,15 @@ def masters_of(optimizer: Optimizer) -> Masters | None:
         >>> print(masters_of(torch.optim.SGD(model.parameters(), lr=0.1)))
         None
     """
-    # Asked several times a step; to look into a weak dictionary costs more than to see it empty.
-    return MASTERS.get(optimizer) if MASTERS else None
+    return optimizer.__dict__.get(_MASTERS)
+
+
+def register_masters(optimizer: Optimizer, masters: Masters | None) -> None:
+    """Makes these the masters of an optimizer; None for none any more."""
+    if masters is None:
+        optimizer.__dict__.pop(_MASTERS, None)
+    else:
+        optimizer.__dict__[_MASTERS] = masters
 
 
 def trained_by(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> list[Tensor]:
@@ -37,7 +47,7 @@ def trained_by(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None)
     """
     if parameters is None:
         parameters = (p for group in optimizer.param_groups for p in group["params"])
-    masters = MASTERS.get(optimizer)
+    masters = masters_of(optimizer)
     if masters is None:
         return list(parameters)
     own = {id(link.master): link.parameter for link in masters.links}
