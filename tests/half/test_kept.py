@@ -183,6 +183,42 @@ def test_logits_of_a_kept_head_are_not_rounded_on_the_way_out():
     assert not torch.equal(logits, logits.half().float())
 
 
+class Tempered(nn.Module):
+    """Changes in place what its head returned, all of it or a part."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        logits = self.head(x)
+        logits *= 0.5
+        logits[:, 0] = -torch.inf
+        return logits
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_logits_that_were_changed_in_place_are_returned_as_they_are(mode):
+    torch.manual_seed(0)
+    model = Tempered()
+    x = torch.randn(5, 4)
+    expected = model(x).detach()
+    half_precision(model, sgd(model), keep="head")
+    with mode():
+        assert torch.allclose(model(x), expected, rtol=2**-9, atol=2**-9)
+        assert torch.equal(model.head(x), F.linear(x, model.head.weight, model.head.bias).half())
+
+
+def test_logits_of_a_kept_head_are_not_rounded_in_inference_mode():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    half_precision(model, sgd(model), keep="1")
+    x = torch.randn(5, 4)
+    expected = model(x)
+    with torch.inference_mode():
+        assert torch.equal(model(x), expected)
+
+
 def test_masks_states_and_packed_sequences_are_cast_with_the_inputs():
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
     half_precision(attention, sgd(attention))

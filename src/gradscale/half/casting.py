@@ -66,7 +66,7 @@ class Returns:
         del module, args
         result = cast_to(output, self.dtype)
         if self.keep_wide and isinstance(output, Tensor) and result is not output:
-            setattr(result, _WIDE, output)
+            setattr(result, _WIDE, (output, _version(result)))
         return result
 
 
@@ -74,14 +74,28 @@ class ReturnsFloat32:
     """A forward hook of the whole model: outputs in float32, for the loss.
 
     What a module kept in float32 returned last comes as it was, without the way through half
-    precision.
+    precision, unless it was changed in place since.
     """
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The outputs, cast."""
         del module, args
-        wide = getattr(output, _WIDE, None) if isinstance(output, Tensor) else None
-        return cast_to(output, torch.float32) if wide is None else wide
+        kept = getattr(output, _WIDE, None) if isinstance(output, Tensor) else None
+        if kept is None:
+            return cast_to(output, torch.float32)
+        wide, version = cast("tuple[Tensor, int | None]", kept)
+        now = _version(output)
+        if version is None or now is None:
+            # Nobody counts its changes. Where it was not changed, it is the rounding of this.
+            return torch.where(wide.to(output.dtype) == output, wide, output.to(torch.float32))
+        return wide if now == version else output.to(torch.float32)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; None of inference tensors, and for a compiler."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return None
+    return tensor._version
 
 
 def cast_to(value: Any, dtype: torch.dtype) -> Any:
