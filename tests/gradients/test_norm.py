@@ -90,3 +90,13 @@ def test_gradients_at_a_tiny_scale_have_a_norm_though_their_squares_vanish():
     norm = gradient_norm([parameter])
     assert norm is not None
     assert norm.value.item() == 5 * 2.0**-90
+
+
+@pytest.mark.parametrize("order", [2.0, 4.0, 16.0])
+def test_powers_that_float32_flushes_count_as_well(order):
+    gradients = [
+        torch.full((1000,), 2.0 ** (-148.6 / order)),
+        torch.full((1,), 2.0 ** (-147 / order)),
+    ]
+    norm = gradient_norm(owners(gradients), order).value.item()
+    assert norm == pytest.approx(norm_reference(gradients, order), rel=1e-5)

@@ -434,3 +434,29 @@ def test_gradients_whose_squares_overflow_are_no_clipped_step_of_adam():
     scaler.step(optimizer)
     scaler.update()
     assert scaler.last_step.skipped and scaler.get_scale() == 2.0**39
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd-fused", "undo"])
+@pytest.mark.parametrize("order", [0.0, -1.0, -math.inf])
+@pytest.mark.parametrize("max_norm", [0.01, math.inf])
+def test_orders_that_do_not_see_an_infinity_do_not_hide_it(name, order, max_norm):
+    """Order 0 counts tensors, whatever the scale; negative orders look at small elements."""
+    undo = "learning_rate" if name == "undo" else "gradient"
+    build = BUILDERS["sgd" if name == "undo" else name]
+    gradients = [1.0, math.inf, 0.5, math.nan, 2.0]
+    assert_same_run(
+        train(build, theirs(max_norm, order), gradients),
+        train(build, ours(max_norm, order), gradients, undo=undo),
+        close,
+    )
+
+
+@pytest.mark.parametrize("undo", ["gradient", "learning_rate"])
+def test_duplicates_of_a_sparse_gradient_are_clipped_as_their_sum(undo):
+    embedding = torch.nn.Embedding(3, 2, sparse=True)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    scaler = GradScaler("cpu", init_scale=8.0, undo=undo)
+    scaler.scale(embedding(torch.tensor([1, 1, 2])).sum() * 0.75).backward()
+    scaler.clip_grad_value_(optimizer, 1.0)
+    factor = 1.0 if undo == "gradient" else 8.0
+    assert embedding.weight.grad.to_dense()[:, 0].tolist() == [0.0, factor, 0.75 * factor]

@@ -15,6 +15,7 @@ exactly if every gradient is.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -62,6 +63,14 @@ def known_coefficient(norm: Tensor, max_norm: float) -> Tensor:
     if not math.isfinite(norm.item()):
         return torch.ones((), dtype=torch.float32, device=norm.device)
     return (max_norm / (norm + 1e-6)).clamp_(max=1.0).to(torch.float32)
+
+
+def sum_duplicates_(parameters: Iterable[Tensor]) -> None:
+    """Makes sparse gradients hold each element once: what is bounded is the sum of its parts."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is not None and grad.is_sparse and not grad.is_coalesced():
+            parameter.grad = grad.coalesce()
 
 
 def clamp_groups_(groups: Groups, bound: Tensor) -> None:

@@ -20,7 +20,10 @@ from gradscale.gradients.unscale import gradient_values, tensor_values
 from gradscale.ranks import sharding_groups
 
 SMALLEST_NORM = 2.0**-50
-"""From here on float32 flushes no square that matters to the sum: those below 2^-149."""
+"""From here on float32 flushes no square that matters to the sum: those below 2^-149.
+
+Of a higher order p no p-th power: from 2^(-100/p) on.
+"""
 
 Ranks = tuple[object, ...]
 Lists = dict[tuple[torch.device, torch.dtype], list[Tensor]]
@@ -47,7 +50,8 @@ def gradient_norm(
 
     Args:
         parameters: the owners of the gradients, each once.
-        norm_type: the order p, or infinity for the largest magnitude.
+        norm_type: the order p, or infinity for the largest magnitude. Only of positive orders is
+            the norm of gradients that are not finite not finite either.
         foreach: as in `torch.nn.utils.clip_grad_norm_`.
 
     Returns:
@@ -131,7 +135,8 @@ def _local_norm(lists: Lists, norm_type: float, foreach: bool | None) -> Tensor:
         device, dtype = next(iter(lists))
         return torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
     total = _norm_of(norms, norm_type)
-    if total.device.type == "cpu" and not SMALLEST_NORM <= total.item() < math.inf:
+    smallest = SMALLEST_NORM ** (2 / max(2.0, norm_type))
+    if total.device.type == "cpu" and not smallest <= total.item() < math.inf:
         wide = [g for grads in lists.values() for g in grads]
         norms = _norms(wide, norm_type, torch.float64, False)
         total = _norm_of(norms, norm_type)
@@ -169,9 +174,15 @@ def _stacked(scalars: list[Tensor]) -> Tensor:
 
 
 def _over_ranks(norm: Tensor, norm_type: float, ranks: Ranks) -> Tensor:
-    largest = norm_type == math.inf
+    if norm_type == 0:
+        raise ValueError(
+            "`clip_grad_norm_(norm_type=0)` of sharded gradients: torch counts tensors, which each "
+            "rank sees in part. Pass another order, such as 2.0."
+        )
+    largest = math.isinf(norm_type)
     total = norm.double() if largest else norm.double() ** norm_type
-    operation = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
+    extreme = dist.ReduceOp.MAX if norm_type > 0 else dist.ReduceOp.MIN
+    operation = extreme if largest else dist.ReduceOp.SUM
     for group in ranks:
         dist.all_reduce(total, op=operation, group=group)  # pyright: ignore[reportArgumentType]
     return total if largest else total ** (1 / norm_type)

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from gradscale.gradients.clip import clamp_groups_, known_coefficient, true_norm
+from gradscale.gradients.clip import (
+    clamp_groups_,
+    known_coefficient,
+    sum_duplicates_,
+    true_norm,
+)
 from gradscale.gradients.flags import combined, inverse
 from gradscale.gradients.norm import Norm, gradient_norm
 from gradscale.gradients.unscale import collect_from, multiply_and_check_, not_finite
@@ -48,7 +53,8 @@ class ClippingScaler(AccumulatingScaler):
         Args:
             optimizer: whose gradients; several optimizers are clipped by their common norm.
             max_norm: of the true, unscaled gradients.
-            norm_type: the order of the norm, or ``inf``.
+            norm_type: the order of the norm, or ``inf``. If it is not positive, they are unscaled
+                first.
             error_if_nonfinite: raise instead of skipping the step. Waits for the device.
             foreach: as in torch.
 
@@ -78,7 +84,9 @@ class ClippingScaler(AccumulatingScaler):
             )
         scale, _ = self._check_scale_growth_tracker("clip_grad_norm_")
         with torch.no_grad():
-            scaled = self._ready_to_clip("clip_grad_norm_", optimizers, len(parameters))
+            # The other orders see no infinity, or (0) do not grow with the scale.
+            together = norm_type > 0
+            scaled = self._ready_to_clip("clip_grad_norm_", optimizers, len(parameters), together)
             norm = gradient_norm(parameters, float(norm_type), foreach)
             if norm is None:
                 norm = Norm(torch.zeros((), device=scale.device), torch.float32)
@@ -147,6 +155,7 @@ class ClippingScaler(AccumulatingScaler):
             records = map(self._record, optimizers)
             flags = [flag for r in records for flag in r["found_inf_per_device"].values()]
             bound = torch.where(combined(flags, scale.device) > 0, math.inf, bound)
+            sum_duplicates_(parameters)
             clamp_groups_(collect_from(parameters), bound)
 
     def _record(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -156,7 +165,11 @@ class ClippingScaler(AccumulatingScaler):
         return self._undo != "gradient" or getattr(optimizer, "_step_supports_amp_scaling", False)
 
     def _ready_to_clip(
-        self, name: str, optimizers: Sequence[torch.optim.Optimizer], distinct: int
+        self,
+        name: str,
+        optimizers: Sequence[torch.optim.Optimizer],
+        distinct: int,
+        together: bool = True,
     ) -> bool:
         """Whether the gradients are all at the scale still; else all of them are unscaled now."""
         for optimizer in optimizers:
@@ -174,7 +187,7 @@ class ClippingScaler(AccumulatingScaler):
             if "micro_batches" in record:
                 self._deliver(optimizer, record)
         owned = sum(len(group["params"]) for each in optimizers for group in each.param_groups)
-        deferred = owned == distinct and all(map(self._deferrable, optimizers))
+        deferred = together and owned == distinct and all(map(self._deferrable, optimizers))
         if not deferred:
             for optimizer in optimizers:
                 if self._record(optimizer)["stage"] is OptState.READY:
