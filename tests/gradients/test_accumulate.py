@@ -173,3 +173,13 @@ def test_on_cuda_nothing_waits(drop):
     torch.cuda.set_sync_debug_mode("default")
     assert flag.item() == 0 and sums.dropped.item() == drop
     assert all(parameter.grad.tolist() == [2.0, 2.0] for parameter in parameters)
+
+
+def test_a_mean_beyond_the_gradients_own_dtype_is_flagged():
+    parameter = torch.nn.Parameter(torch.zeros(2, dtype=torch.float16))
+    micro_batches = MicroBatches([parameter], [parameter], divide_by="nothing")
+    for _ in range(2):
+        parameter.grad = torch.tensor([1.0, 40000.0], dtype=torch.float16)
+        micro_batches.add_(torch.tensor(1.0), 1.0)
+    assert micro_batches.deliver_().item() == 1.0
+    assert parameter.grad.tolist() == [2.0, float("inf")]

@@ -144,6 +144,10 @@ class MicroBatches:
                 multiply_and_check_(values, flags[-1], factor)
         for target, total in totals:
             target.grad = total.to(target.dtype)
+            if target.dtype is torch.float16:  # what the sum holds may be beyond its range
+                values = tensor_values(target.grad)
+                flags.append(_scalar(0.0, values.device))
+                multiply_and_check_([values], flags[-1], _scalar(1.0, values.device))
         if not flags:
             return (_scalar(self._kept, torch.device("cpu")) == 0).to(torch.float32)
         return combined(flags, flags[0].device)
