@@ -111,3 +111,18 @@ def test_gradient_and_quotient_are_checked(gradient, scale):
 def test_float16_gradients_below_its_minimum_survive_the_division():
     grads, _ = functional.unscale([torch.tensor([2.0**-24]).half()], torch.tensor(2.0**20))
     assert grads[0].item() == 2.0**-44
+
+
+@pytest.mark.parametrize("order", [2.0, float("inf")])
+def test_norms_of_half_precision_and_empty_gradients_are_those_of_float32(order):
+    leaves = [torch.full((4,), 60000.0, dtype=torch.float16), torch.ones(0), torch.ones(1)]
+    clipped, norm = functional.clip_by_norm(leaves, 1000.0, order)
+    whole = torch.cat([leaf.double() for leaf in leaves])
+    assert norm.item() == pytest.approx(torch.linalg.vector_norm(whole, order).item())
+    assert clipped[0].isfinite().all() and 0 < clipped[0][0] <= 1000
+
+
+def test_finite_gradients_whose_squares_overflow_are_clipped():
+    (clipped,), norm = functional.clip_by_norm([torch.tensor([3e20, 4e20])], 1.0)
+    assert norm.item() == pytest.approx(5e20)
+    assert clipped.tolist() == pytest.approx([0.6, 0.8])

@@ -7,6 +7,7 @@ step compiles with ``fullgraph=True``, and reads nothing on the host.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from gradscale.gradients.clip import clip_coefficient
+from gradscale.gradients.norm import SMALLEST_NORM
 from gradscale.policies.policy import Observation, Policy
 from gradscale.policies.policy import advance as advanced
 
@@ -50,6 +52,8 @@ def unscale(gradients: Tree, scale: Tensor) -> tuple[Tree, Tensor]:
 def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tuple[Tree, Tensor]:
     """Clips unscaled gradients by their common norm, as `torch.nn.utils.clip_grad_norm_` does.
 
+    The norm is summed in float32 at least, and in float64 where its squares would not fit.
+
     Args:
         gradients: tensors in any nesting.
         max_norm: the norm they may have.
@@ -64,11 +68,29 @@ def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tu
         (5.0, 2.0)
     """
     leaves, structure = tree_flatten(gradients)
-    norms = torch.stack([torch.linalg.vector_norm(leaf, norm_type) for leaf in leaves])
-    norm = torch.linalg.vector_norm(norms, norm_type)
-    coefficient = clip_coefficient(norm, max_norm)
-    clipped = [leaf * coefficient.to(leaf.dtype) for leaf in leaves]
+    filled = [leaf for leaf in leaves if leaf.numel()]
+    device = filled[0].device.type
+    norm, coefficient = _clipping(filled, max_norm, norm_type, torch.float32)
+    if device != "mps":
+        # As `gradient_norm`, which reads the norm: the CPU needs float64 where squares do not fit.
+        wide, exact = _clipping(filled, max_norm, norm_type, torch.float64)
+        fits = (norm >= SMALLEST_NORM) & (norm < torch.inf) & (device == "cpu")
+        coefficient = torch.where(fits, coefficient, exact)
+        norm = torch.where(fits, norm, wide.to(norm.dtype))
+    clipped = [leaf * coefficient.to(leaf.real.dtype) for leaf in leaves]
     return tree_unflatten(clipped, structure), norm
+
+
+def _clipping(
+    gradients: Sequence[Tensor], max_norm: float, norm_type: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The common norm, summed in `dtype` or wider, and its coefficient."""
+    norms = [
+        torch.linalg.vector_norm(each, norm_type, dtype=torch.promote_types(each.dtype, dtype))
+        for each in gradients
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    return norm, clip_coefficient(norm, max_norm)
 
 
 def select(found_inf: Tensor, skipped: Tree, taken: Tree) -> Tree:
