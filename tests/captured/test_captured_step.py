@@ -1,6 +1,7 @@
 """What a user meets: warm-up, resuming, settings that change, and errors that show the way out."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from captured.steps import (
     assert_same_traces,
     batches,
     build,
+    needs_compiled_backward,
     run,
     tensors_of,
     weighted_loss,
 )
 from gradscale import CapturedStep, Dynamic
+from gradscale.captured import refusals
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 
@@ -148,6 +151,8 @@ def test_a_changed_number_is_refused_and_recapture_takes_it_up():
 
 
 def test_a_learning_rate_that_is_a_tensor_follows_its_schedule():
+    needs_compiled_backward()
+
     def scheduled(mode):
         torch.manual_seed(0)
         model = MODELS["mlp"][0]()
@@ -191,15 +196,25 @@ def linear(make=lambda p: torch.optim.SGD(p, lr=0.1), **options):
         ({"max_norm": -1.0}, r"max_norm=-1\.0\)` must be 0 or more.*Pass None to clip nothing"),
         ({"micro_batches": 0}, r"micro_batches=0\)` must be at least 1\. Leave it out"),
         ({"warmup": 0}, r"warmup=0\)` must be at least 1\. Leave it out"),
-        (
-            {"make": lambda p: torch.optim.SGD(p, lr=0.1, fused=True)},
-            r"fused optimizers out of its graphs\. Build `SGD\(…, foreach=True\)`",
-        ),
     ],
 )
 def test_what_cannot_be_captured_is_refused_with_the_way_out(options, words):
     with pytest.raises(ValueError, match=words):
         linear(**options)
+
+
+def test_a_torch_that_compiles_no_backward_pass_is_refused_with_the_version_that_does(monkeypatch):
+    monkeypatch.setattr(refusals, "can_compile_backward", lambda: False)
+    version = re.escape(torch.__version__)
+    words = rf"torch {version} does not compile backward passes; 2\.13 does\. Upgrade it, or pass"
+    with pytest.raises(RuntimeError, match=words):
+        linear()
+
+
+def test_a_fused_optimizer_is_not_compiled():
+    needs_compiled_backward()
+    with pytest.raises(ValueError, match=r"out of its graphs\. Build `SGD\(…, foreach=True\)`"):
+        linear(lambda p: torch.optim.SGD(p, lr=0.1, fused=True))
 
 
 def test_a_cuda_graph_needs_parameters_on_cuda():
@@ -208,6 +223,8 @@ def test_a_cuda_graph_needs_parameters_on_cuda():
 
 
 def test_an_optimizer_with_hooks_is_not_compiled():
+    needs_compiled_backward()
+
     def hooked(parameters):
         optimizer = torch.optim.SGD(parameters, lr=0.1)
         optimizer.register_step_post_hook(lambda *_: None)
@@ -218,6 +235,7 @@ def test_an_optimizer_with_hooks_is_not_compiled():
 
 
 def test_masters_of_a_half_precision_model_are_not_compiled():
+    needs_compiled_backward()
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     gradscale.half_precision(model, optimizer)
@@ -241,6 +259,7 @@ def test_too_few_micro_batches_are_refused():
 
 
 def test_a_parameter_without_its_gradient_is_refused():
+    needs_compiled_backward()
     model = nn.ModuleDict({"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 

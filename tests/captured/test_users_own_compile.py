@@ -36,7 +36,7 @@ def training(compile_it):
         scaler.update()
         return loss
 
-    run = torch.compile(step, backend=backend, isolate_recompiles=True) if compile_it else step
+    run = torch.compile(step, backend=backend) if compile_it else step
     scales = []
     for batch in batches(MODELS["mlp"][1], (1.0, 0.5, HUGE, 1.0, 1.0)):
         run(*batch)
