@@ -1,11 +1,7 @@
 """Counting in one pass against a slow and obvious count, for every dtype and layout."""
 
-import importlib.util
 import math
-import os
 import struct
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,6 +23,7 @@ from gradscale.backward.measure_counts import (
     stored_values,
 )
 from gradscale.histogram import MIN_OCTAVE
+from interpreter import assert_equal_in_interpreter, needs_triton
 
 DTYPES = [
     torch.float64,
@@ -198,17 +195,9 @@ print("equal")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_the_kernel_in_tritons_interpreter_equals_plain_torch() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", IN_INTERPRETER],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.stdout.strip() == "equal", result.stderr[-3000:]
+    assert_equal_in_interpreter(IN_INTERPRETER)
 
 
 @pytest.mark.cuda

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradscale.half.narrow import narrow_
 from gradscale.half.widen import BLOCK, Widening, in_memory_order, widen, widen_reference
+from interpreter import assert_equal_in_interpreter, needs_triton
 
 FORMATS = [torch.float16, torch.bfloat16]
 floats = st.floats(width=16, allow_nan=True, allow_infinity=True, allow_subnormal=True)
@@ -174,20 +170,12 @@ print("equal")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_the_kernel_in_tritons_interpreter_equals_the_slow_division():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", IN_INTERPRETER],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.stdout.strip() == "equal", result.stderr[-3000:]
+    assert_equal_in_interpreter(IN_INTERPRETER)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_pieces_cover_every_tensor_once():
     from gradscale.half.widen_kernel import piece_table
 

@@ -4,29 +4,18 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscale.layerwise import Layerwise
 from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import UserGiven
 from gradscale.scaler import GradScaler
+from host_reads import HostReads
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "adamw": lambda p: torch.optim.AdamW(p),
     "fused adamw": lambda p: torch.optim.AdamW(p, fused=True),
 }
-
-
-class HostReads(TorchDispatchMode):
-    """Counts what the host reads off tensors."""
-
-    READING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal, torch.ops.aten.nonzero)
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in self.READING
-        return func(*args, **(kwargs or {}))
 
 
 def random_layerwise():

@@ -8,23 +8,13 @@ import warnings
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscale.layerwise import Layerwise
 from gradscale.metrics import Metrics
 from gradscale.metrics.arrival import Arrival
 from gradscale.policies import Dynamic, LastMaximum, TwoSided
 from gradscale.scaler import GradScaler
-
-
-class HostReads(TorchDispatchMode):
-    """Counts what the host reads off tensors."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
+from host_reads import HostReads
 
 
 def network(optimizer=torch.optim.SGD, **settings):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 
 import gradscale
+from assertions import assert_same_gradients
 from gradscale.backward import measure as measure_module
 from gradscale.emulation import emulate
 from zoo import ZOO, Trial
@@ -31,22 +32,6 @@ def holder(trial: Trial) -> nn.Module:
     return module
 
 
-def bits(grad: Tensor | None) -> Tensor | None:
-    if grad is None:
-        return None
-    if grad.layout == torch.sparse_coo:
-        return torch.cat([grad._indices().flatten().double(), grad._values().flatten().double()])
-    if grad.is_complex():
-        grad = torch.view_as_real(grad.resolve_conj())
-    return grad.contiguous().view(torch.int64 if grad.dtype == torch.float64 else torch.int32)
-
-
-def assert_same_bits(one: list[Tensor | None], two: list[Tensor | None]) -> None:
-    for number, (a, b) in enumerate(zip(map(bits, one), map(bits, two), strict=True)):
-        assert (a is None) == (b is None), f"parameter {number}"
-        assert a is None or torch.equal(a, b), f"parameter {number}"
-
-
 def gradients(trial: Trial, passes: int = 1) -> list[Tensor | None]:
     for _ in range(passes):
         torch.autograd.backward(trial.losses())
@@ -62,13 +47,13 @@ def test_gradients_keep_their_bits(name: str, passes: int, dtype: torch.dtype) -
     expected = gradients(trial, passes)
     with gradscale.watch(holder(trial), every=1) as watch:
         found = gradients(trial, passes)
-    assert_same_bits(found, expected)
+    assert_same_gradients(found, expected)
     report = watch.report()
     assert report.steps == (0,)
     assert {row.name for row in report.of(kind="parameter")} == {
         f"p{number}" for number, grad in enumerate(expected) if grad is not None
     }
-    assert_same_bits(gradients(trial, passes), expected)  # and afterwards
+    assert_same_gradients(gradients(trial, passes), expected)  # and afterwards
 
 
 @pytest.mark.parametrize("layout", ["stolen", "cloned"])
