@@ -11,7 +11,6 @@ import warnings
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscale import Recorder
 from gradscale.backward.measurements import Counts
@@ -22,18 +21,9 @@ from gradscale.recording.schema import FirstNonfinite
 from gradscale.scaler import GradScaler
 from gradscale.watching import watch
 from gradscale.watching.rows import Row
+from host_reads import HostReads
 
 BAD = math.nan
-
-
-class HostReads(TorchDispatchMode):
-    """Counts what the host reads off tensors."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def network(optimizer=torch.optim.SGD, **settings):
@@ -260,7 +250,7 @@ class Watch:
     def poll(self):
         pass
 
-    wait = _stepped = poll
+    wait = end_step = poll
 
 
 def row(name="a.weight", kind="parameter", *, nonfinite=0, flushed=1, method="counted", **rest):
@@ -562,6 +552,20 @@ def test_recorded_steps_never_wait_for_cuda(name, tmp_path):
         torch.cuda.set_sync_debug_mode("default")
     recorder.close()
     assert [step.step for step in read(tmp_path).steps] == list(range(6))
+
+
+@pytest.mark.parametrize("name", SCALERS)
+def test_a_skipped_step_is_over_for_the_watch_although_its_gradients_stay(name, tmp_path):
+    model, _ = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = SCALERS[name]("cpu")
+    with watch(model, scaler, every=1) as watching, Recorder(tmp_path, scaler, watching):
+        for value in [1.0, BAD, 1.0]:
+            scaler.scale(model(torch.full((3, 4), value)).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert watching.step == 2
+    assert all(step.seen is not None for step in read(tmp_path).steps)
 
 
 def test_a_watch_must_know_the_scaler(tmp_path):

@@ -151,7 +151,7 @@ class Recorder:
         if self._watch is not None:
             watched = self._watch.step if self._watch.measures else None
             # A skipped step is over as well, and no optimizer has told the watch so.
-            self._watch._stepped()
+            self._watch.end_step()
         rows = self._early.pop(watched, None)
         self._early.clear()
         waits_for = None if rows is not None else watched
