@@ -103,7 +103,7 @@ class Measuring:
         self._repeats = Repeats()
         self._scale = scale.detach().clone() if isinstance(scale, Tensor) else scale
         self._host: list[Tensor] | None = None
-        self._event: torch.cuda.Event | None = None
+        self._events: list[torch.cuda.Event] = []
         for index, weight in enumerate(weights, len(places)):
             self._count(index, weight.tensor)
 
@@ -177,21 +177,19 @@ class Measuring:
         self.remove()
         packed = [_packed(block, self._scale) for block in self._blocks.all]
         self._host = [_to_host(tensor) for tensor in packed]
-        if any(tensor.is_cuda for tensor in packed):
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._events = [_recorded(tensor.device) for tensor in packed if tensor.is_cuda]
 
     @property
     def ready(self) -> bool:
         """Whether `result` need not wait."""
-        return self._host is not None and (self._event is None or self._event.query())
+        return self._host is not None and all(event.query() for event in self._events)
 
     def result(self) -> Measurements:
         """What was counted, in unscaled terms; waits for the copy if it is still under way."""
         if self._host is None:
             self.fetch()
-        if self._event is not None:
-            self._event.synchronize()
+        for event in self._events:
+            event.synchronize()
         records: dict[int, Record] = {}
         for block, host in zip(self._blocks.all, self._host or (), strict=True):
             rows, moments, scale = _unpacked(host, block)
@@ -283,6 +281,13 @@ def _to_host(packed: Tensor) -> Tensor:
         return packed
     host = torch.empty(packed.shape, dtype=packed.dtype, device="cpu", pin_memory=True)
     return host.copy_(packed, non_blocking=True)
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event:
+    """An event behind the copy, in the stream that it runs on: its own device's."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _unpacked(host: Tensor, block: _Block) -> tuple[Tensor, Tensor | None, float]:

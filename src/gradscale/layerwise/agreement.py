@@ -91,7 +91,7 @@ class Wishes:
         host = torch.empty((), dtype=wishes.dtype, device="cpu", pin_memory=True)
         host.copy_(wishes, non_blocking=True)
         event = torch.Event(wishes.device)
-        event.record()
+        event.record(torch.accelerator.current_stream(wishes.device))
         self._under_way.append((host, event))
         if len(self._under_way) < 2:
             return False

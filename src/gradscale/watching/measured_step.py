@@ -68,7 +68,7 @@ class MeasuredStep:
         taken.fetch()
         if taken and device.type != "cpu":
             self._fetched = torch.Event(device)
-            self._fetched.record()
+            self._fetched.record(torch.accelerator.current_stream(device))
 
     @property
     def ready(self) -> bool:
