@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -249,6 +250,26 @@ def test_a_copied_optimizer_knows_the_scale_of_its_state():
     scales = [8.0, 2.0, 32.0]
     straight = train(LINEAR["sgd-momentum"], "learning_rate", scales)
     assert_same_run(straight, train(LINEAR["sgd-momentum"], "learning_rate", scales, visit=copied))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_needs_no_scaler_to_go_on(duplicate):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([parameter], lr=0.1)
+    scaler = GradScaler("cpu", init_scale=64.0, undo="moments")
+    scaler.scale(parameter.square().sum()).backward()
+    scaler.step(optimizer)
+    twin = duplicate(optimizer)
+    assert_same_bits(twin.state_dict()["state"][0]["exp_avg_sq"], torch.full((2,), 0.004))
+    (copied,) = twin.param_groups[0]["params"]
+    copied.grad = parameter.grad / 64
+    twin.step()
+    optimizer.zero_grad()
+    parameter.grad = copied.grad * 64
+    scaler.update()
+    scaler.scale(torch.zeros(()))
+    scaler.step(optimizer)
+    torch.testing.assert_close(copied, parameter)
 
 
 @pytest.mark.parametrize("name", ["sgd-momentum", "adam"])

@@ -9,6 +9,7 @@ step that no scaler makes sees unscaled state.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -99,6 +100,21 @@ class _Carrier:
         self.stepping = False
         optimizer.register_step_pre_hook(_before_step)
         optimizer.register_state_dict_post_hook(_unscaled)
+        # Of the instance, because copies and pickles lose hooks and attributes, this one included.
+        optimizer.__dict__["__getstate__"] = self._unscaled_copy
+
+    def _unscaled_copy(self) -> dict[str, Any]:
+        """What a copy or a pickle of the optimizer takes along: unscaled, as a state dict is."""
+        optimizer = self.optimizer
+        taken = dict(type(optimizer).__getstate__(optimizer))
+        states, groups = dict(taken["state"]), [dict(group) for group in taken["param_groups"]]
+        for group in groups:
+            scale = group.pop(STATE_SCALE, 1.0)
+            for parameter in group["params"]:
+                if parameter in states and scale != 1:
+                    states[parameter] = _divided(states[parameter], self.degrees, scale)
+        state = defaultdict(dict, states)
+        return {**taken, "state": state, "param_groups": groups}
 
     def bring_to(self, scale: float) -> None:
         for group in self.optimizer.param_groups:
