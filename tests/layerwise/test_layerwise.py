@@ -318,6 +318,39 @@ def test_gradients_read_in_eight_bits_are_planned_for_eight_bits(batch):
     assert worst[True] > 0.9 > worst[False]
 
 
+def test_attention_reads_nothing_beyond_an_eight_bit_format(monkeypatch):
+    # e4m3 saturates: a gradient above 448 is cut silently, and no infinity tells of it.
+    import gradscale.emulation.attention as attention
+
+    arrived = []
+    attend_backward = attention.attend_backward
+
+    def noted(mode, grad, saved, options):
+        arrived.append(float(grad.abs().max()))
+        return attend_backward(mode, grad, saved, options)
+
+    monkeypatch.setattr(attention, "attend_backward", noted)
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0) for _ in range(6)]
+    for layer in layers:  # so that attention receives more than what its neighbours read
+        layer.self_attn.out_proj.weight.data.mul_(64)
+    model = nn.Sequential(*layers, nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler = GradScaler("cpu", layerwise=True)
+    x, target = torch.randn(5, 8, 16), torch.randint(4, (5, 8))
+    for _ in range(4):
+        arrived.clear()
+        optimizer.zero_grad()
+        with emulate(forward=torch.float16, backward="e4m3"):
+            with torch.autocast("cpu", torch.float16):
+                loss = nn.functional.cross_entropy(model(x).float().flatten(0, 1), target.flatten())
+            scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert len(arrived) == 6 and max(arrived) < 448
+    assert len(scaler.layerwise.tracks.latest.decision.scales) > 1
+
+
 def test_a_report_names_the_modules_and_excluded_ones_stay_at_the_loss_scale(batch):
     scaler = GradScaler("cpu", init_scale=2.0**15, layerwise=Excluding(Windows(), ["0", "2"]))
     model = deep(0.25)

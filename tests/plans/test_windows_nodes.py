@@ -1,9 +1,12 @@
 """Which records limit which nodes."""
 
+import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Counts, Kind, Measurements, Record
+from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import FAR, Window, highest_exponent, window_of
 from gradscale.plans.windows_nodes import node_windows
@@ -80,10 +83,17 @@ def test_a_product_that_may_have_been_flushed_whole_raises_its_node() -> None:
     assert high[1].lo == window(-2).lo
 
 
-def test_products_may_read_a_narrower_format_than_carries_the_gradient() -> None:
+@pytest.mark.parametrize("attention", [False, True])
+def test_products_may_read_a_narrower_format_than_carries_the_gradient(attention: bool) -> None:
     x, w = torch.ones(2, 2), torch.ones(2, 2, requires_grad=True)
-    graph = BackwardGraph.of((x @ w).sum())
-    node = graph.names.index("MmBackward0")
+    if attention:
+        with emulate(forward="fp16", backward="e4m3"):
+            out = scaled_dot_product_attention(w[None], x[None], x[None])
+        name = "EmulatedAttentionBackward"
+    else:
+        out, name = x @ w, "MmBackward0"
+    graph = BackwardGraph.of(out.sum())
+    node = graph.names.index(name)
     measurements = Measurements(graph.signature, (record(node, 0),))
     narrow = FloatFormat.of("e4m3")
     found = node_windows(graph, measurements, flushed=0.0, headroom=4, product_format=narrow)

@@ -28,6 +28,8 @@ PRODUCTS = {
 }
 """The nodes that multiply their gradient by a matrix."""
 
+_ATTENTION = ("EmulatedAttention", "ScaledDotProduct")
+
 _REAL = {torch.complex32: torch.float16}
 _UNLIMITED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 
@@ -64,6 +66,18 @@ def format_of(dtype: torch.dtype) -> str:
     return FloatFormat.of(_REAL.get(dtype, dtype)).name
 
 
+def multiplies(name: str) -> bool:
+    """Whether a node reads its gradient as the operand of a product, attention included.
+
+    Example:
+        >>> multiplies("AddmmBackward0"), multiplies("EmulatedAttentionBackward")
+        (True, True)
+        >>> multiplies("GeluBackward0")
+        False
+    """
+    return name in PRODUCTS or name.startswith(_ATTENTION)
+
+
 def places_of(
     graph: BackwardGraph, exponents: Sequence[int], *, products: bool = False
 ) -> list[Place]:
@@ -86,7 +100,7 @@ def places_of(
         reduced = [edge for edge in edges if is_reduced(_dtype_of(graph, edge))]
         wanted = any(is_reduced(arrival.dtype) for arrival in arrives)
         cast = any(arrival.dtype in _UNLIMITED for arrival in arrives) and bool(reduced)
-        if wanted or cast or (products and graph.names[node] in PRODUCTS):
+        if wanted or cast or (products and multiplies(graph.names[node])):
             dtype, device = _narrowest(graph, node)
             if dtype is not None and device is not None:
                 places.append(Place(node, "arrived", -1, -1, format_of(dtype), device))

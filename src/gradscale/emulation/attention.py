@@ -29,7 +29,7 @@ class AttentionOptions:
         return 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
 
 
-class Attention(torch.autograd.Function):
+class EmulatedAttention(torch.autograd.Function):
     """Attention as fused kernels compute it: scores and their gradient stay in float32.
 
         P  = softmax(scale * round(Q) round(K)^T + mask)        O  = round(round(P) round(V))
@@ -181,4 +181,4 @@ def attention(
             "Merge the causal mask into `attn_mask`."
         )
     options = AttentionOptions(dropout_p, is_causal, scale, enable_gqa)
-    return Attention.apply(mode, query, key, value, attn_mask, options)
+    return EmulatedAttention.apply(mode, query, key, value, attn_mask, options)

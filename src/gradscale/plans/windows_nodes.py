@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure_places import PRODUCTS, format_of, is_reduced
+from gradscale.backward.measure_places import format_of, is_reduced, multiplies
 from gradscale.backward.measurements import Counts, Measurements, Record
 from gradscale.backward.structure import CAST
 from gradscale.formats import FloatFormat
@@ -51,7 +51,7 @@ def node_windows(
             continue
         if any(is_reduced(arrival.dtype) for arrival in arrives):
             windows[node].append(finder.window(record, record.format))
-        if product_format is not None and graph.names[node] in PRODUCTS:
+        if product_format is not None and multiplies(graph.names[node]):
             windows[node].append(finder.window(record, product_format))
     for number, edge in enumerate(graph.edges):
         dtypes = graph.arrives[edge.target]

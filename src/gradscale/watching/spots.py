@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure_places import PRODUCTS, Place, format_of, is_reduced
+from gradscale.backward.measure_places import Place, format_of, is_reduced, multiplies
 from gradscale.backward.names import ParameterName, module_places
 from gradscale.backward.structure import CAST
 from gradscale.emulation.precision import Precision
@@ -173,8 +173,7 @@ class _Finder:
         return Spot(name, kind, place, rounded, tuple(sorted(sources)), leaf)
 
     def _multiplies(self, node: int) -> bool:
-        name = self.graph.names[node]
-        return name in PRODUCTS or name.startswith("ScaledDotProduct")
+        return multiplies(self.graph.names[node])
 
     def _read_in(self, node: int) -> str | None:
         """The format to which an emulated product rounds its gradient, if it is a narrower one."""
