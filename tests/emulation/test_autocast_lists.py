@@ -276,7 +276,11 @@ def test_the_lists_are_those_of_the_installed_torch(macro: str) -> None:
     body = re.search(rf"#define AT_FORALL_{macro}\(_\)((?:.*\\\n)+.*\n)", text)
     assert body is not None
     rows = re.findall(r"_\((\w+)(?:, (\w+))?\)", body[1])
-    known = {f"{name}.{overload}" if overload else name for name, overload in rows}
+    # Overloads for named tensors, which 2.13 has no more, only call the others.
+    rows = [(name, overload) for name, overload in rows if "imname" not in overload]
+    # Torch 2.11 also lists overloads by a dimension's name, whose tensors no Python kernel gets.
+    numbered = [row for row in rows if "dimname" not in row[1].lower()]
+    known = {f"{name}.{overload}" if overload else name for name, overload in numbered}
     assert known - ELSEWHERE <= set(MACROS[macro])
     if torch.__version__ >= "2.13":
         assert known - ELSEWHERE == set(MACROS[macro])
