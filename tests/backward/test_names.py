@@ -44,6 +44,18 @@ def test_wrappers_leave_no_trace_in_a_name() -> None:
     assert {place.module for place in module_places(graph, outer) if place} == {"head"}
 
 
+def test_what_is_parallel_leaves_no_trace_and_a_part_called_module_keeps_its_name() -> None:
+    inner = nn.Module()
+    inner.module = nn.Linear(2, 1)
+    outer = nn.ModuleDict({"head": nn.DataParallel(inner)})
+    graph = BackwardGraph.of(inner.module(torch.ones(1, 2)).sum())
+    assert {place.module for place in module_places(graph, outer) if place} == {"head.module"}
+    assert {found.name for found in parameter_names(outer).values()} == {
+        "head.module.weight",
+        "head.module.bias",
+    }
+
+
 def test_nodes_without_a_known_parameter_are_named_by_number() -> None:
     stranger = torch.ones(2, requires_grad=True)
     graph = BackwardGraph.of(stranger.exp().sum())

@@ -213,6 +213,28 @@ def test_the_extrapolation_sees_a_gradient_that_vanished_whole():
         assert found[name].lost_share == true[name].lost_share == 1.0, name
 
 
+class Compiled(nn.Module):
+    """Holds a model as `torch.compile` does."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+    def forward(self, x):
+        return self._orig_mod(x)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Compiled])
+def test_a_wrapper_changes_neither_the_extrapolation_nor_the_names_of_modules(wrap):
+    model, loss = trained("deep, no normalisation")
+    with emulate():
+        plain = measure_lost(model, loss, method="extrapolated")
+        wrapped = measure_lost(wrap(model), loss, method="extrapolated")
+    assert plain.flushed == wrapped.flushed
+    names = [{row.name for row in found if row.kind == "module"} for found in (plain, wrapped)]
+    assert names[0] == names[1]
+
+
 def test_the_extrapolation_takes_layers_that_begin_with_zeros_for_what_they_are():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1))
     nn.init.zeros_(model[2].weight)

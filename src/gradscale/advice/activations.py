@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from gradscale.backward.names import plain_modules
 from gradscale.formats import FloatFormat
-from gradscale.truth.gradients import plain_name, tensors_in
+from gradscale.truth.gradients import tensors_in
 
 
 @dataclass
@@ -49,10 +50,7 @@ def largest_activation(model: nn.Module, largest: Largest) -> Generator[None]:
 
         return hook
 
-    handles = [
-        module.register_forward_hook(watch(plain_name(name, module)))
-        for name, module in model.named_modules()
-    ]
+    handles = [module.register_forward_hook(watch(name)) for name, module in plain_modules(model)]
     try:
         yield
     finally:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from gradscale.backward.graph import BackwardGraph
 
-# What wrappers put into module names: DDP, FSDP, torch.compile, activation checkpointing.
+# What FSDP, torch.compile and activation checkpointing put into module names.
 WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
+# These call what they wrap `module`, which others may call a part of theirs.
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Place(NamedTuple):
@@ -89,7 +91,7 @@ def parameter_names(model: nn.Module) -> dict[int, ParameterName]:
         ParameterName(name='0.weight', module='0')
     """
     names: dict[int, ParameterName] = {}
-    modules = {id(module): _plain(name) for name, module in model.named_modules()}
+    modules = {id(module): path for path, module in _paths(model)}
     for module in model.modules():
         for owner, own, parameter in _named(module):
             path = modules.get(id(owner), modules[id(module)])
@@ -98,19 +100,41 @@ def parameter_names(model: nn.Module) -> dict[int, ParameterName]:
     return names
 
 
+def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules()` without what DDP, FSDP, compilation and checkpointing put into names.
+
+    The model itself, and what is wrapped around it, is named by its class.
+
+    Example:
+        >>> model = nn.DataParallel(nn.Sequential(nn.Linear(2, 2)))
+        >>> [name for name, _ in plain_modules(model)]
+        ['DataParallel', 'Sequential', '0']
+    """
+    for path, module in _paths(model):
+        yield path or type(module).__name__, module
+
+
+def _paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    plain: dict[str, str] = {}
+    parallel: set[str] = set()
+    for name, module in model.named_modules():
+        parent, _, own = name.rpartition(".")
+        above = plain.get(parent, "")
+        wrapped = own in WRAPPERS or (own == "module" and parent in parallel)
+        plain[name] = above if wrapped else f"{above}.{own}".lstrip(".")
+        if isinstance(module, _PARALLEL):
+            parallel.add(name)
+        yield plain[name], module
+
+
 def _owned(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The name of a module and each parameter of its own; a shared one under its first module."""
     seen: set[int] = set()
-    for name, module in model.named_modules():
-        plain = _plain(name)
+    for name, module in plain_modules(model):
         for _, _, parameter in _named(module):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield plain or type(module).__name__, parameter
-
-
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+                yield name, parameter
 
 
 def _named(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.backward.graph import walk
-from gradscale.truth.gradients import plain_name, tensors_in
+from gradscale.backward.names import plain_modules
+from gradscale.truth.gradients import tensors_in
 
 
 class Bad(NamedTuple):
@@ -55,10 +56,9 @@ class CallLog:
         self._lock = threading.Lock()
 
     def __enter__(self) -> CallLog:
-        for name, module in self._model.named_modules():
-            plain = plain_name(name, module)
+        for name, module in plain_modules(self._model):
             self._handles.append(
-                module.register_forward_pre_hook(self._opened(plain), with_kwargs=True)
+                module.register_forward_pre_hook(self._opened(name), with_kwargs=True)
             )
             self._handles.append(module.register_forward_hook(self._closed, always_call=True))
         return self

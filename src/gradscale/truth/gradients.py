@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.backward.measure_places import PRODUCTS
-from gradscale.backward.names import WRAPPERS
+from gradscale.backward.names import plain_modules
 
 
 class Output(NamedTuple):
@@ -41,6 +41,7 @@ class Gradients:
         scale: by which the loss was multiplied.
         zeros: for parameters whose gradient is a sum that cancels, which elements are zero up to
             rounding; see `gradscale.backward.cancellation`.
+        owners: by the name of a parameter that of its module, as in `modules`.
     """
 
     parameters: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -49,6 +50,7 @@ class Gradients:
     loss: float = float("nan")
     scale: float = 1.0
     zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    owners: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def finite(self) -> bool:
@@ -87,21 +89,12 @@ def capturing(model: nn.Module) -> Generator[Gradients]:
 
         return hook
 
-    handles = [
-        module.register_forward_hook(watch(plain_name(name, module)))
-        for name, module in model.named_modules()
-    ]
+    handles = [module.register_forward_hook(watch(name)) for name, module in plain_modules(model)]
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
-
-
-def plain_name(name: str, module: nn.Module) -> str:
-    """A module's name without what DDP, FSDP, compilation and checkpointing put into it."""
-    plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-    return plain or type(module).__name__
 
 
 def _collect(found: Gradients, output: Output, tensor: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.autograd.graph import _engine_run_backward
 
 from gradscale.backward.cancellation import Cancellations
 from gradscale.backward.graph import walk
+from gradscale.backward.names import parameter_names
 from gradscale.truth.alike import alike
 from gradscale.truth.gradients import Gradients, capturing
 from gradscale.truth.untouched import no_gradients, untouched
@@ -60,7 +61,8 @@ def one_pass(
                 # Half precision cannot hold a scale such as 2^16.
                 run_backward(value.to(torch.float32) * scale)
                 zeros = {} if sums is None else sums.zeros()
-        named = dict(model.named_parameters())
+        named, places = dict(model.named_parameters()), parameter_names(model)
+        found.owners = {name: places[id(p)].module for name, p in named.items() if id(p) in places}
         found.zeros = {name: zeros[id(p)] for name, p in named.items() if id(p) in zeros}
         found.parameters = {name: _local(p.grad) for name, p in named.items() if p.grad is not None}
     return found

@@ -35,8 +35,7 @@ def vanished(stored: Gradients, format: FloatFormat) -> set[int]:
             previous = _is_near(pair, format)
         weak[output.module] = weak.get(output.module, True) and previous
     for name, held in stored.parameters.items():
-        owner = name.rpartition(".")[0]
-        if weak.get(owner, False) and not bool(held.any()):
+        if weak.get(stored.owners.get(name, ""), False) and not bool(held.any()):
             gone.add(id(held))
     return gone
 
