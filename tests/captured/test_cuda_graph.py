@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import gradscale
 from assertions import assert_same_bits
 from captured.steps import (
     HUGE,
@@ -31,6 +32,14 @@ ON_DEVICE = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, capturable=True),
     "fused_adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
 }
+
+
+@pytest.fixture(autouse=True)
+def same_kernels_every_time():
+    """Bits are compared: cuDNN's quickest gradient of a weight adds in any order."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+    yield
+    torch.backends.cudnn.deterministic = before
 
 
 def on_cuda(monkeypatch, model, optimizer, **options):
@@ -95,6 +104,57 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(monkeypatch)
     second._optimizer.load_state_dict(copy.deepcopy(first._optimizer.state_dict()))
     second.load_state_dict(first.state_dict())
     assert_same_traces(expected[5:], run(second, data[5:]))
+
+
+@pytest.mark.parametrize("build", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_half_precision_model_is_recorded_with_its_masters(build):
+    settings = {"momentum": 0.9} if build is torch.optim.SGD else {"fused": True}
+    traces = []
+    for mode in ("eager", "cuda_graph"):
+        torch.manual_seed(0)
+        model = MODELS["mlp"][0]().cuda()
+        optimizer = build(model.parameters(), lr=0.01, **settings)
+        gradscale.half_precision(model, optimizer)
+
+        def loss_fn(model, batch):
+            x, target, weight = batch
+            return nn.functional.cross_entropy(model(x.half()).float(), target) * weight
+
+        step = CapturedStep(model, loss_fn, optimizer, mode=mode, policy=QUICK, max_norm=1.0)
+        traces.append(run(step, batches(MODELS["mlp"][1], WEIGHTS, "cuda")))
+        traces[-1].append([p.detach().clone() for p in model.parameters()])
+        assert step.captured == (mode == "cuda_graph")
+    assert_same_traces(*traces)
+
+
+def test_a_scaler_that_has_trained_long_can_be_recorded():
+    """By then copies of flags and of the scale are on their way to the host."""
+    parameter = nn.Parameter(torch.ones(3, device="cuda"))
+    optimizer = torch.optim.AdamW([parameter], lr=0.01, fused=True)
+    scaler = GradScaler("cuda", init_scale=2.0**10)
+    scaler.metrics()
+    parameter.grad = torch.zeros(3, device="cuda")
+    busy = torch.randn(4096, 4096, device="cuda")
+
+    def step():
+        scaler.scale(parameter.square().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        parameter.grad.zero_()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(30):
+            busy = busy @ busy
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    before = parameter.detach().clone()
+    graph.replay()
+    assert not torch.equal(parameter, before)
 
 
 @pytest.mark.slow

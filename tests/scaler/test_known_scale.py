@@ -110,6 +110,20 @@ def test_a_capture_ends_all_knowledge(monkeypatch):
     assert known.at_least(scale) == 0
 
 
+@pytest.mark.usefixtures("copies")
+def test_a_copy_under_way_is_not_asked_about_during_a_capture(monkeypatch):
+    """The question would break the capture."""
+    policy, known = gradscale.Dynamic(), KnownScale()
+    state = policy.init()
+    while known._copy is None:
+        run(known, policy, state, 0.0, False)
+    monkeypatch.setattr(SlowCopy, "arrived", property(lambda self: pytest.fail("asked")))
+    monkeypatch.setattr(known_scale, "_capturing", lambda scale: True)
+    for _ in range(2 * COPY_AFTER):
+        run(known, policy, state, 0.0, False)
+    assert known._copy is None
+
+
 def test_of_other_policies_nothing_is_known():
     assert lowest_factor(POLICIES[3], clean=True) == 0
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.capturing import capturing
 
 if TYPE_CHECKING:
     from gradscale.plans.plan import ScalePlan
@@ -61,9 +62,11 @@ class Multipliers:
 
         Raises:
             ValueError: that plan cuts an edge which has no factor here.
+            RuntimeError: called while a CUDA graph is captured.
         """
         exponents = plan.exponents
         self._refuse_missing(exponents)
+        self._refuse_in_capture()
         values = [exponents[root] for root in self._graph.roots]
         for number in self.edges:
             edge = self._graph.edges[number]
@@ -109,6 +112,14 @@ class Multipliers:
         arrivals = self._graph.arrives[node]
         device = arrivals[entry].device if entry < len(arrivals) else None
         return device or torch.device("cpu")
+
+    def _refuse_in_capture(self) -> None:
+        if capturing() and any(device.type == "cuda" for device in self._places):
+            raise RuntimeError(
+                "`Multipliers.set(plan)` while a CUDA graph is captured: each replay would write "
+                "what happens to lie in host memory by then. Run a step under this plan before "
+                "the capture; afterwards `set` needs no new one."
+            )
 
     def _refuse_missing(self, exponents: tuple[int, ...]) -> None:
         known = set(self.edges)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradscale.capturing import capturing
 from gradscale.gradients.unscale import Flags, multiply_and_check_, tensor_amax
 from gradscale.triton_kernels import can_read
 
@@ -207,4 +208,4 @@ def in_memory_order(tensor: Tensor) -> Tensor | None:
 
 def _by_kernel(job: Widening) -> bool:
     # Its table of addresses would be gone when a captured graph is replayed.
-    return can_read(job.source) and not torch.cuda.is_current_stream_capturing()
+    return can_read(job.source) and not capturing()

@@ -13,6 +13,7 @@ from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measure import Measuring, measure
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.rescale import rescale
+from gradscale.capturing import capturing
 from gradscale.layerwise.agreement import Wishes, on_any_rank, rank_groups, reduced
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.emulated import fitted
@@ -156,7 +157,7 @@ class Layerwise:
         plan, factors = track.factors(graph)
         if own:
             plan, factors = carried(graph, own, plan, factors)
-        if self._measures:
+        if self._measures and not capturing():
             scale = cast(Tensor, self._scale)
             self._planning = fitted(self.planner)
             products, moments = self._planning.products, self._planning.moments

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from gradscale.capturing import capturing
 from gradscale.metrics.arrival import Arrival
 from gradscale.metrics.metrics import LostShare, Metrics
 from gradscale.outcomes.ledger import LONGEST_QUEUE, Counters
@@ -195,5 +195,4 @@ def _finished(waiting: _Waiting) -> Finished:
 
 def _capturing(outcome: StepOutcome) -> bool:
     """Whether a CUDA graph is captured: the host runs this once, the graph many times."""
-    on_cuda = next(iter(outcome)).found_inf[0].is_cuda and torch.cuda.is_available()
-    return on_cuda and torch.cuda.is_current_stream_capturing()
+    return next(iter(outcome)).found_inf[0].is_cuda and capturing()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.capturing import capturing
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
 from gradscale.policies.static import Static
@@ -64,7 +65,8 @@ class KnownScale:
             self.note(scale, 0.0)
             self._steps = COPY_AFTER
         if not self._captured and _capturing(scale):
-            self._captured = True
+            # A copy under way is forgotten: asking about it would break the capture.
+            self._captured, self._copy = True, None
         return 0.0 if self._captured else self._bound
 
     def moved(self, scale: Tensor, factor: float, cap: float = math.inf) -> None:
@@ -92,10 +94,10 @@ class _Copy:
     """The scale of a moment ago, on its way to the host, and what has become of it since."""
 
     def __init__(self, scale: Tensor) -> None:
-        self._value = torch.empty((), dtype=scale.dtype, pin_memory=True)
+        self._value = torch.empty((), dtype=scale.dtype, device="cpu", pin_memory=True)
         self._value.copy_(scale, non_blocking=True)
         self._event: Any = torch.cuda.Event()
-        self._event.record()
+        self._event.record(torch.cuda.current_stream(scale.device))
         self._factor, self._cap = 1.0, math.inf
 
     def moved(self, factor: float, cap: float) -> None:
@@ -127,4 +129,4 @@ def _on_cuda(scale: Tensor) -> bool:
 
 
 def _capturing(scale: Tensor) -> bool:
-    return _on_cuda(scale) and torch.cuda.is_current_stream_capturing()
+    return scale.is_cuda and capturing()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscale.capturing import capturing
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.agreement import rank_groups
 from gradscale.layerwise.calendar import Calendar
@@ -168,7 +169,7 @@ class Watch:
 
     def poll(self) -> None:
         """Hands over what has arrived; never waits."""
-        while self._under_way and self._under_way[0].ready:
+        while self._under_way and not capturing() and self._under_way[0].ready:
             self._arrived(self._under_way.popleft())
 
     def wait(self) -> None:
@@ -226,6 +227,9 @@ class Watch:
     @contextmanager
     def _around(self, tensors: Any) -> Generator[None]:
         """One backward pass."""
+        if capturing():  # each replay would add to the counts of this one pass
+            yield
+            return
         outermost = not self._running
         if outermost:
             self._begin_pass()
