@@ -190,7 +190,8 @@ class _Finder:
             for number in self.graph.edges_into(ahead.pop()):
                 maker, output = self.graph.edges[number].source, self.graph.edges[number].output
                 name = self.graph.names[maker]
-                if self.precision is not None and name in PRODUCTS and output != _ADDEND.get(name):
+                product = multiplies(name) and output != _ADDEND.get(name)
+                if self.precision is not None and product:
                     return self.precision.backward_result.name
                 if name.startswith("CompiledFunction") and reduced(self.graph, maker):
                     return self._format(maker)  # compiled under autocast: the cast is inside
