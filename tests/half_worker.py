@@ -1,49 +1,12 @@
 """What each rank of `half/test_ranks.py` does, in a module that spawned processes can import."""
 
-import datetime
 import io
-import os
-import traceback
-import warnings
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-
-def launch(name, *arguments, ranks=2):
-    """Runs `name(rank, *arguments)` in gloo processes; their results by rank."""
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    file = os.path.join(os.environ["PYTEST_TMP"], f"rendezvous-{name}-{os.urandom(4).hex()}")
-    processes = [
-        context.Process(target=_enter, args=(rank, ranks, file, name, arguments, queue))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    results = dict(queue.get() for _ in processes)
-    for process in processes:
-        process.join()
-    failed = [result for result in results.values() if isinstance(result, str)]
-    assert not failed, "\n".join(failed)
-    return [results[rank] for rank in range(ranks)]
-
-
-def _enter(rank, ranks, file, name, arguments, queue):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    try:
-        dist.init_process_group(
-            "gloo", f"file://{file}", rank=rank, world_size=ranks,
-            timeout=datetime.timedelta(seconds=60),
-        )  # fmt: skip
-        queue.put((rank, globals()[name](rank, *arguments)))
-        dist.destroy_process_group()
-    except BaseException:
-        queue.put((rank, traceback.format_exc()))
 
 
 def model(seed=0):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,37 +19,6 @@ from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
 
 Build = Callable[[nn.Sequential], nn.Module]
-
-
-def launch(work: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` returns in each of two gloo processes."""
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    store = str(folder / f"store-{os.urandom(4).hex()}")
-    processes = [
-        context.Process(target=enter, args=(rank, store, work, arguments, queue)) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    results = dict(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join()
-    failed = [result for result in results.values() if isinstance(result, str)]
-    assert not failed, "\n".join(failed)
-    return [results[0], results[1]]
-
-
-def enter(rank: int, store: str, work: Callable[..., Any], arguments: Any, queue: Any) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    short = datetime.timedelta(seconds=20)  # a rank that waits for another one must not wait long
-    try:
-        dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2, timeout=short)
-        queue.put((rank, work(rank, *arguments)))
-        dist.destroy_process_group()
-    except BaseException:
-        queue.put((rank, traceback.format_exc()))
 
 
 def network() -> nn.Sequential:

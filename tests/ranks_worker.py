@@ -1,55 +1,7 @@
 """What each rank of `test_ranks.py` does, in a module that spawned processes can import."""
 
-import datetime
-import importlib
-import os
-import traceback
-import warnings
-
 import torch
 import torch.distributed as dist
-
-
-def launch(name, *arguments, ranks=2):
-    """Runs `name(rank, *arguments)` in `ranks` gloo processes; their results by rank.
-
-    A function of another module is named with it: ``update_worker.clipped``.
-    """
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    port_file = os.path.join(os.environ["PYTEST_TMP"], f"rendezvous-{name}-{os.urandom(4).hex()}")
-    processes = [
-        context.Process(target=_enter, args=(rank, ranks, port_file, name, arguments, queue))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    results = dict(queue.get() for _ in processes)
-    for process in processes:
-        process.join()
-    failed = [result for result in results.values() if isinstance(result, str)]
-    assert not failed, "\n".join(failed)
-    return [results[rank] for rank in range(ranks)]
-
-
-def _enter(rank, ranks, port_file, name, arguments, queue):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    try:
-        dist.init_process_group(
-            "gloo",
-            f"file://{port_file}",
-            rank=rank,
-            world_size=ranks,
-            timeout=datetime.timedelta(seconds=30),
-        )
-        module, _, function = name.rpartition(".")
-        found = getattr(importlib.import_module(module), function) if module else globals()[name]
-        queue.put((rank, found(rank, *arguments)))
-        dist.destroy_process_group()
-    except BaseException:
-        queue.put((rank, traceback.format_exc()))
-
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.5),

@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from gradscale import GradScaler
 
@@ -16,6 +15,8 @@ OPTIMIZERS = {
 
 def sharded_model():
     """Three rows and an odd bias: the ranks' shards differ in size."""
+    from torch.distributed.fsdp import fully_shard
+
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from half_worker import alone, launch
+from half_worker import (
+    alone,
+    data_parallel,
+    fully_sharded,
+    planned,
+    seeds,
+    sharded_wrongly,
+    wide_gradients,
+    wrapped_before,
+)
+from processes import on_two_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -11,15 +21,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def rendezvous(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_TMP", str(tmp_path))
-
-
 @pytest.mark.parametrize("views", [False, True], ids=["buckets", "views"])
 @pytest.mark.parametrize("name", ["SGD", "fused"])
 def test_ddp_equals_the_average_of_both_ranks_half_gradients(name, views):
-    first, second = launch("data_parallel", name, views, False, "float16")
+    first, second = on_two_ranks(data_parallel, name, views, False, "float16")
     assert first == second
     assert first[2] == [False, False, True, False]
     assert first[:2] == alone(name, "float16", inf_at=2)
@@ -27,26 +32,26 @@ def test_ddp_equals_the_average_of_both_ranks_half_gradients(name, views):
 
 @pytest.mark.parametrize("format", ["float16", "bfloat16"])
 def test_ranks_that_accumulate_without_sync_stay_alike(format):
-    first, second = launch("data_parallel", "SGD", True, True, format)
+    first, second = on_two_ranks(data_parallel, "SGD", True, True, format)
     assert first == second
 
 
 def test_ranks_with_other_weights_are_refused_until_they_are_sent():
-    first, second = launch("seeds", False)
+    first, second = on_two_ranks(seeds, False)
     assert "call `half.broadcast()` after wrapping" in second[0]
     del first
-    first, second = launch("seeds", True)
+    first, second = on_two_ranks(seeds, True)
     assert first == second
 
 
 def test_float32_gradients_and_wrapping_first_are_refused_under_ddp():
-    assert "sum micro-batches in float32 with" in launch("wide_gradients")[0][0]
-    assert "Convert first, then wrap" in launch("wrapped_before")[0][0]
+    assert "sum micro-batches in float32 with" in on_two_ranks(wide_gradients)[0][0]
+    assert "Convert first, then wrap" in on_two_ranks(wrapped_before)[0][0]
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_fsdp2_trains_exports_and_resumes(name):
-    first, second = launch("fully_sharded", name)
+    first, second = on_two_ranks(fully_sharded, name)
     assert first == second
     masters, resumed, exported, skipped, dtypes, _ = first
     assert masters == resumed == exported
@@ -59,14 +64,14 @@ def test_fsdp2_trains_exports_and_resumes(name):
 
 
 def test_mixed_groups_and_sharding_afterwards_are_refused():
-    said = launch("sharded_wrongly")[0]
+    said = on_two_ranks(sharded_wrongly)[0]
     assert "Apply `fully_shard` to each normalisation layer" in said[0]
     assert "MixedPrecisionPolicy(param_dtype=torch.float16" in said[0]
     assert "parameters were replaced after `half_precision" in said[1]
 
 
 def test_ranks_under_a_plan_hold_leaves_at_the_same_exponents():
-    first, second = launch("planned")
+    first, second = on_two_ranks(planned)
     assert first == second
     _, leaves, zeros, skipped = first
     assert len(leaves) > 1 and zeros == 0 and not skipped

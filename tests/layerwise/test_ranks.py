@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +15,12 @@ from layerwise_worker import (
     different_graphs,
     fsdp1,
     fsdp2,
-    launch,
     no_loss_on_rank_one,
     plan_on_different_data,
     spoiled_on_rank_one,
     with_and_without,
 )
+from processes import on_two_ranks
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
@@ -30,8 +29,8 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("build", WRAPPERS)
-def test_parameters_keep_their_bits_and_ranks_their_plan(build: Build, tmp_path: Path) -> None:
-    results = launch(with_and_without, tmp_path, build)
+def test_parameters_keep_their_bits_and_ranks_their_plan(build: Build) -> None:
+    results = on_two_ranks(with_and_without, build)
     for plain, planned, _ in results:
         assert plain == planned and any(any(values) for values in plain)
     (_, _, first), (_, _, second) = results
@@ -41,8 +40,8 @@ def test_parameters_keep_their_bits_and_ranks_their_plan(build: Build, tmp_path:
 
 
 @pytest.mark.parametrize("build", WRAPPERS)
-def test_ranks_with_different_data_plan_alike(build: Build, tmp_path: Path) -> None:
-    first, second = launch(plan_on_different_data, tmp_path, build)
+def test_ranks_with_different_data_plan_alike(build: Build) -> None:
+    first, second = on_two_ranks(plan_on_different_data, build)
     assert first == second
     (exponents, frozen), *others = first[-1][0]
     assert any(exponents) and frozen is None and not others
@@ -53,10 +52,8 @@ def test_ranks_with_different_data_plan_alike(build: Build, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("build", "grouped"), [(ddp, False), (ddp, True), (fsdp2, False), (fsdp1, True)]
 )
-def test_an_overflow_on_one_rank_lowers_all_alike(
-    build: Build, grouped: bool, at: int, tmp_path: Path
-) -> None:
-    first, second = launch(spoiled_on_rank_one, tmp_path, build, at, 2.0**30, grouped)
+def test_an_overflow_on_one_rank_lowers_all_alike(build: Build, grouped: bool, at: int) -> None:
+    first, second = on_two_ranks(spoiled_on_rank_one, build, at, 2.0**30, grouped)
     assert first == second
     assert [skipped for _, _, skipped in first] == [step == at for step in range(at + 4)]
     before, after = absolute(first[at - 1]), absolute(first[at + 1])
@@ -72,10 +69,8 @@ def absolute(state: Any) -> list[float]:
 
 @pytest.mark.parametrize("at", [6, 8])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_bad_loss_on_one_rank_moves_no_plan_anywhere(
-    grouped: bool, at: int, tmp_path: Path
-) -> None:
-    first, second = launch(spoiled_on_rank_one, tmp_path, ddp, at, float("nan"), grouped)
+def test_a_bad_loss_on_one_rank_moves_no_plan_anywhere(grouped: bool, at: int) -> None:
+    first, second = on_two_ranks(spoiled_on_rank_one, ddp, at, float("nan"), grouped)
     assert first == second
     assert [skipped for _, _, skipped in first] == [step == at for step in range(at + 4)]
     assert any(first[at - 1][0][0][0])
@@ -83,11 +78,9 @@ def test_a_bad_loss_on_one_rank_moves_no_plan_anywhere(
 
 
 @pytest.mark.parametrize("apart", [list(range(10)), [4], [5], [6, 7]])
-def test_ranks_that_run_different_graphs_fall_back_and_say_so(
-    apart: list[int], tmp_path: Path
-) -> None:
-    plain = launch(different_graphs, tmp_path, apart, False)
-    planned = launch(different_graphs, tmp_path, apart, True)
+def test_ranks_that_run_different_graphs_fall_back_and_say_so(apart: list[int]) -> None:
+    plain = on_two_ranks(different_graphs, apart, False)
+    planned = on_two_ranks(different_graphs, apart, True)
     for (without, _, _), (under, (frozen, _), said) in zip(plain, planned, strict=True):
         assert without == under
         if apart == [5]:  # by the time both ranks measure, at step 6, they are together again
@@ -98,6 +91,6 @@ def test_ranks_that_run_different_graphs_fall_back_and_say_so(
     assert planned[0][1][1] == planned[1][1][1]
 
 
-def test_a_rank_that_has_nothing_to_measure_keeps_nobody_waiting(tmp_path: Path) -> None:
-    first, _ = launch(no_loss_on_rank_one, tmp_path)
+def test_a_rank_that_has_nothing_to_measure_keeps_nobody_waiting() -> None:
+    first, _ = on_two_ranks(no_loss_on_rank_one)
     assert first == ["ranks run different graphs"]

@@ -5,7 +5,8 @@ import torch
 
 from gradscale.recording import read
 from gradscale.replay import replay
-from ranks_worker import launch
+from processes import on_two_ranks
+from recording_worker import recorded
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
@@ -13,10 +14,9 @@ pytestmark = [
 ]
 
 
-def test_all_ranks_run_the_same_code_and_one_recording_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_TMP", str(tmp_path))
+def test_all_ranks_run_the_same_code_and_one_recording_is_written(tmp_path):
     path = tmp_path / "recording.jsonl"
-    first, second = launch("recording_worker.recorded", str(path))
+    first, second = on_two_ranks(recorded, str(path))
     assert first == second
     recording = read(path)
     assert path.read_text().count('"kind":"run"') == 1

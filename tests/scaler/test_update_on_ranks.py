@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from ranks_worker import launch
+from processes import on_two_ranks
+from update_worker import (
+    closures,
+    micro_batches,
+    norms_of_orders,
+    partial_and_replicated,
+    sharded_with,
+)
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
@@ -13,13 +20,8 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def rendezvous(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTEST_TMP", str(tmp_path))
-
-
 def run(name, clip, bad=False, **arguments):
-    return launch("update_worker.sharded_with", name, clip, bad, arguments)
+    return on_two_ranks(sharded_with, name, clip, bad, arguments)
 
 
 def assert_close(left, right):
@@ -65,17 +67,17 @@ def test_sharded_state_follows_the_scale_and_comes_back_after_a_skip(name, argum
 
 
 def test_every_order_of_norm():
-    for ours, whole in launch("update_worker.norms_of_orders")[0]:
+    for ours, whole in on_two_ranks(norms_of_orders)[0]:
         assert ours == pytest.approx(whole, rel=1e-5)
 
 
 def test_partial_sums_are_summed_first():
-    assert launch("update_worker.partial_and_replicated") == [13.0, 13.0]
+    assert on_two_ranks(partial_and_replicated) == [13.0, 13.0]
 
 
 def test_all_ranks_drop_the_same_micro_batch():
-    assert launch("update_worker.micro_batches") == [([-1.0, -1.0], 1, False, 4.0)] * 2
+    assert on_two_ranks(micro_batches) == [([-1.0, -1.0], 1, False, 4.0)] * 2
 
 
 def test_all_ranks_abandon_a_closure_together():
-    assert launch("update_worker.closures") == [([3.0, 3.0], 3, True, 4.0)] * 2
+    assert on_two_ranks(closures) == [([3.0, 3.0], 3, True, 4.0)] * 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-import warnings
 from typing import Any
 
 import torch
@@ -59,31 +57,3 @@ def differences(rank: int, kind: str) -> dict[str, Any]:
         far = max(far, float((mine - expected).abs().max()))
     lost = measure_lost(model, loss, format="bf16").share
     return {"kept": kept, "far": far, "lost": lost, "bad": bool(find_nonfinite(model, loss))}
-
-
-def launch(kind: str, rendezvous: str) -> list[dict[str, Any]]:
-    """Runs `differences` in two gloo processes."""
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [
-        context.Process(target=_enter, args=(rank, kind, rendezvous, queue)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    results = dict(queue.get() for _ in processes)
-    for process in processes:
-        process.join()
-    failed = [result for result in results.values() if isinstance(result, str)]
-    assert not failed, "\n".join(failed)
-    return [results[0], results[1]]
-
-
-def _enter(rank: int, kind: str, rendezvous: str, queue: Any) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    try:
-        dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=2)
-        queue.put((rank, differences(rank, kind)))
-        dist.destroy_process_group()
-    except BaseException:
-        queue.put((rank, traceback.format_exc()))

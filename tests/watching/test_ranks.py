@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from layerwise_worker import WRAPPERS, Build, ddp, fsdp2, launch
+from layerwise_worker import WRAPPERS, Build, ddp, fsdp2
+from processes import on_two_ranks
 from watching_worker import (
     alone,
     different_graphs,
@@ -38,10 +38,8 @@ def counts_of(report: dict[str, Any]) -> dict[str, tuple[float, Counter[int]]]:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("build", WRAPPERS)
-def test_parameters_keep_their_bits_and_ranks_have_one_report(
-    build: Build, half: bool, tmp_path: Path
-) -> None:
-    results = launch(with_and_without, tmp_path, build, half, not half)
+def test_parameters_keep_their_bits_and_ranks_have_one_report(build: Build, half: bool) -> None:
+    results = on_two_ranks(with_and_without, build, half, not half)
     for plain, watched, _ in results:
         assert plain == watched and any(any(values) for values in plain)
     (_, _, first), (_, _, second) = results
@@ -57,27 +55,27 @@ def test_parameters_keep_their_bits_and_ranks_have_one_report(
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("build", [ddp, fsdp2])
-def test_the_report_is_the_sum_over_ranks(build: Build, half: bool, tmp_path: Path) -> None:
-    (one, two), _ = launch(alone, tmp_path, half)
+def test_the_report_is_the_sum_over_ranks(build: Build, half: bool) -> None:
+    (one, two), _ = on_two_ranks(alone, half)
     expected = {
         name: (max(amax, counts_of(two)[name][0]), octaves + counts_of(two)[name][1])
         for name, (amax, octaves) in counts_of(one).items()
     }
-    for report in launch(first_step, tmp_path, build, half):
+    for report in on_two_ranks(first_step, build, half):
         assert counts_of(report) == expected
 
 
-def test_ranks_that_run_different_graphs_wait_for_nobody_and_say_so(tmp_path: Path) -> None:
-    (is_alone, names, text), (also_alone, others, _) = launch(different_graphs, tmp_path)
+def test_ranks_that_run_different_graphs_wait_for_nobody_and_say_so() -> None:
+    (is_alone, names, text), (also_alone, others, _) = on_two_ranks(different_graphs)
     assert is_alone and also_alone
     assert "one.weight" in names and "one.weight" not in others
     assert text[3] == "Ranks ran different graphs: these are the counts of this rank only."
 
 
-def test_ranks_with_different_micro_batches_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    results = launch(no_pass_on_rank_one, tmp_path)
+def test_ranks_with_different_micro_batches_do_not_wait_for_each_other() -> None:
+    results = on_two_ranks(no_pass_on_rank_one)
     assert results == [((0, 1, 2), True)] * 2
 
 
-def test_an_exception_leaves_nobody_waiting(tmp_path: Path) -> None:
-    assert launch(interrupted, tmp_path, None) == [0, 0]
+def test_an_exception_leaves_nobody_waiting() -> None:
+    assert on_two_ranks(interrupted, None) == [0, 0]

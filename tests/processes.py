@@ -1,0 +1,51 @@
+"""Ranks as real processes over gloo."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def on_two_ranks(work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(rank, *arguments)` returns in each of two processes.
+
+    A process started afresh imports `work` by its name, so it is a function of a module that is no
+    test; what it is given and what it returns is pickled.
+    """
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        store = os.path.join(folder, "store")
+        processes = [
+            context.Process(target=_enter, args=(rank, store, work, arguments, queue))
+            for rank in (0, 1)
+        ]
+        for process in processes:
+            process.start()
+        results = dict(queue.get(timeout=120) for _ in processes)
+        for process in processes:
+            process.join()
+    failed = [error for _, error in results.values() if error]
+    assert not failed, "\n".join(failed)
+    return [results[rank][0] for rank in (0, 1)]
+
+
+def _enter(rank: int, store: str, work: Callable[..., Any], arguments: Any, queue: Any) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    short = datetime.timedelta(seconds=60)  # a rank that waits for another one must not wait long
+    try:
+        dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2, timeout=short)
+        queue.put((rank, (work(rank, *arguments), "")))
+        dist.destroy_process_group()
+    except BaseException:
+        queue.put((rank, (None, traceback.format_exc())))
