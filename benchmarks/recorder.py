@@ -8,7 +8,6 @@ what does not depend on the model.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from torch import nn
 
 import gradscale
 from pairs import paired, seconds
-from where import RESULTS, save
+from where import arguments, describe, in_words, save
 
 Step = Callable[[], None]
 
@@ -50,12 +49,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def steps_of(make: Any, way: dict[str, Any] | None, folder: Path, stack: ExitStack) -> Step:
+def steps_of(
+    make: Any, way: dict[str, Any] | None, folder: Path, stack: ExitStack, device: str
+) -> Step:
     """One training step, recorded in the given way; None for a plain one."""
     torch.manual_seed(0)
-    model, inputs = make()
+    model, inputs = (part.to(device) for part in make())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, foreach=True)
-    scaler = gradscale.GradScaler("cpu", init_scale=1024.0)
+    scaler = gradscale.GradScaler(device, init_scale=1024.0)
     recorder = None
     if way is not None:
         way = dict(way)
@@ -80,25 +81,28 @@ def steps_of(make: Any, way: dict[str, Any] | None, folder: Path, stack: ExitSta
     return step
 
 
-def repeated(step: Step, repeats: int) -> float:
+def repeated(step: Step, device: str, repeats: int) -> float:
     """Seconds of one step of several in a row."""
 
     def steps() -> None:
         for _ in range(repeats):
             step()
 
-    return seconds(steps, "cpu") / repeats
+    return seconds(steps, device) / repeats
 
 
-def measure(make: Any, way: dict[str, Any], pairs: int, repeats: int) -> dict[str, float]:
+def measure(
+    make: Any, way: dict[str, Any], device: str, rounds: int, repeats: int
+) -> dict[str, float]:
     """Interleaved; a round of `repeats` steps each."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         plain, recorded = (
-            partial(repeated, steps_of(make, each, Path(name), stack)) for each in (None, way)
+            partial(repeated, steps_of(make, each, Path(name), stack, device), device)
+            for each in (None, way)
         )
         for steps in (plain, recorded):
             steps(10 if repeats > 1 else 3)
-        times = paired(partial(recorded, repeats), partial(plain, repeats), pairs)
+        times = paired(partial(recorded, repeats), partial(plain, repeats), rounds)
     row = times.row("recorded", "plain")
     more = (one - other for one, other in zip(*times, strict=True))
     return {
@@ -109,14 +113,15 @@ def measure(make: Any, way: dict[str, Any], pairs: int, repeats: int) -> dict[st
     }
 
 
-def cost(pairs: int) -> dict[str, Any]:
+def cost(device: str, rounds: int) -> dict[str, Any]:
     cells: list[dict[str, Any]] = []
     for model, make in MODELS.items():
         repeats = 25 if model == "small" else 1
         for name, way in WAYS.items():
-            cells.append({"model": model, "way": name, **measure(make, way, pairs, repeats)})
+            figures = measure(make, way, device, rounds, repeats)
+            cells.append({"model": model, "way": name, **figures})
             print(cells[-1], flush=True)
-    return {"date": str(date.today()), "torch": str(torch.__version__), "cells": cells}
+    return {"where": describe(device), "cells": cells}
 
 
 def size() -> dict[str, Any]:
@@ -147,7 +152,8 @@ def size() -> dict[str, Any]:
 
 
 def cost_table(result: dict[str, Any]) -> str:
-    lines = ["| model | what is added | ratio | quartiles | µs a step |", "|---|---|---|---|---|"]
+    lines = [f"{in_words(result['where'])}.", ""]
+    lines += ["| model | what is added | ratio | quartiles | µs a step |", "|---|---|---|---|---|"]
     lines += [
         f"| {c['model']} | {c['way']} | {c['ratio']:.3f} | {c['low']:.3f} to {c['high']:.3f} "
         f"| {c['microseconds']:.0f} |"
@@ -170,16 +176,14 @@ def size_table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__.splitlines()[0], rounds=41, threads=1)
     parser.add_argument("--size", action="store_true", help="bytes instead of time")
-    parser.add_argument("--pairs", type=int, default=41)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the results")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    name = "recorder-size" if given.size else "recorder"
-    result = size() if given.size else cost(given.pairs)
+    torch.set_num_threads(given.threads)
+    name = "recorder" if given.device == "cpu" else f"recorder-{given.device}"
+    result = size() if given.size else cost(given.device, given.rounds)
     table = size_table(result) if given.size else cost_table(result)
-    save(given.output, name, result, table)
+    save(given.output, "recorder-size" if given.size else name, result, table)
     print(table)
 
 
