@@ -377,6 +377,121 @@ def test_what_the_constructor_takes_is_checked(arguments, error, words):
         GradScaler("cpu", **arguments)
 
 
+class Own(torch.optim.Optimizer):
+    """An optimizer of one's own: it makes `m`, and on request more."""
+
+    def __init__(self, parameters, squares=False, trust=False, number=False):
+        super().__init__(parameters, {"eta": 0.1, "betas": (0.9, 0.99), "nesterov": False})
+        self.squares, self.trust, self.number = squares, trust, number
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                state.setdefault("step", torch.zeros(())).add_(1)
+                state.setdefault("m", torch.zeros_like(p)).mul_(0.9).add_(p.grad)
+                if self.squares:
+                    state.setdefault("v", torch.zeros_like(p)).add_(p.grad.square())
+                if self.trust:
+                    state["trust"] = torch.ones(())
+                if self.number:
+                    state["norm"] = float(p.grad.norm())
+                with torch.no_grad():
+                    p.sub_(state["m"], alpha=group["eta"])
+
+
+def own_step(optimizer, degrees, scale=256.0):
+    scaler = GradScaler("cpu", init_scale=scale, undo=degrees)
+    scaler.scale(torch.zeros(()))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, scale)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def own(**options):
+    return Own([torch.nn.Parameter(torch.ones(2))], **options)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "words"),
+    [
+        ({"lr": -1}, r"settings=\{'lr': …\}\)`: no parameter group of Own has .* are 'eta'\.$"),
+        (
+            {"betas": 1},
+            r"settings=\{'betas': …\}\)`: with Own it is \(0\.9, 0\.99\), and only a num",
+        ),
+        ({"nesterov": 1}, r"with Own it is False, and only a number can follow.*Leave it out"),
+    ],
+)
+def test_a_setting_that_no_group_has_is_refused_before_the_step(settings_, words):
+    optimizer = own()
+    with pytest.raises(ValueError, match=words):
+        own_step(optimizer, Degrees(settings=settings_))
+    (parameter,) = optimizer.param_groups[0]["params"]
+    assert parameter.tolist() == [1.0, 1.0] and not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "words"),
+    [
+        ({"momentun": 1}, {}, r"with Own: no state has the key 'momentun', and 'm' has no degree"),
+        ({"m": 1, "v": 2}, {"trust": True}, r"key 'v', and 'trust' .* `state=\{…, 'trust': 0\}`"),
+        ({"n": 1}, {"squares": True}, r"no state has the key 'n', and 'm', 'v' have no degree"),
+        ({"m": 1, "norm": 1}, {"number": True}, r"\['norm'\]` is .*, and only tensors can follow"),
+    ],
+)
+def test_a_state_whose_name_is_wrong_is_refused_after_the_first_step(state, options, words):
+    with pytest.raises(ValueError, match=words):
+        own_step(own(**options), Degrees(state=state, settings={"eta": -1}))
+
+
+def test_a_wrong_name_of_a_loaded_state_is_refused_before_it_is_used():
+    optimizer = own()
+    own_step(optimizer, Degrees(state={"m": 1}, settings={"eta": -1}))
+    twin = own()
+    twin.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="no state has the key 'momentum', and 'm' has no degree"):
+        own_step(twin, Degrees(state={"momentum": 1}, settings={"eta": -1}))
+    assert twin.param_groups[0]["params"][0].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("state", "options"),
+    [
+        ({"m": 1, "v": 2}, {}),
+        ({"m": 1, "v": 2}, {"squares": True}),
+        ({"m": 1, "v": 2, "trust": 0}, {"trust": True}),
+        ({"m": 1}, {"trust": True}),
+    ],
+)
+def test_a_state_that_is_made_with_some_settings_only_may_be_missing(state, options):
+    optimizer = own(**options)
+    for scale in (256.0, 16.0):
+        own_step(optimizer, Degrees(state=state, settings={"eta": -1}), scale)
+    saved = optimizer.state_dict()["state"][0]
+    assert_same_bits(saved["m"], torch.full((2,), 1.9))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"state": {"m": "x"}},
+            r"Degrees\(state=\{'m': 'x'\}\)`: a degree is an integer",
+        ),
+        ({"state": {"m": 0.5}}, r"\{'m': 0\.5\}\)`: a degree is an integer"),
+        ({"settings": {"lr": True}}, r"settings=\{'lr': True\}\)`: a degree is .*\{'lr': -1\}`"),
+        ({"settings": {1: 1}}, r"settings=\{1: 1\}\)`: a degree is an integer"),
+        ({"state": ["m"]}, r"state=\['m'\]\)` must be a dictionary from names to degrees"),
+    ],
+)
+def test_degrees_are_integers_by_name(arguments, words):
+    with pytest.raises(TypeError, match=words):
+        Degrees(**arguments)
+
+
 def test_a_schedule_sees_the_learning_rate_that_was_set():
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=0.5)

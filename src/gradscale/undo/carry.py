@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscale.undo.degrees import Degrees
+from gradscale.undo.degrees import Degrees, check_state, from_table
 from gradscale.undo.own_step import own_step
 
 STATE_SCALE = "state_scale"
@@ -37,9 +37,11 @@ def carried(
         scale: of the gradients in `.grad`; 1 if they are divided.
 
     Raises:
-        ValueError: if a setting leaves the range of float32 at this scale.
+        ValueError: if a setting leaves the range of float32 at this scale, or a name in `degrees`
+            stands for nothing.
     """
     carrier = _carrier(optimizer, degrees)
+    carrier.check_names()  # of a state that was loaded, before it is multiplied
     carrier.bring_to(scale)
     settings = _ScaledSettings(optimizer, degrees, scale)
     carrier.stepping = True
@@ -50,6 +52,7 @@ def carried(
     finally:
         carrier.stepping = False
         settings.take_out()
+    carrier.check_names()
 
 
 class _ScaledSettings:
@@ -97,7 +100,7 @@ class _Carrier:
 
     def __init__(self, optimizer: torch.optim.Optimizer, degrees: Degrees) -> None:
         self.optimizer, self.degrees = optimizer, degrees
-        self.stepping = False
+        self.stepping = self._named = False
         optimizer.register_step_pre_hook(_before_step)
         optimizer.register_state_dict_post_hook(_unscaled)
         # Of the instance, because copies and pickles lose hooks and attributes, this one included.
@@ -116,6 +119,15 @@ class _Carrier:
         state = defaultdict(dict, states)
         return {**taken, "state": state, "param_groups": groups}
 
+    def follow(self, degrees: Degrees) -> None:
+        if degrees is not self.degrees:
+            self.degrees, self._named = degrees, False
+
+    def check_names(self) -> None:
+        """Of degrees that a user wrote, as soon as there is state to compare them with."""
+        if not self._named:
+            self._named = from_table(self.degrees) or check_state(self.optimizer, self.degrees)
+
     def bring_to(self, scale: float) -> None:
         for group in self.optimizer.param_groups:
             now = group.get(STATE_SCALE, 1.0)
@@ -128,7 +140,7 @@ class _Carrier:
         for parameter in group["params"]:
             state = self.optimizer.state.get(parameter, {})
             for name, degree in self.degrees.state.items():
-                if isinstance(state.get(name), Tensor):
+                if degree and isinstance(state.get(name), Tensor):
                     yield state, name, degree
 
 
@@ -152,7 +164,7 @@ def _carrier(optimizer: torch.optim.Optimizer, degrees: Degrees) -> _Carrier:
     if carrier is None:
         carrier = _Carrier(optimizer, degrees)
         optimizer.__dict__[_MARK] = carrier
-    carrier.degrees = degrees
+    carrier.follow(degrees)
     return carrier
 
 

@@ -16,25 +16,56 @@ proportional to the d-th power of the gradient is multiplied by S^d. That is the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Way = Literal["gradient", "learning_rate", "moments", "optimizer"]
 _KNOWN = "_gradscale_degrees"
 WAYS: tuple[Way, ...] = ("gradient", "learning_rate", "moments", "optimizer")
 
 
+_EXAMPLES = {"state": "{'momentum_buffer': 1}", "settings": "{'lr': -1}"}
+
+
+def _check_degrees(kind: str, degrees: Any) -> None:
+    if not isinstance(degrees, Mapping):
+        raise TypeError(
+            f"`Degrees({kind}={degrees!r})` must be a dictionary from names to degrees, such as "
+            f"`{kind}={_EXAMPLES[kind]}`."
+        )
+    entries: Mapping[Any, Any] = degrees
+    for name, degree in entries.items():
+        integer = isinstance(degree, Integral) and degree is not True and degree is not False
+        if not (isinstance(name, str) and integer):
+            raise TypeError(
+                f"`Degrees({kind}={{{name!r}: {degree!r}}})`: a degree is an integer, the power of "
+                "the gradient that the number of this name follows. Pass it as in "
+                f"`{kind}={_EXAMPLES[kind]}`."
+            )
+
+
 @dataclass(frozen=True)
 class Degrees:
     """Of which degree in the gradient an optimizer's state and settings are; the rest is 0.
+
+    A wrong name would leave a number at the wrong scale, so names are checked. A setting that no
+    parameter group has is refused before the step. A state that does not exist after a step is
+    refused if another tensor there has no degree: one of the two is misnamed. (Give 0 to a tensor
+    that does not follow the gradient.) If every tensor has its degree, nothing is wrong: optimizers
+    make some state with some settings only, such as `momentum_buffer`.
 
     Attributes:
         state: by the key under which `optimizer.state[parameter]` holds it.
         settings: by the key under which a parameter group holds it. ``weight_decay`` is left alone
             in groups with ``decoupled_weight_decay``.
+
+    Raises:
+        TypeError: if a degree is no integer, or a key no string.
 
     Example:
         >>> Degrees(state={"momentum_buffer": 1}, settings={"lr": -1, "weight_decay": 1})
@@ -43,6 +74,10 @@ class Degrees:
 
     state: Mapping[str, int] = field(default_factory=dict[str, int])
     settings: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def __post_init__(self) -> None:
+        _check_degrees("state", self.state)
+        _check_degrees("settings", self.settings)
 
     @property
     def squares(self) -> bool:
@@ -111,9 +146,11 @@ def degrees_of(optimizer: torch.optim.Optimizer, way: Way | Degrees) -> Degrees:
         way: ``"learning_rate"``, ``"moments"``, ``"optimizer"`` (either), or the degrees.
 
     Raises:
-        ValueError: if the scale cannot be undone in this optimizer that way.
+        ValueError: if the scale cannot be undone in this optimizer that way, or degrees are given
+            for a setting that it does not have.
     """
     if isinstance(way, Degrees):
+        _check_settings(optimizer, way)
         return way
     name = type(optimizer).__name__
     linear, scale_free = _known(optimizer, LINEAR), _known(optimizer, SCALE_FREE)
@@ -141,6 +178,80 @@ def degrees_once(optimizer: torch.optim.Optimizer, way: Way | Degrees) -> Degree
     if known is None or known[0] is not way:
         known = optimizer.__dict__[_KNOWN] = (way, degrees_of(optimizer, way))
     return known[1]
+
+
+def from_table(degrees: Degrees) -> bool:
+    """Whether they are ours, of an optimizer of torch's, and not written by a user."""
+    return any(degrees is own for table in (LINEAR, SCALE_FREE) for own in table.values())
+
+
+def check_state(optimizer: torch.optim.Optimizer, degrees: Degrees) -> bool:
+    """Compares the names that a user has written with the state that there is.
+
+    Optimizers make some state with some settings only, so a name may be missing. What gives a wrong
+    name away is the tensor that it should have named: one without a degree.
+
+    Returns:
+        Whether there is state to compare with.
+
+    Raises:
+        ValueError: if a name is missing while a tensor has none, or stands for no tensor.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    made = {name: value for state in states for name, value in state.items() if value is not None}
+    call = f"`Degrees(state=…)` with {type(optimizer).__name__}"
+    for name in degrees.state:
+        if name in made and not isinstance(made[name], Tensor):
+            raise ValueError(
+                f"{call}: `optimizer.state[parameter][{name!r}]` is {made[name]!r}, and only "
+                "tensors can follow the scale. Pass `undo='gradient'`, which works with every "
+                "optimizer."
+            )
+    missing = [name for name in degrees.state if name not in made]
+    without = [name for name in made if name not in degrees.state and _may_follow(name, made[name])]
+    if missing and without:
+        raise ValueError(
+            f"{call}: no state has the key {missing[0]!r}, and {_listed(without)} "
+            f"{'has' if len(without) == 1 else 'have'} no degree. Correct the name; a tensor that "
+            f"does not follow the gradient gets 0: `state={{…, {without[0]!r}: 0}}`."
+        )
+    return bool(made)
+
+
+def _may_follow(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and name != "step"
+
+
+def _check_settings(optimizer: torch.optim.Optimizer, degrees: Degrees) -> None:
+    name = type(optimizer).__name__
+    for setting in degrees.settings:
+        values = [group[setting] for group in optimizer.param_groups if setting in group]
+        if not values:
+            numbers = [
+                key
+                for key, value in optimizer.param_groups[0].items()
+                if _is_number(value) and key != "initial_lr"
+            ]
+            raise ValueError(
+                f"`Degrees(settings={{{setting!r}: …}})`: no parameter group of {name} has a "
+                f"setting of this name. Its numbers are {_listed(numbers)}."
+            )
+        for value in values:
+            if not _is_number(value):
+                raise ValueError(
+                    f"`Degrees(settings={{{setting!r}: …}})`: with {name} it is {value!r}, and "
+                    "only a number can follow the scale. Leave it out, or pass "
+                    "`undo='gradient'`, which works with every optimizer."
+                )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
 
 
 def _known(
