@@ -203,9 +203,9 @@ def test_parameter_groups_keep_their_settings_and_their_order():
 
 def test_weights_changed_in_place_reach_the_masters():
     model, optimizer, half = pair("SGD")
+    old = dict(half.named_parameters())["first.weight"].detach().clone()
     with torch.no_grad():
         model.first.weight.clamp_(-0.1, 0.1)
-        old = dict(half.named_parameters())["first.weight"].detach().clone()
     optimizer.step()
     new = dict(half.named_parameters())["first.weight"]
     assert torch.equal(new.half(), model.first.weight)
@@ -259,3 +259,24 @@ def test_masters_and_their_state_follow_the_model_to_another_device(name):
     data = [(x.cuda(), y.cuda()) for x, y in batches(2)]
     train(model, optimizer, gradscale.GradScaler("cuda", init_scale=2.0), data)
     assert all(p.is_cuda for p in half.parameters())
+
+
+def test_weights_written_since_the_last_step_are_saved_exported_averaged_and_restored():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    half = half_precision(model, optimizer)
+    with torch.no_grad():
+        model.weight[0, 0] = 0.75
+    kept = optimizer.param_groups[0]["params"][0][0, 1].item()
+    expected = [[0.75, kept]]
+    assert optimizer.state_dict()["master_weights"][0].tolist() == expected
+    assert half.float_state_dict()["weight"].tolist() == expected
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert model.weight[0, 0] == 0.75
+    with torch.no_grad():
+        model.weight[0, 0] = 0.5
+    assert next(half.parameters())[0, 0] == 0.5
+    with torch.no_grad():
+        model.weight[0, 0] = 0.25
+    half.restore()
+    assert model.weight.tolist() == [[0.25, kept]]

@@ -146,3 +146,34 @@ def test_weights_written_before_an_abandoned_closure_stay():
 
     scaler.step(optimizer, closure)
     assert scaler.last_step.skipped and model.weight.tolist() == [[0.5] * 3]
+
+
+@pytest.mark.parametrize("whose", ["model", "optimizer"])
+def test_the_mean_of_micro_batches_is_found_by_whoever_clips(whose):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    half_precision(model, optimizer)
+    scaler = gradscale.GradScaler("cpu", init_scale=8.0)
+    for _ in range(2):
+        scaler.scale(model(torch.full((1, 3), 2.0)).sum()).backward()
+        scaler.accumulate_(optimizer)
+    scaler.unscale_(optimizer)
+    owners = model.parameters() if whose == "model" else optimizer.param_groups[0]["params"]
+    norm = torch.nn.utils.clip_grad_norm_(list(owners), 0.5)
+    assert norm.item() == pytest.approx(13**0.5)
+    assert model.weight.grad is optimizer.param_groups[0]["params"][0].grad
+    assert model.weight.grad.norm() < 0.5
+
+
+def test_a_gradient_that_no_micro_batch_brought_is_not_the_one_of_before():
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    half_precision(model, optimizer)
+    scaler = gradscale.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(sum(part(torch.full((1, 2), torch.inf)).sum() for part in model)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    model.zero_grad()
+    scaler.scale(model[0](torch.ones(1, 2)).sum()).backward()
+    scaler.accumulate_(optimizer)
+    assert scaler.clip_grad_norm_(optimizer, 10.0).item() == pytest.approx(3**0.5)

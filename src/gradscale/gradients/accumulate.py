@@ -126,12 +126,15 @@ class MicroBatches:
             Float32 0-d, 0 or 1: whether the mean is not finite, or nothing was kept of it.
         """
         divisor = {"kept": self._kept, "all": self._all, "nothing": 1.0}[self.divide_by]
-        totals: list[tuple[Tensor, Tensor]] = []
+        totals: list[tuple[Tensor, Tensor, Tensor]] = []
         groups: Groups = {}
-        for _, target in self._pairs:
+        for source, target in self._pairs:
             total = self._sums.pop(id(target), None)
+            link = link_of(source)
+            if link is not None:
+                link.gradient()  # a master lets go of what `clear` took from its parameter
             if total is not None:
-                totals.append((target, total))
+                totals.append((source, target, total))
                 values = tensor_values(total)
                 groups.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
         flags: list[Tensor] = []
@@ -142,8 +145,11 @@ class MicroBatches:
             flags.append((_scalar(self._kept, device) == 0).to(torch.float32))
             for values in by_dtype.values():
                 multiply_and_check_(values, flags[-1], factor)
-        for target, total in totals:
+        for source, target, total in totals:
             target.grad = total.to(target.dtype)
+            link = link_of(source)
+            if link is not None:  # whoever clips the model's parameters must find it there
+                link.replace(target.grad)
             if target.dtype is torch.float16:  # what the sum holds may be beyond its range
                 values = tensor_values(target.grad)
                 flags.append(_scalar(0.0, values.device))

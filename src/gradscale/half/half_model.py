@@ -95,6 +95,9 @@ class HalfPrecision:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The model's parameters in its own order, with masters in the place of half ones."""
+        for masters in self._masters:
+            if not masters.may_be_of_another_rank:
+                masters.take_changes()
         for name, parameter in self.model.named_parameters():
             link = link_of(parameter)
             yield name, parameter if link is None else link.master

@@ -129,6 +129,12 @@ class Link:
         with torch.no_grad():
             return not torch.equal(self.master.to(self.parameter), self.parameter)
 
+    @property
+    def value(self) -> Tensor:
+        """The float32 weight: the master, or what it will be once it has taken what was written."""
+        master = self.master.detach()
+        return self._taken(self.parameter.detach()) if self.written else master
+
     def take_changes(self) -> None:
         """Brings the master in line if the parameter was written.
 
@@ -141,15 +147,19 @@ class Link:
     def take(self, value: Tensor) -> None:
         """The master takes a value: of a wider dtype as it is, of its own only where it differs."""
         with torch.no_grad():
-            value = value.to(self.master.device)
-            if value.dtype == self.parameter.dtype:
-                same = self.master.to(value.dtype) == value
-                value = torch.where(same, self.master, value.to(self.master.dtype))
-            self.master.copy_(value)
+            self.master.copy_(self._taken(value))
+
+    def _taken(self, value: Tensor) -> Tensor:
+        master = self.master.detach()
+        value = value.to(master.device)
+        if value.dtype != self.parameter.dtype:
+            return value
+        return torch.where(master.to(value.dtype) == value, master, value.to(master.dtype))
 
     def dissolve(self) -> None:
         """The parameter takes the master's storage and dtype, and its own gradients back."""
         self.replace(None)
+        self.take_changes()
         self._handle.remove()
         LINKS.pop(id(self.parameter), None)
         convert_(self.parameter, self.master.dtype)

@@ -99,7 +99,12 @@ class Masters:
         return widen(sources, inv_scale, found_inf, take, divided_later), done
 
     def take_changes(self) -> None:
-        """Brings the masters in line with parameters that somebody wrote; see `Link`."""
+        """Brings the masters in line with parameters that somebody wrote; see `Link`.
+
+        Raises:
+            RuntimeError: before the first step, if it was another rank.
+        """
+        self._refuse_weights_of_another_rank()
         for link in self.links:
             link.take_changes()
 
@@ -121,7 +126,6 @@ class Masters:
                 unpatch()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        self._refuse_weights_of_another_rank()
         self.take_changes()
         self.widen_()
         for link in self.links:
@@ -163,11 +167,16 @@ class Masters:
         original(*args, **kwargs)
         self._adopt()
 
+    @property
+    def may_be_of_another_rank(self) -> bool:
+        """Whether DDP may have sent what the parameters hold."""
+        return not self._stepped and distributed()
+
     def _refuse_weights_of_another_rank(self) -> None:
         """Before the first step: DDP sends the parameters of rank 0, and knows no masters."""
-        if self._stepped or not distributed():
-            return
-        if any(link.written and link.apart for link in self.links if not _sharded(link.master)):
+        if self.may_be_of_another_rank and any(
+            link.written and link.apart for link in self.links if not _sharded(link.master)
+        ):
             raise RuntimeError(
                 "the parameters were written after `half_precision(model, optimizer)`, by DDP if "
                 "the ranks began with different weights, and their float32 masters would differ. "

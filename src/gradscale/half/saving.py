@@ -70,7 +70,7 @@ def follow_loaded(
 def _add_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
     masters = masters_of(optimizer)
     if masters is not None:
-        by_id = {id(link.master): link.master.detach() for link in masters.links}
+        by_id = {id(link.master): link.value for link in masters.links}
         state[KEY] = {
             index: by_id[id(parameter)]
             for index, parameter in enumerate(_in_order(optimizer))
@@ -119,7 +119,7 @@ def float_values(model: nn.Module) -> dict[str, Any]:
             values[name] = value
             continue
         link = link_of(value)
-        tensor = value.detach() if link is None else link.master.detach()
+        tensor = value.detach() if link is None else link.value
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         values[name] = tensor.to(torch.float32) if half else tensor
     return values
