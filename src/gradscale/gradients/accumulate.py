@@ -130,9 +130,6 @@ class MicroBatches:
         groups: Groups = {}
         for source, target in self._pairs:
             total = self._sums.pop(id(target), None)
-            link = link_of(source)
-            if link is not None:
-                link.gradient()  # a master lets go of what `clear` took from its parameter
             if total is not None:
                 totals.append((source, target, total))
                 values = tensor_values(total)
