@@ -29,6 +29,21 @@ def waiting_is_allowed():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.fixture(autouse=True)
+def fake_tensors_are_on_no_device(monkeypatch):
+    """What is claimed of a device that is not there is claimed where there is one, too.
+
+    Its events would have nothing to wait for, and the copies that they announce hold no number.
+    """
+
+    def faking():
+        return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+    for module in (torch.cuda, torch.accelerator):
+        if module.is_available():
+            monkeypatch.setattr(module, "is_available", lambda: not faking())
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return request.param
