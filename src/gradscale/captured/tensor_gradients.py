@@ -52,6 +52,8 @@ def any_not_finite(gradients: Sequence[Tensor]) -> Tensor:
 def measured(gradients: Sequence[Tensor], needs: Set[Need]) -> tuple[Tensor | None, Tensor | None]:
     """The largest finite magnitude and the histogram of unscaled gradients, where needed."""
     amax = counts = None
+    # Real and imaginary parts one by one, as the scaler's own pass sees them.
+    gradients = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
     if "amax" in needs:
         filled = [gradient for gradient in gradients if gradient.numel()]
         each = torch.stack([gradient.abs().amax().to(torch.float32) for gradient in filled])
