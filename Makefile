@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
 WORKERS ?= 2
 
-.PHONY: help setup browser demo test test-all lint types docs wheel-test bench bench-peers clean
+.PHONY: help setup browser demo test test-all lint types docs wheel-test bench bench-peers gpu clean
 
 help:
 	@echo 'make demo        train in float32 and fp16 under every scaling strategy, about 3 minutes'
@@ -24,6 +24,7 @@ help:
 	@echo 'make wheel-test  build the wheel, install it into an empty environment, train with it'
 	@echo 'make bench       time one scaler step against torch.amp.GradScaler'
 	@echo 'make bench-peers time a half-precision step against DeepSpeed and fairseq'
+	@echo 'make gpu         on a machine with a GPU: its tests and benchmarks, results in build/gpu'
 	@echo 'make clean       remove what was built, the virtual environment included'
 
 setup: $(READY)
@@ -84,6 +85,11 @@ bench-peers: $(READY)
 	  READTHEDOCS=1 $(PEERS)/bin/pip install -q -c constraints.txt --no-deps --no-build-isolation fairseq==0.12.2; \
 	  DS_BUILD_OPS=0 $(PEERS)/bin/pip install -q -c constraints.txt --no-build-isolation deepspeed; fi
 	PATH="$(abspath $(PEERS))/bin:$$PATH" PYTHONPATH=src $(PEERS)/bin/python benchmarks/peers.py --save
+
+# From the tree, with the Python that has torch for CUDA: `make gpu PYTHON=…`.
+gpu:
+	failed=0; for stage in tests speed cost; do \
+	  $(if $(PYTHON),PYTHON='$(PYTHON)') benchmarks/on_gpu.sh $$stage || failed=1; done; exit $$failed
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist site .pytest_cache .ruff_cache
