@@ -44,6 +44,11 @@ class PendingGradients:
         known = self._optimizers.get(id(optimizer))
         return known is not None and known() is optimizer
 
+    def optimizer(self, key: int) -> torch.optim.Optimizer | None:
+        """The optimizer of this id; None if there is none any more."""
+        known = self._optimizers.get(key)
+        return None if known is None else known()
+
     def divided(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether its gradients are left over from a step before, and were divided then."""
         key = id(optimizer)

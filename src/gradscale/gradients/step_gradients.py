@@ -35,13 +35,18 @@ class StepGradients:
         self.needs = needs
         self.process_group = process_group
         self._divided: list[tuple[torch.optim.Optimizer, OptimizerOutcome | None]] = []
-        self._measured: list[dict[str, Tensor]] = []
+        self._measured: list[tuple[torch.optim.Optimizer, dict[str, Tensor]]] = []
 
     def mark_divided(
         self, optimizer: torch.optim.Optimizer, outcome: OptimizerOutcome | None = None
     ) -> None:
         """Notes that an optimizer's gradients are divided; by an `outcome`, unless skipped."""
         self._divided.append((optimizer, outcome))
+
+    def forget(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called when its step is given up: what it had divided and measured counts no more."""
+        self._divided = [pair for pair in self._divided if pair[0] is not optimizer]
+        self._measured = [pair for pair in self._measured if pair[0] is not optimizer]
 
     def forget_divided(self) -> None:
         """Called before another backward pass of the same step: what it fills is scaled again."""
@@ -114,8 +119,9 @@ class StepGradients:
         """What the policy may see of this step."""
         if not self.needs:
             return Observation(found_inf)
-        amaxes = [measured["amax"] for measured in self._measured if "amax" in measured]
-        counts = [measured["exponents"] for measured in self._measured if "exponents" in measured]
+        found = [measured for _, measured in self._measured]
+        amaxes = [measured["amax"] for measured in found if "amax" in measured]
+        counts = [measured["exponents"] for measured in found if "exponents" in measured]
         return Observation(
             found_inf,
             torch.stack(amaxes).amax() if amaxes else None,
@@ -156,7 +162,7 @@ class StepGradients:
         if "exponents" in self.needs:
             measured["exponents"] = exponent_counts(groups, device)
             reduce_sum_([measured["exponents"]], ranks)
-        self._measured.append(measured)
+        self._measured.append((optimizer, measured))
 
 
 def _widened(

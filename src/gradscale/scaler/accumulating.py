@@ -14,6 +14,7 @@ from gradscale.gradients.flags import inverse
 from gradscale.half.registry import masters_of
 from gradscale.scaler.advancing import AdvancingScaler
 from gradscale.scaler.eager import eager
+from gradscale.scaler.settings import check_real
 
 DIVISORS = ("kept", "all", "nothing")
 
@@ -121,6 +122,7 @@ class AccumulatingScaler(AdvancingScaler):
         record["overflowed"] = overflow if before is None else torch.maximum(before, overflow)
 
     def _check_accumulation(self, record: dict[str, Any], weight: float, divide_by: Any) -> None:
+        check_real("accumulate_", "weight", weight)
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(
                 f"`accumulate_(weight={weight})` must be positive and finite, such as the number "

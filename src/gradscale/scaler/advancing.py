@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.flags import combined
 from gradscale.gradients.step_gradients import StepGradients
-from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
+from gradscale.outcomes.outcome import Evidence, OptimizerOutcome, StepOutcome
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Observation, advance
 from gradscale.ranks import all_ranks
@@ -46,6 +47,8 @@ class AdvancingScaler(ScalingScaler):
             scale, _ = self._check_scale_growth_tracker("update")
         if self._in_between or new_scale is not None:
             self._refuse_in_between(new_scale)
+        # Without a `step` since the last `update` there is no outcome, and none is counted twice.
+        step = StepOutcome() if self._step_closed else self.last_step
         if new_scale is not None:
             new = scale_to_set(new_scale)
             self._pending.leave(self._per_optimizer_states, scale)
@@ -54,14 +57,76 @@ class AdvancingScaler(ScalingScaler):
             else:
                 self._known.note(scale.fill_(new), new)
         else:
+            self.last_step = step
             self._advance(scale)
-        if self._ledger.add(self.last_step):
-            self._sound_alarm()
+        try:
+            if self._ledger.add(step):
+                self._sound_alarm()
+        finally:  # a callback may raise: the step has ended all the same
+            self._end_step()
+        if self._meter is not None:
+            self._meter_step()
+
+    def expect(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Makes optimizers known that step less often than `update()` is called.
+
+        Their gradients add up while the scale may change, and are brought to each new one. Of an
+        optimizer that was unscaled, clipped or stepped before, the scaler knows it by itself.
+
+        Raises:
+            TypeError: if one is no optimizer.
+
+        Example:
+            >>> import torch
+            >>> from gradscale import GradScaler
+            >>> slow = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+            >>> GradScaler("cpu").expect(slow)
+        """
+        for optimizer in optimizers:
+            if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(
+                    f"`expect({type(optimizer).__name__})` must be given optimizers, such as "
+                    "`expect(slow_optimizer)`."
+                )
+            self._pending.note(optimizer)
+
+    def abandon(self) -> None:
+        """Gives up the step under way, which was begun by `unscale_`, clipping or `accumulate_`.
+
+        For whoever catches an exception or drops a batch before `update()`. The optimizers that
+        took part have their gradients cleared; what they have stepped already stays, and is
+        counted. The scale stays as it is. A loop that just calls `optimizer.zero_grad()` and begins
+        anew is understood without this call, unless it accumulates.
+
+        Example:
+            >>> import torch
+            >>> from gradscale import GradScaler
+            >>> model = torch.nn.Linear(1, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> scaler = GradScaler("cpu")
+            >>> scaler.scale(model(torch.ones(1, 1)).sum()).backward()
+            >>> scaler.accumulate_(optimizer)
+            >>> scaler.abandon()
+            >>> scaler.counters.steps, model.weight.grad
+            (0, None)
+        """
+        if not self._enabled:
+            return
+        for key in self._per_optimizer_states:
+            optimizer = self._pending.optimizer(key)
+            if optimizer is not None:
+                optimizer.zero_grad()
+        step = StepOutcome() if self._step_closed else self.last_step
+        try:
+            if len(step):
+                self._ledger.add(step)
+        finally:
+            self._end_step()
+
+    def _end_step(self) -> None:
         self._per_optimizer_states.clear()
         self._begin_step()
         self._step_closed = True
-        if self._meter is not None:
-            self._meter_step()
 
     def _refuse_in_between(self, new_scale: float | Tensor | None) -> None:
         """Refuses to change the scale while gradients at the present one are still added up."""

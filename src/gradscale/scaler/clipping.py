@@ -20,6 +20,7 @@ from gradscale.gradients.flags import combined, inverse
 from gradscale.gradients.norm import Norm, gradient_norm
 from gradscale.gradients.unscale import collect_from, multiply_and_check_, not_finite
 from gradscale.scaler.accumulating import AccumulatingScaler
+from gradscale.scaler.anew import refuse_mixed
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import check_clip, distinct_parameters, listed
 from gradscale.undo.degrees import degrees_once
@@ -62,7 +63,7 @@ class ClippingScaler(AccumulatingScaler):
             The norm of the unscaled gradients before clipping, 0-d, on the device.
 
         Raises:
-            RuntimeError: if they are clipped already, or after `step`; and as asked for.
+            RuntimeError: after `step`; if they were clipped and stay scaled; and as asked for.
 
         Example:
             >>> from gradscale import GradScaler
@@ -123,7 +124,7 @@ class ClippingScaler(AccumulatingScaler):
             clip_value: of the true, unscaled gradients.
 
         Raises:
-            RuntimeError: if they are clipped already, or after `step`.
+            RuntimeError: after `step`; if they were clipped and stay scaled.
 
         Example:
             >>> from gradscale import GradScaler
@@ -179,6 +180,7 @@ class ClippingScaler(AccumulatingScaler):
                     f"`{name}(optimizer)` is being called after step(). Call it before, or call "
                     "update() first to begin the next step."
                 )
+            refuse_mixed(record, name)
             if "scaled" in record or "grad_scale" in record:
                 raise RuntimeError(
                     f"`{name}(optimizer)`: its gradients are clipped already, and stay scaled "

@@ -100,10 +100,15 @@ class SavedScaler(torch.amp.GradScaler):
 
         Raises:
             RuntimeError: if the dictionary is empty or has no scale.
+            TypeError: if it is no dictionary.
             ValueError: if the saved scale is zero, subnormal or not finite, or a shape differs.
         """
         if not self._enabled:
             return
+        if not isinstance(state_dict, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"`load_state_dict({state_dict!r})` must be given what `state_dict()` returned."
+            )
         if configuration not in ("keep", "restore"):
             raise ValueError(
                 f"`load_state_dict(configuration={configuration!r})` must be 'keep' or 'restore'."

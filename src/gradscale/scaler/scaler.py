@@ -15,6 +15,7 @@ from gradscale.outcomes.alarm import FloorAlarm
 from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
 from gradscale.policies.policy import Policy
+from gradscale.scaler.anew import refuse_mixed
 from gradscale.scaler.closures import ClosureScaler, closure_in
 from gradscale.scaler.eager import eager
 from gradscale.scaler.known_scale import KnownScale
@@ -126,6 +127,7 @@ class GradScaler(ClosureScaler):
             scale, _ = self._check_scale_growth_tracker("unscale_")
         record = self._per_optimizer_states[id(optimizer)]
         if record["stage"] is OptState.UNSCALED:
+            refuse_mixed(record, "unscale_")
             raise RuntimeError(
                 "`unscale_(optimizer)` has already been called on this optimizer since the last "
                 "update(). Call it once, after the last backward()."
@@ -169,7 +171,11 @@ class GradScaler(ClosureScaler):
             self.last_step, self._step_closed = StepOutcome(), False
         record = self._per_optimizer_states[id(optimizer)]
         if record["stage"] is OptState.STEPPED:
-            raise RuntimeError("`step(optimizer)` has already been called since the last update().")
+            raise RuntimeError(
+                "`step(optimizer)` has already been called since the last update(). Call update() "
+                "once a step, also if an exception came between the two."
+            )
+        refuse_mixed(record, "step")
         if closure is not None:
             result = self._closure_step(optimizer, record, closure, args, kwargs)
             record["stage"] = OptState.STEPPED

@@ -108,12 +108,25 @@ def distinct_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[Ten
     return list({id(p): p for parameters in groups for p in parameters}.values())
 
 
+def check_real(call: str, name: str, value: Any) -> None:
+    """Refuses what is no real number.
+
+    Raises:
+        TypeError: if it is neither a number nor a tensor of one element.
+    """
+    fits = value.numel() == 1 if isinstance(value, Tensor) else hasattr(value, "__float__")
+    if isinstance(value, bool) or not fits:
+        raise TypeError(f"`{call}({name}={value!r})` must be a number, such as `{name}=1.0`.")
+
+
 def check_clip(call: str, name: str, value: float) -> None:
     """Refuses a threshold that is no threshold.
 
     Raises:
+        TypeError: if it is no number.
         ValueError: if it is negative or NaN.
     """
+    check_real(call, name, value)
     if not value >= 0:
         raise ValueError(
             f"`{call}({name}={value})` must be 0 or more. It bounds the unscaled gradients: do not "

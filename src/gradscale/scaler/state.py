@@ -93,10 +93,14 @@ def check_saved(saved: Mapping[str, Any], state: Any, policy: Policy) -> dict[st
         ValueError: if it is of a later version, its scale is unusable, or a field does not fit.
     """
     if "scale" not in saved:
+        looks = f"has the keys {sorted(map(str, saved))}"
+        if not saved:
+            looks = "is empty, as a scaler with enabled=False saves it"
+        elif "param_groups" in saved:
+            looks = "is an optimizer's"
         raise RuntimeError(
-            f"`load_state_dict` was given a state dict without a scale: it is "
-            f"{'empty' if not saved else sorted(saved)}, as a scaler with enabled=False saves it. "
-            "Load the state of an enabled scaler."
+            f"`load_state_dict` was given a state dict without a scale: it {looks}. Load what "
+            "`state_dict()` of an enabled scaler returned."
         )
     own = saved.get("gradscale", {})
     if own.get("version", VERSION) > VERSION:
