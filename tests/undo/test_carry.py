@@ -560,3 +560,26 @@ def test_fused_optimizers_undo_it_themselves():
     parameter.grad = torch.full((1,), 4.0)
     scaler.step(optimizer)
     assert optimizer.state[parameter]["exp_avg_sq"].item() == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "adam"])
+def test_float16_state_is_refused_before_anything_changes(name):
+    """A momentum of float16 gradients at 2^15 is infinite in three steps, the gradient is not."""
+    parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.float16))
+    optimizer = BUILDERS[name]([parameter])
+    scaler = GradScaler("cpu", init_scale=2.0**15, undo=way_of(name))
+    scaler.scale(parameter.sum()).backward()
+    with pytest.raises(ValueError, match=r"float16 parameters.*`gradscale.half_precision"):
+        scaler.step(optimizer)
+    assert parameter.item() == 1.0 and not optimizer.state[parameter]
+
+
+def test_bfloat16_state_and_float16_without_state_are_not():
+    for dtype, settings_ in ((torch.bfloat16, {"momentum": 0.5}), (torch.float16, {})):
+        parameter = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+        optimizer = torch.optim.SGD([parameter], lr=0.5, **settings_)
+        undo = "learning_rate" if settings_ else Degrees(settings={"lr": -1})
+        scaler = GradScaler("cpu", init_scale=2.0**8, undo=undo)
+        scaler.scale(parameter.float().sum()).backward()
+        scaler.step(optimizer)
+        assert parameter.item() == 0.5

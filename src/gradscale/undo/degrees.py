@@ -173,11 +173,37 @@ def degrees_of(optimizer: torch.optim.Optimizer, way: Way | Degrees) -> Degrees:
 
 
 def degrees_once(optimizer: torch.optim.Optimizer, way: Way | Degrees) -> Degrees:
-    """`degrees_of`, looked up once for each optimizer."""
+    """`degrees_of`, looked up once for each optimizer.
+
+    Raises:
+        ValueError: as `degrees_of`, and if its state could not hold the scale.
+    """
     known: tuple[Way | Degrees, Degrees] | None = optimizer.__dict__.get(_KNOWN)
     if known is None or known[0] is not way:
-        known = optimizer.__dict__[_KNOWN] = (way, degrees_of(optimizer, way))
+        degrees = degrees_of(optimizer, way)
+        _refuse_float16_state(optimizer, way, degrees)
+        known = optimizer.__dict__[_KNOWN] = (way, degrees)
     return known[1]
+
+
+def _refuse_float16_state(
+    optimizer: torch.optim.Optimizer, way: Way | Degrees, degrees: Degrees
+) -> None:
+    """Sums and squares of scaled gradients leave float16 long before the gradients do.
+
+    Raises:
+        ValueError: if the optimizer would keep its state in float16.
+    """
+    if degrees.state and any(
+        parameter.dtype is torch.float16
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ):
+        raise ValueError(
+            f"`GradScaler(undo={way!r})` with {type(optimizer).__name__} on float16 parameters: "
+            "its state would be float16, too, and overflow at the loss scale. Give them float32 "
+            "masters, `gradscale.half_precision(model, optimizer)`, or pass `undo='gradient'`."
+        )
 
 
 def from_table(degrees: Degrees) -> bool:
