@@ -85,7 +85,7 @@ def test_the_wheel_requires_torch_and_nothing_else(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (n for n in archive.namelist() if n.endswith("METADATA"))
     required = Parser().parsestr(archive.read(metadata).decode()).get_all("Requires-Dist") or []
-    assert [r for r in required if "extra ==" not in r] == ["torch>=2.6"]
+    assert [r for r in required if "extra ==" not in r] == ["torch>=2.10"]
 
 
 def test_the_installed_wheel_trains(python: Path) -> None:

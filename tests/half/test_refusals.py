@@ -158,11 +158,3 @@ def test_three_dtypes_of_gradients_in_one_optimizer(fused):
     scaler.step(optimizer)
     scaler.update()
     assert [w.flatten().tolist() for w in (net.weight, *others)] == [[0.5, 0.5]] * 3
-
-
-def test_older_torch_is_told_what_is_missing(monkeypatch):
-    monkeypatch.setattr("gradscale.half.refusals.Tensor", object)
-    net = model()
-    with pytest.raises(RuntimeError, match=r"needs `Tensor\.grad_dtype`, which torch .* lacks"):
-        half_precision(net, sgd(net))
-    assert unchanged(net)

@@ -23,7 +23,7 @@ NORMALIZATION: tuple[type[nn.Module], ...] = (
     nn.GroupNorm,
     nn.LocalResponseNorm,
     nn.CrossMapLRN2d,
-    *(cast(type[nn.Module], getattr(nn, name)) for name in ("RMSNorm",) if hasattr(nn, name)),
+    nn.RMSNorm,
 )
 """Torch's own normalisation layers; name others in `keep`, by class."""
 

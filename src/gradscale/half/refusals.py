@@ -16,12 +16,7 @@ from gradscale.half.registry import masters_of
 
 
 def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Refuses wrapped models, models and optimizers that were converted before, and old torch."""
-    if not hasattr(Tensor, "grad_dtype"):
-        raise RuntimeError(
-            f"`half_precision` needs `Tensor.grad_dtype`, which torch {torch.__version__} lacks. "
-            "Upgrade torch, or train in float32 under `torch.autocast`."
-        )
+    """Refuses wrapped models, and models and optimizers that were converted before."""
     wrapper = type(model).__name__
     if wrapper == "DistributedDataParallel":
         raise RuntimeError(

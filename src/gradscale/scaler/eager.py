@@ -39,8 +39,5 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
 
 def _leave_untraced(code: Any) -> None:
     torchs: Any = frames
-    if hasattr(torchs, "skip_code"):  # torch 2.6
-        torchs.skip_code(code)
-        return
     skip, default = torchs._FrameAction.SKIP, torchs._FrameAction.DEFAULT
     torchs.set_code_exec_strategy(code, torchs._FrameExecStrategy(skip, default))
