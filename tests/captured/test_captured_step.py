@@ -273,6 +273,198 @@ def test_a_parameter_without_its_gradient_is_refused():
         step.step({"a": x})
 
 
+def frozen(step, layer, value=False):
+    """The layer of the network that `step` trains, no longer trained, or again."""
+    step._written.model[layer].requires_grad_(value)
+    return [p.clone() for p in step._written.model[layer].parameters()]
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_freezing_is_noticed_and_recapture_trains_the_rest_alone(optimizer):
+    step, eager = compiled(optimizer), build("mlp", optimizer, mode="eager", policy=QUICK)
+    data = data_of((1.0,) * 4)
+    for each in (eager, step):
+        run(each, data[:2])
+        before = frozen(each, 0)
+    with pytest.raises(RuntimeError, match=r"`requires_grad` of 2 .* call `recapture\(\)` after"):
+        step.step(data[2])
+    step.recapture()
+    for each in (step, eager):
+        run(each, data[2:])
+    assert step.captured
+    for old, new in zip(before, step._written.model[0].parameters(), strict=True):
+        assert_same_bits(old, new)
+    for a, b in zip(tensors_of(step), tensors_of(eager), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=1e-6)
+
+
+def test_a_layer_that_was_frozen_from_the_start_is_trained_once_it_is_unfrozen():
+    step = compiled()
+    data = data_of((1.0,) * 4)
+    before = frozen(step, 0)
+    run(step, data[:2])
+    assert step.captured
+    frozen(step, 0, value=True)
+    with pytest.raises(RuntimeError, match="after freezing or unfreezing"):
+        step.step(data[2])
+    step.recapture()
+    run(step, data[2:])
+    assert step.captured
+    for old, new in zip(before, step._written.model[0].parameters(), strict=True):
+        assert not torch.equal(old, new)
+
+
+def test_parameters_that_were_added_are_noticed():
+    step = compiled()
+    data = data_of((1.0,) * 4)
+    run(step, data[:2])
+    step._optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(RuntimeError, match=r"has 4 parameters, the optimizer now has 5\. Call"):
+        step.step(data[2])
+    step.recapture()
+    run(step, data[2:])
+
+
+def test_a_run_with_a_frozen_layer_resumes_bit_for_bit():
+    whole, first, second = (compiled() for _ in range(3))
+    data = data_of()
+    for step in (whole, first, second):
+        frozen(step, 0)
+    expected = run(whole, data)
+    run(first, data[:3])
+    second._written.model.load_state_dict(first._written.model.state_dict())
+    second._optimizer.load_state_dict(first._optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert_same_traces(expected[3:], run(second, data[3:]))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda p: [torch.optim.SGD(p, lr=0.1)], TypeError, r"given a list, .*parameter groups"),
+        (torch.optim.LBFGS, ValueError, r"LBFGS\(…\)\)`: its `step` needs a .*scaler\.step\(optim"),
+        (lambda p: torch.optim.SGD([torch.ones(1)]), ValueError, "none of its parameters requires"),
+        (
+            lambda p: torch.optim.SGD(nn.Linear(4, 1).parameters()),
+            ValueError,
+            r"trains none of the model's parameters\. Build it from `model\.parameters\(\)`",
+        ),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        linear(make, mode="eager")
+
+
+def test_masters_belong_to_the_model_that_they_are_of():
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradscale.half_precision(model, optimizer)
+    step = CapturedStep(
+        model, lambda m, b: m(b).float().mean(), optimizer, mode="eager", policy=QUICK
+    )
+    before = model.weight.clone()
+    step.step(torch.ones(2, 4))
+    assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss_fn", "words"),
+    [
+        (
+            [nn.Linear(4, 1)],
+            lambda m, b: b,
+            r"given a list.*`torch\.nn\.ModuleDict`",
+        ),
+        (nn.Linear(4, 1), 3, r"loss_fn=…\)` was given a int\. Pass a function"),
+    ],
+)
+def test_what_is_no_model_or_no_function_is_refused(model, loss_fn, words):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    with pytest.raises(TypeError, match=words):
+        CapturedStep(model, loss_fn, optimizer, mode="eager")
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "words"),
+    [
+        (lambda m, b: (m(b).mean(), b), TypeError, r"returned a tuple, .*Return the loss alone"),
+        (lambda m, b: m(b), ValueError, r"tensor of shape \(2, 1\), .*its mean or its sum"),
+        (lambda m, b: m(b).mean().detach(), RuntimeError, r"depends on no .*without `detach\(\)`"),
+    ],
+)
+def test_a_loss_from_which_no_backward_pass_can_start_is_refused(loss_fn, error, words):
+    model = nn.Linear(4, 1)
+    step = CapturedStep(model, loss_fn, torch.optim.SGD(model.parameters()), mode="eager")
+    with pytest.raises(error, match=words):
+        step.step(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_step_without_gradients_is_refused(without):
+    step = linear(mode="eager")
+    for call in (step.step, step.eager_step):
+        with (
+            without(),
+            pytest.raises(RuntimeError, match=r"under `torch\.no_grad.* outside"),
+        ):
+            call(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({}, r"'scaler', 'steps', 'trained', 'requires_grad' missing\. Pass what `CapturedStep\."),
+        (None, "'scaler', .* missing"),
+        (
+            gradscale.GradScaler("cpu").state_dict(),
+            r"of a scaler\. .*step\.scaler\.load",
+        ),
+    ],
+)
+def test_what_no_captured_step_saved_is_not_loaded(state, words):
+    step = linear(mode="eager")
+    with pytest.raises(ValueError, match=words):
+        step.load_state_dict(state)
+
+
+def test_the_state_of_a_step_with_other_parameters_is_not_loaded():
+    other = build("mlp", "sgd", mode="eager")
+    other.step(data_of()[0])
+    step = linear(mode="eager")
+    with pytest.raises(ValueError, match="with 4 parameters, this one has 2"):
+        step.load_state_dict(other.state_dict())
+    assert step.scaler.state_dict() == linear(mode="eager").scaler.state_dict()
+
+
+@pytest.fixture
+def one_rank():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def sharded(model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+
+
+@pytest.mark.parametrize("around", [lambda m: m, nn.Sequential])
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [(nn.parallel.DistributedDataParallel, "DistributedDataParallel"), (sharded, "`fully_shard`")],
+)
+def test_wrappers_of_torch_distributed_are_not_compiled(one_rank, wrap, name, around):
+    needs_compiled_backward()
+    model = around(wrap(nn.Linear(4, 1)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=rf"{name} reduces gradients in hooks.*'cuda_graph'`, or"):
+        CapturedStep(model, lambda m, b: m(b).mean(), optimizer, mode="compile")
+
+
 @pytest.mark.parametrize("policy", [Dynamic(hysteresis=2), gradscale.LogNormal()])
 def test_a_loaded_scaler_keeps_the_tensors_that_graphs_hold(policy):
     step = build("mlp", "momentum", mode="eager", policy=policy)

@@ -14,13 +14,16 @@ from gradscale.captured.cuda_graph import on_side_stream
 from gradscale.captured.eager_step import EagerStep, Loss
 from gradscale.captured.refusals import (
     Mode,
+    check_arguments,
     check_compile,
     check_cuda_graph,
+    check_gradients_on,
     check_mode,
     check_numbers,
     check_outside_autocast,
+    check_state,
 )
-from gradscale.captured.settings import FrozenSettings
+from gradscale.captured.settings import FrozenSettings, learning
 from gradscale.captured.step_result import StepResult
 from gradscale.captured.tally import Tally
 from gradscale.policies.policy import Policy
@@ -56,7 +59,9 @@ class CapturedStep:
             the steps that ran as written.
 
     Raises:
-        ValueError: if a number is out of range, or the optimizer cannot be captured.
+        TypeError: if the model is no module, `loss_fn` no function, or `optimizer` no optimizer.
+        ValueError: if a number is out of range, or the optimizer cannot be captured or trains
+            nothing of the model.
         RuntimeError: if the mode needs another device or torch.
 
     Example:
@@ -86,8 +91,8 @@ class CapturedStep:
     ) -> None:
         check_mode(mode)
         check_numbers(max_norm, micro_batches, warmup)
-        groups = optimizer.param_groups
-        self._parameters = [p for group in groups for p in group["params"] if p.requires_grad]
+        check_arguments(model, loss_fn, optimizer)
+        self._optimizer, self._backend = optimizer, backend
         device = self._device = self._parameters[0].device
         if mode == "cuda_graph":
             check_cuda_graph(optimizer, device)
@@ -95,12 +100,12 @@ class CapturedStep:
             check_compile(model, optimizer, device)
         self.mode: Mode = mode
         self.scaler = GradScaler(device.type, policy=policy, sync_free=True)
-        self._optimizer, self._backend = optimizer, backend
         self._micro_batches, self._warmup = micro_batches, warmup
         self._tally = Tally(device)
         self._written = EagerStep(model, loss_fn, optimizer, self.scaler, max_norm, self._tally)
         self._stream = torch.cuda.Stream(device) if mode == "cuda_graph" else None
         self._trained: list[int] | None = None
+        self._learning: list[bool] = []
         self._last: StepResult | None = None
         self.recapture()
         _recapture_when_loaded(optimizer, self)
@@ -116,10 +121,12 @@ class CapturedStep:
             The unscaled loss, 0-d, detached, on the device.
 
         Raises:
-            RuntimeError: if called within autocast, or a setting of the optimizer changed.
-            ValueError: if the batch does not fit.
+            RuntimeError: if called within autocast or under `torch.no_grad()`; if a setting of the
+                optimizer changed, or a parameter was frozen.
+            ValueError: if the batch does not fit, or the loss is no scalar.
+            TypeError: if `loss_fn` returns no tensor.
         """
-        check_outside_autocast(self._device)
+        self._check_surroundings()
         batches = self._listed(batch)
         if self._captured is None and self._ready():
             self._captured, self._frozen = self._capture(batches), FrozenSettings(self._optimizer)
@@ -131,13 +138,15 @@ class CapturedStep:
 
     def eager_step(self, batch: Any) -> Tensor:
         """The same step, not captured: for a batch of another shape."""
-        check_outside_autocast(self._device)
+        self._check_surroundings()
         return self._run_as_written(self._listed(batch))
 
     def recapture(self) -> None:
-        """Captures anew at the next step, for settings or tensors that were replaced meanwhile.
+        """Captures anew: after a setting or a tensor was replaced, a parameter frozen or added.
 
-        Loading a state into the optimizer or into this step does so by itself.
+        At the next step; at the one after it if other parameters are trained now, since the
+        optimizer has to make their state first. Loading a state into the optimizer or into this
+        step recaptures by itself.
         """
         self._captured: Captured | None = None
         self._frozen: FrozenSettings | None = None
@@ -182,6 +191,7 @@ class CapturedStep:
             "scaler": self.scaler.state_dict(),
             "steps": self._tally.counts.tolist(),
             "trained": None if self._trained is None else list(self._trained),
+            "requires_grad": list(self._learning),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -189,11 +199,24 @@ class CapturedStep:
 
         Args:
             state_dict: from `state_dict`. Load the states of model and optimizer, too.
+
+        Raises:
+            ValueError: if it is not the state of such a step; nothing is loaded then.
         """
+        check_state(state_dict, len(self._parameters))
         self.scaler.load_state_dict(state_dict["scaler"])
         self._tally.counts.copy_(torch.tensor(state_dict["steps"], device="cpu"))
-        self._trained = state_dict["trained"]
+        self._trained, self._learning = state_dict["trained"], list(state_dict["requires_grad"])
         self.recapture()
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        """All of them, so that their places stay, whichever are frozen or added meanwhile."""
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _check_surroundings(self) -> None:
+        check_outside_autocast(self._device)
+        check_gradients_on()
 
     @property
     def _last_result(self) -> StepResult:
@@ -222,6 +245,7 @@ class CapturedStep:
             with on_side_stream(self._stream):
                 result = self._written(batches)
         self._trained = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        self._learning = learning(self._optimizer)
         self._warm += 1
         self._last = result
         return result.loss
@@ -232,8 +256,11 @@ class CapturedStep:
             return False
         if self.mode == "cuda_graph" and self._warm < self._warmup:
             return False
+        if self._learning != learning(self._optimizer):
+            return False
+        parameters = self._parameters
         for index in self._trained:
-            parameter = self._parameters[index]
+            parameter = parameters[index]
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return prepared(self._optimizer)
@@ -241,7 +268,8 @@ class CapturedStep:
     def _capture(self, batches: Sequence[Any]) -> Captured:
         if self._stream is not None:
             return capture_cuda_graph(self._written, batches, self._stream)
-        trained = [self._parameters[index] for index in self._trained or ()]
+        parameters = self._parameters
+        trained = [parameters[index] for index in self._trained or ()]
         return capture_compiled(self._written, trained, self._backend)
 
 

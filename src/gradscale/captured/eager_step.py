@@ -49,7 +49,7 @@ class EagerStep:
         self.optimizer.zero_grad()
         losses: list[Tensor] = []
         for batch in batches:
-            loss = self.loss_fn(self.model, batch)
+            loss = checked(self.loss_fn(self.model, batch))
             loss = loss if len(batches) == 1 else loss / len(batches)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
@@ -62,6 +62,33 @@ class EagerStep:
         found_inf = combined(flags, losses[0].device)
         self.tally.count(found_inf)
         return StepResult(summed(losses), found_inf, norm)
+
+
+def checked(loss: Any) -> Tensor:
+    """What `loss_fn` returned, if a backward pass can start there.
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if it has several elements.
+        RuntimeError: if it depends on no parameter that gets a gradient.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"`loss_fn(model, batch)` returned a {type(loss).__name__}, and must return the loss, "
+            "one tensor with one element. Return the loss alone; what else you need, compute "
+            "outside of the step."
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"`loss_fn(model, batch)` returned a tensor of shape {tuple(loss.shape)}, and must "
+            "return one with one element. Return its mean or its sum."
+        )
+    if not loss.requires_grad:
+        raise RuntimeError(
+            "`loss_fn(model, batch)` returned a loss that depends on no parameter with "
+            "`requires_grad`. Compute it without `detach()`, `.item()` or `torch.no_grad()`."
+        )
+    return loss
 
 
 def summed(losses: Sequence[Tensor]) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 
 from gradscale.captured.compiled import can_compile_backward
-from gradscale.half.registry import masters_of
+from gradscale.half.registry import masters_of, trained_by
 
 Mode = Literal["cuda_graph", "compile", "eager"]
 
@@ -41,6 +43,50 @@ def check_numbers(max_norm: float | None, micro_batches: int, warmup: int) -> No
             raise ValueError(
                 f"`CapturedStep({name}={value})` must be at least 1. Leave it out for the default."
             )
+
+
+def check_arguments(model: Any, loss_fn: Any, optimizer: Any) -> None:
+    """Refuses what does not make one training step together.
+
+    Raises:
+        TypeError: if one of the three is something else.
+        ValueError: if the optimizer evaluates the loss itself, or trains nothing of the model.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"`CapturedStep(model=…)` was given a {type(model).__name__}, and takes a "
+            "`torch.nn.Module`. Put several modules into a `torch.nn.ModuleDict`."
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"`CapturedStep(optimizer=…)` was given a {type(optimizer).__name__}, and takes one "
+            "`torch.optim.Optimizer`. Give one optimizer several parameter groups, or step several "
+            "with `gradscale.GradScaler`."
+        )
+    if not callable(loss_fn):
+        raise TypeError(
+            f"`CapturedStep(loss_fn=…)` was given a {type(loss_fn).__name__}. Pass a function: "
+            "`loss_fn(model, batch)` returns the loss."
+        )
+    name = type(optimizer).__name__
+    if _needs_closure(optimizer):
+        raise ValueError(
+            f"`CapturedStep(optimizer={name}(…))`: its `step` needs a closure, to evaluate the "
+            "loss as often as it likes, and a captured step evaluates it once. Use "
+            "`gradscale.GradScaler` and `scaler.step(optimizer, closure)`."
+        )
+    trained = [p for p in trained_by(optimizer) if p.requires_grad]
+    if not trained:
+        raise ValueError(
+            f"`CapturedStep(optimizer={name}(…))`: none of its parameters requires a gradient. "
+            "Unfreeze one with `requires_grad_()`."
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for parameter in trained):
+        raise ValueError(
+            f"`CapturedStep(model, loss_fn, {name}(…))`: the optimizer trains none of the model's "
+            "parameters. Build it from `model.parameters()`, after anything that replaces them."
+        )
 
 
 def check_cuda_graph(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -90,10 +136,12 @@ def check_compile(
             f"{call}: this {name} has step hooks, which would not run in the graph. Remove them, "
             "or pass `mode='cuda_graph'`, which records what they do on the device."
         )
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+    wrapper = _wrapper_in(model)
+    if wrapper is not None:
         raise ValueError(
-            f"{call}: DistributedDataParallel reduces gradients in hooks of `backward()`, which "
-            "this graph takes the place of. Pass `mode='cuda_graph'`."
+            f"{call}: {wrapper} reduces gradients in hooks of `backward()`, which this graph takes "
+            "the place of. Pass `mode='cuda_graph'`, or use `gradscale.GradScaler` in a loop of "
+            "your own."
         )
 
 
@@ -108,6 +156,67 @@ def check_outside_autocast(device: torch.device) -> None:
             "`step(batch)` was called within `torch.autocast`, whose cache of cast weights "
             "outlives the capture. Enter autocast inside `loss_fn`."
         )
+
+
+def check_gradients_on() -> None:
+    """Refuses a step that could run no backward pass.
+
+    Raises:
+        RuntimeError: under `torch.no_grad()` or `torch.inference_mode()`.
+    """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "`step(batch)` was called under `torch.no_grad()` or `torch.inference_mode()`, and "
+            "runs a backward pass. Call it outside of them."
+        )
+
+
+def check_state(state: Any, parameters: int) -> None:
+    """Refuses what was not saved by a captured step, before anything is loaded.
+
+    Raises:
+        ValueError: if it has other keys, or is of an optimizer with more or fewer parameters.
+    """
+    entries: Mapping[str, Any] = state if isinstance(state, Mapping) else {}
+    missing = [key for key in ("scaler", "steps", "trained", "requires_grad") if key not in entries]
+    if missing and "scale" in entries:
+        raise ValueError(
+            "`load_state_dict(state)` was given the state of a scaler. Pass what "
+            "`CapturedStep.state_dict()` returned, or load it with "
+            "`step.scaler.load_state_dict(state)`."
+        )
+    if missing:
+        raise ValueError(
+            f"`load_state_dict(state)`: {', '.join(map(repr, missing))} missing. Pass what "
+            "`CapturedStep.state_dict()` returned."
+        )
+    saved = len(entries["requires_grad"])
+    if entries["trained"] is not None and saved != parameters:
+        raise ValueError(
+            f"`load_state_dict(state)`: the state is of an optimizer with {saved} parameters, this "
+            f"one has {parameters}. Build both model and optimizer as they were when it was saved."
+        )
+
+
+def _wrapper_in(model: torch.nn.Module) -> str | None:
+    """What of `torch.distributed` is at work in the model or in a part of it."""
+    for module in model.modules():
+        # By name: importing them takes long, and a torch without them has none.
+        name = type(module).__name__
+        if name in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            return name
+        if hasattr(module, "_get_fsdp_state"):
+            return "`fully_shard`"
+    return None
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    step = inspect.signature(inspect.unwrap(type(optimizer).step))
+    _, *arguments = step.parameters.values()
+    return any(
+        a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)
+        for a in arguments
+    )
 
 
 def _check_counts(mode: Mode, optimizer: torch.optim.Optimizer) -> None:
