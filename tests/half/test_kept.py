@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -232,6 +233,46 @@ def test_masks_states_and_packed_sequences_are_cast_with_the_inputs():
     packed = nn.utils.rnn.pack_padded_sequence(torch.randn(4, 2, 3), [4, 2])
     assert cast_to(packed, torch.bfloat16).data.dtype == torch.bfloat16
     assert recurrent(packed)[0].data.dtype == torch.float32
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    attentions: tuple[torch.Tensor, ...] = ()
+    size: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    logits: torch.Tensor
+    norm: torch.Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "norm", self.logits.norm())
+
+
+class Structured(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.body = nn.Linear(4, 2)
+        self.make = make
+
+    def forward(self, given):
+        return self.make(self.body(given.logits))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: Output(x, (x, x), 3), Frozen], ids=["dataclass", "frozen, with slots"]
+)
+def test_dataclasses_are_cast_on_the_way_in_and_out(make):
+    model = Structured(make)
+    half_precision(model, sgd(model))
+    given = Output(torch.randn(3, 4), size=1)
+    out = model(given)
+    tensors = [out.logits, *(getattr(out, "attentions", None) or [out.norm])]
+    assert type(out) is type(make(torch.ones(1))) and getattr(out, "size", 3) == 3
+    assert [t.dtype for t in tensors] == [torch.float32] * len(tensors)
+    assert given.logits.dtype == torch.float32  # the caller's own is left alone
 
 
 def test_tied_weights_have_one_master():

@@ -8,6 +8,8 @@ nothing else: they are copied and pickled with their module.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -115,7 +117,25 @@ def cast_to(value: Any, dtype: torch.dtype) -> Any:
         return type(value)(*[cast_to(item, dtype) for item in cast("tuple[Any, ...]", value)])
     if type(value) in (tuple, list):
         return type(value)([cast_to(item, dtype) for item in value])
+    if is_dataclass(value) and not isinstance(value, type):
+        return _dataclass(value, dtype)
     return value
+
+
+def _dataclass(value: Any, dtype: torch.dtype) -> Any:
+    """A copy with other tensors. No `replace`: the class may be frozen, or compute fields itself."""
+    changed: dict[str, Any] = {}
+    for field in fields(value):
+        item = getattr(value, field.name, None)
+        new = cast_to(item, dtype)
+        if new is not item:
+            changed[field.name] = new
+    if not changed:
+        return value
+    result = copy(value)
+    for name, new in changed.items():
+        object.__setattr__(result, name, new)
+    return result
 
 
 def _mapping(value: Mapping[Any, Any], dtype: torch.dtype) -> Any:
