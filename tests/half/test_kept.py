@@ -63,8 +63,9 @@ class Body(nn.Module):
         (lambda name, module: name.endswith("proj"), ["body.proj.weight"]),
         (["head", Body], ["body.proj.weight", "body.gain", "body.mask", "head.weight"]),
         ((), []),
+        (None, []),
     ],
-    ids=["name", "pattern", "parameter", "buffer", "class", "predicate", "several", "nothing"],
+    ids="name pattern parameter buffer class predicate several nothing none".split(),
 )
 def test_what_the_user_names_stays_in_float32(keep, wide):
     model = nn.Module()
@@ -79,8 +80,20 @@ def test_a_name_that_fits_nothing_is_refused():
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"keep='heda'\)` fits no module.*begin with: 0"):
         half_precision(model, sgd(model), keep="heda")
-    with pytest.raises(TypeError, match="a module class, or a function"):
-        half_precision(model, sgd(model), keep=[3])
+    for keep in (3, [3]):
+        with pytest.raises(TypeError, match=r"keep=3\)`.*a module or its class, or a function"):
+            half_precision(model, sgd(model), keep=keep)
+    for keep, said in ((nn.Embedding, "Embedding"), (nn.Linear(2, 2), r"Linear\(…\)")):
+        with pytest.raises(ValueError, match=rf"keep={said}\)` fits no.*of: Linear, Sequential\."):
+            half_precision(model, sgd(model), keep=keep)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_module_stays_in_float32_by_itself(several):
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))
+    half = half_precision(model, sgd(model), keep=[model[0]] if several else model[0])
+    assert half.kept == ("0",)
+    assert model(torch.ones(1, 2)).dtype == torch.float32
 
 
 def cnn():

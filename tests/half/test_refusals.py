@@ -86,6 +86,23 @@ def test_an_optimizer_of_another_model_is_refused():
         half_precision(model(), [])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda net, o: (net, None), r"half_precision\(Sequential, NoneType\)`: the optimizer is"),
+        (lambda net, o: (net, net.parameters()), "of the model's parameters, or a list of them"),
+        (lambda net, o: (net, [o, 3]), r"half_precision\(Sequential, int\)`: the optimizer is"),
+        (lambda net, o: (o, net), "the model comes first, then the optimizer"),
+        (lambda net, o: (net.parameters(), o), r"the model is a `torch\.nn\.Module`"),
+    ],
+)
+def test_other_kinds_of_arguments_are_refused(arguments, message):
+    net = model()
+    with pytest.raises(TypeError, match=message):
+        half_precision(*arguments(net, sgd(net)))
+    assert unchanged(net)
+
+
 def test_lazy_modules_need_their_first_pass():
     net = nn.Sequential(nn.LazyLinear(2))
     with pytest.raises(RuntimeError, match="has no shape yet"):

@@ -12,14 +12,20 @@ from torch.optim import Optimizer
 from gradscale.half.half_model import HalfPrecision
 from gradscale.half.kept import Keep, kept_of
 from gradscale.half.link import HALVES
-from gradscale.half.refusals import check_gradients, check_model, check_range, check_sharding
+from gradscale.half.refusals import (
+    check_gradients,
+    check_kinds,
+    check_model,
+    check_range,
+    check_sharding,
+)
 
 
 def half_precision(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
     format: torch.dtype = torch.float16,
-    keep: Keep | Collection[Keep] = (),
+    keep: Keep | Collection[Keep] | None = (),
     *,
     gradients: torch.dtype | None = None,
     saturate: bool = False,
@@ -39,7 +45,7 @@ def half_precision(
         optimizer: any torch optimizer of its parameters, or several.
         format: `torch.float16`, or `torch.bfloat16`, which needs no loss scaling.
         keep: what else stays in float32: names or patterns of modules, parameters and buffers,
-            module classes, predicates `(name, module) -> bool`, or a collection of these.
+            modules, their classes, predicates `(name, module) -> bool`, or a collection of these.
         gradients: the dtype in which backward passes accumulate; None for `format`. In
             `torch.float32` micro-batches are summed exactly, and any scaler and clipping works.
         saturate: clamp weights to the largest finite value when they are copied back, as
@@ -49,6 +55,7 @@ def half_precision(
         The pair's `HalfPrecision`: float32 weights, averages, and the way back.
 
     Raises:
+        TypeError: if something else is given in the place of model, optimizer or `keep`.
         ValueError: if a format, a name in `keep` or a weight's range does not fit.
         RuntimeError: if the model is wrapped already, or gradients are pending.
 
@@ -73,7 +80,7 @@ def half_precision(
         raise ValueError(
             f"`half_precision(gradients={gradients})` must be {format} or torch.float32."
         )
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = check_kinds(model, optimizer)
     model = cast(nn.Module, getattr(model, "_orig_mod", model))
     check_model(model, optimizers)
     kept = kept_of(model, keep)

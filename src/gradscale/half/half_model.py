@@ -46,7 +46,7 @@ class HalfPrecision:
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         format: torch.dtype,
-        keep: Keep | Collection[Keep],
+        keep: Keep | Collection[Keep] | None,
         kept: Kept,
         gradients: torch.dtype,
         saturate: bool,

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-Keep = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-"""What names modules: a name or pattern, a class, or a predicate of name and module."""
+Keep = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""What names modules: a name or pattern, one itself, a class, or a predicate of name and module."""
 
 NORMALIZATION: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,  # BatchNorm, SyncBatchNorm, InstanceNorm and their lazy forms
@@ -42,16 +42,16 @@ class Kept(NamedTuple):
     tensors: set[int]
 
 
-def kept_of(model: nn.Module, keep: Keep | Collection[Keep] = ()) -> Kept:
+def kept_of(model: nn.Module, keep: Keep | Collection[Keep] | None = ()) -> Kept:
     """What of a model stays in float32.
 
     Args:
         model: the model.
         keep: names as in `named_modules`, `named_parameters` or `named_buffers`, patterns with
-            ``*`` and ``?``, module classes, predicates, or a collection of these.
+            ``*`` and ``?``, modules, module classes, predicates, or a collection of these.
 
     Raises:
-        ValueError: if a name or pattern fits nothing.
+        ValueError: if a name, a pattern, a module or a class fits nothing.
         TypeError: if something in `keep` is none of these.
 
     Example:
@@ -75,19 +75,23 @@ def kept_of(model: nn.Module, keep: Keep | Collection[Keep] = ()) -> Kept:
         for name, module in chosen.items()
         if not any(_below(name, other) for other in chosen)
     }
+    _check_modules(model, wishes)
     tensors = {id(t) for module in outermost.values() for t in _tensors(module)}
     tensors |= _tensors_named(model, wishes, named)
     return Kept(outermost, named & outermost.keys(), tensors)
 
 
-def _wishes(keep: Keep | Collection[Keep]) -> list[Keep]:
-    one = isinstance(keep, str) or callable(keep)
-    wishes = [cast(Keep, keep)] if one else list(cast(Collection[Keep], keep))
+def _wishes(keep: Keep | Collection[Keep] | None) -> list[Keep]:
+    if keep is None:
+        return []
+    # A module may be a collection, too: a Sequential of its layers.
+    one = isinstance(keep, str | nn.Module) or callable(keep) or not isinstance(keep, Collection)
+    wishes = [cast(Keep, keep)] if one else list(keep)
     for wish in wishes:
-        if not (isinstance(wish, str) or callable(wish)):
+        if not (isinstance(wish, str | nn.Module) or callable(wish)):
             raise TypeError(
                 f"`half_precision(keep={wish!r})`: name what stays in float32 by its name or a "
-                "pattern, a module class, or a function of name and module."
+                "pattern, a module or its class, or a function of name and module."
             )
     return wishes
 
@@ -95,6 +99,8 @@ def _wishes(keep: Keep | Collection[Keep]) -> list[Keep]:
 def _names(wish: Keep, name: str, module: nn.Module) -> bool:
     if isinstance(wish, str):
         return bool(name) and fnmatchcase(name, wish)
+    if isinstance(wish, nn.Module):
+        return module is wish
     if isinstance(wish, type):
         return isinstance(module, wish)
     return bool(wish(name, module))
@@ -107,6 +113,19 @@ def _only_buffers(module: nn.Module) -> bool:
 
 def _below(name: str, other: str) -> bool:
     return name != other and (not other or name.startswith(f"{other}."))
+
+
+def _check_modules(model: nn.Module, wishes: list[Keep]) -> None:
+    for wish in wishes:
+        if not isinstance(wish, nn.Module | type):
+            continue
+        if not any(_names(wish, "", module) for module in model.modules()):
+            said = wish.__name__ if isinstance(wish, type) else f"{type(wish).__name__}(…)"
+            classes = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
+            raise ValueError(
+                f"`half_precision(keep={said})` fits no module of the model, which is made of: "
+                f"{classes}."
+            )
 
 
 def _tensors(module: nn.Module) -> Iterable[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,25 @@ from torch.optim import Optimizer
 from gradscale.half.kept import floating
 from gradscale.half.link import link_of, local
 from gradscale.half.registry import masters_of
+
+
+def check_kinds(model: Any, optimizer: Any) -> list[Optimizer]:
+    """The optimizers; refuses what is no model or no optimizer, and the two in the wrong order."""
+    optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    wrong = [o for o in optimizers if not isinstance(o, Optimizer)]
+    if not wrong and isinstance(model, nn.Module):
+        return cast("list[Optimizer]", optimizers)
+    said = type(wrong[0] if wrong else optimizer).__name__
+    call = f"`half_precision({type(model).__name__}, {said})`"
+    if isinstance(model, Optimizer):
+        raise TypeError(f"{call}: the model comes first, then the optimizer.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{call}: the model is a `torch.nn.Module`.")
+    raise TypeError(
+        f"{call}: the optimizer is a `torch.optim.Optimizer` of the model's parameters, or a list "
+        "of them: it is what holds the float32 masters. To compute in half precision without "
+        "training, `model.to(torch.float16)` or `torch.autocast` is enough."
+    )
 
 
 def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
