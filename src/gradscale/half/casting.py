@@ -123,7 +123,7 @@ def cast_to(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _dataclass(value: Any, dtype: torch.dtype) -> Any:
-    """A copy with other tensors. No `replace`: the class may be frozen, or compute fields itself."""
+    """A copy with other tensors; `replace` would compute anew what the class computes itself."""
     changed: dict[str, Any] = {}
     for field in fields(value):
         item = getattr(value, field.name, None)

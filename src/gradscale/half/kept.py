@@ -85,8 +85,9 @@ def _wishes(keep: Keep | Collection[Keep] | None) -> list[Keep]:
     if keep is None:
         return []
     # A module may be a collection, too: a Sequential of its layers.
-    one = isinstance(keep, str | nn.Module) or callable(keep) or not isinstance(keep, Collection)
-    wishes = [cast(Keep, keep)] if one else list(keep)
+    one = isinstance(keep, str | nn.Module) or callable(keep)
+    several = not one and isinstance(cast(Any, keep), Collection)
+    wishes = list(cast(Collection[Keep], keep)) if several else [cast(Keep, keep)]
     for wish in wishes:
         if not (isinstance(wish, str | nn.Module) or callable(wish)):
             raise TypeError(
