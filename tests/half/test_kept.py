@@ -288,6 +288,37 @@ def test_dataclasses_are_cast_on_the_way_in_and_out(make):
     assert given.logits.dtype == torch.float32  # the caller's own is left alone
 
 
+@pytest.mark.parametrize("format", [torch.float16, torch.bfloat16], ids=str)
+def test_a_model_that_is_half_already_trains_as_one_that_was_rounded_before(format):
+    def trained(half_before):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.LayerNorm(8), nn.Linear(8, 1))
+        model.bfloat16()
+        model[0].bias.requires_grad_(False)
+        if not half_before:
+            model.float()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.5)
+        if half_before:  # momentum in bfloat16
+            model.eval()(torch.ones(2, 4, dtype=torch.bfloat16)).sum().mul(0).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        half = half_precision(model, optimizer, format)
+        assert "3 parameters with float32 masters, 1 without, 4 in float32" in repr(half)
+        for _ in range(3):
+            model.train()(torch.arange(8.0).view(2, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        dtypes = {v.dtype for s in optimizer.state.values() for v in s.values()}
+        assert dtypes == {torch.float32}
+        weights = [p.detach().clone() for p in half.parameters()]
+        half.restore()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        return [*weights, *model.buffers()]
+
+    assert all(map(torch.equal, trained(True), trained(False)))
+
+
 def test_tied_weights_have_one_master():
     class Tied(nn.Module):
         def __init__(self):

@@ -43,6 +43,16 @@ def test_a_weight_beyond_the_range_is_refused_with_its_name():
     half_precision(net, sgd(net), torch.bfloat16)
 
 
+def test_a_weight_beyond_the_range_saturates_on_request():
+    net = model()
+    with torch.no_grad():
+        net[1].weight[0, 1] = -70000.0
+        net[0].weight.fill_(1e6).requires_grad_(False)  # frozen, without a master
+    half = half_precision(net, sgd(net[1]), saturate=True)
+    assert net[1].weight[0, 1].item() == -65504.0 and net[0].weight.unique().item() == 65504.0
+    assert dict(half.named_parameters())["1.weight"][0, 1].item() == -70000.0
+
+
 def test_a_buffer_beyond_the_range_is_refused_unless_kept():
     net = model()
     net.register_buffer("mask", torch.full((2,), -1e9))

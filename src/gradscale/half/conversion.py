@@ -41,15 +41,16 @@ def half_precision(
     plain forward pass works without autocast; the model returns float32.
 
     Args:
-        model: in float32. Wrap it in DDP afterwards; apply FSDP2 (`fully_shard`) before.
+        model: in float32, or half already: masters then begin at its values. Wrap it in DDP
+            afterwards; apply FSDP2 (`fully_shard`) before.
         optimizer: any torch optimizer of its parameters, or several.
         format: `torch.float16`, or `torch.bfloat16`, which needs no loss scaling.
         keep: what else stays in float32: names or patterns of modules, parameters and buffers,
             modules, their classes, predicates `(name, module) -> bool`, or a collection of these.
         gradients: the dtype in which backward passes accumulate; None for `format`. In
             `torch.float32` micro-batches are summed exactly, and any scaler and clipping works.
-        saturate: clamp weights to the largest finite value when they are copied back, as
-            OpenSeq2Seq does. By default one that leaves the range becomes infinite and is seen.
+        saturate: clamp weights to the largest finite value, as OpenSeq2Seq does. By default one
+            beyond it is refused here, and one that leaves the range later becomes infinite.
 
     Returns:
         The pair's `HalfPrecision`: float32 weights, averages, and the way back.
@@ -85,6 +86,6 @@ def half_precision(
     check_model(model, optimizers)
     kept = kept_of(model, keep)
     check_gradients(optimizers)
-    check_range(model, format, kept.tensors)
+    check_range(model, format, kept.tensors, saturate=saturate)
     check_sharding(model, format, kept.tensors)
     return HalfPrecision(model, optimizers, format, keep, kept, gradients or format, saturate)

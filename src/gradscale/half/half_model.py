@@ -56,6 +56,7 @@ class HalfPrecision:
         self.kept = tuple(kept.modules)
         self._keep = keep
         self._gradients = gradients
+        self._saturate = saturate
         self._optimizers = list(optimizers)
         self._masters = [Masters(o, model, saturate, self._adopt_new) for o in optimizers]
         self._handles = [handle for o in optimizers for handle in hook_states(o)]
@@ -66,7 +67,7 @@ class HalfPrecision:
         """After `optimizer.add_param_group`: what it brought, and the modules around it."""
         kept = kept_of(self.model, self._keep)
         check_gradients(self._optimizers)
-        check_range(self.model, self.format, kept.tensors)
+        check_range(self.model, self.format, kept.tensors, saturate=self._saturate)
         self._adopt(kept)
 
     def _adopt(self, kept: Kept) -> None:
@@ -75,23 +76,33 @@ class HalfPrecision:
         owned = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
         fresh = {key: p for key, p in half.items() if key in owned and link_of(p) is None}
         masters = {key: _master_of(parameter) for key, parameter in fresh.items()}
-        tensors = [*half.values(), *(b for b in self.model.buffers() if id(b) not in kept.tensors)]
-        for tensor in tensors:
-            if floating(tensor) and tensor.dtype != self.format:
-                if id(tensor) not in fresh:
-                    self._casts.append((tensor, tensor.dtype))
-                convert_(tensor, self.format)
+        for tensor in (*half.values(), *self.model.buffers()):
+            if id(tensor) in kept.tensors or not floating(tensor):
+                continue
+            if id(tensor) not in fresh:
+                self._casts.append((tensor, torch.promote_types(tensor.dtype, torch.float32)))
+            if tensor.dtype != self.format:
+                convert_(tensor, self.format, saturate=self._saturate and id(tensor) in half)
+        widened = self._widen_kept(kept)
         links = {key: Link(p, masters[key], self._gradients) for key, p in fresh.items()}
         for optimizer, own in zip(self._optimizers, self._masters, strict=True):
             here = {id(p) for group in optimizer.param_groups for p in group["params"]}
             own.links.extend(link for key, link in links.items() if key in here)
-            repoint(optimizer, masters)
+            repoint(optimizer, {**masters, **widened})
         wide = self._gradients not in HALVES
         hook_model(self.model, self.format, kept.modules, kept.named, without_ddp=wide)
         hook_loading(self.model)
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
+
+    def _widen_kept(self, kept: Kept) -> dict[int, Tensor]:
+        """What is to stay in float32 and was half before, such as a bfloat16 checkpoint's norms."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        halves = [t for t in tensors if id(t) in kept.tensors and t.dtype in HALVES]
+        for tensor in halves:
+            convert_(tensor, torch.float32)
+        return {id(tensor): tensor for tensor in halves}
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The model's parameters in its own order, with masters in the place of half ones."""

@@ -183,10 +183,13 @@ def local(tensor: Tensor) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
-def convert_(parameter: Tensor, dtype: torch.dtype) -> None:
+def convert_(parameter: Tensor, dtype: torch.dtype, *, saturate: bool = False) -> None:
     """Changes a parameter's or buffer's dtype in place: whoever holds it sees the new values."""
     with torch.no_grad():
-        value = parameter.detach().to(dtype)
+        value = parameter.detach()
+        if saturate:
+            value = value.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+        value = value.to(dtype)
         if not is_traceable_wrapper_subclass(parameter):
             parameter.data = value
             return

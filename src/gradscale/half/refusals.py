@@ -94,11 +94,16 @@ def check_gradients(optimizers: Sequence[Optimizer]) -> None:
                     )
 
 
-def check_range(model: nn.Module, format: torch.dtype, kept: Collection[int]) -> None:
-    """Refuses finite weights and buffers that would become infinite. Reads the host."""
+def check_range(
+    model: nn.Module, format: torch.dtype, kept: Collection[int], *, saturate: bool = False
+) -> None:
+    """Refuses finite weights and buffers that would become infinite. Reads the host.
+
+    Weights that saturate do not; buffers are no weights, and a mask of -1e9 clamped is another.
+    """
     limit = torch.finfo(format).max
     for kind, tensors in (
-        ("parameter", model.named_parameters()),
+        ("parameter", () if saturate else model.named_parameters()),
         ("buffer", model.named_buffers()),
     ):
         for name, tensor in tensors:
