@@ -142,7 +142,6 @@ def test_an_overflow_skips_the_step_and_names_the_models_parameter():
     optimizer = OPTIMIZERS["SGD momentum"](model.parameters())
     half = half_precision(model, optimizer)
     scaler = gradscale.GradScaler("cpu", init_scale=2.0**30)
-    scaler.name_parameters(model)
     before = [p.detach().clone() for p in half.parameters()]
     train(model, optimizer, [batches(1)], scaler)
     assert scaler.last_step.reason == "overflow"
@@ -160,6 +159,7 @@ def test_a_fused_optimizer_skips_by_itself_and_names_the_parameter(name):
     before = [p.detach().clone() for p in half.parameters()]
     train(model, optimizer, [batches(1)], scaler)
     assert scaler.last_step.skipped and scaler.last_step.culprits
+    assert {c.name for c in scaler.last_step.culprits} <= set(dict(model.named_parameters()))
     assert equal(half.parameters(), before)
 
 

@@ -58,6 +58,11 @@ class Masters:
         ]
         register_masters(optimizer, self)
 
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The model, as long as somebody holds it."""
+        return self._model()
+
     def agree(self) -> None:
         """Gives each master the gradient of its parameter; see `Link.gradient`."""
         for link in self.links:
@@ -185,7 +190,7 @@ class Masters:
 
     def _refuse_orphans(self) -> None:
         """After a step without any gradient: whether the model still has these parameters."""
-        model = self._model()
+        model = self.model
         if model is None or any(link.master.grad is not None for link in self.links):
             return
         present = {id(parameter) for parameter in model.parameters()}

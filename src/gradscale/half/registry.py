@@ -38,6 +38,13 @@ def register_masters(optimizer: Optimizer, masters: Masters | None) -> None:
         optimizer.__dict__[_MASTERS] = masters
 
 
+def names_by(optimizer: Optimizer) -> dict[int, str]:
+    """The names of a half-precision model's parameters, by id; nothing for any other optimizer."""
+    masters = masters_of(optimizer)
+    model = None if masters is None else masters.model
+    return {} if model is None else {id(p): name for name, p in model.named_parameters()}
+
+
 def trained_by(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> list[Tensor]:
     """The tensors to which backward passes give gradients: parameters in the place of masters.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.unscale import gradient_values
-from gradscale.half.registry import trained_by
+from gradscale.half.registry import names_by, trained_by
 
 Reason = Literal["overflow", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"]
 REASONS: tuple[Reason, ...] = (
@@ -68,6 +68,7 @@ def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) ->
         optimizer: owns the parameters; its groups' ``param_names`` are used where they exist.
         names: parameter names by ``id(parameter)``; they come first.
     """
+    names = {**names_by(optimizer), **names}
     found: list[Culprit] = []
     for group_index, group in enumerate(optimizer.param_groups):
         own_names: Sequence[str] | None = group.get("param_names")
