@@ -34,13 +34,15 @@ def in_two_passes(grads: list[Tensor], out: list[Tensor], inv_scale: Tensor) -> 
 
 
 def main() -> None:
-    given = arguments(__doc__.splitlines()[0], rounds=15, threads=1).parse_args()
+    parser = arguments(__doc__.splitlines()[0], rounds=15, threads=1)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    given = parser.parse_args()
     torch.set_num_threads(given.threads)
     inverse = torch.full((), 2.0**-16, device=given.device)
     rows: list[dict[str, Any]] = []
-    for model, shapes in MODELS.items():
+    for model in given.models:
         for format in (torch.float16, torch.bfloat16):
-            grads = [torch.randn(s, device=given.device).to(format) for s in shapes()]
+            grads = [torch.randn(s, device=given.device).to(format) for s in MODELS[model]()]
             out = [torch.empty_like(grad, dtype=torch.float32) for grad in grads]
             one, two = (
                 partial(seconds, partial(way, grads, out, inverse), given.device)
