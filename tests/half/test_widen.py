@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscale.half.narrow import narrow_
 from gradscale.half.widen import BLOCK, Widening, in_memory_order, widen, widen_reference
@@ -106,6 +107,25 @@ def test_nothing_is_read_on_the_host():
     with FakeTensorMode():
         sources = [(torch.ones(5, dtype=torch.float16), 2), (torch.ones(9, dtype=torch.float16), 0)]
         widen(sources, torch.ones(()), torch.zeros(()), lambda place, grad: None)
+
+
+def test_without_the_kernel_an_accelerator_launches_each_pass_once():
+    class Launches(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    names = []
+    shapes = [(BLOCK + 1,), (0,), (3, 4)] * 5
+    sources = [(torch.empty(s, dtype=torch.float16, device="meta"), 0) for s in shapes]
+    scalars = torch.ones((), device="meta"), torch.zeros((), device="meta")
+    with Launches():
+        widen(sources, *scalars, lambda place, grad: None)
+    passes = [name for name in names if name.startswith(("_foreach", "_amp"))]
+    assert passes == [
+        "_foreach_copy_.default",
+        "_amp_foreach_non_finite_check_and_unscale_.default",
+    ]
 
 
 @given(values=st.lists(st.floats(width=32), max_size=20), format=st.sampled_from(FORMATS))
