@@ -111,7 +111,8 @@ def _take_back(state: Any, name: str, saved: tuple[Any, Any], skipped: Tensor) -
         return
     flag = _on(skipped, new)
     if new is was:
-        torch.where(flag, old, new, out=new)
+        values = tensor_values(new)
+        torch.where(flag, tensor_values(old), values, out=values)
     else:  # put there by the step, which may share it with the gradient
         state[name] = torch.where(flag, old, new)
 
