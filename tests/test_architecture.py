@@ -24,7 +24,17 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LEVELS = (
     ("capturing", "formats", "histogram", "triton_kernels", "version"),
     ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
-    ("backward", "plans", "ranks", "gradients", "outcomes", "half", "undo", "metrics"),
+    (
+        "backward",
+        "plans",
+        "ranks",
+        "gradients",
+        "outcomes",
+        "half",
+        "undo",
+        "metrics",
+        "functional",
+    ),
     ("layerwise",),
     ("scaler", "checkpoints", "captured"),
     ("watching",),

@@ -3,6 +3,7 @@
 from gradscale import checkpoints as checkpoints
 from gradscale import doctor as doctor
 from gradscale import emulation as emulation
+from gradscale import functional as functional
 from gradscale import metrics as metrics
 from gradscale import recording as recording
 from gradscale import truth as truth
@@ -34,7 +35,6 @@ from gradscale.policies import presets as presets
 from gradscale.recording import Recorder as Recorder
 from gradscale.scaler import GradScaler as GradScaler
 from gradscale.undo import Degrees as Degrees
-from gradscale.undo import functional as functional
 from gradscale.version import __version__ as __version__
 from gradscale.watching import Watch as Watch
 from gradscale.watching import WatchReport as WatchReport

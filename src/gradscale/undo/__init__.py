@@ -1,4 +1,3 @@
-"""Where the scale is undone, other than in the gradient; a step as pure functions."""
+"""Where the scale is undone, other than in the gradient."""
 
-from gradscale.undo import functional as functional
 from gradscale.undo.degrees import Degrees as Degrees
