@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,22 @@ from gradscale.undo.degrees import degrees_once
 
 SQUARES_FIT = 2.0**63
 """Gradients below it have finite squares, and sums of squares, in float32."""
+
+
+class _Clipping(NamedTuple):
+    """What a norm comes to, each 0-d.
+
+    Attributes:
+        norm: of the gradients at S.
+        true: of the unscaled ones.
+        coefficient: what clips them.
+        factor: what clips and unscales them.
+    """
+
+    norm: Norm
+    true: Tensor
+    coefficient: Tensor
+    factor: Tensor
 
 
 class ClippingScaler(AccumulatingScaler):
@@ -103,8 +119,10 @@ class ClippingScaler(AccumulatingScaler):
             if not scaled:
                 self._multiply_(parameters, coefficient)
                 self._flag_all(optimizers, not_finite(true))
-            for each in optimizers if scaled else ():
-                self._clip_scaled(each, norm, true, coefficient, alone=len(optimizers) == 1)
+                return true.to(norm.dtype)
+            clipping = _Clipping(norm, true, coefficient, inv_scale * coefficient)
+            for each in optimizers:
+                self._clip_scaled(each, clipping, alone=len(optimizers) == 1)
         return true.to(norm.dtype)
 
     @eager
@@ -207,14 +225,12 @@ class ClippingScaler(AccumulatingScaler):
     def _clip_scaled(
         self,
         optimizer: torch.optim.Optimizer,
-        norm: Norm,
-        true: Tensor,
-        coefficient: Tensor,
+        clipping: _Clipping,
         alone: bool,
     ) -> None:
         """Clips gradients at S: dividing them, or leaving that to the optimizer."""
         record, scale = self._record(optimizer), cast(Tensor, self._scale)
-        factor = inverse(scale) * coefficient
+        norm, true, coefficient, factor = clipping
         if not self._stays_scaled(optimizer):
             self._divide(optimizer, record, factor)
             if not alone:
