@@ -12,13 +12,19 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from gradscale.half.hooks import hook_model, unhook_model
+from gradscale.half.hooks import hook_model, hook_settling, unhook_model
 from gradscale.half.kept import Keep, Kept, floating, kept_of
 from gradscale.half.link import HALVES, Link, convert_, link_of
 from gradscale.half.masters import Masters
 from gradscale.half.refusals import check_gradients, check_range
 from gradscale.half.repoint import repoint
-from gradscale.half.saving import float_values, hook_loading, hook_states, unhook_loading
+from gradscale.half.saving import (
+    float_values,
+    hook_module_states,
+    hook_states,
+    unhook_module_states,
+)
+from gradscale.half.settling import Settles
 
 
 class HalfPrecision:
@@ -79,19 +85,25 @@ class HalfPrecision:
         for tensor in (*half.values(), *self.model.buffers()):
             if id(tensor) in kept.tensors or not floating(tensor):
                 continue
-            if id(tensor) not in fresh:
+            if id(tensor) not in fresh and link_of(tensor) is None:
                 self._casts.append((tensor, torch.promote_types(tensor.dtype, torch.float32)))
             if tensor.dtype != self.format:
                 convert_(tensor, self.format, saturate=self._saturate and id(tensor) in half)
         widened = self._widen_kept(kept)
-        links = {key: Link(p, masters[key], self._gradients) for key, p in fresh.items()}
+        links: dict[int, Link] = {}
         for optimizer, own in zip(self._optimizers, self._masters, strict=True):
             here = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            own.links.extend(link for key, link in links.items() if key in here)
+            for key, parameter in fresh.items():
+                if key in here:
+                    if key not in links:
+                        links[key] = Link(parameter, masters[key], self._gradients, own)
+                    own.links.append(links[key])
             repoint(optimizer, {**masters, **widened})
         wide = self._gradients not in HALVES
         hook_model(self.model, self.format, kept.modules, kept.named, without_ddp=wide)
-        hook_loading(self.model)
+        stay = (t for t in (*inside.values(), *self.model.buffers()) if id(t) in kept.tensors)
+        hook_settling(self.model, Settles(self._masters, stay))
+        hook_module_states(self.model)
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
@@ -142,12 +154,24 @@ class HalfPrecision:
         """
         copy = deepcopy(self.model)
         unhook_model(copy)
-        unhook_loading(copy)
+        unhook_module_states(copy)
         for tensor in (*copy.parameters(), *copy.buffers()):
             if tensor.dtype == self.format:
                 convert_(tensor, torch.float32)
         copy.load_state_dict(self.float_state_dict())
         return copy
+
+    def sync(self) -> None:
+        """Brings parameters and masters together now; forward passes, steps and states do, too.
+
+        For writes that torch does not count, which are those through `.data` of the masters, and
+        for a compiled model. Where both were written, the masters' values hold.
+        """
+        for masters in self._masters:
+            for link in masters.links:
+                if link.written and not link.ahead:
+                    link.take_changes()
+            masters.copy_back()
 
     def widen_gradients(self) -> None:
         """Turns half-precision gradients into float32 ones now; `step` does it otherwise.
@@ -177,6 +201,8 @@ class HalfPrecision:
 
         Gradients are dropped; the optimizer keeps its state.
         """
+        for masters in self._masters:
+            masters.take_changes()
         links = {id(link.parameter): link for m in self._masters for link in m.links}
         for optimizer, masters in zip(self._optimizers, self._masters, strict=True):
             optimizer.zero_grad()
@@ -185,7 +211,7 @@ class HalfPrecision:
         for handle in self._handles:
             handle.remove()
         unhook_model(self.model)
-        unhook_loading(self.model)
+        unhook_module_states(self.model)
         for tensor, dtype in self._casts:
             convert_(tensor, dtype)
         for link in links.values():

@@ -10,8 +10,9 @@ from torch import nn
 from gradscale.half.casting import ReadsIn, Returns, ReturnsFloat32
 from gradscale.half.kept import NORMALIZATION
 from gradscale.half.norms import NormReads, NormReturns
+from gradscale.half.settling import Settles
 
-HOOKS = (ReadsIn, Returns, ReturnsFloat32, NormReads, NormReturns)
+HOOKS = (ReadsIn, Returns, ReturnsFloat32, NormReads, NormReturns, Settles)
 
 
 def hook_model(
@@ -52,6 +53,12 @@ def hook_model(
                 module.register_forward_hook(ReturnsFloat32())
 
 
+def hook_settling(model: nn.Module, settles: Settles) -> None:
+    """Puts this first, in the place of one that was there: a model computes with what it copies."""
+    _remove(model, (Settles,))
+    model.register_forward_pre_hook(settles, prepend=True)
+
+
 def _register_inputs(module: nn.Module, hook: ReadsIn) -> None:
     module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
 
@@ -64,11 +71,15 @@ def hooked(module: nn.Module) -> bool:
 def unhook_model(model: nn.Module) -> None:
     """Takes these hooks off a model and everything below it."""
     for module in model.modules():
-        for hooks, flags in (
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-            (module._forward_hooks, module._forward_hooks_with_kwargs),
-        ):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, HOOKS)]:
-                del hooks[key]
-                flags.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
+        _remove(module, HOOKS)
+
+
+def _remove(module: nn.Module, kinds: tuple[type, ...]) -> None:
+    for hooks, flags in (
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    ):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, kinds)]:
+            del hooks[key]
+            flags.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)

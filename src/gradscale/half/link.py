@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-from weakref import WeakMethod, WeakValueDictionary
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakMethod, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gradscale.backward.one_pass import NONE, current_pass
+from gradscale.half.narrow import narrow_
+
+if TYPE_CHECKING:
+    from gradscale.half.masters import Masters
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -27,38 +32,51 @@ class Link:
         master: float32; what the optimizer updates.
         moved: whether the master changed its device, and the optimizer's state has yet to follow.
         narrow: whether backward passes accumulate in half precision.
+        format: the dtype that the parameter was given.
         exponent: the half gradient is stored at ``2**exponent`` times the loss-scaled one.
         cleared: whether the gradient is zero since `optimizer.zero_grad(set_to_none=False)`.
     """
 
     __slots__ = (
         "__weakref__",
+        "_agreed",
+        "_agreed_master",
         "_handle",
         "_incoming",
+        "_owner",
         "_seen",
-        "_version",
         "cleared",
         "exponent",
+        "format",
         "master",
         "moved",
         "narrow",
         "parameter",
     )
 
-    def __init__(self, parameter: Tensor, master: Tensor, gradients: torch.dtype) -> None:
+    def __init__(
+        self, parameter: Tensor, master: Tensor, gradients: torch.dtype, owner: Masters
+    ) -> None:
+        self._owner = ref(owner)
         self.parameter = parameter
         self.master = master
+        self.format = parameter.dtype
         self.exponent = 0
         self.cleared = self.moved = False
         self._incoming = (NONE, 0)
         self._seen: Tensor | None = None
-        self._version = parameter._version
+        self.note_agreed()
         # None: half precision from the backward pass, float32 once divided.
         self.narrow = gradients in HALVES
         cast(Any, parameter).grad_dtype = None if self.narrow else gradients
         cast(Any, master).grad_dtype = None
         self._handle = _hook_accumulation(parameter, self._accumulated)
         LINKS[id(parameter)] = self
+
+    @property
+    def owner(self) -> Masters | None:
+        """The masters of the optimizer, as long as that is there."""
+        return self._owner()
 
     def expect(self, exponent: int) -> None:
         """The running backward pass brings the gradient at ``2**exponent`` of the loss scale."""
@@ -103,7 +121,10 @@ class Link:
     def _follow(self) -> None:
         """After `model.to(device)`: the master moves too, and the optimizer is told."""
         self.master.grad = None
+        ahead = self.ahead
         self.master.data = self.master.data.to(self.parameter.device)
+        if not ahead:
+            self._agreed_master = _state(self.master)
         self.moved = True
 
     def replace(self, grad: Tensor | None) -> None:
@@ -114,20 +135,33 @@ class Link:
         """Leaves the gradient to the parameter alone, so that clearing it there frees it."""
         self.master.grad = self._seen = None
 
-    def note_copied(self) -> None:
+    def note_agreed(self) -> None:
         """The parameter holds the rounded master."""
-        self._version = self.parameter._version
+        self._agreed = _state(self.parameter)
+        self._agreed_master = _state(self.master)
 
     @property
     def written(self) -> bool:
-        """Whether the parameter was written in place since the master was last copied to it."""
-        return self.parameter._version != self._version
+        """Whether the parameter was written, or given other memory, since both agreed."""
+        return _changed(self.parameter, self._agreed)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the master was written, or given other memory, since both agreed."""
+        return _changed(self.master, self._agreed_master)
 
     @property
     def apart(self) -> bool:
         """Whether the parameter holds something else than the rounded master. Reads the host."""
-        with torch.no_grad():
-            return not torch.equal(self.master.to(self.parameter), self.parameter)
+        rounded = self._rounded().to(self.parameter.device)
+        return not torch.equal(rounded, self.parameter.detach())
+
+    def _rounded(self) -> Tensor:
+        master, dtype = self.master.detach(), self.parameter.dtype
+        owner = self.owner
+        if owner is not None and owner.saturate:
+            master = master.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+        return master.to(dtype)
 
     @property
     def value(self) -> Tensor:
@@ -139,10 +173,30 @@ class Link:
         """Brings the master in line if the parameter was written.
 
         A master that rounds to what the parameter holds keeps its bits; others take its value.
+
+        Raises:
+            RuntimeError: if the master was written as well, to something else.
         """
-        if self.written:
-            self.take(self.parameter.detach())
-            self._version = self.parameter._version
+        if not self.written:
+            return
+        if self.ahead and self.apart:
+            raise RuntimeError(
+                "a parameter of the model and its float32 master were both written since they "
+                "last agreed, to different values. `half.sync()` between the two writes makes the "
+                "second one hold; now it makes the master's hold."
+            )
+        self.take(self.parameter.detach())
+        self.note_agreed()
+
+    def settle(self) -> None:
+        """Whichever was written reaches the other one."""
+        self.take_changes()
+        if self.ahead:
+            self.copy_back()
+
+    def copy_back(self) -> None:
+        """Rounds the master into the parameter."""
+        copy_back([self], saturate=self.owner is not None and self.owner.saturate)
 
     def take(self, value: Tensor) -> None:
         """The master takes a value: of a wider dtype as it is, of its own only where it differs."""
@@ -154,7 +208,8 @@ class Link:
         value = value.to(master.device)
         if value.dtype != self.parameter.dtype:
             return value
-        return torch.where(master.to(value.dtype) == value, master, value.to(master.dtype))
+        same = self._rounded().to(master.device) == value
+        return torch.where(same, master, value.to(master.dtype))
 
     def dissolve(self) -> None:
         """The parameter takes the master's storage and dtype, and its own gradients back."""
@@ -166,6 +221,25 @@ class Link:
         with torch.no_grad():
             self.parameter.copy_(self.master)
         cast(Any, self.parameter).grad_dtype = self.parameter.dtype
+
+
+def copy_back(links: Sequence[Link], *, saturate: bool) -> None:
+    """Rounds masters into their parameters, together."""
+    pairs = [(local(link.parameter), local(link.master)) for link in links]
+    narrow_(pairs, saturate=saturate)
+    for link in links:
+        link.note_agreed()
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor is written in place, or given other memory (`tensor.data = …`)."""
+    return tensor._version, tensor.data_ptr() if type(tensor) is Parameter else 0
+
+
+def _changed(tensor: Tensor, state: tuple[int, int]) -> bool:
+    # In every step and forward pass, of every parameter: no calls that are not needed.
+    version, pointer = state
+    return tensor._version != version or (pointer != 0 and tensor.data_ptr() != pointer)
 
 
 LINKS: WeakValueDictionary[int, Link] = WeakValueDictionary()

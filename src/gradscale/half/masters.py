@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscale.gradients.unscale import Flags, tensor_values
-from gradscale.half.link import HALVES, Link, local
-from gradscale.half.narrow import narrow_
+from gradscale.half.link import HALVES, Link, copy_back
 from gradscale.half.registry import register_masters
 from gradscale.half.repoint import move_state
 from gradscale.half.widen import widen
@@ -51,7 +50,10 @@ class Masters:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        self._adopt = adopt
+        # Ahead of the user's own: they find the weights of this step, and may write them.
+        post: Any = optimizer._optimizer_step_post_hooks
+        post.move_to_end(self._handles[1].id, last=False)
+        self.adopt = adopt
         self._unpatch = [
             _patch(optimizer, "zero_grad", self._zero_grad),
             _patch(optimizer, "add_param_group", self._add_param_group),
@@ -62,6 +64,10 @@ class Masters:
     def model(self) -> torch.nn.Module | None:
         """The model, as long as somebody holds it."""
         return self._model()
+
+    def attach(self, model: torch.nn.Module) -> None:
+        """Names the model of these parameters, where it was not known."""
+        self._model = ref(model)
 
     def agree(self) -> None:
         """Gives each master the gradient of its parameter; see `Link.gradient`."""
@@ -115,10 +121,15 @@ class Masters:
 
     def copy_back(self) -> None:
         """Rounds the masters into the parameters."""
-        pairs = [(local(link.parameter), local(link.master)) for link in self.links]
-        narrow_(pairs, saturate=self.saturate)
-        for link in self.links:
-            link.note_copied()
+        copy_back(self.links, saturate=self.saturate)
+
+    def settle_ahead(self) -> None:
+        """Masters that were written reach the parameters."""
+        ahead = [link for link in self.links if link.ahead]
+        for link in ahead:
+            link.take_changes()
+        if ahead:
+            copy_back(ahead, saturate=self.saturate)
 
     def remove(self) -> None:
         """Takes the hooks off the optimizer."""
@@ -147,14 +158,17 @@ class Masters:
         """A closure around which weights go to the model, and gradients come to the masters."""
 
         def evaluate() -> Any:
+            self._refuse_writes_within_step()
             self.copy_back()
             loss = closure()
+            self.take_changes()
             self.widen_()
             return loss
 
         return evaluate
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._refuse_writes_within_step()
         self.copy_back()
         self._stepped = True
         for link in self.links:
@@ -170,7 +184,7 @@ class Masters:
 
     def _add_param_group(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
-        self._adopt()
+        self.adopt()
 
     @property
     def may_be_of_another_rank(self) -> bool:
@@ -187,6 +201,18 @@ class Masters:
                 "the ranks began with different weights, and their float32 masters would differ. "
                 "Seed all ranks alike, or call `half.broadcast()` after wrapping the model."
             )
+
+    def _refuse_writes_within_step(self) -> None:
+        """Before weights are copied back, over what somebody else wrote there."""
+        if not any(link.written for link in self.links):
+            return
+        name = type(self._optimizer()).__name__
+        raise RuntimeError(
+            f"`{name}.step()` wrote the model's half-precision parameters, and not through the "
+            "float32 masters in `optimizer.param_groups`, which are copied over them now. An "
+            "optimizer that keeps a list of parameters of its own must read `param_groups` "
+            "instead; a hook that writes weights before a step belongs before `step()`."
+        )
 
     def _refuse_orphans(self) -> None:
         """After a step without any gradient: whether the model still has these parameters."""

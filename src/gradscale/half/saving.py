@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from gradscale.half.link import link_of
 from gradscale.half.registry import masters_of
+from gradscale.half.settling import settle_loaded, settle_saved
 
 KEY = "master_weights"
 """Where `optimizer.state_dict()` has the masters: by the index that torch gives each parameter."""
@@ -24,21 +25,33 @@ def hook_states(optimizer: Optimizer) -> list[Any]:
     ]
 
 
-def hook_loading(model: nn.Module) -> None:
-    """Makes masters follow what `load_state_dict` writes into a module's parameters."""
+def hook_module_states(model: nn.Module) -> None:
+    """Makes masters follow what `load_state_dict` writes, and reach what `state_dict` reads."""
     for module in model.modules():
         own = any(link_of(parameter) is not None for parameter in module._parameters.values())
-        known = module._load_state_dict_pre_hooks.values()
-        if own and not any(getattr(hook, "hook", hook) is follow_loaded for hook in known):
+        if own and not any(_hooks(module)):
             module.register_load_state_dict_pre_hook(follow_loaded)
+            module.register_load_state_dict_post_hook(settle_loaded)
+            module.register_state_dict_pre_hook(settle_saved)
 
 
-def unhook_loading(model: nn.Module) -> None:
+def unhook_module_states(model: nn.Module) -> None:
     """Takes these hooks off again."""
     for module in model.modules():
-        hooks = module._load_state_dict_pre_hooks
-        for key in [k for k, h in hooks.items() if getattr(h, "hook", h) is follow_loaded]:
+        for hooks, key in list(_hooks(module)):
             del hooks[key]
+
+
+def _hooks(module: nn.Module) -> Iterator[tuple[Any, int]]:
+    """Where the hooks are that are ours: torch wraps some of them."""
+    for hooks in (
+        module._load_state_dict_pre_hooks,
+        module._load_state_dict_post_hooks,
+        module._state_dict_pre_hooks,
+    ):
+        for key, hook in hooks.items():
+            if getattr(hook, "hook", hook) in (follow_loaded, settle_loaded, settle_saved):
+                yield hooks, key
 
 
 def follow_loaded(
@@ -70,6 +83,7 @@ def follow_loaded(
 def _add_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
     masters = masters_of(optimizer)
     if masters is not None:
+        masters.settle_ahead()
         by_id = {id(link.master): link.value for link in masters.links}
         state[KEY] = {
             index: by_id[id(parameter)]
@@ -85,6 +99,8 @@ def _load_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
         return
     order = list(_in_order(optimizer))
     _refuse_other_shapes(order, saved)
+    for link in masters.links:
+        link.settle()  # those that the state does not have keep what was written
     with torch.no_grad():
         for index, value in saved.items():
             order[index].copy_(value)
