@@ -1,6 +1,7 @@
 """Micro-batches: dropped when they overflow, never mixed at two scales."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -224,3 +225,18 @@ def test_a_dropped_micro_batch_lowers_the_scale_no_further_than_its_floor():
     scaler.step(optimizer)
     scaler.update()
     assert not scaler.last_step.skipped and scaler.get_scale() == 8.0
+
+
+def test_saving_between_micro_batches_warns_that_their_sum_is_not_saved():
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    scaler.accumulate_(optimizer)
+    with pytest.warns(UserWarning, match=r"between `accumulate_` and `step`.*after `update\(\)`"):
+        scaler.state_dict()
+    scaler.step(optimizer)
+    scaler.update()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scaler.state_dict()

@@ -73,6 +73,13 @@ class SavedScaler(torch.amp.GradScaler):
         """
         if not self._enabled:
             return {}
+        if any("micro_batches" in record for record in self._per_optimizer_states.values()):
+            warnings.warn(
+                "`state_dict()` between `accumulate_` and `step`: the sum of the micro-batches is "
+                "not part of it, and a run resumed from here steps without them. Save after "
+                "`update()`.",
+                stacklevel=2,
+            )
         # First, because a plan that is due may change the scale.
         layerwise = None if self._layerwise is None else self._layerwise.state_dict()
         own: dict[str, Any] = {
