@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 
 from gradscale.half.hooks import hook_model, hook_settling, unhook_model
 from gradscale.half.kept import Keep, Kept, floating, kept_of
-from gradscale.half.link import HALVES, Link, convert_, link_of
+from gradscale.half.link import HALVES, convert_, link_of
 from gradscale.half.masters import Masters
 from gradscale.half.refusals import check_gradients, check_range
+from gradscale.half.registry import masters_of
 from gradscale.half.repoint import repoint
 from gradscale.half.saving import (
     float_values,
     hook_module_states,
-    hook_states,
     unhook_module_states,
 )
 from gradscale.half.settling import Settles
@@ -64,8 +64,9 @@ class HalfPrecision:
         self._gradients = gradients
         self._saturate = saturate
         self._optimizers = list(optimizers)
-        self._masters = [Masters(o, model, saturate, self._adopt_new) for o in optimizers]
-        self._handles = [handle for o in optimizers for handle in hook_states(o)]
+        self._masters = [
+            Masters(o, model, gradients, saturate, self._adopt_new) for o in optimizers
+        ]
         self._casts: list[tuple[Tensor, torch.dtype]] = []
         self._adopt(kept)
 
@@ -90,14 +91,11 @@ class HalfPrecision:
             if tensor.dtype != self.format:
                 convert_(tensor, self.format, saturate=self._saturate and id(tensor) in half)
         widened = self._widen_kept(kept)
-        links: dict[int, Link] = {}
         for optimizer, own in zip(self._optimizers, self._masters, strict=True):
             here = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for key, parameter in fresh.items():
                 if key in here:
-                    if key not in links:
-                        links[key] = Link(parameter, masters[key], self._gradients, own)
-                    own.links.append(links[key])
+                    own.link(parameter, masters[key])
             repoint(optimizer, {**masters, **widened})
         wide = self._gradients not in HALVES
         hook_model(self.model, self.format, kept.modules, kept.named, without_ddp=wide)
@@ -208,14 +206,23 @@ class HalfPrecision:
             optimizer.zero_grad()
             repoint(optimizer, {id(link.master): link.parameter for link in masters.links})
             masters.remove()
-        for handle in self._handles:
-            handle.remove()
         unhook_model(self.model)
         unhook_module_states(self.model)
         for tensor, dtype in self._casts:
             convert_(tensor, dtype)
         for link in links.values():
             link.dissolve()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_masters"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copied optimizers have masters of their own; the model may not be complete yet.
+        self.__dict__.update(state)
+        self._masters = [cast(Masters, masters_of(o)) for o in self._optimizers]
+        for masters in self._masters:
+            masters.adopt = self._adopt_new
+            masters.attach(self.model)
 
     def __repr__(self) -> str:
         parameters = list(self.model.parameters())

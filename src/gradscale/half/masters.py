@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 from weakref import ref
 
@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscale.gradients.unscale import Flags, tensor_values
-from gradscale.half.link import HALVES, Link, copy_back
+from gradscale.half.copying import Pairs, copied_as_pair
+from gradscale.half.link import HALVES, Link, copy_back, link_of
 from gradscale.half.registry import register_masters
 from gradscale.half.repoint import move_state
+from gradscale.half.saving import hook_states
 from gradscale.half.widen import widen
+from gradscale.half.wrapping import closure_of, patch, with_closure
 from gradscale.ranks import distributed
 
 
@@ -29,23 +32,26 @@ class Masters:
 
     Args:
         optimizer: owns the masters.
-        model: what holds the parameters.
+        model: what holds the parameters; None of a copy, until it runs.
+        gradients: the dtype in which backward passes accumulate.
         saturate: whether masters beyond the half-precision range are clamped to it, not infinite.
-        adopt: called when the optimizer was given more parameters.
+        adopt: called when the optimizer was given more parameters; None if nobody can.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        model: torch.nn.Module,
+        model: torch.nn.Module | None,
+        gradients: torch.dtype,
         saturate: bool,
-        adopt: Callable[[], None],
+        adopt: Callable[[], None] | None,
     ) -> None:
         self.links: list[Link] = []
+        self._gradients = gradients
         self.saturate = saturate
         self._stepped = False
         self._optimizer = ref(optimizer)
-        self._model = ref(model)
+        self._model = None if model is None else ref(model)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -53,17 +59,36 @@ class Masters:
         # Ahead of the user's own: they find the weights of this step, and may write them.
         post: Any = optimizer._optimizer_step_post_hooks
         post.move_to_end(self._handles[1].id, last=False)
+        self._handles += hook_states(optimizer)
         self.adopt = adopt
         self._unpatch = [
-            _patch(optimizer, "zero_grad", self._zero_grad),
-            _patch(optimizer, "add_param_group", self._add_param_group),
+            patch(optimizer, "zero_grad", self._zero_grad),
+            patch(optimizer, "add_param_group", self._add_param_group),
+            copied_as_pair(optimizer, self._pairs, _rebuild),
         ]
         register_masters(optimizer, self)
 
     @property
     def model(self) -> torch.nn.Module | None:
         """The model, as long as somebody holds it."""
-        return self._model()
+        return None if self._model is None else self._model()
+
+    def link(self, parameter: Tensor, master: Tensor) -> None:
+        """Takes in a parameter and its master, which another optimizer may have as well."""
+        known = link_of(parameter)
+        if known is None or known.master is not master:
+            known = Link(parameter, master, self._gradients, self)
+        self.links.append(known)
+
+    def _pairs(self) -> Pairs:
+        for link in self.links:
+            link.settle()
+        return Pairs(
+            [link.parameter for link in self.links],
+            [link.master for link in self.links],
+            self._gradients,
+            self.saturate,
+        )
 
     def attach(self, model: torch.nn.Module) -> None:
         """Names the model of these parameters, where it was not known."""
@@ -149,10 +174,10 @@ class Masters:
                 move_state(optimizer, link.master)
                 link.moved = False
         self._refuse_orphans()
-        closure = _closure_of(args, kwargs)
+        closure = closure_of(args, kwargs)
         if closure is None:
             return None
-        return _with_closure(args, kwargs, self._between(closure))
+        return with_closure(args, kwargs, self._between(closure))
 
     def _between(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure around which weights go to the model, and gradients come to the masters."""
@@ -183,6 +208,12 @@ class Masters:
                 link.replace(None)
 
     def _add_param_group(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        if self.adopt is None:
+            raise RuntimeError(
+                "`optimizer.add_param_group(…)`: this optimizer is a copy, made without the "
+                "`HalfPrecision` that knows what of the model stays in float32. Copy the three "
+                "together: `copy.deepcopy((model, optimizer, half))`."
+            )
         original(*args, **kwargs)
         self.adopt()
 
@@ -229,6 +260,14 @@ class Masters:
             )
 
 
+def _rebuild(optimizer: Optimizer, pairs: Pairs) -> None:
+    """Links a copied optimizer to the copied parameters."""
+    masters = Masters(optimizer, None, pairs.gradients, pairs.saturate, None)
+    for parameter, master in zip(pairs.parameters, pairs.masters, strict=True):
+        masters.link(parameter, master)
+    masters.copy_back()  # a model that was copied before its optimizer settled
+
+
 def _sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "_local_tensor")
 
@@ -249,33 +288,3 @@ def _like(grad: Tensor, values: Tensor) -> Tensor:
             is_coalesced=grad.is_coalesced(), check_invariants=False,
         )  # fmt: skip
     return values
-
-
-def _closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-    # The optimizer itself comes first.
-    given = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    return given if callable(given) else None
-
-
-def _with_closure(args: Sequence[Any], kwargs: Mapping[str, Any], closure: Any) -> Any:
-    if "closure" in kwargs:
-        return tuple(args), {**kwargs, "closure": closure}
-    return (args[0], closure, *args[2:]), dict(kwargs)
-
-
-def _patch(optimizer: Optimizer, name: str, method: Callable[..., Any]) -> Callable[[], None]:
-    """Puts a method around an optimizer's own; returns what takes it off again.
-
-    Torch has hooks for `step` and for states, and none for these. An optimizer's pickle holds its
-    state and settings only, so this never travels.
-    """
-    original = getattr(optimizer, name)
-
-    def around(*args: Any, **kwargs: Any) -> Any:
-        return method(original, *args, **kwargs)
-
-    def restore() -> None:
-        optimizer.__dict__.pop(name, None)
-
-    setattr(optimizer, name, around)
-    return restore
