@@ -361,6 +361,21 @@ def test_frozen_parameters_are_cast_and_can_be_trained_later():
     assert not torch.equal(model[0].weight, before)
 
 
+def test_frozen_parameters_come_back_unrounded_if_the_optimizer_has_them():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    for frozen in (*model[0].parameters(), *model[1].parameters()):
+        nn.init.constant_(frozen, 1 + 2.0**-20).requires_grad_(False)
+    optimizer = torch.optim.AdamW([*model[0].parameters(), *model[2].parameters()], lr=0.1)
+    half = half_precision(model, optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert len(optimizer.state) == 2
+    assert half.float_state_dict()["0.weight"].unique().tolist() == [1 + 2.0**-20]
+    half.restore()
+    assert model[0].weight.unique().tolist() == [1 + 2.0**-20]
+    assert model[1].weight.unique().tolist() == [1.0]
+
+
 def test_copies_pickles_and_compiled_models_cast_as_the_model_does():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))

@@ -135,7 +135,8 @@ class HalfPrecision:
     def float_state_dict(self) -> dict[str, Any]:
         """The model's state with the float32 weights: for a plain model, an export, an evaluation.
 
-        The masters are not copied: a later step changes them.
+        The masters are not copied: a later step changes them. Parameters that no optimizer has were
+        rounded when they were converted, and stay so.
         """
         return float_values(self.model)
 
@@ -197,7 +198,8 @@ class HalfPrecision:
     def restore(self) -> None:
         """Undoes everything: the model is float32 again, with the masters as its weights.
 
-        Gradients are dropped; the optimizer keeps its state.
+        Gradients are dropped; the optimizer keeps its state. Parameters that no optimizer has have
+        no master either: they are float32 again, with the values to which they were rounded.
         """
         for masters in self._masters:
             masters.take_changes()
