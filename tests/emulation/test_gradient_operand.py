@@ -179,8 +179,9 @@ def test_saved_tensors_may_be_packed() -> None:
 
 def test_recomputation_under_no_grad_is_a_forward_pass() -> None:
     def block(x: torch.Tensor) -> torch.Tensor:
+        # Detached: torch 2.10's autocast would hand the cast weights out again, without a gradient.
         with torch.no_grad():
-            target = x @ W
+            target = x.detach() @ W.detach()
         return (x @ W) * target
 
     watch = watched(
