@@ -37,7 +37,7 @@ check() { # a name for the log, seconds at most, pytest's arguments
   shift 2
   # A test that hangs, as one that waits for a broken device, must not take the others' time.
   if has pytest_timeout; then options+=(-o timeout=120); fi
-  if has xdist; then options+=(-n "${WORKERS:-4}"); fi
+  if has xdist; then options+=(-n "${WORKERS:-8}"); fi
   LINES_SHOWN=60 run "$name" "$limit" "$PYTHON" -m pytest "${options[@]}" "$@"
 }
 
