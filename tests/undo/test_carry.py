@@ -308,6 +308,22 @@ def test_the_gradient_is_read_once_and_never_written():
     assert parameter.grad.tolist() == [1.0] * 4 and parameter.grad._version <= version + 1
 
 
+@pytest.mark.parametrize("clip", [False, True])
+def test_gradients_whose_sums_overflow_in_momentum_are_an_overflow(clip):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1e-3, momentum=0.9)
+    scaler = GradScaler("cpu", init_scale=2.0**120, undo="learning_rate", growth_interval=10**6)
+    for _ in range(60):
+        scaler.scale(torch.zeros(()))
+        parameter.grad = 100.0 * scaler._scale.clone().reshape(1)
+        if clip:
+            scaler.clip_grad_norm_(optimizer, 1e6)
+        scaler.step(optimizer)
+        scaler.update()
+    assert torch.isfinite(parameter).all() and scaler.get_scale() * 100 < 2.0**104
+    assert 0 < scaler.counters.skipped < 30
+
+
 def test_gradients_whose_squares_overflow_are_an_overflow():
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.Adam([parameter])

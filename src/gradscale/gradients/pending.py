@@ -89,14 +89,18 @@ class PendingGradients:
             return
         self._fresh = False
         left, self._left_at = self._left_at, {}
-        for key, left_at in left.items():
+        # What one optimizer has divided is divided, whatever another that shares it has left.
+        done: set[int] = set()
+        for key, left_at in sorted(left.items(), key=lambda item: item[1] is not None):
             optimizer = self._optimizers[key]()
             if optimizer is None:
                 continue
             masters = masters_of(optimizer)
             if masters is not None:
                 masters.agree()
-            groups, _ = collect_gradients(optimizer)
+            groups, _ = collect_gradients(optimizer, done)
+            if len(left) > 1:
+                done.update(id(p) for group in optimizer.param_groups for p in group["params"])
             if groups:
                 if isinstance(left_at, OptimizerOutcome):
                     left_at = left_at.left_at()

@@ -125,10 +125,10 @@ class Ledger:
         if not outcome.settled and flag.is_cuda and torch.cuda.is_available():
             if torch.cuda.is_current_stream_capturing():
                 return  # The host runs this once, the graph many times: nobody can count.
-            arrived = torch.empty((), dtype=flag.dtype, pin_memory=True)
+            arrived = torch.empty((), dtype=flag.dtype, device="cpu", pin_memory=True)
             arrived.copy_(flag, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(flag.device))
         self._waiting.append((outcome, arrived, event))
         self._drain(wait=len(self._waiting) > LONGEST_QUEUE)
 

@@ -153,7 +153,9 @@ class OptimizerOutcome:
     def left_at(self) -> Tensor:
         """What the gradients are multiplied by after the step: S if the device skipped it."""
         flag = self._found_inf[0]
-        scale = torch.as_tensor(self._scale, dtype=torch.float32, device=flag.device)
+        scale = self._scale
+        if not isinstance(scale, Tensor):  # it has been read
+            scale = torch.full((), scale, dtype=torch.float32, device=flag.device)
         return torch.where(flag > 0, scale, 1.0)
 
     @property

@@ -154,6 +154,7 @@ class AdvancingScaler(ScalingScaler):
 
     def _advance(self, scale: Tensor) -> None:
         flags: list[Tensor] = []
+        beyond: list[Tensor] = []  # flags of quotients that their dtype does not hold
         settled, skipped, blamed, dropped = True, False, False, False
         for record in self._per_optimizer_states.values():
             flags += record["found_inf_per_device"].values()
@@ -163,6 +164,7 @@ class AdvancingScaler(ScalingScaler):
             outcome: OptimizerOutcome | None = record.get("outcome")
             if outcome is None or not outcome.settled:
                 settled = False
+                beyond += [record["beyond"]] if "beyond" in record else []
             elif outcome.skipped:
                 skipped, blamed = True, blamed or outcome.blames_scale
         if not flags:
@@ -180,6 +182,9 @@ class AdvancingScaler(ScalingScaler):
             scaling = self._evidence.blamed(found_inf, self.process_group)
             if scaling is not None:
                 found_inf, ignore = scaling, found_inf > scaling
+        if beyond:  # no scale helps; unless another gradient overflowed, the policy is not asked
+            lost = combined(beyond, scale.device) > found_inf
+            ignore = lost if ignore is None else ignore | lost
         observation = self._gradients.observation(found_inf)
         self.last_step.show(observation)
         self._pending.leave(self._per_optimizer_states, scale)

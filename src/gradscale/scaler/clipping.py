@@ -27,6 +27,8 @@ from gradscale.undo.degrees import degrees_once
 
 SQUARES_FIT = 2.0**63
 """Gradients below it have finite squares, and sums of squares, in float32."""
+SUMS_FIT = 2.0**104
+"""Sums of millions of gradients below it are finite in float32."""
 
 
 class _Clipping(NamedTuple):
@@ -242,8 +244,9 @@ class ClippingScaler(AccumulatingScaler):
             record["grad_scale"] = factor.reciprocal()
         else:
             record["degrees"], record["scaled"] = degrees_once(optimizer, self._undo), True
-            if record["degrees"].squares:
-                fits = fits & (norm.value < SQUARES_FIT)
+            if record["degrees"].state:
+                largest = SQUARES_FIT if record["degrees"].squares else SUMS_FIT
+                fits = fits & (norm.value < largest)
             self._multiply_([p for g in optimizer.param_groups for p in g["params"]], coefficient)
         flag = fits.logical_not().to(device=scale.device, dtype=torch.float32, non_blocking=True)
         record["found_inf_per_device"] = self._gradients.agreed(

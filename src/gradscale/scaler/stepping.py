@@ -21,6 +21,10 @@ from gradscale.undo.select import mark_taken, prepared, selected
 
 SQUARES_OVERFLOW = 2.0**65
 """Times a gradient of 2^63 or more, it overflows: its square would not be finite."""
+SUMS_OVERFLOW = 2.0**24
+"""Times a gradient of 2^104 or more, it overflows: momentum would, summing millions of them."""
+LOW = 2.0**60
+"""Up to this scale gradients that reach 2^104 scaled are beyond 2^44 themselves."""
 
 
 class SteppingScaler(ReportingScaler):
@@ -91,9 +95,13 @@ class SteppingScaler(ReportingScaler):
         scale = cast(Tensor, self._scale)
         # On an accelerator a factor means the check that writes nothing: that is what this saves.
         factor = None if scale.is_cpu and scale.item() >= 1 else inverse(scale)
+        least = 0.0
         if degrees.squares:
-            least = torch.full_like(scale, SQUARES_OVERFLOW)
-            factor = least if factor is None else factor.maximum(least)
+            least = SQUARES_OVERFLOW
+        elif degrees.state and (factor is not None or scale.item() > LOW):
+            least = SUMS_OVERFLOW
+        if least:
+            factor = torch.full_like(scale, least) if factor is None else factor.clamp(min=least)
         self._pending.note(optimizer)
         with torch.no_grad():
             flags = self._gradients.check(optimizer, scale, factor)
@@ -167,18 +175,25 @@ class SteppingScaler(ReportingScaler):
         scale = cast(Tensor, self._scale)
         flags: Flags = record["found_inf_per_device"]
         if self._scale_at_least(scale) < 1:
-            self._check_quotients(optimizer, flags)
+            flags = self._with_quotients(optimizer, record)
         found_inf = combined(list(flags.values()), scale.device)
         self._outcome(optimizer, record, [found_inf], scale.clone())
         with selected(optimizer, found_inf):
             return optimizer.step(*args, **kwargs)
 
-    def _check_quotients(self, optimizer: torch.optim.Optimizer, flags: Flags) -> None:
-        """Flags divided gradients that are not finite, though they were before."""
+    def _with_quotients(self, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> Flags:
+        """The flags, also of divided gradients that are not finite, though they were before.
+
+        Those are no fault of the scale, so the record keeps them apart, under "beyond".
+        """
+        scale = cast(Tensor, self._scale)
+        flags: Flags = record["found_inf_per_device"]
         with torch.no_grad():
-            again = self._gradients.check(optimizer, cast(Tensor, self._scale))
-        for device, flag in flags.items():
-            torch.maximum(flag, again.get(device, flag), out=flag)
+            again = self._gradients.check(optimizer, scale)
+        both = {d: torch.maximum(flag, again.get(d, flag)) for d, flag in flags.items()}
+        after, before = (combined(list(f.values()), scale.device) for f in (both, flags))
+        record["beyond"] = after - before
+        return both
 
     def _fused_opt_step(
         self,
@@ -195,10 +210,11 @@ class SteppingScaler(ReportingScaler):
         if optimizer_state["stage"] is not OptState.UNSCALED:
             flags, divisor = self._check_inf_per_device(optimizer), at
         elif divisor is None and self._scale_at_least(scale) < 1:
-            self._check_quotients(optimizer, flags)
+            flags = self._with_quotients(optimizer, optimizer_state)
         found_inf = combined(list(flags.values()), scale.device)
         outcome = self._outcome(optimizer, optimizer_state, [found_inf], at)
         if on_cpu:
+            outcome.unrepresentable = bool(optimizer_state.get("beyond", False))
             outcome.settle(bool(found_inf.item()), scale.item(), self.process_group)
         with handed_over(optimizer, divisor, found_inf):
             result = optimizer.step(*args, **kwargs)
