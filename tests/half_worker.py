@@ -104,6 +104,36 @@ def seeds(rank, broadcast):
     return plain(half.parameters())
 
 
+def wrapped_inside_before(rank, outer):
+    """What is said of a model whose DDP was made for float32."""
+    from gradscale import half_precision
+
+    net = model()
+    optimizer = optimizer_of(net, "SGD")
+    wrapped = DistributedDataParallel(net)
+    half_precision(wrapped.module if outer else net, optimizer)
+    try:
+        wrapped(data(0, rank)[0])
+    except RuntimeError as error:
+        return [str(error)]
+    return []
+
+
+def divided_among_ranks(rank):
+    """What is said of ZeroRedundancyOptimizer."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    from gradscale import half_precision
+
+    del rank
+    net = model()
+    try:
+        half_precision(net, ZeroRedundancyOptimizer(net.parameters(), torch.optim.SGD, lr=0.1))
+    except RuntimeError as error:
+        return [str(error)]
+    return []
+
+
 def wide_gradients(rank):
     """What is said of float32 gradients under DDP."""
     from gradscale import half_precision

@@ -6,12 +6,14 @@ import torch
 from half_worker import (
     alone,
     data_parallel,
+    divided_among_ranks,
     fully_sharded,
     planned,
     seeds,
     sharded_wrongly,
     wide_gradients,
     wrapped_before,
+    wrapped_inside_before,
 )
 from processes import on_two_ranks
 
@@ -39,7 +41,7 @@ def test_ranks_that_accumulate_without_sync_stay_alike(format):
 def test_ranks_with_other_weights_are_refused_until_they_are_sent():
     first, second = on_two_ranks(seeds, False)
     assert "call `half.broadcast()` after wrapping" in second[0]
-    del first
+    assert first == second  # none waits for the other
     first, second = on_two_ranks(seeds, True)
     assert first == second
 
@@ -47,6 +49,16 @@ def test_ranks_with_other_weights_are_refused_until_they_are_sent():
 def test_float32_gradients_and_wrapping_first_are_refused_under_ddp():
     assert "sum micro-batches in float32 with" in on_two_ranks(wide_gradients)[0][0]
     assert "Convert first, then wrap" in on_two_ranks(wrapped_before)[0][0]
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_model_that_ddp_knows_in_float32_is_refused_at_its_first_pass(outer):
+    first, second = on_two_ranks(wrapped_inside_before, outer)
+    assert first == second and "Convert first, then wrap" in first[0]
+
+
+def test_an_optimizer_that_divides_parameters_among_ranks_is_refused():
+    assert "FSDP2 shards masters and state" in on_two_ranks(divided_among_ranks)[0][0]
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])

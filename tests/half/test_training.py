@@ -257,6 +257,44 @@ def test_a_gradient_given_to_the_master_is_used():
     assert model.weight.item() == -4.0
 
 
+def test_gradients_clipped_to_zero_before_they_are_unscaled_are_warned_of_once():
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    half_precision(model, optimizer)
+    scaler = gradscale.GradScaler("cpu", policy=gradscale.Static(2.0**16))
+
+    def clipped_step():
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 64)).mean() * 8).backward()
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) == torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+
+    with pytest.warns(UserWarning, match=r"all of them are zero.*Clip after `scaler\.unscale_"):
+        clipped_step()
+    clipped_step()  # and not again: a warning is an error here
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("change", ["divided", "cleared", "none"])
+def test_gradients_that_are_modified_otherwise_are_not_warned_of(change, reads):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    half = half_precision(model, optimizer)
+    scaler = gradscale.GradScaler("cpu", init_scale=2.0**4)
+    for x, y in batches(5):
+        scaler.scale(F.mse_loss(model(x), y)).backward()
+        if reads:
+            list(half.parameters())
+        if change == "divided":
+            torch._foreach_div_([p.grad for p in model.parameters()], 2.0)
+        elif change == "cleared":
+            optimizer.zero_grad(set_to_none=False)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+
 def test_several_losses_and_optimizers_share_the_model():
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"one": torch.nn.Linear(4, 4), "two": torch.nn.Linear(4, 1)})

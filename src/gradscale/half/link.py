@@ -41,6 +41,7 @@ class Link:
         "__weakref__",
         "_agreed",
         "_agreed_master",
+        "_arrived",
         "_handle",
         "_incoming",
         "_owner",
@@ -65,6 +66,7 @@ class Link:
         self.cleared = self.moved = False
         self._incoming = (NONE, 0)
         self._seen: Tensor | None = None
+        self._arrived = 0
         self.note_agreed()
         # None: half precision from the backward pass, float32 once divided.
         self.narrow = gradients in HALVES
@@ -98,7 +100,14 @@ class Link:
                 "`optimizer.zero_grad()` in between."
             )
         self.exponent, self.cleared = incoming, False
-        self.gradient()
+        grad = self.gradient()
+        self._arrived = 0 if grad is None else grad._version
+
+    @property
+    def modified(self) -> bool:
+        """Whether the gradient was written in place, or replaced, since it arrived."""
+        grad = self.parameter.grad
+        return grad is not None and not self.cleared and grad._version != self._arrived
 
     def gradient(self) -> Tensor | None:
         """The gradient that both have from now on.

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscale.gradients.unscale import Flags, tensor_values
+from gradscale.half.clipped_early import ClippedEarly
 from gradscale.half.copying import Pairs, copied_as_pair
 from gradscale.half.link import HALVES, Link, copy_back, link_of
 from gradscale.half.registry import register_masters
 from gradscale.half.repoint import move_state
 from gradscale.half.saving import hook_states
+from gradscale.half.under_ddp import other_weights
 from gradscale.half.widen import widen
 from gradscale.half.wrapping import closure_of, patch, with_closure
 from gradscale.ranks import distributed
@@ -50,6 +52,7 @@ class Masters:
         self._gradients = gradients
         self.saturate = saturate
         self._stepped = False
+        self._clipped_early = ClippedEarly()
         self._optimizer = ref(optimizer)
         self._model = None if model is None else ref(model)
         self._handles = [
@@ -122,6 +125,8 @@ class Masters:
                 pending.append(link)
         if not pending:
             return {}, set()
+        if inv_scale is not None:
+            self._clipped_early.look(pending)
         done = {id(link.master) for link in pending}
         sources = [
             (tensor_values(cast(Tensor, link.gradient())), link.exponent) for link in pending
@@ -140,7 +145,8 @@ class Masters:
         Raises:
             RuntimeError: before the first step, if it was another rank.
         """
-        self._refuse_weights_of_another_rank()
+        if self.of_another_rank:
+            raise other_weights()
         for link in self.links:
             link.take_changes()
 
@@ -222,16 +228,12 @@ class Masters:
         """Whether DDP may have sent what the parameters hold."""
         return not self._stepped and distributed()
 
-    def _refuse_weights_of_another_rank(self) -> None:
-        """Before the first step: DDP sends the parameters of rank 0, and knows no masters."""
-        if self.may_be_of_another_rank and any(
+    @property
+    def of_another_rank(self) -> bool:
+        """Before the first step: whether DDP, which knows no masters, sent other parameters."""
+        return self.may_be_of_another_rank and any(
             link.written and link.apart for link in self.links if not _sharded(link.master)
-        ):
-            raise RuntimeError(
-                "the parameters were written after `half_precision(model, optimizer)`, by DDP if "
-                "the ranks began with different weights, and their float32 masters would differ. "
-                "Seed all ranks alike, or call `half.broadcast()` after wrapping the model."
-            )
+        )
 
     def _refuse_writes_within_step(self) -> None:
         """Before weights are copied back, over what somebody else wrote there."""

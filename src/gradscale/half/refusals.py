@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from gradscale.half.kept import floating
 from gradscale.half.link import link_of, local
 from gradscale.half.registry import masters_of
+from gradscale.half.under_ddp import wrapped_before
 
 
 def check_kinds(model: Any, optimizer: Any) -> list[Optimizer]:
@@ -38,11 +39,7 @@ def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     """Refuses wrapped models, and models and optimizers that were converted before."""
     wrapper = type(model).__name__
     if wrapper == "DistributedDataParallel":
-        raise RuntimeError(
-            "`half_precision(DistributedDataParallel(model), optimizer)`: DDP has made its buckets "
-            "for float32 gradients. Convert first, then wrap: `half_precision(model, optimizer)`, "
-            "`DistributedDataParallel(model)`."
-        )
+        raise wrapped_before("DistributedDataParallel(model)")
     if wrapper == "FullyShardedDataParallel":
         raise RuntimeError(
             "`half_precision(FullyShardedDataParallel(model), optimizer)`: FSDP1 keeps float32 "
@@ -52,6 +49,13 @@ def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     if not optimizers:
         raise ValueError("`half_precision(model, [])` needs an optimizer to hold the masters.")
     for optimizer in optimizers:
+        if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+            raise RuntimeError(
+                "`half_precision(model, ZeroRedundancyOptimizer)`: it has divided the model's own "
+                "parameters among optimizers inside of it, which would never see the masters. "
+                "FSDP2 shards masters and state: `fully_shard(model)`, then a plain optimizer, "
+                "then `half_precision`."
+            )
         if masters_of(optimizer) is not None:
             raise RuntimeError(
                 f"`half_precision(model, {type(optimizer).__name__})` was called before with this "

@@ -13,8 +13,10 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gradscale.half.link import HALVES, Link, link_of
+from gradscale.half.under_ddp import check_under_ddp
 
 if TYPE_CHECKING:
     from gradscale.half.masters import Masters
@@ -36,6 +38,7 @@ class Settles:
     ) -> None:
         self._masters = None if masters is None else [ref(m) for m in masters]
         self._wide = list(wide)
+        self._ddp: ref[Any] | None = None
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Before each forward pass; one that is compiled sees the weights of the last step."""
@@ -43,10 +46,12 @@ class Settles:
             return
         if self._masters is None:
             self._masters = _look_up(module)
-        for reference in self._masters:
-            masters = reference()
-            if masters is None:
-                continue
+        alive = [masters for r in self._masters if (masters := r()) is not None]
+        ddp = DistributedDataParallel._active_ddp_module
+        if ddp is not None and (self._ddp is None or self._ddp() is not ddp):
+            check_under_ddp(ddp, module, alive)
+            self._ddp = ref(ddp)
+        for masters in alive:
             for link in masters.links:
                 if link.parameter.dtype is not link.format:
                     _refuse(module, link.parameter, link.format)
