@@ -395,3 +395,19 @@ def test_hooks_are_where_they_are_needed_and_nowhere_else():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.LayerNorm(4)))
     half_precision(model, sgd(model))
     assert [hooked(module) for module in model.modules()] == [True, True, False, False, True]
+
+
+def test_hooks_run_before_the_users_own_and_lie_in_the_order_in_which_they_run():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    seen = []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    half_precision(model, sgd(model))
+    model(torch.randn(3, 4))
+    assert seen == [torch.float16, torch.float16, torch.float32]
+    for module in model.modules():
+        hooks = module._forward_pre_hooks
+        assert [*dict.__iter__(hooks)] == [*hooks], "dynamo goes by the dict inside an OrderedDict"
+
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.equal(compiled(torch.ones(3, 4)), model(torch.ones(3, 4)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,10 +38,10 @@ def hook_model(
         if hooked(module):
             continue
         if isinstance(module, NORMALIZATION) and module is not model:
-            module.register_forward_pre_hook(NormReads(), prepend=True)
+            _register_first(module, NormReads())
             module.register_forward_hook(NormReturns(format), always_call=True)
             continue
-        _register_inputs(module, ReadsIn(torch.float32))
+        _register_first(module, ReadsIn(torch.float32), with_kwargs=True)
         if module is not model:
             module.register_forward_hook(Returns(format, keep_wide=name in named))
     for module in model.modules():
@@ -48,7 +49,8 @@ def hook_model(
         holds_half = any(tensor.dtype == format for tensor in own)
         outer = module is model or holds_half
         if id(module) not in inside and outer and not hooked(module):
-            _register_inputs(module, ReadsIn(format, without_ddp=without_ddp and module is model))
+            reads = ReadsIn(format, without_ddp=without_ddp and module is model)
+            _register_first(module, reads, with_kwargs=True)
             if module is model:
                 module.register_forward_hook(ReturnsFloat32())
 
@@ -56,11 +58,19 @@ def hook_model(
 def hook_settling(model: nn.Module, settles: Settles) -> None:
     """Puts this first, in the place of one that was there: a model computes with what it copies."""
     _remove(model, (Settles,))
-    model.register_forward_pre_hook(settles, prepend=True)
+    _register_first(model, settles)
 
 
-def _register_inputs(module: nn.Module, hook: ReadsIn) -> None:
-    module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+def _register_first(module: nn.Module, hook: Any, *, with_kwargs: bool = False) -> None:
+    """As `register_forward_pre_hook(prepend=True)`, in a way that dynamo sees.
+
+    That moves the new hook to the front of an `OrderedDict`, whose inner dict keeps the old order.
+    Dynamo of torch 2.11 guards the hooks by the inner one, and takes them for each other.
+    """
+    earlier = list(module._forward_pre_hooks)
+    module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+    for key in earlier:
+        module._forward_pre_hooks[key] = module._forward_pre_hooks.pop(key)
 
 
 def hooked(module: nn.Module) -> bool:
