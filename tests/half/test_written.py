@@ -142,6 +142,18 @@ def test_parameter_and_master_written_to_different_values_are_refused():
     assert model(X).item() == 8.0
 
 
+@pytest.mark.parametrize("what", ["model", "optimizer"])
+def test_a_state_that_is_loaded_ends_the_disagreement(what):
+    model, optimizer, half = linear()
+    target = {"model": model, "optimizer": optimizer}[what]
+    saved = copy.deepcopy(target.state_dict())
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        optimizer.param_groups[0]["params"][0].fill_(4.0)
+    target.load_state_dict(saved)
+    assert model(X).item() == 2.0 and next(half.parameters()).tolist() == [[1.0, 1.0]]
+
+
 def test_writes_to_both_that_agree_are_no_conflict():
     model, optimizer, _ = linear(weight=1 + 2.0**-13)
     with torch.no_grad():
@@ -176,6 +188,18 @@ def test_a_step_hook_that_was_there_before_writes_the_new_weights():
         step(model, optimizer)
     assert seen == [0.75, 0.25]
     assert next(half.parameters()).tolist() == [[0.25, 0.25]]
+
+
+def test_a_step_hook_that_was_there_before_finds_the_gradients():
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    seen = []
+    optimizer.register_step_post_hook(
+        lambda o, *_: seen.append(o.param_groups[0]["params"][0].grad.tolist())
+    )
+    half_precision(model, optimizer)
+    step(model, optimizer)
+    assert seen == [[[1.0, 1.0]]]
 
 
 class OwnList(torch.optim.SGD):

@@ -167,10 +167,7 @@ class HalfPrecision:
         for a compiled model. Where both were written, the masters' values hold.
         """
         for masters in self._masters:
-            for link in masters.links:
-                if link.written and not link.ahead:
-                    link.take_changes()
-            masters.copy_back()
+            masters.sync()
 
     def widen_gradients(self) -> None:
         """Turns half-precision gradients into float32 ones now; `step` does it otherwise.

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from gradscale.gradients.unscale import Flags, tensor_values
 from gradscale.half.clipped_early import ClippedEarly
 from gradscale.half.copying import Pairs, copied_as_pair
+from gradscale.half.layouts import in_layout_of
 from gradscale.half.link import HALVES, Link, copy_back, link_of
 from gradscale.half.registry import register_masters
 from gradscale.half.repoint import move_state
@@ -58,6 +59,7 @@ class Masters:
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_post_hook(self._let_go),
         ]
         # Ahead of the user's own: they find the weights of this step, and may write them.
         post: Any = optimizer._optimizer_step_post_hooks
@@ -84,8 +86,9 @@ class Masters:
         self.links.append(known)
 
     def _pairs(self) -> Pairs:
-        for link in self.links:
-            link.settle()
+        if not self.may_be_of_another_rank:
+            self.take_changes()
+        self.settle_ahead()
         return Pairs(
             [link.parameter for link in self.links],
             [link.master for link in self.links],
@@ -134,7 +137,7 @@ class Masters:
 
         def take(place: int, wide: Tensor) -> None:
             link = pending[place]
-            link.replace(_like(cast(Tensor, link.parameter.grad), wide))
+            link.replace(in_layout_of(cast(Tensor, link.parameter.grad), wide))
             link.exponent = 0
 
         return widen(sources, inv_scale, found_inf, take, divided_later), done
@@ -153,6 +156,19 @@ class Masters:
     def copy_back(self) -> None:
         """Rounds the masters into the parameters."""
         copy_back(self.links, saturate=self.saturate)
+
+    def sync(self) -> None:
+        """Brings both together, whatever torch has seen; the masters hold where both were written.
+
+        Raises:
+            RuntimeError: before the first step, if it was another rank.
+        """
+        if self.of_another_rank:
+            raise other_weights()
+        for link in self.links:
+            if link.written and not link.ahead:
+                link.take_changes()
+        self.copy_back()
 
     def settle_ahead(self) -> None:
         """Masters that were written reach the parameters."""
@@ -202,6 +218,8 @@ class Masters:
         self._refuse_writes_within_step()
         self.copy_back()
         self._stepped = True
+
+    def _let_go(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for link in self.links:
             link.let_go()
 
@@ -272,21 +290,3 @@ def _rebuild(optimizer: Optimizer, pairs: Pairs) -> None:
 
 def _sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "_local_tensor")
-
-
-def _like(grad: Tensor, values: Tensor) -> Tensor:
-    """A float32 gradient of the layout of `grad`, holding `values`."""
-    if hasattr(grad, "_local_tensor"):
-        from torch.distributed.tensor import DTensor
-
-        whole = cast(Any, grad)
-        return DTensor.from_local(
-            values, whole.device_mesh, whole.placements, run_check=False,
-            shape=grad.shape, stride=grad.stride(),
-        )  # fmt: skip
-    if grad.is_sparse:
-        return torch.sparse_coo_tensor(
-            grad._indices(), values, grad.shape,
-            is_coalesced=grad.is_coalesced(), check_invariants=False,
-        )  # fmt: skip
-    return values

@@ -99,8 +99,10 @@ def _load_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
         return
     order = list(_in_order(optimizer))
     _refuse_other_shapes(order, saved)
+    loaded = {id(order[index]) for index in saved}
     for link in masters.links:
-        link.settle()  # those that the state does not have keep what was written
+        if id(link.master) not in loaded:
+            link.settle()  # or what was written would be lost below
     with torch.no_grad():
         for index, value in saved.items():
             order[index].copy_(value)

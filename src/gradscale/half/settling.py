@@ -89,7 +89,8 @@ def _refuse(model: nn.Module, tensor: Tensor, dtype: torch.dtype) -> None:
 def settle_saved(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     """Before a module's state is taken: its own parameters hold what was written to masters."""
     for link in _own_links(module):
-        link.settle()
+        if link.ahead:
+            link.settle()
 
 
 def settle_loaded(module: nn.Module, incompatible: Any) -> None:
