@@ -39,3 +39,14 @@ def test_a_model_goes_on_without_its_optimizer():
     state = {name: value.float() + 1 for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     assert model.state_dict()["weight"].dtype == torch.float16
+
+
+def test_a_gradient_that_the_model_clears_after_its_step_is_freed_at_once():
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    gradscale.half_precision(model, optimizer)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    alive = torch.utils.weak.WeakTensorKeyDictionary({p.grad: True for p in model.parameters()})
+    model.zero_grad()
+    assert len(alive) == 0

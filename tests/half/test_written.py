@@ -154,6 +154,20 @@ def test_a_state_that_is_loaded_ends_the_disagreement(what):
     assert model(X).item() == 2.0 and next(half.parameters()).tolist() == [[1.0, 1.0]]
 
 
+def test_a_state_without_some_masters_leaves_those_as_they_were_written():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    half = half_precision(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["master_weights"][1]
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        model.bias.fill_(3.0)
+    optimizer.load_state_dict(saved)
+    assert model.bias.item() == dict(half.named_parameters())["bias"].item() == 3.0
+    assert torch.equal(model.weight, saved["master_weights"][0].half())
+
+
 def test_writes_to_both_that_agree_are_no_conflict():
     model, optimizer, _ = linear(weight=1 + 2.0**-13)
     with torch.no_grad():

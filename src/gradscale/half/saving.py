@@ -83,7 +83,6 @@ def follow_loaded(
 def _add_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
     masters = masters_of(optimizer)
     if masters is not None:
-        masters.settle_ahead()
         by_id = {id(link.master): link.value for link in masters.links}
         state[KEY] = {
             index: by_id[id(parameter)]
