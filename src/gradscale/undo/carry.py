@@ -47,7 +47,7 @@ def carried(
     carrier.stepping = True
     try:
         settings.put_in()
-        with own_step(optimizer, settings.take_out, settings.put_in):
+        with own_step(optimizer, settings.take_out, settings.put_in, _before_step):
             yield
     finally:
         carrier.stepping = False

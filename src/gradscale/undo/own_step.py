@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
 @contextmanager
@@ -19,14 +20,21 @@ def own_step(
     optimizer: torch.optim.Optimizer,
     leave: Callable[[bool], None],
     enter: Callable[[], None] | None = None,
+    ours: Callable[..., Any] | None = None,
 ) -> Generator[None, None, None]:
     """Within it, `leave` is called before each round of the optimizer's hooks, and `enter` after.
+
+    Where there are no hooks neither is called: the caller has put in what holds, and takes it out.
 
     Args:
         optimizer: whose `step` is called within, once.
         leave: called with whether the optimizer's own code has run to its end.
         enter: called where its own code goes on.
+        ours: a hook that does not mind.
     """
+    if not _hooked(optimizer, ours):
+        yield  # four hooks would cost a small optimizer more than its step
+        return
     depth = 0
 
     def before_pre_hooks(*_: Any) -> None:
@@ -65,3 +73,13 @@ def own_step(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hooked(optimizer: torch.optim.Optimizer, ours: Callable[..., Any] | None) -> bool:
+    kinds = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    return any(hook is not ours for hooks in kinds for hook in hooks.values())
