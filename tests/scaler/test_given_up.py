@@ -297,3 +297,8 @@ def test_a_quotient_that_its_dtype_cannot_hold_is_no_fault_of_the_scale(way):
         scaler.step(optimizer)
         scaler.update()
     assert scaler.last_step.skipped and scaler.get_scale() == 2.0**-4
+
+
+def test_what_is_no_device_is_refused():
+    with pytest.raises(TypeError, match=r"`GradScaler\(SGD\)`: the first argument is a device"):
+        GradScaler(KINDS["foreach"](linear().parameters()))

@@ -62,6 +62,7 @@ class GradScaler(ClosureScaler):
             an accelerator one or more steps later, when the flag has reached the host.
 
     Raises:
+        TypeError: if an argument is of the wrong kind.
         ValueError: if a number is out of range, or both numbers and a policy are given.
 
     Example:

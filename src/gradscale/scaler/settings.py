@@ -173,7 +173,16 @@ def _warn_of_rounding(numbers: dict[str, Any]) -> None:
 
 
 def present_device(device: str) -> str:
-    """`device`, or the accelerator or CPU that is there if ``"cuda"`` is not."""
+    """`device`, or the accelerator or CPU that is there if ``"cuda"`` is not.
+
+    Raises:
+        TypeError: if it is no device.
+    """
+    if not isinstance(device, str | torch.device):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"`GradScaler({type(device).__name__})`: the first argument is a device, such as "
+            '"cuda". Optimizers are given to `scaler.step(optimizer)`.'
+        )
     if torch.device(device).type != "cuda" or torch.cuda.is_available():
         return device
     accelerator = torch.accelerator.current_accelerator()
