@@ -367,3 +367,30 @@ def test_a_scaler_prints_its_policy():
     assert (
         repr(GradScaler("cpu", policy=Static(8.0))) == "GradScaler('cpu', policy=Static(scale=8.0))"
     )
+
+
+def test_a_gradient_that_two_optimizers_share_is_brought_to_a_scale_once():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    first, second = (torch.optim.SGD([parameter], lr=0.0) for _ in range(2))
+    scaler = GradScaler("cpu", init_scale=8.0)
+    for _ in range(2):
+        scaler.scale(parameter.sum()).backward()
+        scaler.step(first)
+        scaler.step(second)
+        scaler.update()
+    assert parameter.grad.item() == 2.0
+
+
+@pytest.mark.parametrize("way", ["plain", "sync_free", "fused"])
+def test_a_quotient_that_its_dtype_cannot_hold_is_no_fault_of_the_scale(way):
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float16))
+    fused = way == "fused"
+    optimizer = torch.optim.SGD([parameter], lr=1e-4, foreach=not fused, fused=fused)
+    scaler = GradScaler("cpu", init_scale=2.0**-4, sync_free=way == "sync_free")
+    for gradient in (1.0, 1.0, 3e4):
+        scaler.scale(torch.zeros(()))
+        parameter.grad = torch.full((1,), gradient, dtype=torch.float16)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.last_step.skipped and scaler.get_scale() == 2.0**-4
