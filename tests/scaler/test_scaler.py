@@ -8,7 +8,6 @@ import weakref
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from assertions import assert_same_bits
 from gradscale.layerwise import Layerwise
@@ -17,6 +16,7 @@ from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Observation, Policy
 from gradscale.policies.static import Static
 from gradscale.scaler import GradScaler
+from host_reads import HostReads
 
 FUSED = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
@@ -24,17 +24,6 @@ FUSED = {
     "adamw": lambda p: torch.optim.AdamW(p, fused=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, fused=True),
 }
-
-
-class HostReads(TorchDispatchMode):
-    """Counts what the host reads off tensors."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def fake_step(build, *, unscale_first=False, steps=1, **settings):
