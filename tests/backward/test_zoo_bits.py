@@ -14,9 +14,8 @@ from gradscale.plans import ScalePlan
 from zoo import ZOO, Trial
 
 pytestmark = [
-    # torch's own: dynamo looks at `.grad` of what it traces, sparse tensors announce their checks.
+    # Torch's own: dynamo looks at `.grad` of what it traces.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled"),
 ]
 
 

@@ -17,9 +17,8 @@ from gradscale.scaler import GradScaler
 from zoo import ZOO
 
 pytestmark = [
-    # torch's own: dynamo looks at `.grad` of what it traces, sparse tensors announce their checks.
+    # Torch's own: dynamo looks at `.grad` of what it traces.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled"),
 ]
 
 
