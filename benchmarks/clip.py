@@ -17,7 +17,7 @@ import torch
 from gradscale.scaler import GradScaler
 from pairs import paired, ratio_of, seconds
 from step import MODELS, Shapes, effort
-from where import arguments, describe, in_words, save
+from where import arguments, began, describe, in_words, save
 
 MAX_NORM = 1.0
 WORD = 4
@@ -129,11 +129,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], rounds=21, threads=2)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
+    given = began(arguments(__doc__.splitlines()[0], rounds=21, threads=2), MODELS)
     where = describe(given.device)
     rows: list[dict[str, Any]] = []
     for model in given.models:

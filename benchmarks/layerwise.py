@@ -27,7 +27,7 @@ from layerwise_memory import peak_bytes
 from layerwise_models import MODELS, Workload
 from layerwise_planning import planning_rows
 from pairs import bracketed, in_turns, quartiles
-from where import arguments, describe, in_words, save
+from where import arguments, began, describe, in_words, save
 
 NEVER = 10**9
 
@@ -199,8 +199,7 @@ def main() -> None:
     parser = arguments(__doc__, rounds=15, threads=1)
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--models", nargs="+")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    given = began(parser)
     works: dict[str, Workload] = MODELS[given.device]
     rows: list[dict[str, Any]] = []
     for name in given.models or works:

@@ -23,7 +23,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 import gradscale
 from pairs import in_turns, seconds
-from where import arguments, describe, in_words, save
+from where import arguments, began, describe, in_words, save
 
 
 class Block(nn.Module):
@@ -297,8 +297,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    given = arguments(__doc__.splitlines()[0], rounds=7, threads=1).parse_args()
-    torch.set_num_threads(given.threads)
+    given = began(arguments(__doc__.splitlines()[0], rounds=7, threads=1))
     where = describe(given.device)
     rows: list[dict[str, Any]] = []
     for model, task in TASKS[given.device].items():

@@ -23,7 +23,7 @@ from torch import nn
 
 import gradscale
 from pairs import paired, seconds
-from where import arguments, describe, in_words, save
+from where import arguments, began, describe, in_words, save
 
 Step = Callable[[], None]
 
@@ -178,8 +178,7 @@ def size_table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=41, threads=1)
     parser.add_argument("--size", action="store_true", help="bytes instead of time")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    given = began(parser)
     name = "recorder" if given.device == "cpu" else f"recorder-{given.device}"
     result = size() if given.size else cost(given.device, given.rounds)
     table = size_table(result) if given.size else cost_table(result)

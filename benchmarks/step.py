@@ -17,7 +17,7 @@ import torch
 import gradscale
 from gradscale.scaler import GradScaler
 from pairs import paired, ratio_of, seconds
-from where import arguments, describe, in_words, save
+from where import arguments, began, describe, in_words, save
 
 Shapes = list[tuple[int, ...]]
 
@@ -147,11 +147,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], rounds=21, threads=2)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
+    given = began(arguments(__doc__.splitlines()[0], rounds=21, threads=2), MODELS)
     where = describe(given.device)
     print(where, f"gradscale from {Path(gradscale.__file__).parent.name}")
     rows: list[dict[str, Any]] = []

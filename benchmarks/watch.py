@@ -27,7 +27,7 @@ from layerwise import Bench
 from layerwise_memory import peak_bytes
 from layerwise_models import MODELS
 from pairs import bracketed, in_turns, quartiles
-from where import arguments, describe, in_words, save
+from where import arguments, began, describe, in_words, save
 
 NEVER = 10**9
 EVERY = 100
@@ -143,8 +143,7 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0], rounds=25, threads=1)
     parser.add_argument("--models", nargs="+")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    given = began(parser)
     works = MODELS[given.device]
     rows: list[dict[str, Any]] = []
     for name in given.models or works:

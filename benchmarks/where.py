@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Collection
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,21 @@ def arguments(description: str, rounds: int, threads: int) -> argparse.ArgumentP
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the results")
     return parser
+
+
+def began(parser: argparse.ArgumentParser, models: Collection[str] = ()) -> argparse.Namespace:
+    """The options as given, with the threads set and the seed at 0.
+
+    Args:
+        parser: from `arguments`.
+        models: of these some may be asked for, as `--models`.
+    """
+    if models:
+        parser.add_argument("--models", nargs="*", default=list(models), choices=list(models))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    return given
 
 
 def hardware(device: str) -> str:

@@ -18,7 +18,7 @@ from gradscale.gradients.unscale import multiply_and_check_
 from gradscale.half.widen import Widening, pass_over
 from pairs import paired, ratio_of, seconds
 from step import MODELS
-from where import arguments, describe, in_words, save
+from where import arguments, began, describe, in_words, save
 
 
 def in_one_pass(grads: list[Tensor], out: list[Tensor], inv_scale: Tensor) -> None:
@@ -34,10 +34,7 @@ def in_two_passes(grads: list[Tensor], out: list[Tensor], inv_scale: Tensor) -> 
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], rounds=15, threads=1)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    given = began(arguments(__doc__.splitlines()[0], rounds=15, threads=1), MODELS)
     inverse = torch.full((), 2.0**-16, device=given.device)
     rows: list[dict[str, Any]] = []
     for model in given.models:

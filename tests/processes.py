@@ -10,8 +10,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+
+ON_RANKS = [
+    pytest.mark.skipif(not dist.is_available(), reason="needs distributed"),
+    pytest.mark.slow,
+]
+"""The marks of tests that start processes."""
 
 
 def on_two_ranks(work: Callable[..., Any], *arguments: Any) -> list[Any]:

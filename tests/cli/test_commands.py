@@ -11,20 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from gradscale.cli.group import gradscale
 from gradscale.recipes import RECIPES
 from gradscale.training import COMPARED, SCALINGS, settings_for
+from invoking import call
 
 TINY = ("--device", "cpu", "--steps", "3", "--batch-size", "8", "--threads", "1")
-
-
-def call(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(gradscale, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from gradscale.cli.group import gradscale
+from invoking import call
 
 
 @pytest.fixture
@@ -16,10 +15,6 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
     path.write_text('steps = 4\nbatch-size = 8\nthreads = 1\ndevice = "cpu"\nprecision = "fp32"\n')
     return path
-
-
-def call(*arguments: object):
-    return CliRunner().invoke(gradscale, [str(argument) for argument in arguments])
 
 
 def test_the_file_sets_options_and_the_command_line_overrides_it(config, tmp_path):

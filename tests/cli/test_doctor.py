@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from gradscale.cli.group import gradscale
 from gradscale.doctor import examine
+from invoking import call
 
 TORCH = torch.amp.GradScaler("cpu").state_dict()
 
@@ -30,15 +30,12 @@ def broken(tmp_path: Path) -> Path:
     return tmp_path / "broken.pt"
 
 
-def call(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(gradscale, ["doctor", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+def diagnose(*arguments: str | Path) -> Result:
+    return call("doctor", *arguments)
 
 
 def test_a_healthy_state_is_explained_and_ends_with_0(healthy):
-    result = call(healthy)
+    result = diagnose(healthy)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         'torch.amp.GradScaler at ["scaler"]\n'
@@ -49,7 +46,7 @@ def test_a_healthy_state_is_explained_and_ends_with_0(healthy):
 
 
 def test_a_problem_ends_with_1_and_says_what_to_do(broken):
-    result = call(broken)
+    result = diagnose(broken)
     assert result.exit_code == 1 and result.stderr == ""
     assert "error    The scale is 0." in result.stdout
     assert "Because: Overflow after overflow" in result.stdout
@@ -58,18 +55,18 @@ def test_a_problem_ends_with_1_and_says_what_to_do(broken):
 
 
 def test_the_command_prints_what_the_library_says(broken):
-    assert call(broken).stdout == f"{examine(broken)}\n"
+    assert diagnose(broken).stdout == f"{examine(broken)}\n"
 
 
 def test_json_is_all_that_is_printed_when_it_is_asked_for(broken):
-    result = call(broken, "--json")
+    result = diagnose(broken, "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout) == json.loads(json.dumps(examine(broken).to_dict()))
 
 
 def test_settings_of_the_code_are_compared(healthy):
-    assert call(healthy, "--against", "torch").exit_code == 0
-    result = call(healthy, "--against", "growth_interval=500")
+    assert diagnose(healthy, "--against", "torch").exit_code == 0
+    result = diagnose(healthy, "--against", "growth_interval=500")
     assert result.exit_code == 1
     assert "growth_interval=2000 saved, 500 in the code" in result.stdout
 
@@ -92,7 +89,7 @@ def test_what_is_wrong_is_said_without_a_traceback(
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"model": {}}, tmp_path / "nothing.pt")
-    result = call(*arguments)
+    result = diagnose(*arguments)
     assert result.exit_code == 2 and result.stdout == ""
     assert words in " ".join(result.stderr.split()) and "Traceback" not in result.output
 
@@ -137,7 +134,7 @@ def test_progress_is_told_file_by_file(tmp_path, healthy, broken):
 
 
 def test_help_has_examples_and_the_exit_codes():
-    text = " ".join(call("--help").stdout.split())
+    text = " ".join(diagnose("--help").stdout.split())
     assert "gradscale doctor checkpoint.pt --against growth_interval=500,min_scale=1" in text
     assert "The exit code is 0 if nothing is wrong, 1" in text
     assert "Nothing that FILE holds is run, not even pickled objects" in text

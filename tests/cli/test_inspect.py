@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from gradscale.cli.group import gradscale
 from gradscale.recording import read
+from invoking import call
 
 MINE = """
 import torch
@@ -83,17 +83,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def call(*arguments: str) -> Result:
-    result = CliRunner().invoke(gradscale, ["inspect", *arguments])
-    for name in ("mine", "broken", "needy"):
-        sys.modules.pop(name, None)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+def inspect(*arguments: str) -> Result:
+    try:
+        return call("inspect", *arguments)
+    finally:
+        for name in ("mine", "broken", "needy"):
+            sys.modules.pop(name, None)
 
 
 def test_the_advice_is_a_table_and_plain_words_and_is_written(folder):
-    result = call("mine:model_step", "--steps", "2", "--format", "fp16,bf16", "--out", "out")
+    result = inspect("mine:model_step", "--steps", "2", "--format", "fp16,bf16", "--out", "out")
     assert result.exit_code == 0 and result.stderr == ""
     head = next(line for line in result.stdout.splitlines() if "verdict" in line)
     for column in ("format", "scaling", "lost: none", "one scale", "plan", "worst cosine"):
@@ -109,7 +108,7 @@ def test_the_advice_is_a_table_and_plain_words_and_is_written(folder):
 
 
 def test_every_format_leaves_a_recording_of_the_moments_it_was_tried_at(folder):
-    call("mine:model_step", "--steps", "4", "--format", "fp16,bf16", "--out", "out")
+    inspect("mine:model_step", "--steps", "4", "--format", "fp16,bf16", "--out", "out")
     state = json.loads((folder / "out" / "advice.json").read_text())
     for verdict in state["verdicts"]:
         recording = read(folder / "out" / verdict["format"])
@@ -127,13 +126,13 @@ def test_every_format_leaves_a_recording_of_the_moments_it_was_tried_at(folder):
 
 def test_without_plotly_there_is_no_page_but_a_hint(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradscale.report", None)
-    result = call("mine:model_step", "--steps", "1", "--format", "bf16", "--out", "out")
+    result = inspect("mine:model_step", "--steps", "1", "--format", "bf16", "--out", "out")
     assert result.exit_code == 0 and "report.html" not in os.listdir("out")
     assert 'pip install "gradscale[report]"' in result.stdout
 
 
 def test_the_layers_that_lose_most_are_listed_with_what_they_need():
-    result = call("mine:deep", "--steps", "1", "--format", "fp16")
+    result = inspect("mine:deep", "--steps", "1", "--format", "fp16")
     table = result.stdout.partition("lost in fp16 at 2^")[2]
     assert "needs" in table.splitlines()[0]
     first = table.splitlines()[2].split()
@@ -142,13 +141,13 @@ def test_the_layers_that_lose_most_are_listed_with_what_they_need():
 
 
 def test_the_table_fits_into_a_hundred_columns():
-    result = call("mine:deep", "--steps", "1")
+    result = inspect("mine:deep", "--steps", "1")
     table = result.stdout.partition("Sequential on cpu")[0]
     assert max(map(len, table.splitlines())) <= 100
 
 
 def test_json_is_all_that_is_printed_when_it_is_asked_for():
-    result = call("mine:model_step", "--steps", "1", "--format", "bf16", "--json")
+    result = inspect("mine:model_step", "--steps", "1", "--format", "bf16", "--json")
     state = json.loads(result.stdout)
     assert state["code"] == 'with torch.autocast("cpu", torch.bfloat16):  # no scaler'
     assert state["verdicts"][0]["method"] == "reference"
@@ -164,7 +163,7 @@ def test_json_is_all_that_is_printed_when_it_is_asked_for():
     ],
 )
 def test_the_exit_code_is_1_above_the_limit(target, format, limit, code):
-    result = call(target, "--steps", "1", "--format", format, "--limit", limit)
+    result = inspect(target, "--steps", "1", "--format", format, "--limit", limit)
     assert result.exit_code == code
     assert (f"--limit {float(limit):g}: " in result.stderr or "--limit: " in result.stderr) == bool(
         code
@@ -172,7 +171,7 @@ def test_the_exit_code_is_1_above_the_limit(target, format, limit, code):
 
 
 def test_a_loss_that_is_nan_is_explained_and_is_no_failure_without_a_limit():
-    result = call("mine:nan", "--steps", "1")
+    result = inspect("mine:nan", "--steps", "1")
     assert result.exit_code == 0
     assert "not finite in float32 already" in result.stdout
 
@@ -203,7 +202,7 @@ def test_a_loss_that_is_nan_is_explained_and_is_no_failure_without_a_limit():
 def test_what_is_wrong_is_said_without_a_traceback(target, words):
     import re
 
-    result = call(target, "--steps", "1", "--format", "bf16")
+    result = inspect(target, "--steps", "1", "--format", "bf16")
     assert result.exit_code == 2 and "Traceback" not in result.output
     assert re.search(words, " ".join(result.stderr.split())), result.stderr
 
@@ -211,14 +210,13 @@ def test_what_is_wrong_is_said_without_a_traceback(target, words):
 def test_options_that_are_wrong_are_refused(folder):
     assert (
         "'fp7' is not one of fp16, bf16, e5m2, e4m3"
-        in call("mine:model_step", "--format", "fp7").stderr
+        in inspect("mine:model_step", "--format", "fp7").stderr
     )
-    assert (
-        "`--device nothing` cannot be used" in call("mine:model_step", "--device", "nothing").stderr
-    )
+    said = inspect("mine:model_step", "--device", "nothing").stderr
+    assert "`--device nothing` cannot be used" in said
     (folder / "full").mkdir()
     (folder / "full" / "file").write_text("")
-    result = call("mine:model_step", "--out", "full")
+    result = inspect("mine:model_step", "--out", "full")
     assert result.exit_code == 2 and "`full` is not empty" in result.stderr
 
 
@@ -236,7 +234,7 @@ def test_a_real_process_is_quiet_when_piped_and_finds_the_module_next_to_it(fold
 
 
 def test_help_has_examples_and_the_convention():
-    text = " ".join(call("--help").stdout.split())
+    text = " ".join(inspect("--help").stdout.split())
     assert "FUNCTION takes no argument and returns `(model, batches, loss)`" in text
     assert "gradscale inspect my_training:model_step --format fp16 --limit 0.001 --json" in text
 
@@ -244,5 +242,5 @@ def test_help_has_examples_and_the_convention():
 def test_cuda_is_refused_in_words_where_there_is_none():
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    result = call("mine:model_step", "--device", "cuda")
+    result = inspect("mine:model_step", "--device", "cuda")
     assert result.exit_code == 2 and "`--device cuda` cannot be used" in result.stderr

@@ -9,20 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from gradscale.cli.group import gradscale
 from gradscale.recording import read
+from invoking import call
 from recordings import write_recording
 
 TINY = ("--device", "cpu", "--threads", "1")
-
-
-def call(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(gradscale, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from gradscale.cli.group import gradscale
+from invoking import call
 from report_recordings import MadeUp
-
-
-def call(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(gradscale, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture

@@ -23,14 +23,19 @@ def random_plans(seed=3, low=0, high=5):  # never lower, where float16 would rou
     return Layerwise(decide, measure_every=1)
 
 
-def run(layerwise, name="SGD momentum", parts=1, way="plain", steps=4):
-    """Masters after some steps, and the exponents at which leaves held their gradients."""
+def converted(layerwise, name="SGD"):
     model = network()
     optimizer = OPTIMIZERS[name](model.parameters())
     half = half_precision(model, optimizer)
     scaler = gradscale.GradScaler(
         "cpu", policy=gradscale.Static(2.0**9), layerwise=layerwise() if layerwise else False
     )
+    return model, optimizer, half, scaler
+
+
+def run(layerwise, name="SGD momentum", parts=1, way="plain", steps=4):
+    """Masters after some steps, and the exponents at which leaves held their gradients."""
+    model, optimizer, half, scaler = converted(layerwise, name)
     seen = set()
     for seed in range(steps):
         for x, y in batches(parts, seed):
@@ -174,12 +179,7 @@ def test_a_pass_that_does_not_follow_the_plan_is_refused():
 
 def test_two_graphs_in_one_step_add_up_at_one_exponent():
     def run(layerwise):
-        model = network()
-        optimizer = OPTIMIZERS["SGD"](model.parameters())
-        half = half_precision(model, optimizer)
-        scaler = gradscale.GradScaler(
-            "cpu", policy=gradscale.Static(2.0**9), layerwise=layerwise() if layerwise else False
-        )
+        model, optimizer, half, scaler = converted(layerwise)
         for x, y in batches(4):
             optimizer.zero_grad()
             scaler.scale(F.mse_loss(model(x), y)).backward()
@@ -208,12 +208,7 @@ def test_leaves_without_a_master_and_float32_gradients_stay_at_the_loss_scale():
 
 def test_gradients_divided_but_not_stepped_are_added_to_at_the_loss_scale():
     def run(layerwise):
-        model = network()
-        optimizer = OPTIMIZERS["SGD"](model.parameters())
-        half = half_precision(model, optimizer)
-        scaler = gradscale.GradScaler(
-            "cpu", policy=gradscale.Static(2.0**9), layerwise=layerwise() if layerwise else False
-        )
+        model, optimizer, half, scaler = converted(layerwise)
         for number, (x, y) in enumerate(batches(5)):
             scaler.scale(F.mse_loss(model(x), y)).backward()
             scaler.unscale_(optimizer)

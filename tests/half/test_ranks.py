@@ -15,12 +15,9 @@ from half_worker import (
     wrapped_before,
     wrapped_inside_before,
 )
-from processes import on_two_ranks
+from processes import ON_RANKS, on_two_ranks
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
-]
+pytestmark = ON_RANKS
 
 
 @pytest.mark.parametrize("views", [False, True], ids=["buckets", "views"])

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pytest
-import torch
 
 from layerwise_worker import (
     WRAPPERS,
@@ -20,12 +19,9 @@ from layerwise_worker import (
     spoiled_on_rank_one,
     with_and_without,
 )
-from processes import on_two_ranks
+from processes import ON_RANKS, on_two_ranks
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
-    pytest.mark.slow,
-]
+pytestmark = ON_RANKS
 
 
 @pytest.mark.parametrize("build", WRAPPERS)

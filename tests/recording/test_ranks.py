@@ -1,17 +1,11 @@
 """A recorder in real processes over gloo: rank 0 writes, and nobody waits for it in vain."""
 
-import pytest
-import torch
-
 from gradscale.recording import read
 from gradscale.replay import replay
-from processes import on_two_ranks
+from processes import ON_RANKS, on_two_ranks
 from recording_worker import recorded
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
-    pytest.mark.slow,
-]
+pytestmark = ON_RANKS
 
 
 def test_all_ranks_run_the_same_code_and_one_recording_is_written(tmp_path):

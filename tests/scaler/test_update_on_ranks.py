@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from processes import on_two_ranks
+from processes import ON_RANKS, on_two_ranks
 from update_worker import (
     closures,
     micro_batches,
@@ -14,10 +14,7 @@ from update_worker import (
     sharded_with,
 )
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
-    pytest.mark.slow,
-]
+pytestmark = ON_RANKS
 
 
 def run(name, clip, bad=False, **arguments):

@@ -6,10 +6,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import torch
 
 from layerwise_worker import WRAPPERS, Build, ddp, fsdp2
-from processes import on_two_ranks
+from processes import ON_RANKS, on_two_ranks
 from watching_worker import (
     alone,
     different_graphs,
@@ -19,10 +18,7 @@ from watching_worker import (
     with_and_without,
 )
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs distributed"),
-    pytest.mark.slow,
-]
+pytestmark = ON_RANKS
 NAMES = {f"{layer}.{part}" for layer in (0, 1, 3, 5) for part in ("weight", "bias")}
 
 
