@@ -91,6 +91,29 @@ class AccumulatingScaler(AdvancingScaler):
         with torch.no_grad():
             self._add(optimizer, record, micro_batches, inverse(scale), weight)
 
+    def expect(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Makes optimizers known that step less often than `update()` is called.
+
+        Their gradients add up while the scale may change, and are brought to each new one. Of an
+        optimizer that was unscaled, clipped or stepped before, the scaler knows it by itself.
+
+        Raises:
+            TypeError: if one is no optimizer.
+
+        Example:
+            >>> import torch
+            >>> from gradscale import GradScaler
+            >>> slow = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+            >>> GradScaler("cpu").expect(slow)
+        """
+        for optimizer in optimizers:
+            if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(
+                    f"`expect({type(optimizer).__name__})` must be given optimizers, such as "
+                    "`expect(slow_optimizer)`."
+                )
+            self._pending.note(optimizer)
+
     def _add(
         self,
         optimizer: torch.optim.Optimizer,

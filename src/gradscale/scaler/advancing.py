@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
@@ -47,8 +46,7 @@ class AdvancingScaler(ScalingScaler):
             scale, _ = self._check_scale_growth_tracker("update")
         if self._in_between or new_scale is not None:
             self._refuse_in_between(new_scale)
-        # Without a `step` since the last `update` there is no outcome, and none is counted twice.
-        step = StepOutcome() if self._step_closed else self.last_step
+        step = self._step_under_way
         if new_scale is not None:
             new = scale_to_set(new_scale)
             self._pending.leave(self._per_optimizer_states, scale)
@@ -66,29 +64,6 @@ class AdvancingScaler(ScalingScaler):
             self._end_step()
         if self._meter is not None:
             self._meter_step()
-
-    def expect(self, *optimizers: torch.optim.Optimizer) -> None:
-        """Makes optimizers known that step less often than `update()` is called.
-
-        Their gradients add up while the scale may change, and are brought to each new one. Of an
-        optimizer that was unscaled, clipped or stepped before, the scaler knows it by itself.
-
-        Raises:
-            TypeError: if one is no optimizer.
-
-        Example:
-            >>> import torch
-            >>> from gradscale import GradScaler
-            >>> slow = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-            >>> GradScaler("cpu").expect(slow)
-        """
-        for optimizer in optimizers:
-            if not isinstance(optimizer, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(
-                    f"`expect({type(optimizer).__name__})` must be given optimizers, such as "
-                    "`expect(slow_optimizer)`."
-                )
-            self._pending.note(optimizer)
 
     def abandon(self) -> None:
         """Gives up the step under way, which was begun by `unscale_`, clipping or `accumulate_`.
@@ -116,12 +91,17 @@ class AdvancingScaler(ScalingScaler):
             optimizer = self._pending.optimizer(key)
             if optimizer is not None:
                 optimizer.zero_grad()
-        step = StepOutcome() if self._step_closed else self.last_step
+        step = self._step_under_way
         try:
             if len(step):
                 self._ledger.add(step)
         finally:
             self._end_step()
+
+    @property
+    def _step_under_way(self) -> StepOutcome:
+        """Empty if no optimizer has stepped since the last `update`: nothing is counted twice."""
+        return StepOutcome() if self._step_closed else self.last_step
 
     def _end_step(self) -> None:
         self._per_optimizer_states.clear()
