@@ -20,8 +20,8 @@ from gradscale.gradients.flags import combined, inverse
 from gradscale.gradients.norm import Norm, gradient_norm
 from gradscale.gradients.unscale import collect_from, multiply_and_check_, not_finite
 from gradscale.scaler.accumulating import AccumulatingScaler
-from gradscale.scaler.anew import refuse_mixed
 from gradscale.scaler.eager import eager
+from gradscale.scaler.given_up import refuse_mixed
 from gradscale.scaler.settings import check_clip, distinct_parameters, listed
 from gradscale.undo.degrees import degrees_once
 

@@ -15,9 +15,9 @@ from gradscale.outcomes.alarm import FloorAlarm
 from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
 from gradscale.policies.policy import Policy
-from gradscale.scaler.anew import refuse_mixed
 from gradscale.scaler.closures import ClosureScaler, closure_in
 from gradscale.scaler.eager import eager
+from gradscale.scaler.given_up import refuse_mixed
 from gradscale.scaler.known_scale import KnownScale
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,

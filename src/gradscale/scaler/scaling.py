@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradscale.scaler.anew import MIXED, Divided, before_backward, divided
 from gradscale.scaler.eager import eager
+from gradscale.scaler.given_up import MIXED, Divided, before_backward, divided
 from gradscale.scaler.stepping import SteppingScaler
 
 
