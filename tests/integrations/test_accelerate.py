@@ -1,15 +1,16 @@
-"""Accelerate: one line, and what it does around the scaler stays right. Runs of the real package."""
+"""Accelerate: one line, and what it does around the scaler stays right. Real runs on the CPU."""
 
 from __future__ import annotations
 
 import pickle
 
-import gradscale
 import pytest
 import torch
+from torch import nn
+
+import gradscale
 from fading import Fading, dead_weights, fading_batch
 from hosts import host
-from torch import nn
 
 accelerate = host("accelerate")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gradscale
 import pytest
 import torch
+from torch import nn
+
+import gradscale
 from fading import Fading, fading_batch
 from hosts import host
-from torch import nn
 
 transformers = host("transformers")
 

@@ -29,4 +29,5 @@ class WantedScaler:
         """
         if self.given is not None:
             return self.given
-        return GradScaler(**{"device": device, "process_group": all_ranks(), **self.arguments})
+        arguments: dict[str, Any] = {"device": device, "process_group": all_ranks()}
+        return GradScaler(**{**arguments, **self.arguments})
