@@ -22,7 +22,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Lowest first. A module may import from its own level and from those below.
 LEVELS = (
-    ("capturing", "formats", "histogram", "triton_kernels", "version"),
+    (
+        "capturing",
+        "formats",
+        "histogram",
+        "host_copies",
+        "triton_kernels",
+        "version",
+        "waiting_line",
+    ),
     ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
     (
         "backward",
