@@ -21,7 +21,16 @@ SOURCE = ROOT / "src" / "gradscale"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Single files on the ground floor may share it, and know each other.
-GROUND = {"capturing", "formats", "histogram", "ranks", "triton_kernels", "version"}
+GROUND = {
+    "capturing",
+    "formats",
+    "histogram",
+    "host_copies",
+    "ranks",
+    "triton_kernels",
+    "version",
+    "waiting_line",
+}
 
 # Lowest first, one package a floor: a module imports from its own package and from below.
 FLOORS = (
