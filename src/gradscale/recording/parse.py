@@ -15,10 +15,10 @@ from gradscale.recording.schema import (
     Octaves,
     Plan,
     PlanGroup,
+    RecordedNetwork,
     RowInfo,
     Seen,
     Step,
-    RecordedNetwork,
 )
 
 _LETTERS = {method[0]: method for method in METHODS}

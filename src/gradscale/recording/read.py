@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscale.recording.parse import header_of, row_infos, step_of, structure_of
-from gradscale.recording.schema import FILE_NAME, Header, RowInfo, Step, RecordedNetwork
+from gradscale.recording.schema import FILE_NAME, Header, RecordedNetwork, RowInfo, Step
 
 TRAIN_FILE = "steps.jsonl"
 _SYMPTOMS = (LookupError, TypeError, ValueError, AttributeError)

@@ -161,9 +161,16 @@ def _first(args: tuple[Any, ...]) -> Any:
     return args[0] if args else None
 
 
-def _pairs(args: tuple[Any, ...]) -> dict[Any, Any]:
-    """An ordered dictionary is made empty, or, by Python 2, from a list of pairs."""
-    return dict(args[0]) if args and isinstance(args[0], list | dict) else {}
+class _Pairs(dict[Any, Any]):
+    """An ordered dictionary, which may be given attributes, as a model's state has them."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _pairs(args: tuple[Any, ...]) -> _Pairs:
+    """It is made empty, or, by Python 2, from a list of pairs."""
+    return _Pairs(args[0]) if args and isinstance(args[0], list | dict) else _Pairs()
 
 
 def _no_bytes(args: tuple[Any, ...]) -> bytes | None:
