@@ -63,9 +63,9 @@ class Entries:
         self.held = cast("Mapping[str, Any]", held)
         self.name = name
 
-    def has(self, *keys: str) -> bool:
-        """Whether all of `keys` are there, and none of them is None."""
-        return all(self.held.get(key) is not None for key in keys)
+    def has(self, key: str) -> bool:
+        """Whether `key` is there, and not None."""
+        return self.held.get(key) is not None
 
     def optional(self, take: Callable[[str], _Taken], key: str) -> _Taken | None:
         """What `take` gives for `key`; None if there is no such entry.
@@ -75,21 +75,25 @@ class Entries:
             >>> state.optional(state.number, "cap"), state.optional(state.number, "floor")
             (None, 2.0)
         """
-        return take(key) if self.has(key) else None
+        return None if self.held.get(key) is None else take(key)
 
     def number(self, key: str, least: float | None = None, most: float | None = None) -> float:
         """A number; within bounds it is not NaN."""
-        try:
-            value = float(self._one(key))
-        except OverflowError:
-            raise ValueError(f"{self._is(key)}, which is too large for a float.") from None
+        value = self.held.get(key)
+        if type(value) is not float:
+            try:
+                value = float(self._one(key))
+            except OverflowError:
+                raise ValueError(f"{self._is(key)}, which is too large for a float.") from None
         if (least is not None and not value >= least) or (most is not None and not value <= most):
             raise ValueError(f"{self._is(key)}; it must {_within(least, most)}.")
         return value
 
     def count(self, key: str, least: int = 0, most: int = MOST) -> int:
         """A whole number, as an int or as a float."""
-        value = self._one(key)
+        value = self.held.get(key)
+        if type(value) is not int:
+            value = self._one(key)
         if type(value) is not int:
             if math.isinf(value):
                 raise TypeError(f"{self._at(key)} is infinity, which is not a whole number.")
@@ -102,7 +106,8 @@ class Entries:
 
     def flag(self, key: str) -> bool:
         """True or False, or a number that stands for one of them."""
-        return bool(self._one(key))
+        value = self.held.get(key)
+        return value if isinstance(value, bool) else bool(self._one(key))
 
     def text(self, key: str) -> str:
         """A text."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gradscale.entries import Entries
@@ -92,26 +93,41 @@ def structure_of(line: Entries) -> RecordedNetwork:
 def step_of(line: Entries) -> Step:
     """A line about a step: of a recording, or of the ``steps.jsonl`` of `gradscale train`."""
     skipped, reason = line.flag("skipped"), line.optional(line.text, "reason")
-    has = line.has
-    return Step(
+    overflowed = skipped and reason == "overflow"
+    step = Step(
         step=line.count("step"),
         scale=_scale(line),
         skipped=skipped,
         reason=reason,
         loss=_float(line, "loss"),
         amax=_single(line),
-        exponents=_octaves(line, "exponents") if has("exponents") else None,
-        overflow=line.flag("overflow") if has("overflow") else skipped and reason == "overflow",
-        asked=line.flag("asked") if has("asked") else True,
+        overflow=line.flag("overflow") if line.has("overflow") else overflowed,
+        asked=line.flag("asked") if line.has("asked") else True,
         groups=line.optional(line.count, "groups"),
-        optimizers=tuple(map(bool, line.list("optimizers"))) if has("optimizers") else (),
-        culprits=line.texts("culprits") if has("culprits") else (),
-        culprits_left_out=line.optional(line.count, "culprits_left_out") or 0,
-        first_nonfinite=_first_nonfinite(line) if has("first_nonfinite") else None,
-        seen=_seen(line.entries("seen")) if has("seen") else None,
-        octaves=_octaves_by_row(line.entries("octaves")) if has("octaves") else {},
-        plan=_plan(line.entries("plan")) if has("plan") else None,
     )
+    # Most steps of a long run have none of these, and nine lookups would take as long as all above.
+    return step if line.held.keys().isdisjoint(_RARE) else replace(step, **_rare(line))
+
+
+def _rare(line: Entries) -> dict[str, Any]:
+    """What a step has if it was skipped, or measured."""
+    has = line.has
+    return {
+        "exponents": _octaves(line, "exponents") if has("exponents") else None,
+        "optimizers": tuple(map(bool, line.list("optimizers"))) if has("optimizers") else (),
+        "culprits": line.texts("culprits") if has("culprits") else (),
+        "culprits_left_out": line.optional(line.count, "culprits_left_out") or 0,
+        "first_nonfinite": _first_nonfinite(line) if has("first_nonfinite") else None,
+        "seen": _seen(line.entries("seen")) if has("seen") else None,
+        "octaves": _octaves_by_row(line.entries("octaves")) if has("octaves") else {},
+        "plan": _plan(line.entries("plan")) if has("plan") else None,
+    }
+
+
+_RARE = frozenset(
+    {"exponents", "optimizers", "culprits", "culprits_left_out", "first_nonfinite"}
+    | {"seen", "octaves", "plan"}
+)
 
 
 def _float(line: Entries, key: str) -> float | None:

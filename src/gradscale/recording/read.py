@@ -156,7 +156,7 @@ def recording_file(path: str | Path) -> Path:
     given = Path(path)
     inside = [given / FILE_NAME, given / TRAIN_FILE] if given.is_dir() else [given]
     for file in inside:
-        if file.is_file():
+        if file.exists():  # what is no regular file is refused when it is opened
             return file
     if given.is_dir():
         raise FileNotFoundError(

@@ -33,7 +33,7 @@ class Keras(Layout):
         ``dynamic_growth_steps`` belongs to `get_config()`; it is read where `state` has it too.
         """
         named = Entries(_by_name(state.held))
-        numbered = not named.has("dynamic_scale") and named.has(*_STORE.values())
+        numbered = not named.has("dynamic_scale") and all(map(named.has, _STORE.values()))
         keys = _STORE if numbered else {name: name for name in _STORE}
         interval = "dynamic_growth_steps"
         settings = ScalerSettings(
