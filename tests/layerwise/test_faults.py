@@ -7,7 +7,8 @@ from torch import nn
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
-from gradscale.plans.planner import UserGiven, connected
+from gradscale.plans.groups import connected
+from gradscale.plans.planner import UserGiven
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
 

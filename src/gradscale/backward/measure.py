@@ -18,10 +18,11 @@ from gradscale.backward.measure_counts import (
     empty_counts,
     moments_into,
 )
-from gradscale.backward.measure_places import Place, places_of
+from gradscale.backward.measure_places import CountedPlace, places_of
 from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_weights import Weight, weights_of
-from gradscale.backward.measurements import Measurements, Record, ceil_log2, unscaled_counts
+from gradscale.backward.measurements import Measurements, PlaceRecord, unscaled_counts
+from gradscale.exponents import ceil_exponent
 from gradscale.ranks import reduce_max_, reduce_sum_
 
 _MOMENTS = 4
@@ -36,7 +37,7 @@ def measure(
     *,
     products: bool = False,
     moments: bool = False,
-    places: Sequence[Place] | None = None,
+    places: Sequence[CountedPlace] | None = None,
     cleaned: Cleaned | None = None,
 ) -> Measuring:
     """Hooks the nodes of a live graph, so that its next backward passes are counted.
@@ -85,7 +86,7 @@ class Measuring:
         self,
         signature: str,
         exponents: Sequence[int],
-        places: Sequence[Place],
+        places: Sequence[CountedPlace],
         weights: Sequence[Weight],
         scale: float | Tensor,
         moments: bool,
@@ -190,7 +191,7 @@ class Measuring:
             self.fetch()
         for event in self._events:
             event.synchronize()
-        records: dict[int, Record] = {}
+        records: dict[int, PlaceRecord] = {}
         for block, host in zip(self._blocks.all, self._host or (), strict=True):
             rows, moments, scale = _unpacked(host, block)
             scales = [self._scale_of(place, scale) for place in block.places]
@@ -198,8 +199,8 @@ class Measuring:
             for index, place, (factor, exponent), count in zip(
                 block.indices, block.places, scales, counts, strict=True
             ):
-                stored = ceil_log2(factor) + exponent
-                records[index] = Record(
+                stored = ceil_exponent(factor) + exponent
+                records[index] = PlaceRecord(
                     place.node, place.kind, place.target, place.format, stored, count,
                     self.fans[index],
                 )  # fmt: skip
@@ -208,7 +209,7 @@ class Measuring:
         )
         return merged
 
-    def _scale_of(self, place: Place, scale: float) -> tuple[float, int]:
+    def _scale_of(self, place: CountedPlace, scale: float) -> tuple[float, int]:
         return (1.0, 0) if place.kind == "weight" else (scale, self.exponents[place.node])
 
     def remove(self) -> None:
@@ -232,7 +233,7 @@ class _Block:
     def __init__(self, device: torch.device, moments: bool) -> None:
         self.device = device
         self.indices: list[int] = []
-        self.places: list[Place] = []
+        self.places: list[CountedPlace] = []
         self.rows = empty_counts(0)
         self.moments: Tensor | None = None
         self._with_moments = moments
@@ -252,7 +253,7 @@ class _Block:
 class _Blocks:
     """All rows, and where each place has its own."""
 
-    def __init__(self, places: Sequence[Place], moments: bool) -> None:
+    def __init__(self, places: Sequence[CountedPlace], moments: bool) -> None:
         by_device: dict[torch.device, _Block] = {}
         self.where: list[tuple[_Block, int]] = []
         for index, place in enumerate(places):

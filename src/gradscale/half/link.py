@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from gradscale.backward.one_pass import NONE, current_pass
+from gradscale.backward.running_pass import NONE, current_pass
 from gradscale.half.narrow import narrow_
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from gradscale.backward.measure import Measuring, measure
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.rescale import rescale
 from gradscale.capturing import capturing
+from gradscale.exponents import floor_exponent
 from gradscale.layerwise.agreement import Wishes, on_any_rank, rank_groups, reduced
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.emulated import fitted
@@ -23,10 +24,12 @@ from gradscale.layerwise.hidden import Leaves, custom_nodes, owned, refusal
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import carried, freed
 from gradscale.layerwise.suspicion import lower_suspects
-from gradscale.layerwise.track import Track, exponent_of
+from gradscale.layerwise.track import Track
 from gradscale.layerwise.tracks import Tracks
 from gradscale.outcomes.outcome import StepOutcome
-from gradscale.plans.planner import Decision, Planner
+from gradscale.plans.decision import Decision
+from gradscale.plans.planner import Planner
+from gradscale.plans.situation import Situation
 from gradscale.plans.windows import Windows
 
 
@@ -214,7 +217,7 @@ class Layerwise:
             track = self.tracks.latest
             alone = len(self._leaves.signatures) == 1  # else it may have been another graph's
             if step is last_step and not self._measurings and alone and track is not None:
-                self._lowered = lower_suspects(track, exponent_of(step.scale))
+                self._lowered = lower_suspects(track, floor_exponent(step.scale))
 
     def _plan(self, scale: Tensor) -> None:
         """Turns the last step's measurements into plans, and sets the loss scale they ask for."""
@@ -228,7 +231,7 @@ class Layerwise:
         if any(m.overflowed for m in merged.values()) and not finished.blames_scale():
             self._again = self._measures = True
             return
-        log2_scale = exponent_of(float(finished.scale))
+        log2_scale = floor_exponent(float(finished.scale))
         decisions = [
             self._decide(self.tracks[key], measurements, log2_scale)
             for key, measurements in merged.items()
@@ -243,8 +246,9 @@ class Layerwise:
     def _decide(self, track: Track, measurements: Measurements, log2_scale: int) -> Decision:
         overflowed = measurements.overflowed
         seen = measurements if overflowed else measurements.with_maxima(track.history)
+        names = self.naming.of(track)
         decision = self._planning.decide(
-            track.graph, seen, track.plan, log2_scale, self.naming.of(track)
+            Situation(track.graph, seen, track.plan, log2_scale, names)
         )
         if overflowed:
             self._measures = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
-from gradscale.plans.planner import Decision, moved
+from gradscale.plans.decision import Decision
+from gradscale.plans.groups import shifted
 
 HISTORY = 4
 """Earlier measurements whose maxima still count: gradients that were large once will be again."""
@@ -68,7 +68,7 @@ class Track:
         difference, self.anchor = self.anchor - log2_scale, log2_scale
         if difference and not self.plan.is_uniform:
             nodes = range(len(self.plan.exponents))
-            self.move_to(moved(self.plan, nodes, difference).pinning(self.graph))
+            self.move_to(shifted(self.plan, nodes, difference).pinning(self.graph))
 
     def move_to(self, plan: ScalePlan) -> None:
         """Changes the plan; its factors are written when it is next used."""
@@ -118,8 +118,3 @@ class Track:
         track.frozen, track.anchor = state["frozen"], state["anchor"]
         track.history.extend(Measurements.from_dict(saved) for saved in state["history"])
         return track
-
-
-def exponent_of(scale: float) -> int:
-    """The base-2 exponent of a scale, rounded down."""
-    return math.frexp(scale)[1] - 1
