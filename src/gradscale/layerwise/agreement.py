@@ -20,7 +20,7 @@ def rank_groups(process_group: Any) -> list[Any]:
     return mesh_groups(process_group or all_ranks()) if distributed() else []
 
 
-def reduced(
+def merged_over_ranks(
     measurings: Sequence[Measuring],
     situations: Sequence[object],
     groups: Sequence[Any],
