@@ -22,7 +22,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Lowest first. A module may import from its own level and from those below.
 LEVELS = (
-    ("capturing", "formats", "histogram", "triton_kernels", "version"),
+    ("capturing", "files", "formats", "histogram", "triton_kernels", "version"),
     ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
     (
         "backward",
