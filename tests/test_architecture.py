@@ -28,6 +28,7 @@ GROUND = {
     "histogram",
     "host_copies",
     "ranks",
+    "regular_file",
     "triton_kernels",
     "version",
     "waiting_line",
@@ -35,6 +36,7 @@ GROUND = {
 
 # Lowest first, one package a floor: a module imports from its own package and from below.
 FLOORS = (
+    "files",
     "policies",
     "emulation",
     "gradients",
@@ -55,6 +57,7 @@ FLOORS = (
     "replay",
     "advice",
     "doctor",
+    "integrations",
     "recipes",
     "training",
     "report",
@@ -81,8 +84,14 @@ PUBLIC = (
     "gradscale.watching",
 )
 
-# What needs an extra to be imported.
-EXTRAS = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "gradscale.report")
+# What needs an extra, or a trainer of another package, to be imported.
+EXTRAS = (
+    "gradscale.cli",
+    "gradscale.recipes",
+    "gradscale.training",
+    "gradscale.report",
+    "gradscale.integrations.",
+)
 
 MAX_LINES = 300
 MAX_MEDIAN_LINES = 120
