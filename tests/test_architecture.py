@@ -54,6 +54,7 @@ FLOORS = (
     "replay",
     "advice",
     "doctor",
+    "integrations",
     "recipes",
     "training",
     "report",
@@ -80,8 +81,14 @@ PUBLIC = (
     "gradscale.watching",
 )
 
-# What needs an extra to be imported.
-EXTRAS = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "gradscale.report")
+# What needs an extra, or a trainer of another package, to be imported.
+EXTRAS = (
+    "gradscale.cli",
+    "gradscale.recipes",
+    "gradscale.training",
+    "gradscale.report",
+    "gradscale.integrations.",
+)
 
 MAX_LINES = 300
 MAX_MEDIAN_LINES = 120
