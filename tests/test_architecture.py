@@ -28,6 +28,7 @@ GROUND = {
     "histogram",
     "host_copies",
     "ranks",
+    "regular_file",
     "triton_kernels",
     "version",
     "waiting_line",
