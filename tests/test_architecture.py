@@ -36,6 +36,7 @@ GROUND = {
 
 # Lowest first, one package a floor: a module imports from its own package and from below.
 FLOORS = (
+    "files",
     "policies",
     "emulation",
     "gradients",
