@@ -27,6 +27,7 @@ GROUND = {
     "histogram",
     "host_copies",
     "ranks",
+    "regular_file",
     "triton_kernels",
     "version",
     "waiting_line",
@@ -34,6 +35,7 @@ GROUND = {
 
 # Lowest first, one package a floor: a module imports from its own package and from below.
 FLOORS = (
+    "files",
     "policies",
     "emulation",
     "gradients",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradscale.doctor.inert.values import Name, Thing
+from gradscale.doctor.inert.tree import SavedObject
 
 
-def saved_by_object(thing: Thing) -> Mapping[str, Any] | None:
+def saved_by_object(thing: SavedObject) -> Mapping[str, Any] | None:
     """The state of a pickled scaler: its attributes, or what its `state_dict()` would give.
 
     Args:
@@ -20,7 +20,7 @@ def saved_by_object(thing: Thing) -> Mapping[str, Any] | None:
     Example:
         >>> attributes = {"_init_scale": 8.0, "_init_growth_tracker": 5, "_growth_factor": 2.0}
         >>> attributes |= {"_backoff_factor": 0.5, "_growth_interval": 2000}
-        >>> saved_by_object(Thing(Name("torch.amp", "GradScaler"), (), attributes))["scale"]
+        >>> saved_by_object(SavedObject("torch.amp.GradScaler", [], attributes))["scale"]
         8.0
     """
     held = thing.attributes
@@ -30,7 +30,7 @@ def saved_by_object(thing: Thing) -> Mapping[str, Any] | None:
         return None
     shared = {"scale": held["_init_scale"], "_growth_tracker": held.get("_init_growth_tracker", 0)}
     policy = held.get("policy")
-    if isinstance(policy, Thing):
+    if isinstance(policy, SavedObject):
         return {**shared, **_factors(policy.attributes), "gradscale": _own(held, policy)}
     factors = {name: held.get(f"_{name}") for name in _FACTORS}
     return None if None in factors.values() else {**shared, **factors}
@@ -43,19 +43,18 @@ def _factors(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in _FACTORS if name in config}
 
 
-def _own(held: Mapping[str, Any], policy: Thing) -> dict[str, Any]:
+def _own(held: Mapping[str, Any], policy: SavedObject) -> dict[str, Any]:
     own: dict[str, Any] = {"policy": _described(policy), "state": held.get("_loaded") or {}}
     ledger = held.get("_ledger")
-    counters = ledger.attributes.get("_counters") if isinstance(ledger, Thing) else None
-    if isinstance(counters, Thing):
+    counters = ledger.attributes.get("_counters") if isinstance(ledger, SavedObject) else None
+    if isinstance(counters, SavedObject):
         own["counters"] = dict(counters.attributes)
     return own
 
 
-def _described(policy: Thing) -> dict[str, Any]:
-    name = policy.kind.name if isinstance(policy.kind, Name) else "unknown"
+def _described(policy: SavedObject) -> dict[str, Any]:
     config = {
-        key: _described(value) if isinstance(value, Thing) else value
+        key: _described(value) if isinstance(value, SavedObject) else value
         for key, value in policy.attributes.items()
     }
-    return {"name": name, "config": config}
+    return {"name": policy.kind.rpartition(".")[2], "config": config}

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradscale.doctor.defaults import settings_of
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient
-from gradscale.doctor.words import setting
+from gradscale.doctor.number_text import setting_text
+from gradscale.doctor.system_defaults import settings_of
 from gradscale.policies import Policy, preset
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.presets import PRESETS
@@ -53,7 +53,7 @@ def wanted_settings(against: Policy | str | Mapping[str, Any]) -> dict[str, Any]
     return {_known(name.strip()): _value(name.strip(), text.strip()) for name, _, text in pairs}
 
 
-def compare(patient: Patient, wanted: Mapping[str, Any]) -> Iterator[Finding]:
+def compare_settings(patient: Patient, wanted: Mapping[str, Any]) -> Iterator[Finding]:
     """What differs between a scaler and the settings that the code passes.
 
     Args:
@@ -69,7 +69,8 @@ def compare(patient: Patient, wanted: Mapping[str, Any]) -> Iterator[Finding]:
     unknown = [n for n, v in compared.items() if n not in saved and v is not None]
     if differing:
         said = "; ".join(
-            f"{n}={setting(saved[n])} saved, {setting(wanted[n])} in the code" for n in differing
+            f"{n}={setting_text(saved[n])} saved, {setting_text(wanted[n])} in the code"
+            for n in differing
         )
         yield Finding(
             "warning", "settings-differ", "The saved settings differ from the code's.",

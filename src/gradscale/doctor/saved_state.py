@@ -9,9 +9,9 @@ from typing import Any, cast
 from gradscale.checkpoints import ScalerState, read_state
 from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE
 from gradscale.checkpoints.values import read_count, read_float
-from gradscale.doctor.beside import Beside
-from gradscale.doctor.find import Found
-from gradscale.doctor.patient import Patient, PlanFacts, Skips
+from gradscale.doctor.examined_scaler import Patient, PlanFacts, Skips
+from gradscale.doctor.run_arguments import RunArguments
+from gradscale.doctor.state_search import FoundState
 
 _SCALE_KEYS = {
     "deepspeed": "cur_scale",
@@ -23,7 +23,7 @@ _SCALE_KEYS = {
 _UNREADABLE = (ValueError, TypeError, OverflowError, KeyError, AttributeError)
 
 
-def admit(found: Found, beside: Beside) -> Patient:
+def examined(found: FoundState, beside: RunArguments) -> Patient:
     """A patient from a state that `find_states` found.
 
     Args:
@@ -32,7 +32,7 @@ def admit(found: Found, beside: Beside) -> Patient:
 
     Example:
         >>> saved = {"scale": 0.0, "growth_tracker": 0, "hysteresis_tracker": 2}
-        >>> admit(Found("megatron", "", saved), Beside()).scale
+        >>> examined(FoundState("megatron", "", saved), RunArguments()).scale
         0.0
     """
     saved = found.state
@@ -108,7 +108,7 @@ _BOUNDS = ("min_scale", "max_scale")
 
 
 def _with_history(
-    patient: Patient, state: ScalerState | None, saved: Mapping[str, Any], beside: Beside
+    patient: Patient, state: ScalerState | None, saved: Mapping[str, Any], beside: RunArguments
 ) -> Patient:
     if state is None:
         return patient

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradscale.doctor.checks.skips import AT_START, WHY
-from gradscale.doctor.course import Course, Stretch
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient
-from gradscale.doctor.words import percent, scale, times
+from gradscale.doctor.number_text import counted, scale_words, share_text
+from gradscale.doctor.run_course import Course, Stretch
 from gradscale.outcomes.alarm import PATIENCE
 
 MOST_LOST = 0.01
 """Share of the gradients' non-zero elements that may be lost before it is worth a warning."""
 
 
-def check_course(patient: Patient) -> Iterator[Finding]:
+def check_run_steps(patient: Patient) -> Iterator[Finding]:
     """What the recorded steps say."""
     course = patient.course
     if course is None:
@@ -29,9 +29,9 @@ def check_course(patient: Patient) -> Iterator[Finding]:
         )  # fmt: skip
     if course.lost is not None and course.lost > MOST_LOST:
         yield Finding(
-            "warning", "lost", f"{percent(course.lost)} of the gradients are lost to underflow.",
+            "warning", "lost", f"{share_text(course.lost)} of the gradients are lost to underflow.",
             f"Measured at step {course.lost_at} ({course.method}); the scale there ended at "
-            f"{scale(course.scales[3])}.",
+            f"{scale_words(course.scales[3])}.",
             "`gradscale report` shows where; a higher scale or "
             "`gradscale.GradScaler(layerwise=True)` keeps them.", patient.where,
         )  # fmt: skip
@@ -47,8 +47,10 @@ def _ending(patient: Patient, course: Course) -> Iterator[Finding]:
     elif longest is not None and longest.length >= PATIENCE and longest.begin > course.first:
         yield Finding(
             "warning", "skipped-in-a-row",
-            f"{times(longest.length, 'step')} in a row were skipped, from step {longest.begin:,}.",
-            f"{_why(longest)}; the scale was {scale(longest.scale)}. The run went on afterwards.",
+            f"{counted(longest.length, 'step')} in a row were skipped, from step "
+            f"{longest.begin:,}.",
+            f"{_why(longest)}; the scale was {scale_words(longest.scale)}. The run went on "
+            "afterwards.",
             WHY.get(longest.reason or "", _OVERFLOW), patient.where,
         )  # fmt: skip
 
@@ -63,8 +65,8 @@ _OVERFLOW = (
 def _still_looking(patient: Patient, course: Course, final: Stretch) -> Finding:
     return Finding(
         "warning", "no-step-yet", "No step has been taken yet.",
-        f"All {times(course.steps, 'step')} overflowed, from {scale(course.scales[0])} down to "
-        f"{scale(course.scales[3])}.",
+        f"All {counted(course.steps, 'step')} overflowed, from "
+        f"{scale_words(course.scales[0])} down to {scale_words(course.scales[3])}.",
         "Train on until the scale fits, or start lower: `gradscale inspect` names the scale.",
         patient.where,
     )  # fmt: skip
@@ -74,8 +76,8 @@ def _collapse(patient: Patient, course: Course, final: Stretch) -> Finding:
     before = f"Go back to a checkpoint from before step {final.begin:,}. "
     return Finding(
         "error", "collapse", f"The run collapsed at step {final.begin:,}.",
-        f"No step has been taken since: {times(final.length, 'step')} in a row. {_why(final)}; the "
-        f"scale went from {scale(final.scale)} to {scale(course.scales[3])}.",
+        f"No step has been taken since: {counted(final.length, 'step')} in a row. {_why(final)}; "
+        f"the scale went from {scale_words(final.scale)} to {scale_words(course.scales[3])}.",
         before + WHY.get(final.reason or "", _OVERFLOW), patient.where,
     )  # fmt: skip
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from gradscale.checkpoints import detect_source
-from gradscale.doctor.inert.values import Thing
-from gradscale.doctor.objects import saved_by_object
+from gradscale.doctor.inert.tree import SavedObject
+from gradscale.doctor.pickled_scalers import saved_by_object
 
 _SCALES = {"scale", "cur_scale", "loss_scale", "dynamic_scale"}
 _EMPTY = {"scaler", "grad_scaler", "amp_scaler", "amp", "MixedPrecision"}
@@ -15,7 +15,7 @@ MOST_STATES = 1000
 """Found in one file: nobody has more, and a file that says so is up to something."""
 
 
-class Found(NamedTuple):
+class FoundState(NamedTuple):
     """A state and where it was.
 
     Attributes:
@@ -43,7 +43,7 @@ class _Place(NamedTuple):
         return "".join(reversed(steps))
 
 
-def find_states(tree: Any) -> list[Found]:
+def find_states(tree: Any) -> list[FoundState]:
     """Every scaler state in a tree of plain data, in the order of the file.
 
     Args:
@@ -54,7 +54,7 @@ def find_states(tree: Any) -> list[Found]:
         >>> find_states(checkpoint)[0][:2]
         ('apex', '["amp"]["loss_scaler0"]')
     """
-    found: list[Found] = []
+    found: list[FoundState] = []
     seen: set[int] = set()
     waiting = [_Place(tree, "", None)]
     while waiting and len(found) < MOST_STATES:
@@ -69,21 +69,21 @@ def find_states(tree: Any) -> list[Found]:
     return found
 
 
-def _states(place: _Place) -> Iterator[Found]:
+def _states(place: _Place) -> Iterator[FoundState]:
     value: Any = place.value
-    if isinstance(value, Thing):
+    if isinstance(value, SavedObject):
         value = saved_by_object(value)
     if not isinstance(value, dict):
         return
     saved = cast("dict[Any, Any]", value)
     if not saved and place.step[2:-2] in _EMPTY:
-        yield Found("", place.path(), saved)
+        yield FoundState("", place.path(), saved)
     system = _system(saved, place)
     if system == "apex":
         for key in (key for key in saved if str(key).startswith("loss_scaler")):
-            yield Found("apex", f'{place.path()}["{key}"]', {str(key): saved[key]})
+            yield FoundState("apex", f'{place.path()}["{key}"]', {str(key): saved[key]})
     elif system is not None:
-        yield Found(system, place.path(), saved)
+        yield FoundState(system, place.path(), saved)
 
 
 def _system(saved: dict[Any, Any], place: _Place) -> str | None:
@@ -102,7 +102,7 @@ def _system(saved: dict[Any, Any], place: _Place) -> str | None:
 
 def _inside(place: _Place) -> Iterator[_Place]:
     value: Any = place.value
-    if isinstance(value, Thing):
+    if isinstance(value, SavedObject):
         for name, part in value.attributes.items():
             yield from _container(part, f".{name}", place)
         yield from _container(value.entries, "", place)
@@ -118,5 +118,5 @@ def _inside(place: _Place) -> Iterator[_Place]:
 
 
 def _container(part: Any, step: str, place: _Place) -> Iterator[_Place]:
-    if isinstance(part, dict | list | tuple | Thing):
+    if isinstance(part, dict | list | tuple | SavedObject):
         yield _Place(part, step, place)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from gradscale.doctor.files import without_rank
+from gradscale.doctor.checkpoint_files import without_rank
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient
-from gradscale.doctor.words import scale
+from gradscale.doctor.number_text import scale_words
 
 
 def across_ranks(patients: Sequence[Patient]) -> tuple[list[Patient], list[Finding]]:
@@ -45,7 +45,7 @@ def _stands(patient: Patient) -> tuple[object, ...]:
 
 def _disagreement(where: str, ranks: Sequence[Patient]) -> Finding:
     scales = sorted({rank.scale for rank in ranks})
-    differ = ", ".join(scale(value) for value in scales[:4])
+    differ = ", ".join(scale_words(value) for value in scales[:4])
     said = f"scales {differ}" if len(scales) > 1 else "the same scale, other counters"
     return Finding(
         "error", "ranks-differ", "The ranks do not have the same scaler.",

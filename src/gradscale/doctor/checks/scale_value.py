@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradscale.doctor.defaults import cap_of, floor_of
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient
-from gradscale.doctor.words import is_power_of_two, scale
+from gradscale.doctor.number_text import is_power_of_two, scale_words
+from gradscale.doctor.system_defaults import cap_of, floor_of
 from gradscale.policies.bits import MIN_SCALE
 
 HOPELESS = 2.0**-16
@@ -22,7 +22,7 @@ _RESET = (
 )
 
 
-def check_scale(patient: Patient) -> Iterator[Finding]:
+def check_scale_value(patient: Patient) -> Iterator[Finding]:
     """What the value of the scale says on its own."""
     if patient.system == "none":
         return
@@ -80,8 +80,8 @@ def _low(patient: Patient, value: float) -> Iterator[Finding]:
         raises = " DeepSpeed stops with an error at the next overflow." if _stops(patient) else ""
         yield Finding(
             "error" if value < HOPELESS else "warning", "at-floor", "The scale is at its floor.",
-            f"The scale is {scale(value)}, and {whose} is {scale(floor)}: it can fall no further."
-            f"{raises}",
+            f"The scale is {scale_words(value)}, and {whose} is {scale_words(floor)}: it can fall "
+            f"no further.{raises}",
             f"{_RESET}. A gradient that overflows at any scale is a matter of the data, the "
             "learning rate or the model.",
             patient.where,
@@ -89,14 +89,14 @@ def _low(patient: Patient, value: float) -> Iterator[Finding]:
     elif moves and value < HOPELESS:
         yield Finding(
             "error", "collapsed", "The scale has collapsed.",
-            f"At {scale(value)} only gradients above {65504 / value:.0e} overflow; what drove it "
-            "there was infinite or NaN at any scale.",
+            f"At {scale_words(value)} only gradients above {65504 / value:.0e} overflow; what "
+            "drove it there was infinite or NaN at any scale.",
             f"{_RESET}.", patient.where,
         )  # fmt: skip
     elif value < 1:
         yield Finding(
             "warning", "below-one", "The scale makes gradients smaller.",
-            f"The scale is {scale(value)}: gradients overflow even unscaled.",
+            f"The scale is {scale_words(value)}: gradients overflow even unscaled.",
             "Average the loss instead of summing it, lower the learning rate, or clip; or let "
             "layers have their own scales: `gradscale.GradScaler(layerwise=True)`.",
             patient.where,
@@ -112,14 +112,14 @@ def _high(patient: Patient, value: float) -> Iterator[Finding]:
     if cap is not None and value >= cap and patient.dynamic is not False:
         yield Finding(
             "note", "at-cap", "The scale is at its cap.",
-            f"The scale is {scale(value)}, and max_scale is {scale(cap)}.",
+            f"The scale is {scale_words(value)}, and max_scale is {scale_words(cap)}.",
             "If gradients are lost below (`gradscale inspect` says so), raise max_scale.",
             patient.where,
         )  # fmt: skip
     if value > HIGHEST_FOR_FLOAT16_LOSS:
         yield Finding(
             "note", "above-float16", "The scale is more than a float16 tensor holds.",
-            f"The scale is {scale(value)}; float16 ends at 65504. A loss in float32 carries it; "
-            "a float16 loss times this scale is infinite.",
+            f"The scale is {scale_words(value)}; float16 ends at 65504. A loss in float32 carries "
+            "it; a float16 loss times this scale is infinite.",
             "Compute the loss in float32, as autocast does.", patient.where,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from gradscale.doctor.inert.values import Thing
+from gradscale.doctor.inert.tree import SavedObject
 
 _STEPS = ("global_steps", "global_step", "iteration", "num_updates", "step")
 
@@ -31,7 +31,7 @@ _FAIRSEQ = {
 
 
 @dataclass(frozen=True)
-class Beside:
+class RunArguments:
     """What was found.
 
     Attributes:
@@ -45,7 +45,7 @@ class Beside:
     skipped: int | None = None
 
 
-def look_beside(tree: Any, system: str) -> Beside:
+def read_run_arguments(tree: Any, system: str) -> RunArguments:
     """Reads the arguments and the step counters of a whole checkpoint.
 
     Args:
@@ -53,15 +53,15 @@ def look_beside(tree: Any, system: str) -> Beside:
         system: whose arguments to look for.
 
     Example:
-        >>> look_beside({"iteration": 7, "args": {"loss_scale_window": 500}}, "megatron")
-        Beside(settings={'growth_interval': 500}, steps=7, skipped=None)
+        >>> read_run_arguments({"iteration": 7, "args": {"loss_scale_window": 500}}, "megatron")
+        RunArguments(settings={'growth_interval': 500}, steps=7, skipped=None)
     """
     root = _mapping(tree)
     steps = next((n for key in _STEPS if (n := _count(root.get(key))) is not None), None)
     history = root.get("optimizer_history")
     if steps is None and isinstance(history, list) and history:
         steps = _count(_mapping(cast("list[Any]", history)[-1]).get("num_updates"))
-    return Beside(_settings(root, system), steps, _count(root.get("skipped_steps")))
+    return RunArguments(_settings(root, system), steps, _count(root.get("skipped_steps")))
 
 
 def _settings(root: Mapping[str, Any], system: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _named(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Thing):
+    if isinstance(value, SavedObject):
         return value.attributes or value.entries
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 

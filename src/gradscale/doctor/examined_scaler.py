@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gradscale.doctor.course import Course
+from gradscale.doctor.run_course import Course
 
 NAMES = {
     "gradscale": "gradscale.GradScaler",

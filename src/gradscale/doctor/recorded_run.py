@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from gradscale.doctor.admit import admit, settings_in
-from gradscale.doctor.beside import Beside
-from gradscale.doctor.course import Course, course_of
-from gradscale.doctor.find import find_states
+from gradscale.doctor.examined_scaler import Patient, Skips
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.inert.containers import read_file
-from gradscale.doctor.patient import Patient, Skips
+from gradscale.doctor.inert.reading import read_file
+from gradscale.doctor.run_arguments import RunArguments
+from gradscale.doctor.run_course import Course, course_of
+from gradscale.doctor.saved_state import examined, settings_in
+from gradscale.doctor.state_search import find_states
 from gradscale.recording import Recording, read
 from gradscale.recording.schema import FILE_NAME
 
@@ -91,7 +91,7 @@ def _saved(folder: Path, path: Path) -> Patient | None:
         raise ValueError(f"`{checkpoint}` cannot be read: {error}.") from None
     found = [state for state in find_states(tree) if state.system]
     scalers = [state for state in found if state.where.startswith('["scaler"]')]
-    return admit(scalers[0], Beside()) if scalers else None
+    return examined(scalers[0], RunArguments()) if scalers else None
 
 
 def _recorded(recording: Recording, course: Course | None, folder: Path) -> Patient:

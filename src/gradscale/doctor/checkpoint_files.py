@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradscale.doctor.runs import STEPS, is_run
+from gradscale.doctor.recorded_run import STEPS, is_run
 
 SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
 _DEEPEST = 4

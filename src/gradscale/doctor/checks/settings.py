@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradscale.doctor.defaults import defaults_of
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient
-from gradscale.doctor.words import setting
+from gradscale.doctor.number_text import setting_text
+from gradscale.doctor.system_defaults import defaults_of
 
 _QUIET = {"init_scale", "dynamic", "scale"}
 
@@ -17,8 +17,8 @@ def check_settings(patient: Patient) -> Iterator[Finding]:
     """Settings that somebody should know about."""
     if patient.beside:
         said = ", ".join(
-            f"{name} is {setting(patient.settings[name])} in the state and {setting(value)} in the "
-            "run's arguments"
+            f"{name} is {setting_text(patient.settings[name])} in the state and "
+            f"{setting_text(value)} in the run's arguments"
             for name, value in patient.beside.items()
         )
         yield Finding(
@@ -41,7 +41,7 @@ def _differing(patient: Patient) -> Iterator[str]:
     for name, value in patient.settings.items():
         if name in _QUIET or name not in defaults or _same(value, defaults[name]):
             continue
-        yield f"{name}={setting(value)} (default {setting(defaults[name])})"
+        yield f"{name}={setting_text(value)} (default {setting_text(defaults[name])})"
 
 
 def _same(one: Any, other: Any) -> bool:
