@@ -26,6 +26,7 @@ GROUND = {
     "formats",
     "histogram",
     "host_copies",
+    "percent",
     "ranks",
     "regular_file",
     "triton_kernels",

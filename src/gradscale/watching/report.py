@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
@@ -101,13 +101,6 @@ class WatchReport(Sequence[Row]):
         """
         return self._changed(
             lambda row: row.with_truth(flushed[row.name], method) if row.name in flushed else row
-        )
-
-    def with_negligible(self, names: Iterable[str]) -> WatchReport:
-        """The same report with these rows set apart as zero up to rounding."""
-        known = set(names)
-        return self._changed(
-            lambda row: replace(row, negligible=True) if row.name in known else row
         )
 
     def _changed(self, change: Callable[[Row], Row]) -> WatchReport:
