@@ -22,6 +22,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Single files on the ground floor may share it, and know each other.
 GROUND = {
+    "accelerators",
     "capturing",
     "formats",
     "histogram",
