@@ -28,6 +28,7 @@ GROUND = {
     "formats",
     "histogram",
     "host_copies",
+    "percent",
     "ranks",
     "regular_file",
     "triton_kernels",
