@@ -20,8 +20,8 @@ from gradscale.doctor.recorded_run import examine_run, is_run
 from gradscale.doctor.run_arguments import count_in, read_run_arguments
 from gradscale.doctor.saved_state import examined
 from gradscale.doctor.state_search import FoundState, find_states
+from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.policies import Policy
-from gradscale.regular_file import LARGEST_SIDE_FILE, read_regular
 
 Progress = Callable[[int, int, str], object]
 

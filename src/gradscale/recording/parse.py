@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradscale.entries import Entries
-from gradscale.metrics.lost import METHODS
+from gradscale.metrics.lost_count import METHODS
 from gradscale.recording.schema import (
     VERSION,
     FirstNonfinite,

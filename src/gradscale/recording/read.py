@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from gradscale.entries import Absent, Entries
+from gradscale.files.regular import open_regular
 from gradscale.recording.parse import header_of, row_infos, step_of, structure_of
 from gradscale.recording.schema import FILE_NAME, Header, RecordedNetwork, RowInfo, Step
-from gradscale.regular_file import open_regular
 
 TRAIN_FILE = "steps.jsonl"
 
