@@ -24,6 +24,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 GROUND = {
     "accelerators",
     "capturing",
+    "exponents",
     "formats",
     "histogram",
     "host_copies",
