@@ -14,6 +14,7 @@ from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.multiply import is_unshared, multiply_gradient
 from gradscale.backward.one_pass import PassGate, current_pass
+from gradscale.compiled.under_way import under_way
 
 if TYPE_CHECKING:
     from gradscale.plans.plan import ScalePlan
@@ -104,6 +105,7 @@ def rescale(
     if current_pass() < 0:  # during a pass, `LossEntry` has joined all that takes part in it
         _claim(walked, gate)
     handles = _hook_roots(walked, gate, multipliers) + _hook_edges(walked, gate, multipliers)
+    _scale_inside(walked, gate, multipliers)
     rescaled = Rescaled(gate, handles, len(multipliers.edges))
     if current_pass() >= 0:
         gate.open_for_this_pass()
@@ -168,6 +170,13 @@ def _hook_edges(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[
         for source, outputs in jobs.items()
         for node in (walked.nodes[source],)
     ]
+
+
+def _scale_inside(walked: Walk, gate: PassGate, multipliers: Multipliers) -> None:
+    """Hands compiled nodes the factors of what crosses inside them, and of what leaves them."""
+    spans = walked.graph.structure.spans
+    for span, factors in zip(spans, multipliers.of_spans(), strict=True):
+        under_way(walked.nodes[span.nodes[0]].live).scale(factors, gate)
 
 
 def _edge_hook(
