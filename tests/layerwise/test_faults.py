@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
-from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import UserGiven, connected
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from gradscale.backward.plan import ScalePlan
 from gradscale.layerwise import Layerwise
-from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import UserGiven
 from gradscale.scaler import GradScaler
 from host_reads import HostReads

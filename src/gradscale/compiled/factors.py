@@ -1,4 +1,4 @@
-"""Multiplies every gradient that crosses between two nodes by a factor that is known at run time."""
+"""Multiplies each gradient that crosses between two nodes by a factor known at run time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from gradscale.compiled.part import CompiledPart, Crossing
 
@@ -15,7 +16,7 @@ FACTORS = "tangents_gradscale_factors"
 
 
 def multiply_crossings(graph: fx.Graph, part: CompiledPart) -> list[fx.Node]:
-    """Adds a last input of shape `(crossings,)`, float32, and multiplies each crossing by its entry.
+    """Adds a last input of shape `(crossings,)`, float32: each crossing is multiplied by its own.
 
     A product is computed in float32 at least and rounded once to the gradient's own dtype, so that
     a factor may lie beyond the range of a half format.
@@ -90,8 +91,13 @@ def _converted(graph: fx.Graph, value: fx.Node, dtype: torch.dtype) -> fx.Node:
 def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
     """An operator whose result has the shape and dtype that tracing would have noted."""
     node = graph.call_function(target, args)
-    node.meta["val"] = target(*fx.node.map_arg(args, lambda argument: argument.meta["val"]))
+    node.meta["val"] = target(*map_arg(args, traced_value))
     return node
+
+
+def traced_value(node: fx.Node) -> Any:
+    """The fake tensor, or number, that stands for an operator's result."""
+    return node.meta["val"]
 
 
 def _replace_output(output: fx.Node, crossing: Crossing, product: fx.Node) -> None:

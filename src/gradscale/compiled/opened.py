@@ -91,7 +91,7 @@ class InnerNode:
         return self.live._sequence_nr() if entered else -1
 
     def register_hook(self, hook: Hook) -> RemovableHandle:
-        """Calls `hook(produced, arrived)` whenever the compiled node runs; it may change nothing."""
+        """Calls `hook(produced, arrived)` whenever the compiled node runs; it changes nothing."""
         hooks = under_way(self.live).hooks.setdefault(self.number, OrderedDict())
         handle = RemovableHandle(hooks)
         hooks[handle.id] = hook
@@ -105,7 +105,9 @@ class InnerNode:
         """
         slots = [slot for slot, entry in self.part.entries.items() if entry.inner == self.number]
         if not slots:
-            raise RuntimeError(f"{self.name()} within {COMPILED} is no place where gradients enter.")
+            raise RuntimeError(
+                f"{self.name()} within {COMPILED} is no place where gradients enter."
+            )
 
         def before(gradients: tuple[Any, ...]) -> tuple[Any, ...] | None:
             changed = hook(tuple(gradients[slot] for slot in slots))

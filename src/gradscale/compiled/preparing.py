@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import fx
 
 from gradscale.compiled.autograd_names import traced_names
@@ -62,9 +61,10 @@ def _wrap_aot_autograd() -> None:
 
 def _without_autograd_cache() -> AbstractContextManager[Any]:
     """A cached result has not gone through here. Inductor's own caches stay on."""
-    config: Any = torch._functorch.config
+    import torch._functorch.config as config
+
     names = ("enable_autograd_cache", "enable_remote_autograd_cache")
-    off = {name: False for name in names if hasattr(config, name)}
+    off: dict[str, Any] = {name: False for name in names if hasattr(config, name)}
     return config.patch(**off) if off else nullcontext()
 
 

@@ -156,8 +156,8 @@ def _arriving(value: fx.Node) -> Arriving:
 def _entered(entering: list[fx.Node], forward: fx.Graph) -> list[int] | None:
     """For each gradient that enters, whose it is: the number of the forward pass's output."""
     output = next(node for node in reversed(forward.nodes) if node.op == "output")
-    described = list(output.meta.get("desc") or ())
-    wanted = [getattr(node.meta.get("desc"), "output", None) for node in entering]
+    described: list[Any] = list(output.meta.get("desc") or ())
+    wanted: list[Any] = [getattr(node.meta.get("desc"), "output", None) for node in entering]
     if any(want is None or want not in described for want in wanted):
         return None
     return [described.index(want) for want in wanted]
@@ -173,5 +173,3 @@ def tensors_before(joint: fx.Graph) -> list[int]:
             found.append(count if is_tensor else -1)
             count += is_tensor
     return found
-
-

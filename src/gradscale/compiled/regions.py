@@ -66,7 +66,9 @@ def _divided(
 ) -> dict[fx.Node, Region]:
     """Regions, with every operator of those in `apart` on its own."""
     regions: dict[fx.Node, Region] = {}
-    members = dict.fromkeys([*gradients.held, *(r for rs in gradients.readers.values() for r in rs)])
+    members = dict.fromkeys(
+        [*gradients.held, *(r for rs in gradients.readers.values() for r in rs)]
+    )
     for node in members:
         regions[node] = _own_region(node, regions, gradients, apart)
     for node in reversed(members):

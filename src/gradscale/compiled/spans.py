@@ -16,11 +16,19 @@ class EdgeLike(Protocol):
     """An edge of a walk; see `gradscale.backward.structure.Edge`."""
 
     @property
-    def source(self) -> int: ...
+    def source(self) -> int:
+        """The node that it leaves."""
+        ...
+
     @property
-    def output(self) -> int: ...
+    def output(self) -> int:
+        """Which of the node's gradients goes along it."""
+        ...
+
     @property
-    def target(self) -> int: ...
+    def target(self) -> int:
+        """The node that it leads to."""
+        ...
 
 
 class Span(NamedTuple):
@@ -82,6 +90,4 @@ def _span(
         if sources[place] == UNMET and crossing.target >= 0:
             reached[place] = members.get(crossing.target, UNMET)
     pinned = (number for inner, number in members.items() if part.nodes[inner].pinned)
-    return Span(
-        tuple(members.values()), tuple(pinned), tuple(sources), tuple(reached), part.device
-    )
+    return Span(tuple(members.values()), tuple(pinned), tuple(sources), tuple(reached), part.device)

@@ -74,11 +74,18 @@ def visit(arrived: list[Tensor], produced: list[Tensor], inner: int) -> Tensor:
     if note is not None:
         for hook in list(note.hooks.get(inner, {}).values()):
             hook(produced, arrived)
-    return torch.empty(0)
+    return torch.empty(0, device="cpu")
 
 
 _LIBRARY = torch.library.Library("gradscale", "DEF")
 _LIBRARY.define("visit(Tensor[] arrived, Tensor[] produced, int inner) -> Tensor")
 _LIBRARY.impl("visit", visit, "CompositeExplicitAutograd")
-torch.library.register_fake("gradscale::visit", lambda arrived, produced, inner: torch.empty(0))
+
+
+def _visit_fake(arrived: list[Tensor], produced: list[Tensor], inner: int) -> Tensor:
+    del arrived, produced, inner
+    return torch.empty(0, device="cpu")
+
+
+torch.library.register_fake("gradscale::visit", _visit_fake)
 VISIT: Any = torch.ops.gradscale.visit.default

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import fx
+from torch.fx.node import map_arg
 
-from gradscale.compiled.factors import multiply_crossings
+from gradscale.compiled.factors import multiply_crossings, traced_value
 from gradscale.compiled.part import CompiledPart
 from gradscale.compiled.under_way import VISIT
 
@@ -33,7 +34,7 @@ def with_visits(module: fx.GraphModule, part: CompiledPart) -> fx.GraphModule:
             with graph.inserting_before(_following(last)):
                 shown.append(graph.call_function(VISIT, (arrived, produced, inner)))
     for node in shown:
-        node.meta["val"] = VISIT(*fx.node.map_arg(node.args, lambda value: value.meta["val"]))
+        node.meta["val"] = VISIT(*map_arg(node.args, traced_value))
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     output.args = ((*output.args[0], *shown),)  # type: ignore[misc]
     return fx.GraphModule(module, graph)

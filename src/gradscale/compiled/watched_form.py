@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._guards import CompileContext, TracingContext, compile_context, tracing
+from torch.fx.graph import _BoxedCodeGen
 
 from gradscale.compiled.factors import factors_of
 from gradscale.compiled.linearity import operator_name
@@ -77,7 +78,7 @@ def _runs_alike(node: fx.Node) -> bool:
 
 def _interpreted(module: fx.GraphModule) -> Boxed:
     """The graph as Python code, which lets go of its arguments as it goes."""
-    module.graph.set_codegen(fx.graph._BoxedCodeGen())
+    module.graph.set_codegen(_BoxedCodeGen())
     module.recompile()
     return module
 

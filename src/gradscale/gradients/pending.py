@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
+from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
-from gradscale.half.registry import masters_of
-from gradscale.outcomes.outcome import OptimizerOutcome
+from gradscale.gradients.verdict import Verdict
 
 
 class PendingGradients:
@@ -28,7 +28,7 @@ class PendingGradients:
 
     def __init__(self) -> None:
         self._optimizers: dict[int, ref[torch.optim.Optimizer]] = {}
-        self._left_at: dict[int, Tensor | OptimizerOutcome | None] = {}
+        self._left_at: dict[int, Tensor | Verdict | None] = {}
         self._fresh = False
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:
@@ -102,14 +102,14 @@ class PendingGradients:
             if len(left) > 1:
                 done.update(id(p) for group in optimizer.param_groups for p in group["params"])
             if groups:
-                if isinstance(left_at, OptimizerOutcome):
+                if left_at is not None and not isinstance(left_at, Tensor):
                     left_at = left_at.left_at()
                 factor = scale if left_at is None else scale / left_at
                 if not (factor.device.type == "cpu" and factor.item() == 1):
                     _multiply_(groups, factor)
 
 
-def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | OptimizerOutcome | None:
+def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | Verdict | None:
     """The scale of an optimizer's gradients after its step; None if they were divided for certain.
 
     An outcome that is still on the device tells it to whoever comes to need it.
@@ -118,7 +118,7 @@ def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | OptimizerOutc
 
     A fused optimizer divides while it steps: it leaves gradients scaled only if it skips.
     """
-    outcome: OptimizerOutcome | None = record.get("outcome")
+    outcome: Verdict | None = record.get("outcome")
     if record.get("scaled") or (outcome is None and "grad_scale" in record):
         return scale.clone()
     if record.get("divided") or outcome is None:

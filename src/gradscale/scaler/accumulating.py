@@ -11,7 +11,6 @@ from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.accumulate import Divisor, MicroBatches
 from gradscale.gradients.flags import inverse
-from gradscale.half.registry import masters_of
 from gradscale.scaler.advancing import AdvancingScaler
 from gradscale.scaler.eager import eager
 from gradscale.scaler.settings import check_real
@@ -76,8 +75,8 @@ class AccumulatingScaler(AdvancingScaler):
         self._check_accumulation(record, weight, divide_by)
         micro_batches: MicroBatches | None = record.get("micro_batches")
         if micro_batches is None:
-            micro_batches = record["micro_batches"] = _micro_batches(
-                optimizer, drop_overflow, divide_by
+            micro_batches = record["micro_batches"] = MicroBatches.of(
+                optimizer, drop_overflow=drop_overflow, divide_by=divide_by
             )
         elif (micro_batches.drop_overflow, micro_batches.divide_by) != (drop_overflow, divide_by):
             raise ValueError(
@@ -178,13 +177,3 @@ class AccumulatingScaler(AdvancingScaler):
         record["stage"], record["divided"] = OptState.UNSCALED, True
         record["dropped"] = micro_batches.dropped
         self._gradients.mark_divided(optimizer)
-
-
-def _micro_batches(
-    optimizer: torch.optim.Optimizer, drop_overflow: bool, divide_by: Divisor
-) -> MicroBatches:
-    targets = [p for group in optimizer.param_groups for p in group["params"]]
-    masters = masters_of(optimizer)
-    links = {} if masters is None else {id(link.master): link for link in masters.links}
-    sources = [links[id(p)].parameter if id(p) in links else p for p in targets]
-    return MicroBatches(sources, targets, drop_overflow=drop_overflow, divide_by=divide_by)

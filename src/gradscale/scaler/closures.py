@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.flags import inverse, read_together
-from gradscale.half.registry import masters_of
+from gradscale.gradients.master_weights import masters_of
 from gradscale.scaler.clipping import ClippingScaler
 from gradscale.undo.carry import carried
 from gradscale.undo.degrees import degrees_once

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from gradscale.half.registry import trained_by
+from gradscale.gradients.master_weights import trained_by
 
 MIXED = "mixed"
 """The entry of a record whose divided gradients a backward pass has added to."""
