@@ -26,7 +26,7 @@ class Rescaled:
     """The hooks of one plan on one graph. They go with the graph, with `remove()` or with `with`.
 
     Attributes:
-        edges: how many edges were hooked; 0 for a uniform plan.
+        edges: how many edges are multiplied; 0 for a uniform plan.
     """
 
     def __init__(self, gate: PassGate | None, handles: list[RemovableHandle], edges: int) -> None:
@@ -104,7 +104,8 @@ def rescale(
         _claim(walked, gate)
     handles = _hook_roots(walked, gate, multipliers) + _hook_edges(walked, gate, multipliers)
     _scale_inside(walked, gate, multipliers)
-    rescaled = Rescaled(gate, handles, len(multipliers.edges))
+    edges = {*multipliers.edges, *plan.cuts(walked.graph)}
+    rescaled = Rescaled(gate, handles, len(edges))
     if current_pass() >= 0:
         gate.open_for_this_pass()
         torch.autograd.Variable._execution_engine.queue_callback(rescaled.remove)

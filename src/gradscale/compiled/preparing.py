@@ -15,6 +15,7 @@ from gradscale.compiled.factors import factors_of, multiply_crossings
 from gradscale.compiled.part import CompiledPart
 from gradscale.compiled.reading import read_part, tensors_before
 from gradscale.compiled.running import boxed, following_plans
+from gradscale.compiled.shared_views import unshare_views
 from gradscale.compiled.watched_form import WatchedForm
 
 PART = "gradscale.part"
@@ -74,8 +75,9 @@ def _partitioning(partition: Callable[..., Any] | None) -> Callable[..., Any]:
 
         names, arguments = traced_names(joint.graph), tensors_before(joint.graph)
         forward, backward = (partition or default_partition)(joint, *args, **kwargs)
-        part = read_part(backward.graph, forward.graph, names, arguments)
-        backward.meta[PART] = part
+        unshare_views(backward.graph)
+        backward.recompile()
+        backward.meta[PART] = read_part(backward.graph, forward.graph, names, arguments)
         return forward, backward
 
     return divide
