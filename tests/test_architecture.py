@@ -22,11 +22,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Single files on the ground floor may share it, and know each other.
 GROUND = {
+    "accelerators",
     "capturing",
     "formats",
     "histogram",
     "host_copies",
     "ranks",
+    "regular_file",
     "triton_kernels",
     "version",
     "waiting_line",
@@ -34,6 +36,7 @@ GROUND = {
 
 # Lowest first, one package a floor: a module imports from its own package and from below.
 FLOORS = (
+    "files",
     "policies",
     "emulation",
     "gradients",

@@ -7,6 +7,8 @@ import struct
 import torch
 from torch import Tensor
 
+from gradscale.accelerators import has_float64
+
 
 def times(scale: Tensor, factor: float) -> Tensor:
     """`scale * factor`, taken in float64 and rounded once to float32.
@@ -29,13 +31,6 @@ def times(scale: Tensor, factor: float) -> Tensor:
     if _is_float32(factor) or not has_float64(scale.device):
         return scale * factor
     return (scale.to(torch.float64) * factor).to(torch.float32)
-
-
-def has_float64(device: torch.device) -> bool:
-    """Whether tensors on `device` can be float64; Apple's and some of Intel's GPUs have none."""
-    if device.type == "xpu":
-        return bool(torch.xpu.get_device_properties(device).has_fp64)
-    return device.type != "mps"
 
 
 def _is_float32(factor: float) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gradscale.metrics.lost import lost_in
+from gradscale.metrics.lost_count import count_lost
 from gradscale.watching.rows import Row
 
 Key = tuple[str, str, str]
@@ -52,10 +52,10 @@ class RowTable:
 
 def seen(rows: Sequence[Row], table: RowTable) -> dict[str, Any]:
     """The lists of a measuring step, one place a row."""
-    lost = lost_in(rows)
+    lost = count_lost(rows)
     letters = "".join(row.method[0] for row in rows)
     value: dict[str, Any] = {
-        "lost": None if lost.share is None else rounded(lost.share),
+        "lost": None if lost.lost_share is None else rounded(lost.lost_share),
         "method": lost.method,
         "id": [table.id_of(row) for row in rows],
         "flushed": [row.flushed for row in rows],
