@@ -44,6 +44,7 @@ FLOORS = (
     "undo",
     "functional",
     "metrics",
+    "compiled",
     "backward",
     "plans",
     "half",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import fx
 
 from gradscale.compiled.autograd_names import traced_names
 from gradscale.compiled.factors import factors_of, multiply_crossings
-from gradscale.compiled.part import CompiledPart
+from gradscale.compiled.part import Closed, CompiledPart
 from gradscale.compiled.reading import read_part, tensors_before
 from gradscale.compiled.running import boxed, following_plans
 from gradscale.compiled.shared_views import unshare_views
@@ -77,10 +77,22 @@ def _partitioning(partition: Callable[..., Any] | None) -> Callable[..., Any]:
         forward, backward = (partition or default_partition)(joint, *args, **kwargs)
         unshare_views(backward.graph)
         backward.recompile()
-        backward.meta[PART] = read_part(backward.graph, forward.graph, names, arguments)
+        backward.meta[PART] = _read(backward, forward, names, arguments)
         return forward, backward
 
     return divide
+
+
+def _read(
+    backward: fx.GraphModule,
+    forward: fx.GraphModule,
+    names: Mapping[int, str],
+    arguments: list[int],
+) -> CompiledPart | Closed:
+    try:
+        return read_part(backward.graph, forward.graph, names, arguments)
+    except Exception as error:  # whatever it was: without a plan the graph is still right
+        return Closed(f"reading it failed, {type(error).__name__}: {error}")
 
 
 def _compiling(compiler: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from gradscale.backward.measure import Measuring, measure
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.rescale import rescale
 from gradscale.capturing import capturing
+from gradscale.compiled.preparing import prepare_compiled
 from gradscale.layerwise.agreement import Wishes, on_any_rank, rank_groups, reduced
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.emulated import fitted
@@ -69,6 +70,7 @@ class Layerwise:
         self.calendar = Calendar(measure_every)
         self.process_group = process_group
         self.tracks = Tracks(keep)
+        prepare_compiled(self)
         self.steps = 0
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
