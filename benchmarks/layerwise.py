@@ -145,7 +145,7 @@ def memory(bench: Bench) -> dict[str, float]:
         for _ in range(3):
             bench.step(scaler)
         if name in ("uniform", "planned"):
-            scaler._layerwise.calendar = _Never()
+            scaler.layerwise.calendar = _Never()
             bench.step(scaler)
             bench.step(scaler)
         # What lived before and dies within the step would count as negative.

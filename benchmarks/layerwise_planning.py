@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradscale.backward import rescale, walk
+from gradscale.backward import ScalePlan, rescale, walk
 from gradscale.backward.measure import measure
-from gradscale.plans import ScalePlan, Windows
+from gradscale.plans import Windows
 from walk import forget
 
 FALLS = 60

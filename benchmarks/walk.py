@@ -13,10 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradscale.backward import Walk, rescale, walk
+from gradscale.backward import ScalePlan, Walk, rescale, walk
 from gradscale.backward.graph import _structures
 from gradscale.backward.structure import topology_of
-from gradscale.plans import ScalePlan
 
 
 def recurrence(steps: int) -> Tensor:

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
-from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import UserGiven
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler

@@ -20,31 +20,36 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gradscale"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# Lowest first. A module may import from its own level and from those below.
-LEVELS = (
-    ("capturing", "formats", "histogram", "triton_kernels", "version"),
-    ("policies", "emulation", "backward.graph", "backward.structure", "backward.user_hooks"),
-    (
-        "backward",
-        "plans",
-        "ranks",
-        "gradients",
-        "outcomes",
-        "half",
-        "undo",
-        "metrics",
-        "functional",
-    ),
-    ("layerwise",),
-    ("scaler", "checkpoints", "captured"),
-    ("watching",),
-    ("recording", "truth"),
-    ("replay", "doctor", "advice"),
-    ("recipes", "training"),
-    ("report",),
-    ("cli",),
+# Single files on the ground floor may share it, and know each other.
+GROUND = {"capturing", "formats", "histogram", "ranks", "triton_kernels", "version"}
+
+# Lowest first, one package a floor: a module imports from its own package and from below.
+FLOORS = (
+    "policies",
+    "emulation",
+    "gradients",
+    "outcomes",
+    "undo",
+    "functional",
+    "metrics",
+    "backward",
+    "plans",
+    "half",
+    "layerwise",
+    "checkpoints",
+    "scaler",
+    "captured",
+    "watching",
+    "truth",
+    "recording",
+    "replay",
+    "advice",
+    "doctor",
+    "recipes",
+    "training",
+    "report",
+    "cli",
 )
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 PUBLIC = (
     "gradscale",
@@ -80,14 +85,11 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def level_of(module: str) -> int | None:
-    """The level of the longest named prefix; ``backward.measure_counts`` is ``backward``'s."""
-    name = module.removeprefix("gradscale.")
-    while name:
-        if name in LEVEL:
-            return LEVEL[name]
-        name = name.rpartition(".")[0]
-    return None
+def floor_of(module: str) -> int:
+    """Of a module's package, the ground being 0."""
+    part = module.split(".")[1]
+    assert part in GROUND or part in FLOORS, f"{part} has no floor: name it in FLOORS, and draw it"
+    return 0 if part in GROUND else 1 + FLOORS.index(part)
 
 
 MODULES = {module_of(path): path for path in FILES}
@@ -136,17 +138,34 @@ def relative(path: Path) -> str:
     return str(path.relative_to(SOURCE))
 
 
+def test_every_package_has_a_floor_of_its_own() -> None:
+    parts = {path.stem if path.is_file() else path.name for path in SOURCE.iterdir()}
+    parts -= {"__init__", "__pycache__", "py"}
+    assert sorted(parts) == sorted([*GROUND, *FLOORS]), (
+        "name it in FLOORS and in the page's picture"
+    )
+    assert all((SOURCE / f"{name}.py").is_file() for name in GROUND)
+
+
+# What is imported for type checking, or within a function, counts: a reader has to follow it, too.
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_imports_point_one_way(path: Path) -> None:
     module = module_of(path)
     if module == "gradscale":
         return
-    own = level_of(module)
-    assert own is not None, f"{module} has no level: name it in docs/architecture.md and in LEVELS"
     for imported in imports_of(path):
-        level = level_of(imported)
         assert imported != "gradscale", f"{module} imports the package it is part of"
-        assert level is not None and level <= own, f"{module} must not import {imported}"
+        same = imported.split(".")[1] == module.split(".")[1]
+        ground = floor_of(module) == floor_of(imported) == 0
+        lower = floor_of(imported) < floor_of(module)
+        assert same or ground or lower, f"{module} must not import {imported}"
+
+
+def test_the_page_draws_the_floors_as_they_are() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    picture = re.findall(r"[a-z_]+", page.split("```text\n")[1].split("```")[0])
+    assert [name for name in picture if name not in GROUND] == list(FLOORS)
+    assert {name for name in picture if name in GROUND} == GROUND
 
 
 def test_no_module_needs_itself_to_be_imported() -> None:

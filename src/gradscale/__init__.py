@@ -9,6 +9,7 @@ from gradscale import recording as recording
 from gradscale import truth as truth
 from gradscale.advice import Advice as Advice
 from gradscale.advice import advise as advise
+from gradscale.backward.plan import ScalePlan as ScalePlan
 from gradscale.captured import CapturedStep as CapturedStep
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.half.conversion import half_precision as half_precision
@@ -17,7 +18,6 @@ from gradscale.layerwise import Layerwise as Layerwise
 from gradscale.metrics.metrics import Metrics as Metrics
 from gradscale.outcomes.outcome import StepOutcome as StepOutcome
 from gradscale.plans.adaptive import Adaptive as Adaptive
-from gradscale.plans.plan import ScalePlan as ScalePlan
 from gradscale.plans.planner import Excluding as Excluding
 from gradscale.plans.windows import Windows as Windows
 from gradscale.policies import Band as Band

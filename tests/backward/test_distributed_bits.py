@@ -14,9 +14,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradscale.backward import BackwardGraph, LossEntry, Walk, rescale
+from gradscale.backward import BackwardGraph, LossEntry, ScalePlan, Walk, rescale
 from gradscale.backward.names import module_places
-from gradscale.plans import ScalePlan
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from gradscale.backward.graph import walk
 from gradscale.backward.measure import measure
 from gradscale.backward.measure_places import places_of
 from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.plan import ScalePlan
 from gradscale.backward.rescale import rescale
-from gradscale.plans.plan import ScalePlan
 
 
 class Token:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from gradscale.backward import BackwardGraph, LossEntry, Multipliers, Walk, rescale, walk
+from gradscale.backward import BackwardGraph, LossEntry, Multipliers, ScalePlan, Walk, rescale, walk
 from gradscale.backward.multiply import is_unshared, multiply_gradient
 from gradscale.backward.user_hooks import watch_user_hooks
-from gradscale.plans import ScalePlan
 
 watch_user_hooks()
 

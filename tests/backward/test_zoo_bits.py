@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from assertions import assert_same_gradients
-from gradscale.backward import BackwardGraph, LossEntry, Walk, rescale
-from gradscale.plans import ScalePlan
+from gradscale.backward import BackwardGraph, LossEntry, ScalePlan, Walk, rescale
 from zoo import ZOO, Trial
 
 pytestmark = [

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
-from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Excluding
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
@@ -137,8 +137,8 @@ def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch
     assert track.plan.is_uniform
     assert "one loss scale is enough" in scaler.layerwise.report()
     loss = torch.ones((), requires_grad=True) * 2
-    scaler._layerwise._measures = False
-    assert scaler._layerwise.attach(loss) is loss
+    scaler.layerwise._measures = False
+    assert scaler.layerwise.attach(loss) is loss
 
 
 def test_bad_data_never_moves_a_plan(batch):

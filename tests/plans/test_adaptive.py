@@ -9,10 +9,10 @@ from torch import Tensor
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.measure import measure
 from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.plan import ScalePlan
 from gradscale.backward.rescale import rescale
 from gradscale.plans.adaptive import Adaptive
 from gradscale.plans.adaptive_rules import Statistics, floor_log2, lognormal_bounds, product_bounds
-from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Decision
 
 

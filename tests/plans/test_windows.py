@@ -11,9 +11,9 @@ from torch import Tensor
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.measure import measure
 from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.plan import ScalePlan
 from gradscale.backward.rescale import rescale
 from gradscale.formats import FloatFormat
-from gradscale.plans.plan import ScalePlan
 from gradscale.plans.planner import Decision, Excluding, UserGiven, fixed, groups_of
 from gradscale.plans.planner_report import report
 from gradscale.plans.window import flushed_share

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import gradscale
 from gradscale.backward import measure as measure_module
 from gradscale.backward.measurements import Counts
+from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
-from gradscale.plans.plan import ScalePlan
 from gradscale.watching.report import WatchReport
 
 FORMATS = ["fp16", "bf16", "e5m2", "e4m3", "e3m4"]

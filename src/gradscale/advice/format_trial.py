@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from gradscale.advice.evidence import Collected
 from gradscale.backward.names import module_places
+from gradscale.backward.plan import ScalePlan
 from gradscale.emulation.computing import EIGHT_BIT, computing_in, emulated
 from gradscale.formats import FloatFormat
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.emulated import fitted
 from gradscale.layerwise.track import Track
-from gradscale.plans.plan import ScalePlan
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.plan import ScalePlan
 from gradscale.capturing import capturing
-
-if TYPE_CHECKING:
-    from gradscale.plans.plan import ScalePlan
 
 
 class Multipliers:
@@ -27,7 +24,7 @@ class Multipliers:
         factors: for each device a tensor with a factor per edge and root there.
 
     Example:
-        >>> from gradscale.plans import ScalePlan
+        >>> from gradscale.backward import ScalePlan
         >>> w = torch.ones(3, requires_grad=True)
         >>> graph = BackwardGraph.of((w * 2).sum())
         >>> multipliers = Multipliers(graph, ScalePlan.of(graph, {1: 1}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.multiply import is_unshared, multiply_gradient
 from gradscale.backward.one_pass import PassGate, current_pass
-
-if TYPE_CHECKING:
-    from gradscale.plans.plan import ScalePlan
+from gradscale.backward.plan import ScalePlan
 
 Grads = Sequence[Tensor | None]
 Scaled = tuple[Tensor | None, ...]
@@ -82,7 +80,7 @@ def rescale(
         RuntimeError: a node has a plan already, or the losses are gone.
 
     Example:
-        >>> from gradscale.plans import ScalePlan
+        >>> from gradscale.backward import ScalePlan
         >>> w = torch.ones(3, requires_grad=True)
         >>> loss = (w * 2).sum()
         >>> graph = BackwardGraph.of(loss)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from gradscale.captured.compiled import can_compile_backward
-from gradscale.half.registry import masters_of, trained_by
+from gradscale.gradients.master_weights import masters_of, trained_by
 
 Mode = Literal["cuda_graph", "compile", "eager"]
 

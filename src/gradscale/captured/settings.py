@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscale.half.registry import trained_by
+from gradscale.gradients.master_weights import trained_by
 
 
 class FrozenSettings:

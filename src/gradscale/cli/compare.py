@@ -67,8 +67,8 @@ from gradscale.training import (
 def compare(context: click.Context, **given: Any) -> None:
     """Train RECIPE in float32, in half precision without scaling, and with each scaling strategy.
 
-    RECIPE is digits, chars, words, denoise, cifar10 or fashion-mnist; `gradscale recipes` says what
-    they are. Without it: handwritten digits, about 3 minutes on 2 CPU cores, no download.
+    RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
+    says what they are. Without it: handwritten digits, about 3 minutes on 2 CPU cores, no download.
 
     Ends with a table. Everything is written to a folder; a run that was stopped or killed goes on
     from there, bit for bit.

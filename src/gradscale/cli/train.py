@@ -51,8 +51,8 @@ OPTIONS = (
 def train(context: click.Context, **given: Any) -> None:
     """Train RECIPE once.
 
-    RECIPE is digits, chars, words, denoise, cifar10 or fashion-mnist; `gradscale recipes` says what
-    they are.
+    RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
+    says what they are.
 
     \b
     The loss scale is chosen by --scaling:

@@ -19,8 +19,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradscale.gradients.flags import combined
+from gradscale.gradients.master_weights import MasterWeight, masters_of, trained_by
 from gradscale.gradients.unscale import (
     Groups,
     check_groups,
@@ -28,7 +30,6 @@ from gradscale.gradients.unscale import (
     multiply_and_check_,
     tensor_values,
 )
-from gradscale.half.link import link_of
 
 Divisor = Literal["kept", "all", "nothing"]
 
@@ -46,6 +47,7 @@ class MicroBatches:
         drop_overflow: leave out a micro-batch whose gradient is not finite, instead of the step.
         divide_by: what the sum is divided by: the weights of the micro-batches that were kept, of
             all of them, or nothing (losses that were divided by hand).
+        masters: those among `sources` and `targets`.
 
     Example:
         >>> parameter = torch.nn.Parameter(torch.zeros(2))
@@ -65,14 +67,31 @@ class MicroBatches:
         *,
         drop_overflow: bool = False,
         divide_by: Divisor = "kept",
+        masters: Sequence[MasterWeight] = (),
     ) -> None:
         self.drop_overflow = drop_overflow
         self.divide_by: Divisor = divide_by
         self._pairs = list(zip(sources, targets, strict=True))
+        self._masters = {id(weight.parameter): weight for weight in masters}
         self._sums: dict[int, Tensor] = {}
         self._kept: Tensor | float = 0.0
         self._all = 0.0
         self.dropped: Tensor = torch.zeros((), device="cpu")
+
+    @classmethod
+    def of(
+        cls, optimizer: Optimizer, *, drop_overflow: bool = False, divide_by: Divisor = "kept"
+    ) -> MicroBatches:
+        """Those of an optimizer: into its master weights, where it has some."""
+        targets = [p for group in optimizer.param_groups for p in group["params"]]
+        masters = masters_of(optimizer)
+        return cls(
+            trained_by(optimizer, targets),
+            targets,
+            drop_overflow=drop_overflow,
+            divide_by=divide_by,
+            masters=() if masters is None else masters.links,
+        )
 
     @property
     def filled(self) -> bool:
@@ -109,8 +128,8 @@ class MicroBatches:
         factor = inv_scale * weight
         for source, target in self._pairs:
             if source.grad is not None:
-                link = link_of(source)
-                own = factor if link is None else factor * 2.0**-link.exponent
+                master = self._masters.get(id(source))
+                own = factor if master is None else factor * 2.0**-master.exponent
                 self._add(source, id(target), own, keep)
         self.clear()
 
@@ -144,9 +163,9 @@ class MicroBatches:
                 multiply_and_check_(values, flags[-1], factor)
         for source, target, total in totals:
             target.grad = total.to(target.dtype)
-            link = link_of(source)
-            if link is not None:  # whoever clips the model's parameters must find it there
-                link.replace(target.grad)
+            master = self._masters.get(id(source))
+            if master is not None:  # whoever clips the model's parameters must find it there
+                master.replace(target.grad)
             if target.dtype is torch.float16:  # what the sum holds may be beyond its range
                 values = tensor_values(target.grad)
                 flags.append(_scalar(0.0, values.device))

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from gradscale.gradients.master_weights import masters_of
 from gradscale.half.hooks import hook_model, hook_settling, unhook_model
 from gradscale.half.kept import Keep, Kept, floating, kept_of
 from gradscale.half.link import HALVES, convert_, link_of
 from gradscale.half.masters import Masters
 from gradscale.half.refusals import check_gradients, check_range
-from gradscale.half.registry import masters_of
 from gradscale.half.repoint import repoint
 from gradscale.half.saving import (
     float_values,

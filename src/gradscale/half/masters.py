@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradscale.gradients.master_weights import register_masters
 from gradscale.gradients.unscale import Flags, tensor_values
 from gradscale.half.clipped_early import ClippedEarly
 from gradscale.half.copying import Pairs, copied_as_pair
 from gradscale.half.layouts import in_layout_of
 from gradscale.half.link import HALVES, Link, copy_back, link_of
-from gradscale.half.registry import register_masters
 from gradscale.half.repoint import move_state
 from gradscale.half.saving import hook_states
 from gradscale.half.under_ddp import other_weights
@@ -64,7 +64,7 @@ class Masters:
         # Ahead of the user's own: they find the weights of this step, and may write them.
         post: Any = optimizer._optimizer_step_post_hooks
         post.move_to_end(self._handles[1].id, last=False)
-        self._handles += hook_states(optimizer)
+        self._handles += hook_states(optimizer, self.links, saturate=saturate)
         self.adopt = adopt
         self._unpatch = [
             patch(optimizer, "zero_grad", self._zero_grad),

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscale.half.link import link_of
-from gradscale.half.registry import masters_of
+from gradscale.half.link import Link, copy_back, link_of
 from gradscale.half.settling import settle_loaded, settle_saved
 
 KEY = "master_weights"
 """Where `optimizer.state_dict()` has the masters: by the index that torch gives each parameter."""
 
 
-def hook_states(optimizer: Optimizer) -> list[Any]:
+def hook_states(optimizer: Optimizer, links: Sequence[Link], *, saturate: bool) -> list[Any]:
     """Makes an optimizer save and load its masters; returns the handles."""
     return [
-        optimizer.register_state_dict_post_hook(_add_masters),
-        optimizer.register_load_state_dict_pre_hook(_load_masters),
+        optimizer.register_state_dict_post_hook(partial(_add_masters, links)),
+        optimizer.register_load_state_dict_pre_hook(partial(_load_masters, links, saturate)),
     ]
 
 
@@ -80,32 +80,31 @@ def follow_loaded(
             link.take(value)
 
 
-def _add_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    masters = masters_of(optimizer)
-    if masters is not None:
-        by_id = {id(link.master): link.value for link in masters.links}
-        state[KEY] = {
-            index: by_id[id(parameter)]
-            for index, parameter in enumerate(_in_order(optimizer))
-            if id(parameter) in by_id
-        }
+def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: dict[str, Any]) -> None:
+    by_id = {id(link.master): link.value for link in links}
+    state[KEY] = {
+        index: by_id[id(parameter)]
+        for index, parameter in enumerate(_in_order(optimizer))
+        if id(parameter) in by_id
+    }
 
 
-def _load_masters(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    masters = masters_of(optimizer)
+def _load_masters(
+    links: Sequence[Link], saturate: bool, optimizer: Optimizer, state: dict[str, Any]
+) -> None:
     saved: Mapping[int, Tensor] | None = state.get(KEY)
-    if masters is None or saved is None:
+    if saved is None:
         return
     order = list(_in_order(optimizer))
     _refuse_other_shapes(order, saved)
     loaded = {id(order[index]) for index in saved}
-    for link in masters.links:
+    for link in links:
         if id(link.master) not in loaded:
             link.settle()  # or what was written would be lost below
     with torch.no_grad():
         for index, value in saved.items():
             order[index].copy_(value)
-    masters.copy_back()
+    copy_back(links, saturate=saturate)
 
 
 def _in_order(optimizer: Optimizer) -> list[Tensor]:

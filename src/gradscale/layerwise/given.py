@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from gradscale.plans.plan import ScalePlan
+from gradscale.backward.plan import ScalePlan
 from gradscale.plans.planner import Planner, UserGiven, fixed
 from gradscale.plans.windows import Windows
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
-from gradscale.half.registry import trained_by
+from gradscale.gradients.master_weights import trained_by
 
 # Hides nothing; and a parameter that only other ranks used has a gradient which no walk here meets.
 DDP_SINK = "_DDPSinkBackward"

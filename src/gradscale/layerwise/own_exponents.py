@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.multipliers import Multipliers
+from gradscale.backward.plan import ScalePlan
 from gradscale.half.link import HALVES, Link, link_of
-from gradscale.plans.plan import ScalePlan
 
 
 def freed(walk: Walk) -> tuple[BackwardGraph, Walk, dict[int, Link]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
-from gradscale.plans.plan import ScalePlan
+from gradscale.backward.plan import ScalePlan
 from gradscale.plans.planner import Decision, moved
 
 HISTORY = 4

@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from gradscale.half.registry import trained_by
+from gradscale.gradients.master_weights import trained_by
 from gradscale.outcomes.triage import REASONS, Culprit, Reason, find_culprits, find_reason
 from gradscale.policies.policy import Observation
 from gradscale.ranks import agreed_index, distributed, groups_of, mesh_groups, reduce_max_

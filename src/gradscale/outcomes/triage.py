@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from gradscale.gradients.master_weights import names_by, trained_by
 from gradscale.gradients.unscale import gradient_values
-from gradscale.half.registry import names_by, trained_by
 
 Reason = Literal["overflow", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"]
 REASONS: tuple[Reason, ...] = (

@@ -42,6 +42,7 @@ from typing import Literal
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import PRODUCTS, is_reduced
 from gradscale.backward.measurements import Measurements, Record
+from gradscale.backward.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.backward.structure import CAST
 from gradscale.formats import FloatFormat
 from gradscale.plans.adaptive_rules import (
@@ -55,7 +56,6 @@ from gradscale.plans.adaptive_rules import (
     lognormal_bounds,
     product_bounds,
 )
-from gradscale.plans.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.plans.planner import Decision, Names, groups_of
 from gradscale.plans.window import Window
 from gradscale.plans.windows_anchor import loss_exponent

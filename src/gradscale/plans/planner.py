@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
-from gradscale.plans.plan import ScalePlan
+from gradscale.backward.plan import ScalePlan
 
 Names = Mapping[int, str]
 UserPlan = ScalePlan | Mapping[int, int] | Sequence[int]

@@ -16,7 +16,7 @@ def report(decision: Decision, graph: BackwardGraph, names: Names | None = None)
 
     Example:
         >>> import torch
-        >>> from gradscale.plans.plan import ScalePlan
+        >>> from gradscale.backward.plan import ScalePlan
         >>> graph = BackwardGraph.of((torch.ones(2, requires_grad=True) * 2).sum())
         >>> print(report(Decision(ScalePlan.uniform(graph), 13, (Group(13, (0, 1)),)), graph))
         one loss scale is enough, 2^13

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
+from gradscale.backward.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.formats import FloatFormat
-from gradscale.plans.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.plans.planner import Decision, Group, Loss, Names, connected
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows_anchor import anchored, loss_exponent

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.plans.plan import LARGEST_EXPONENT
+from gradscale.backward.plan import LARGEST_EXPONENT
 from gradscale.plans.window import FAR, Window, intersection
 from gradscale.plans.windows_partition import Interval
 

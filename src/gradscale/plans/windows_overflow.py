@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
-from gradscale.plans.plan import ScalePlan
+from gradscale.backward.plan import ScalePlan
 from gradscale.plans.planner import connected
 
 

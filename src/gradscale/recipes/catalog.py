@@ -8,11 +8,12 @@ from gradscale.recipes.denoise import Denoise
 from gradscale.recipes.digits import Digits
 from gradscale.recipes.fashion_mnist import FashionMnist
 from gradscale.recipes.recipe import Recipe
+from gradscale.recipes.towers import Towers
 from gradscale.recipes.words import Words
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (Digits(), Chars(), Words(), Denoise(), Cifar10(), FashionMnist())
+    for recipe in (Digits(), Chars(), Words(), Denoise(), Towers(), Cifar10(), FashionMnist())
 }
 
 

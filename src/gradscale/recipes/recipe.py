@@ -34,6 +34,7 @@ class Defaults:
         batch_size: items a step.
         lr: the peak learning rate of AdamW; it warms up and then falls along a cosine.
         weight_decay: of AdamW, on matrices and kernels only.
+        eps: of AdamW; below the gradients, or it makes the small ones' steps smaller still.
         loss_divisor: what `train` divides the loss by.
         compare_divisors: what `compare` divides the loss by, one group of rows each.
         threads: CPU threads; None takes what torch takes. One is enough for a small network, and
@@ -44,6 +45,7 @@ class Defaults:
     batch_size: int
     lr: float
     weight_decay: float = 0.01
+    eps: float = 1e-8
     loss_divisor: float = 1.0
     compare_divisors: tuple[float, ...] = (1.0, 4096.0)
     threads: int | None = None

@@ -1,32 +1,39 @@
-"""Torch's names for what a scaler holds: its state, and the private ones that other code reads."""
+"""What a scaler answers: torch's names for what it holds, its state, counts and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gradscale.gradients.unscale import Flags
-from gradscale.policies.policy import Policy
-from gradscale.scaler.books import Books
+from gradscale.layerwise import Layerwise
+from gradscale.metrics.meter import Meter, Subscription
+from gradscale.metrics.metrics import Metrics
+from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
+from gradscale.outcomes.schedule import step_if_taken
+from gradscale.policies.policy import Need, Policy
+from gradscale.ranks import differing_ranks
+from gradscale.scaler.books import Books, note_lost, sends_to
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, divide_gradients
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import BETWEEN_STEPS
 from gradscale.scaler.record import Record, Records
 from gradscale.scaler.saving import load, own_state, warn_of_sums
+from gradscale.scaler.settings import check_callback, check_listener, check_needs
 from gradscale.scaler.stepping import host_step
 from gradscale.scaler.views import PolicySetting, View
 from gradscale.undo.undo import Undo
 
 
 class AskedScaler(torch.amp.GradScaler):
-    """A scaler made of parts that code written for torch's finds its way about in.
+    """A scaler that can be asked what it holds and what it did.
 
-    Its own methods ask the parts; these views are for others.
+    What begins with an underscore are torch's names, for code that was written for its scaler.
     """
 
     _held: HeldScale
@@ -38,6 +45,7 @@ class AskedScaler(torch.amp.GradScaler):
     _growth_tracker: Any = View("_held.tracker")
     _init_scale: Any = View("_held.init_scale")
     _init_growth_tracker: Any = View("_held.init_growth_tracker")
+    _per_optimizer_states: Any = View("_step.records", Records)
     _growth_factor: Any = PolicySetting("growth_factor")
     _backoff_factor: Any = PolicySetting("backoff_factor")
     _growth_interval: Any = PolicySetting("growth_interval")
@@ -45,24 +53,16 @@ class AskedScaler(torch.amp.GradScaler):
     def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:
         self._held.begin_on(dev)
 
-    @property
-    def _per_optimizer_states(self) -> Any:
-        return self._step.records
-
-    @_per_optimizer_states.setter
-    def _per_optimizer_states(self, records: Mapping[int, Mapping[str, Any]]) -> None:
-        self._step.records = Records(records)
-
     def _unscale_grads_(
         self,
         optimizer: torch.optim.Optimizer,
         inv_scale: Tensor,
         found_inf: Tensor,
         allow_fp16: bool,
-    ) -> Flags:
+    ) -> dict[Any, Tensor]:
         return divide_gradients(self._step, optimizer, inv_scale, found_inf)
 
-    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> Flags:
+    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
         record = self._step.records[id(optimizer)]
         return check_fused(self._held, self._step, optimizer, record)
 
@@ -216,7 +216,9 @@ class AskedScaler(torch.amp.GradScaler):
     def __repr__(self) -> str:
         if not self._enabled:
             return f"{type(self).__name__}(enabled=False)"
-        planner = "" if self._held.layerwise is None else f", layerwise={self._held.layerwise.planner!r}"
+        planner = (
+            "" if self._held.layerwise is None else f", layerwise={self._held.layerwise.planner!r}"
+        )
         return f"{type(self).__name__}({self._device!r}, policy={self.policy!r}{planner})"
 
     def metrics(self) -> Metrics:

@@ -14,7 +14,6 @@ from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
-from gradscale.scaler.settings import check_listener
 
 
 class Books:
@@ -58,7 +57,7 @@ class Books:
             self.meter.poll(wait=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What has been counted; outcomes under way, whose tensors nobody copies, are waited for."""
+        """What has been counted; outcomes that are still under way are waited for."""
         ledger = Ledger(self.ledger.on_skip)
         ledger.counters = self.ledger.counters
         ledger.copies = self.ledger.copies
@@ -66,17 +65,11 @@ class Books:
 
 
 def sends_to(meter: Meter, sink: Callable[[Metrics], object], every: int) -> Subscription:
-    """Calls `sink` with the metrics of every `every`-th step.
-
-    Raises:
-        TypeError: if `sink` cannot be called.
-        ValueError: if `every` is below 1.
-    """
+    """Calls `sink` with the metrics of every `every`-th step."""
 
     def hear(finished: Finished) -> None:
         sink(finished.metrics)
 
-    check_listener(sink, every)
     return meter.listen(hear, every)
 
 

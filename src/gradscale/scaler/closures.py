@@ -50,7 +50,7 @@ class ClosureStep:
         self._optimizer, self._record = optimizer, record
 
     def take(self, closure: Closure, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Steps the optimizer; `args` and `kwargs` are those of its `step`, the closure included."""
+        """Steps the optimizer, with the arguments of its `step`, the closure among them."""
         refuse(self._record, "step a closure")
         if self._held.tensor is None:
             self._held.begin_on(_device_of(self._optimizer))

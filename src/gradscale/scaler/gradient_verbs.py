@@ -10,11 +10,11 @@ from torch import Tensor
 from gradscale.gradients.accumulate import Divisor
 from gradscale.scaler.accumulating import accumulate
 from gradscale.scaler.advancing import give_up
+from gradscale.scaler.asked import AskedScaler
 from gradscale.scaler.clipping import clip_norm, clip_value_
 from gradscale.scaler.eager import eager
 from gradscale.scaler.order import SWITCHED_OFF
 from gradscale.scaler.settings import check_clip, check_optimizers, distinct_parameters, listed
-from gradscale.scaler.asked import AskedScaler
 
 
 class GradientVerbs(AskedScaler):
@@ -73,8 +73,15 @@ class GradientVerbs(AskedScaler):
             )
         with torch.no_grad():
             return clip_norm(
-                self._held, self._step, self._undo, optimizers, parameters,
-                max_norm, norm_type, error_if_nonfinite, foreach,
+                self._held,
+                self._step,
+                self._undo,
+                optimizers,
+                parameters,
+                max_norm,
+                norm_type,
+                error_if_nonfinite,
+                foreach,
             )
 
     @eager

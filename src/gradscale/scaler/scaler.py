@@ -19,7 +19,6 @@ from gradscale.scaler.eager import eager
 from gradscale.scaler.gradient_verbs import GradientVerbs
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
-from gradscale.scaler.record import At
 from gradscale.scaler.scaling import scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
@@ -102,7 +101,11 @@ class GradScaler(GradientVerbs):
         self._enabled = enabled
         self._undo = Undo(undo, sync_free)
         plan = build_layerwise(layerwise, process_group) if enabled else None
-        self._held, self._step, self._books = HeldScale(chosen, plan), CurrentStep(process_group), Books()
+        self._held, self._step, self._books = (
+            HeldScale(chosen, plan),
+            CurrentStep(process_group),
+            Books(),
+        )
         if on_skip is not None:
             self.on_skip(on_skip)
         self._step.begin(chosen, plan)

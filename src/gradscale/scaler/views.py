@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -9,9 +10,15 @@ from gradscale.scaler.settings import TORCH_NUMBERS, replace_setting
 
 
 class View:
-    """An attribute of a scaler that is kept by one of its parts."""
+    """An attribute of a scaler that is kept by one of its parts.
 
-    def __init__(self, place: str) -> None:
+    Args:
+        place: the part and its attribute, with a dot between.
+        made_of: turns what other code puts there into what the part keeps.
+    """
+
+    def __init__(self, place: str, made_of: Callable[[Any], Any] | None = None) -> None:
+        self._made_of = made_of
         self._part, _, self._name = place.partition(".")
         self._read = attrgetter(place)
 
@@ -19,6 +26,7 @@ class View:
         return self if scaler is None else self._read(scaler)
 
     def __set__(self, scaler: Any, value: Any) -> None:
+        value = value if self._made_of is None else self._made_of(value)
         setattr(getattr(scaler, self._part), self._name, value)
 
 

@@ -55,7 +55,9 @@ class Trial:
         self.data = data
         torch.manual_seed(settings.seed)
         self.model = self.recipe.model().to(settings.device)
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.lr, foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=settings.lr, eps=self.recipe.defaults.eps, foreach=True
+        )
         self.scaler = make_scaler(
             settings.scaling, settings.device, settings.init_scale, settings.precision
         )

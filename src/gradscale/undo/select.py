@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.unscale import tensor_values
-from gradscale.half.registry import masters_of
 from gradscale.undo.own_step import own_step
 
 _TAKEN = "_gradscale_taken"

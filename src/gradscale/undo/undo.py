@@ -60,7 +60,8 @@ class Undo:
                 f"`GradScaler(undo={way!r}, sync_free=True)`: an optimizer's settings are numbers "
                 "on the host, which must read the scale to follow it. Leave one of the two out."
             )
-        self.way, self.sync_free = way, sync_free
+        self.way: Way | Degrees = way
+        self.sync_free = sync_free
         self.absorbs = way != "gradient"
 
     def accept(self, optimizer: torch.optim.Optimizer) -> Degrees:

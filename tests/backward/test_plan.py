@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscale.backward import BackwardGraph
-from gradscale.plans import ScalePlan
+from gradscale.backward import BackwardGraph, ScalePlan
 
 W = torch.ones(3, requires_grad=True)
 

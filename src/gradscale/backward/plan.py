@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.graph import BackwardGraph
 
 # Two exponents then differ by at most 126, and every multiplier is a normal float32.
 LARGEST_EXPONENT = 63
