@@ -30,9 +30,9 @@ class Books:
         self.alarm = FloorAlarm()
         self.meter: Meter | None = None
 
-    def enter(self, ended: StepOutcome, held: HeldScale) -> None:
-        """Takes the outcomes of a step that has ended."""
-        if self.ledger.add(ended) and ended.reason == "overflow":
+    def sound_alarm(self, ended: StepOutcome, held: HeldScale) -> None:
+        """Warns, if a step that the ledger has counted gives cause to."""
+        if ended.reason == "overflow":
             consecutive = self.ledger.settled_counters.consecutive
             self.alarm.hear(consecutive, ended.scale, held.floor, held.backoff_factor)
 

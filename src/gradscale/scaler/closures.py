@@ -58,7 +58,7 @@ class ClosureStep:
         if self._divide_what_is_there():
             result = self._take(closure, args, kwargs)
         self._settle()
-        self._record.move(At.STEPPED)
+        self._record.stepped()
         return result
 
     def _take(self, closure: Closure, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -137,7 +137,7 @@ class ClosureStep:
         outcome = outcome_of(step, optimizer, record, flags, scale)
         outcome.unrepresentable = record.unrepresentable
         outcome.settle(skipped, value, step.process_group)
-        record.divided = True
+        record.move(At.DIVIDED)
         step.pending.note(optimizer)
 
     def _at_scale_one(self) -> AbstractContextManager[None]:

@@ -38,7 +38,7 @@ class CurrentStep:
     gradients: StepGradients
     backward_ran = False
     in_between = False
-    closed = False
+    closed = True
 
     def __init__(self, process_group: Any) -> None:
         self.records = Records()
@@ -50,7 +50,8 @@ class CurrentStep:
         self.also_needed: frozenset[Need] = frozenset()
 
     def begin(self, policy: Policy, layerwise: Layerwise | None) -> None:
-        """Forgets the step that has ended."""
+        """Forgets the step that has ended; `outcome` stays until the next one has its own."""
+        self.records.clear()
         if layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
         self.evidence = Evidence(self.names)
@@ -58,12 +59,7 @@ class CurrentStep:
         if self.also_needed:
             needs |= self.also_needed
         self.gradients = StepGradients(needs, self.process_group)
-        self.closed = self.backward_ran = self.in_between = False
-
-    def end(self, policy: Policy, layerwise: Layerwise | None) -> None:
-        """Makes way for the next one; `outcome` stays until that has one of its own."""
-        self.records.clear()
-        self.begin(policy, layerwise)
+        self.backward_ran = self.in_between = False
         self.closed = True
 
     def open(self) -> None:

@@ -10,7 +10,7 @@ from gradscale.gradients.unscale import Flags
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import BACKWARD_SINCE
-from gradscale.scaler.record import At, Record
+from gradscale.scaler.record import DIVIDED, At, Record
 from gradscale.undo.undo import Undo
 
 
@@ -33,7 +33,7 @@ def divide(
 ) -> None:
     """Multiplies the gradients by 1/S, or by 1/S and more."""
     flags = divide_gradients(step, optimizer, factor, torch.zeros_like(factor))
-    handled(held, step, optimizer, record, At.DIVIDED, flags)
+    handled(held, step, optimizer, record, DIVIDED, flags)
 
 
 def divide_gradients(
@@ -73,7 +73,7 @@ def deliver(
         flags = step.gradients.agreed(optimizer, {scale.device: flag}, scale)
         step.gradients.measure(optimizer, scale.device)
     record.dropped = sums.dropped
-    handled(held, step, optimizer, record, At.DIVIDED, flags)
+    handled(held, step, optimizer, record, DIVIDED, flags)
 
 
 def keep(
@@ -116,8 +116,7 @@ def handled(
 ) -> None:
     """Notes what has become of an optimizer's gradients, and tells who scaled them."""
     record.move(at, flags)
-    if at is At.DIVIDED:
-        record.divided = True
+    if at is DIVIDED:
         step.gradients.mark_divided(optimizer)
     if held.layerwise is not None:
         held.layerwise.after_unscale(optimizer)

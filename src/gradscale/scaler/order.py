@@ -31,45 +31,50 @@ _STEPPED_TWICE = (
     "once a step, also if an exception came between the two."
 )
 
-REFUSED: dict[tuple[Call, At], str] = {
-    ("unscale_", At.DIVIDED): _UNSCALED_TWICE,
-    ("unscale_", At.KEPT): _UNSCALED_TWICE,
-    ("unscale_", At.MIXED): _MIXED,
-    ("unscale_", At.STEPPED): _TOO_LATE,
-    ("step", At.MIXED): _MIXED,
-    ("step", At.STEPPED): _STEPPED_TWICE,
-    ("step a closure", At.KEPT): (
-        "`step(optimizer, closure)` after `clip_grad_norm_` or `clip_grad_value_`: they "
-        "left the gradients scaled for a step without a closure. Clip inside the closure, "
-        "after backward()."
-    ),
-    ("step a closure", At.EVALUATING): (
-        "`step(optimizer, closure)` was called inside that optimizer's own closure. The "
-        "closure computes the loss and calls `scaler.scale(loss).backward()`, no more."
-    ),
-    ("clip", At.KEPT): (
-        "`{name}(optimizer)`: its gradients are clipped already, and stay scaled "
-        "until step(). Clip once a step."
-    ),
-    ("clip", At.MIXED): _MIXED,
-    ("clip", At.STEPPED): _TOO_LATE,
-    ("accumulate_", At.DIVIDED): _COMPLETE,
-    ("accumulate_", At.KEPT): _COMPLETE,
-    ("accumulate_", At.MIXED): _COMPLETE,
-    ("accumulate_", At.STEPPED): _COMPLETE,
-    ("accumulate_", At.EVALUATING): _COMPLETE,
-    ("update", At.SUMMED): (
-        "`update()` was called between `accumulate_(optimizer)` and "
-        "`step(optimizer)`: the sum of the micro-batches would be lost. Call `step` "
-        "first."
-    ),
-    ("update", At.EVALUATING): (
-        "`update()` was called inside a closure, in the middle of a step: its "
-        "gradients are at the scale in force. Call it after "
-        "`step(optimizer, closure)`."
-    ),
+REFUSED: dict[Call, dict[At, str]] = {
+    "unscale_": {
+        At.DIVIDED: _UNSCALED_TWICE,
+        At.KEPT: _UNSCALED_TWICE,
+        At.MIXED: _MIXED,
+        At.STEPPED: _TOO_LATE,
+    },
+    "step": {At.MIXED: _MIXED, At.STEPPED: _STEPPED_TWICE},
+    "step a closure": {
+        At.KEPT: (
+            "`step(optimizer, closure)` after `clip_grad_norm_` or `clip_grad_value_`: they "
+            "left the gradients scaled for a step without a closure. Clip inside the closure, "
+            "after backward()."
+        ),
+        At.EVALUATING: (
+            "`step(optimizer, closure)` was called inside that optimizer's own closure. The "
+            "closure computes the loss and calls `scaler.scale(loss).backward()`, no more."
+        ),
+    },
+    "clip": {
+        At.KEPT: (
+            "`{name}(optimizer)`: its gradients are clipped already, and stay scaled "
+            "until step(). Clip once a step."
+        ),
+        At.MIXED: _MIXED,
+        At.STEPPED: _TOO_LATE,
+    },
+    "accumulate_": {
+        at: _COMPLETE for at in (At.DIVIDED, At.KEPT, At.MIXED, At.STEPPED, At.EVALUATING)
+    },
+    "update": {
+        At.SUMMED: (
+            "`update()` was called between `accumulate_(optimizer)` and "
+            "`step(optimizer)`: the sum of the micro-batches would be lost. Call `step` "
+            "first."
+        ),
+        At.EVALUATING: (
+            "`update()` was called inside a closure, in the middle of a step: its "
+            "gradients are at the scale in force. Call it after "
+            "`step(optimizer, closure)`."
+        ),
+    },
 }
-"""What no call may find; every pair that is not here is allowed."""
+"""What no call may find; every place that is not here is allowed."""
 
 
 def refuse(record: Record, call: Call, name: str | None = None) -> None:
@@ -83,10 +88,9 @@ def refuse(record: Record, call: Call, name: str | None = None) -> None:
     Raises:
         RuntimeError: with what to do instead.
     """
-    message = None
-    if record.evaluating:
-        message = REFUSED.get((call, At.EVALUATING))
-    message = message or REFUSED.get((call, record.at))
+    refused = REFUSED[call]
+    message = refused.get(At.EVALUATING) if record.evaluating else None
+    message = message or refused.get(record.at)
     if message is not None:
         raise RuntimeError(message.replace("{name}", name or call))
 

@@ -39,9 +39,14 @@ class At(IntEnum):
     EVALUATING = 6
 
 
+# As names, because to look a member up in its enumeration takes longer than to call a function.
+SCALED, DIVIDED = At.SCALED, At.DIVIDED
 _READY, _UNSCALED, _STEPPED = OptState.READY, OptState.UNSCALED, OptState.STEPPED
 _TORCHS = (_READY, _READY, _UNSCALED, _UNSCALED, _UNSCALED, _STEPPED)
 """Torch's word for each, by number."""
+_OURS = {_READY: At.SCALED, _UNSCALED: At.DIVIDED, _STEPPED: At.STEPPED}
+"""What torch's words mean where others wrote them."""
+_put = dict[int, "Record"].__setitem__
 
 
 class Record(dict[str, Any]):
@@ -52,7 +57,6 @@ class Record(dict[str, Any]):
 
     Attributes:
         evaluating: whether a closure of this optimizer is running.
-        divided: whether this step has divided its gradients; still so after `step`.
         kept: whether they stay at S for good, because the optimizer's own numbers absorb it.
         divisor: what a fused optimizer is to divide by, float32 0-d; None unless clipping said so.
         sums: of the micro-batches, until they become the gradient.
@@ -73,10 +77,11 @@ class Record(dict[str, Any]):
         'SCALED'
     """
 
-    _at = At.SCALED
-    _stage = _READY
+    # What every step sets has a slot; the rest is made where it is needed, from these defaults.
+    __slots__ = ("__dict__", "_at", "outcome")
+
+    outcome: OptimizerOutcome | None
     evaluating = False
-    divided = False
     kept = False
     unrepresentable = False
     losses = 0
@@ -85,9 +90,9 @@ class Record(dict[str, Any]):
     dropped: Tensor | None = None
     overflowed: Tensor | None = None
     beyond: Tensor | None = None
-    outcome: OptimizerOutcome | None = None
 
     def __init__(self) -> None:
+        self._at, self.outcome = SCALED, None
         self["stage"] = _READY
         self["found_inf_per_device"] = {}
 
@@ -104,16 +109,18 @@ class Record(dict[str, Any]):
     def at(self) -> At:
         """Where the gradients are; what other code has written into torch's entry holds."""
         stage = self["stage"]
-        if stage is self._stage:
-            return self._at
-        return {_READY: At.SCALED, _UNSCALED: At.DIVIDED}.get(stage, At.STEPPED)
+        return self._at if stage is _TORCHS[self._at] else _OURS[stage]
 
     def move(self, at: At, flags: Flags | None = None) -> None:
         """They are there from now on, with these flags if any are given."""
         self._at = at
-        self["stage"] = self._stage = _TORCHS[at]
+        self["stage"] = _TORCHS[at]
         if flags is not None:
             self["found_inf_per_device"] = flags
+
+    def stepped(self) -> None:
+        """The optimizer has stepped, or was kept from it; where its gradients were is kept."""
+        self["stage"] = _STEPPED
 
     @property
     def flags(self) -> Flags:
@@ -144,10 +151,12 @@ class Record(dict[str, Any]):
         Args:
             scale: of the step that ends.
         """
-        outcome = self.outcome
+        outcome, divided = self.outcome, self._at is DIVIDED
+        if divided and not self.kept:
+            return None
         if self.kept or (outcome is None and self.divisor is not None):
             return scale.clone()
-        if self.divided or outcome is None:
+        if outcome is None:
             return None
         if outcome.settled:
             return scale.clone() if outcome.skipped else None
@@ -161,6 +170,11 @@ class Records(defaultdict[int, Record]):
         super().__init__(Record)
         for key, record in (given or {}).items():
             self[key] = record
+
+    def __missing__(self, key: int) -> Record:
+        record = Record()
+        _put(self, key, record)  # not through `self[key] =`, a call more in every step
+        return record
 
     def __setitem__(self, key: int, record: Mapping[str, Any]) -> None:
         super().__setitem__(key, Record.of(record))

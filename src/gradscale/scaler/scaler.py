@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.gradients.flags import inverse
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.policies.policy import Policy
 from gradscale.scaler.advancing import end_step
 from gradscale.scaler.books import Books
 from gradscale.scaler.closures import ClosureStep, closure_in
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.dividing import unscale
+from gradscale.scaler.dividing import deliver, divide
 from gradscale.scaler.eager import eager
 from gradscale.scaler.gradient_verbs import GradientVerbs
 from gradscale.scaler.held_scale import HeldScale
@@ -141,11 +142,14 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return
-        self._held.ready("unscale_")
+        scale = self._held.ready("unscale_")
         record = self._step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "unscale_")
-        unscale(self._held, self._step, optimizer, record)
+        if record.sums is None:
+            divide(self._held, self._step, optimizer, record, inverse(scale))
+        else:
+            deliver(self._held, self._step, optimizer, record)
 
     @eager
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
@@ -171,16 +175,16 @@ class GradScaler(GradientVerbs):
             return optimizer.step(*args, **kwargs)
         closure = closure_in(args, kwargs) if args or kwargs else None
         held, step, undo = self._held, self._step, self._undo
-        if closure is None:
+        if closure is None and held.tensor is None:
             held.ready("step")
         step.open()
         record = step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "step")
+        elif closure is None and divided_first(step, undo, optimizer, record):
+            self.unscale_(optimizer)
         if closure is not None:
             return ClosureStep(held, step, undo, optimizer, record).take(closure, args, kwargs)
-        if divided_first(step, undo, optimizer, record):
-            self.unscale_(optimizer)
         return take_or_skip(held, step, undo, optimizer, record, *args, **kwargs)
 
     @eager

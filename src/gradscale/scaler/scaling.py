@@ -20,6 +20,8 @@ def scaled(held: HeldScale, step: CurrentStep, outputs: Any, inputs: Any) -> Any
     earlier = len(evidence.losses), len(evidence.inputs)
     if inputs is not None:
         evidence.inputs.append(inputs)
+    if isinstance(outputs, Tensor):
+        return _tensor(held, step, outputs, earlier)
     return _nested(held, step, outputs, earlier)
 
 

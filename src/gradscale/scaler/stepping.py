@@ -13,7 +13,7 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, keep, quotient_overflowed, with_quotients
 from gradscale.scaler.fused import handed_over
 from gradscale.scaler.held_scale import HeldScale
-from gradscale.scaler.record import At, Record, steps_fused
+from gradscale.scaler.record import Record, steps_fused
 from gradscale.undo.select import mark_taken, prepared, selected
 from gradscale.undo.undo import Undo
 
@@ -21,9 +21,7 @@ from gradscale.undo.undo import Undo
 def divided_first(
     step: CurrentStep, undo: Undo, optimizer: torch.optim.Optimizer, record: Record
 ) -> bool:
-    """Whether the step is to find gradients that are divided, which they are not yet."""
-    if not record.untouched:
-        return False
+    """Whether gradients that are as backward left them are to be divided before the step."""
     by_itself = undo.absorbs or steps_fused(optimizer)
     return record.sums is not None or not (by_itself and step.gradients.deferrable(optimizer))
 
@@ -46,7 +44,7 @@ def take_or_skip(
         if undo.absorbs and record.untouched:
             keep(held, step, undo, optimizer, record)
         result = host_step(held, step, undo, optimizer, record, *args, **kwargs)
-    record.move(At.STEPPED)
+    record.stepped()
     return result
 
 
