@@ -204,11 +204,11 @@ def test_the_network_runs_from_the_loss_and_goes_on_below():
 
 @given(st.integers(1, 120), st.data())
 def test_no_two_parts_of_a_network_are_drawn_at_one_place(count, data):
-    from gradscale.recording.schema import Structure
+    from gradscale.recording.schema import RecordedNetwork
     from gradscale.report.network import _placed
 
     edges = tuple((data.draw(st.integers(max(0, v - 5), v - 1)), v) for v in range(1, count))
-    network = _placed(Structure(tuple(map(str, range(count))), edges, {}), known=True)
+    network = _placed(RecordedNetwork(tuple(map(str, range(count))), edges, {}), known=True)
     assert len(set(zip(network.x, network.y, strict=True))) == count
     assert max(network.x) < WIDTH
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 
 from gradscale.formats import FloatFormat
-from gradscale.outcomes.ledger import LONGEST_QUEUE
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.pending import Losses, Pending
 from gradscale.recording.sketch import Sketching
 from gradscale.recording.sources import scaler_to_follow, source_of
 from gradscale.scaler import GradScaler
+from gradscale.waiting_line import WaitingLine
 from gradscale.watching.rows import Row
 from gradscale.watching.watch import Watch
 
@@ -50,9 +49,11 @@ class Recorder:
 
     Raises:
         FileExistsError: if there is a recording already, and `step` is None.
+        BlockingIOError: if another recorder has it open, in this process or in another.
+        OSError: if it cannot be written, or is a link, a pipe or a device.
         TypeError: if `scaler` is no scaler that is known.
-        ValueError: if `amax` is asked of torch's scaler, `step` is negative, or the watch knows
-            nothing of the scaler.
+        ValueError: if `amax` is asked of torch's scaler, `step` is negative, the file is no
+            recording, or the watch knows nothing of the scaler.
 
     Example:
         >>> import gradscale, tempfile
@@ -92,14 +93,19 @@ class Recorder:
         self._sketching: Sketching | None = None
         self._losses = Losses()
         self._early: dict[int | None, Sequence[Row]] = {}
-        self._pending: deque[Pending] = deque()
+        self._pending = WaitingLine(self._write)
         self._next = step or 0
+        chosen = format if format is not None else "fp16" if watch is None else watch.format
+        name = FloatFormat.of(chosen).name
+        self._source = None
         self._log = Log(self.path, size, step) if _writes() else None
         if self._log is None:
-            self._source = None
             return
-        chosen = format if format is not None else "fp16" if watch is None else watch.format
-        self._log.begin(scaler, FloatFormat.of(chosen).name, watch and watch.every, note or {})
+        try:
+            self._log.begin(scaler, name, watch and watch.every, note or {})
+        except BaseException:
+            self._log.close()  # or nobody could try again while the error is being looked at
+            raise
         self._source = source_of(scaler, self)
         if watch is not None:
             watch.on_measured(self._measured)
@@ -155,13 +161,13 @@ class Recorder:
         rows = self._early.pop(watched, None)
         self._early.clear()
         waits_for = None if rows is not None else watched
-        self._pending.append(Pending(self._next, self._losses.depart(), waits_for, rows=rows))
+        self._pending.add(Pending(self._next, self._losses.depart(), waits_for, rows=rows))
         self._next += 1
 
     def arrived(self, facts: Facts) -> None:
         """The outcome of the oldest step without one has arrived; its source calls this."""
         next(step for step in self._pending if step.facts is None).facts = facts
-        self._write()
+        self._pending.poll()
 
     def _measured(self, watched: int, rows: Sequence[Row]) -> None:
         waiting = [step for step in self._pending if step.watched is not None]
@@ -171,19 +177,32 @@ class Recorder:
             if step.watched is not None and step.watched <= watched:
                 step.rows = rows if step.watched == watched else None
                 step.watched = None
-        self._write()
+        self._pending.poll()
 
-    def _write(self, *, all: bool = False) -> None:
-        while self._pending and self._log is not None:
-            first = self._pending[0]
-            late = all or len(self._pending) > LONGEST_QUEUE
-            if first.facts is None or not (first.ready or late):
-                return
-            if first.loss is not None and late:
-                first.loss.wait()
-            self._log.write(self._pending.popleft())
-            if self._sketching is not None and self._log.draw(self._sketching.sketch):
-                self._sketching = None
+    def _write(self, step: Pending) -> None:
+        if self._log is None:
+            return
+        self._log.write(step)
+        if self._sketching is not None and self._log.draw(self._sketching.sketch):
+            self._sketching = None
+
+    def flush(self) -> None:
+        """Writes what is still under way, and forces the file to the disk. Waits for the device.
+
+        Call it before a checkpoint is saved: a run that is killed later and resumed from there then
+        has every line up to it.
+        """
+        if self._log is not None:
+            self._settle()
+            self._log.force()
+
+    def _settle(self) -> None:
+        """Writes all that has ended; waits for it."""
+        if self._watch is not None:
+            self._watch.wait()
+        if self._source is not None:
+            self._source.wait()
+        self._pending.poll(wait=True)
 
     def close(self, error: BaseException | None = None) -> None:
         """Writes what is still under way, and the last line; forces the file to the disk.
@@ -195,17 +214,15 @@ class Recorder:
         """
         if self._log is None:
             return
+        self._settle()
         if self._watch is not None:
-            self._watch.wait()
             self._watch.off_measured(self._measured)
         if self._sketching is not None:
             self._sketching.leave()
         if self._source is not None:
-            self._source.wait()
             self._source.leave()
-        self._write(all=True)
-        self._log.end(self._next, error)
-        self._log = None
+        log, self._log = self._log, None
+        log.end(self._next, error)
 
     def __enter__(self) -> Recorder:
         return self

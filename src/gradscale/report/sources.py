@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradscale.recording.read import TRAIN_FILE, find
+from gradscale.recording.read import TRAIN_FILE, recording_file
 from gradscale.recording.schema import FILE_NAME
 
 
@@ -33,13 +33,13 @@ def sources_of(paths: Iterable[str | os.PathLike[str]]) -> list[Source]:
     found: dict[Path, Source] = {}
     for given in map(Path, paths):
         for path, name in _below(given):
-            found.setdefault(find(path).resolve(), Source(path, name))
+            found.setdefault(recording_file(path).resolve(), Source(path, name))
     return _told_apart(list(found.values()))
 
 
 def _below(given: Path) -> list[tuple[Path, str]]:
     try:
-        file = find(given)
+        file = recording_file(given)
     except FileNotFoundError:
         inside = _folders(given) if given.is_dir() else []
         if not inside:

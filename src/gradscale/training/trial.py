@@ -20,12 +20,13 @@ from gradscale.training.precision import EIGHT_BIT, computing_in
 from gradscale.training.scaling import Outcome, make_scaler, outcome
 from gradscale.training.schedule import learning_rate
 from gradscale.training.settings import Settings
+from gradscale.watching import Watch
 
 LOST_SAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Record:
+class StepRecord:
     """One step, as it is written to ``steps.jsonl``. Nothing in it depends on the clock."""
 
     step: int
@@ -47,6 +48,8 @@ class Trial:
         lost: the flushed gradients, by ``activations`` and ``parameters``.
         seconds: what each step took, the sampled ones left out.
         recorder: is told the losses, if there is one.
+        watching: measures for the recorder.
+        watched: what the watch of an earlier session knew; None if there was none.
     """
 
     def __init__(self, settings: Settings, data: Data) -> None:
@@ -67,6 +70,8 @@ class Trial:
         self.seconds: list[float] = []
         self.skips: dict[str, int] = {}
         self.recorder: Recorder | None = None
+        self.watching: Watch | None = None
+        self.watched: dict[str, Any] | None = None
 
     def _groups(self) -> list[dict[str, Any]]:
         parameters = list(self.model.parameters())
@@ -81,7 +86,7 @@ class Trial:
         """Whether all steps have been taken."""
         return self.step >= self.settings.steps
 
-    def advance(self) -> Record:
+    def advance(self) -> StepRecord:
         """Take one step."""
         settings = self.settings
         batch = self.recipe.batch(self.data.train, settings.seed, self.step, settings.batch_size)
@@ -97,7 +102,7 @@ class Trial:
             self.recorder.note_loss(loss)
         result = self._optimize()
         # Reading the loss waits for the device, so the clock below is right on accelerators too.
-        record = Record(self.step, float(loss), result.scale, result.skipped, result.reason)
+        record = StepRecord(self.step, float(loss), result.scale, result.skipped, result.reason)
         if true is None:
             self.seconds.append(time.perf_counter() - started)
         elif not result.skipped:
@@ -201,6 +206,7 @@ class Trial:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "watch": None if self.watching is None else self.watching.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,6 +218,7 @@ class Trial:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+        self.watched = state.get("watch")
 
 
 def load_data(settings: Settings) -> Data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from gradscale.capturing import capturing
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.agreement import rank_groups
 from gradscale.layerwise.calendar import Calendar
+from gradscale.waiting_line import WaitingLine
 from gradscale.watching.activations import Activations
 from gradscale.watching.attaching import Attaching
 from gradscale.watching.measured_pass import MeasuredPass
@@ -23,6 +24,7 @@ from gradscale.watching.passes import listen, stop_listening
 from gradscale.watching.report import WatchReport
 from gradscale.watching.reporting import report_of
 from gradscale.watching.rows import Row
+from gradscale.watching.saving import restore, saved
 from gradscale.watching.settings import (
     checked_count,
     checked_exponent,
@@ -80,7 +82,7 @@ class Watch:
         keep = checked_count("keep", keep, "A report needs one measuring step to be made of.")
         self._kept: deque[Seen] = deque(maxlen=keep)
         self._current: MeasuredStep | None = None
-        self._under_way: deque[MeasuredStep] = deque()
+        self._under_way = WaitingLine(self._arrived)
         self._running: list[MeasuredPass | None] = []
         self._callbacks: list[Callback] = []
         self._active = False
@@ -147,6 +149,20 @@ class Watch:
         self.poll()
         return self._report_of(self._kept[-1]) if self._kept else None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to measure the same steps, and to judge them alike.
+
+        Example:
+            >>> import gradscale
+            >>> gradscale.watch(torch.nn.Linear(4, 1)).state_dict()
+            {'step': -1, 'passes': 0, 'negligible': {}}
+        """
+        return saved(self._steps, self._attaching.negligible)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on behind the step after which `state_dict` was called."""
+        restore(state, self._steps, self._attaching.negligible, self._device())
+
     def on_measured(self, callback: Callback) -> None:
         """Calls ``callback(step, rows)`` for every measuring step, once its counts have arrived.
 
@@ -169,13 +185,11 @@ class Watch:
 
     def poll(self) -> None:
         """Hands over what has arrived; never waits."""
-        while self._under_way and not capturing() and self._under_way[0].ready:
-            self._arrived(self._under_way.popleft())
+        self._under_way.poll()
 
     def wait(self) -> None:
         """Hands over everything that was measured in steps that are over; waits for the device."""
-        while self._under_way:
-            self._arrived(self._under_way.popleft())
+        self._under_way.poll(wait=True)
 
     def _arrived(self, measured: MeasuredStep) -> None:
         seen = measured.seen()
@@ -273,7 +287,7 @@ class Watch:
         activations = self._activations
         taken = None if activations is None else activations.take()
         measured.finish(taken, self._groups(), self._device())
-        self._under_way.append(measured)
+        self._under_way.add(measured)
 
     def _groups(self) -> list[Any]:
         return rank_groups(self.process_group)
