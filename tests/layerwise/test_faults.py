@@ -144,7 +144,7 @@ def test_an_overflow_that_the_host_hears_of_late_is_measured_all_the_same():
     late = type(outcome)(
         trial.optimizer, [torch.ones(())], torch.tensor(START), trial.scaler._step.evidence
     )
-    late._evidence.losses.append(torch.zeros(()))
+    late._step.evidence.losses.append(torch.zeros(()))
     step = type(trial.scaler.last_step)()
     step.add(late)
     layerwise._unsettled.append(step)
