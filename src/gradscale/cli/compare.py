@@ -37,14 +37,14 @@ from gradscale.training import (
     only_writer,
     run,
     stop_on_signals,
-    summarize,
+    summaries_of,
 )
 
 Results = dict[Path, dict[str, Any]]
 """What every run ended with, by its folder."""
 
 
-@click.command(short_help="Train with every scaling strategy; ends with a table.")
+@click.command(name="compare", short_help="Train with every scaling strategy; ends with a table.")
 @click.argument("recipe", type=click.Choice(list(RECIPES)), default="digits", metavar="[RECIPE]")
 @click.option(
     "--precision",
@@ -68,7 +68,7 @@ Results = dict[Path, dict[str, Any]]
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @shared_options
 @click.pass_context
-def compare(context: click.Context, **given: Any) -> None:
+def compare_command(context: click.Context, **given: Any) -> None:
     """Train RECIPE in float32, in half precision without scaling, and with each scaling strategy.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
@@ -92,7 +92,7 @@ def compare(context: click.Context, **given: Any) -> None:
             comparison = _asked(given)
         path = new_folder(given["out"], f"compare-{comparison.recipe}")
     results = _run_all(comparison, path, given)
-    _report(comparison, summarize(comparison, results), results, path, given)
+    _report(comparison, summaries_of(comparison, results), results, path, given)
 
 
 def _asked(given: dict[str, Any]) -> Comparison:

@@ -30,7 +30,7 @@ def _figure_format(value: Any) -> str:
     return str(value)
 
 
-@click.command(short_help="A recorded run as an HTML page, or several side by side.")
+@click.command(name="report", short_help="A recorded run as an HTML page, or several side by side.")
 @click.argument("runs", nargs=-1, metavar="RUN…", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -57,7 +57,7 @@ def _figure_format(value: Any) -> str:
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the runs come down to as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def report(runs: tuple[Path, ...], **given: Any) -> None:
+def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     """Write one HTML file that shows what RUN lost, where and why.
 
     RUN is a recording, a folder with one, or a folder of such folders, as `gradscale compare`
@@ -79,9 +79,9 @@ def report(runs: tuple[Path, ...], **given: Any) -> None:
         check_ours(out, force=given["force"])
         loaded = _write(runs, out, given, errors)
     if given["as_json"]:
-        from gradscale.report.summary import summarize
+        from gradscale.report.summary import summary_of
 
-        found = json_value([summarize(run) for run in loaded])
+        found = json_value([summary_of(run) for run in loaded])
         click.echo(json.dumps({"report": str(out), "runs": found}, indent=2))
     else:
         _tell(loaded, out, given)
@@ -127,11 +127,11 @@ def _silent(text: str) -> None:
 
 
 def _tell(runs: Sequence[Run], out: Path, given: dict[str, Any]) -> None:
-    from gradscale.report.words import words_of
+    from gradscale.report.sentences import sentences_of
 
     screen = console(no_color=given["no_color"])
     for run in runs:
-        for line in words_of(run, named=len(runs) > 1):
+        for line in sentences_of(run, named=len(runs) > 1):
             screen.print(line, soft_wrap=True)
     screen.print(f"Written to {out}", soft_wrap=True)
     if given["figures"]:

@@ -18,7 +18,7 @@ from gradscale.cli.options import (
     shared_options,
 )
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
-from gradscale.cli.table import share
+from gradscale.cli.table import percentage
 from gradscale.files.json_text import json_value, read_json
 from gradscale.recipes import RECIPES, Recipe, find
 from gradscale.training import (
@@ -38,7 +38,7 @@ OPTIONS = (
 ).split()
 
 
-@click.command()
+@click.command(name="train")
 @click.argument("recipe", type=click.Choice(list(RECIPES)), required=False, metavar="[RECIPE]")
 @click.option("--precision", type=PRECISION, default="fp16", show_default=True)
 @click.option("--scaling", type=scaling_name, metavar="NAME", help="See above.  [dynamic]")
@@ -48,7 +48,7 @@ OPTIONS = (
 )
 @shared_options
 @click.pass_context
-def train(context: click.Context, **given: Any) -> None:
+def train_command(context: click.Context, **given: Any) -> None:
     """Train RECIPE once.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
@@ -142,7 +142,7 @@ def _report(recipe: Recipe, result: dict[str, Any], path: Path, *, no_color: boo
     lines = {
         "test loss": f"{loss:.4f}",
         recipe.metric_name: f"{100 * metric:.2f} %" if recipe.metric_is_share else f"{metric:.4f}",
-        "lost gradients": "–" if lost is None else f"{share(lost)} %",
+        "lost gradients": "–" if lost is None else f"{percentage(lost)} %",
         "skipped steps": f"{result['skipped']}" + (f" ({reasons})" if reasons else ""),
         "final scale": scale_text(float(result["final_scale"])),
         "ms/step": "–" if result["ms_per_step"] is None else f"{result['ms_per_step']:.1f}",

@@ -20,11 +20,11 @@ _KINDS = (
 )
 
 
-def kind_of(mode: int) -> str:
+def obstacle_in(mode: int) -> str:
     """What is in the way of writing to a file of this mode; nothing if it is a regular one.
 
     Example:
-        >>> kind_of(stat.S_IFIFO), kind_of(stat.S_IFREG), kind_of(stat.S_IFCHR)
+        >>> obstacle_in(stat.S_IFIFO), obstacle_in(stat.S_IFREG), obstacle_in(stat.S_IFCHR)
         ('it is a pipe', '', 'it is a device')
     """
     if stat.S_ISREG(mode):
@@ -35,7 +35,7 @@ def kind_of(mode: int) -> str:
 def in_the_way(path: Path) -> str:
     """What is at `path` that is no regular file, in words; nothing if it is one, or not there."""
     try:
-        return kind_of(path.lstat().st_mode)
+        return obstacle_in(path.lstat().st_mode)
     except FileNotFoundError:
         return ""
 
@@ -53,37 +53,8 @@ def open_to_append(path: Path) -> int:
             raise Unwritable(path, obstacle)
         descriptor = os.open(path, flags, 0o666)
         # Looked at again: between the two somebody may have put something else there.
-        obstacle = kind_of(os.fstat(descriptor).st_mode)
+        obstacle = obstacle_in(os.fstat(descriptor).st_mode)
         if obstacle:
             os.close(descriptor)
             raise Unwritable(path, obstacle)
     return descriptor
-
-
-def read_regular(path: Path, most: int) -> bytes | None:
-    """The content of a regular file, or of one that a link leads to; None if there is none.
-
-    Args:
-        path: the file.
-        most: bytes that it may have.
-
-    Raises:
-        ValueError: if it is no regular file, or larger; the message names it.
-        OSError: if it cannot be read.
-
-    Example:
-        >>> read_regular(Path("nowhere.json"), 1000)
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | NO_WAIT | BINARY)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(descriptor, "rb", closefd=True) as file:
-        found = os.fstat(descriptor)
-        obstacle = kind_of(found.st_mode)
-        if obstacle:
-            raise ValueError(f"`{path}` cannot be read: {obstacle}.")
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"`{path}` cannot be read: it has more than {most:,} bytes.")
-    return content

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradscale.metrics.lost import METHODS
+from gradscale.metrics.lost_count import METHODS
 from gradscale.recording.schema import (
     VERSION,
     FirstNonfinite,

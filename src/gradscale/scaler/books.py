@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradscale.layerwise import Layerwise
-from gradscale.metrics.lost import lost_in
+from gradscale.metrics.lost_count import count_lost
 from gradscale.metrics.meter import Finished, Meter, Subscription
 from gradscale.metrics.metrics import LostShare, Metrics
 from gradscale.outcomes.alarm import FloorAlarm
@@ -75,9 +75,9 @@ def sends_to(meter: Meter, sink: Callable[[Metrics], object], every: int) -> Sub
 
 def note_lost(meter: Meter, step: int, rows: Sequence[Any]) -> None:
     """Takes the lost share of a step from the rows of a watch."""
-    lost = lost_in(rows)
-    if lost.share is not None:
-        meter.lost = LostShare(lost.share, step, lost.method)
+    lost = count_lost(rows)
+    if lost.lost_share is not None:
+        meter.lost = LostShare(lost.lost_share, step, lost.method)
 
 
 def _scales_in_use(layerwise: Layerwise | None) -> int:

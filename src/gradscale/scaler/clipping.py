@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradscale.accelerators import widest_float
 from gradscale.gradients.clip import (
     clamp_groups_,
     known_coefficient,
@@ -100,8 +101,8 @@ def clip_value_(
     for each in optimizers if scaled else ():
         _check_only(held, step, undo, each)
     # S times the threshold may leave float32.
-    wide = torch.float32 if scale.device.type == "mps" else torch.float64
-    bound = (scale if scaled else torch.ones_like(scale)).to(wide) * clip_value
+    at = scale if scaled else torch.ones_like(scale)
+    bound = at.to(widest_float(scale.device)) * clip_value
     flags = [flag for each in optimizers for flag in _record(step, each).flags.values()]
     # An infinite gradient must stay one, for `step` to see.
     bound = torch.where(combined(flags, scale.device) > 0, math.inf, bound)

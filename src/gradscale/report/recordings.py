@@ -13,14 +13,14 @@ from gradscale.recording.schema import FILE_NAME
 
 
 @dataclass(frozen=True)
-class Source:
+class NamedRecording:
     """One recording: where it is, and its name beside others."""
 
     path: Path
     name: str
 
 
-def sources_of(paths: Iterable[str | os.PathLike[str]]) -> list[Source]:
+def recordings_at(paths: Iterable[str | os.PathLike[str]]) -> list[NamedRecording]:
     """All recordings at these paths, each once, in order.
 
     Args:
@@ -30,10 +30,10 @@ def sources_of(paths: Iterable[str | os.PathLike[str]]) -> list[Source]:
     Raises:
         FileNotFoundError: if one of them is not there, or has no recording below it.
     """
-    found: dict[Path, Source] = {}
+    found: dict[Path, NamedRecording] = {}
     for given in map(Path, paths):
         for path, name in _below(given):
-            found.setdefault(recording_file(path).resolve(), Source(path, name))
+            found.setdefault(recording_file(path).resolve(), NamedRecording(path, name))
     return _told_apart(list(found.values()))
 
 
@@ -61,7 +61,7 @@ def _natural(text: str) -> tuple[tuple[bool, float, str], ...]:
     return tuple((not p.isdigit(), float(p) if p.isdigit() else 0.0, p) for p in parts)
 
 
-def _told_apart(sources: list[Source]) -> list[Source]:
+def _told_apart(sources: list[NamedRecording]) -> list[NamedRecording]:
     """Equal names get the folder above, and a number if that does not help."""
     named = sources
     for _ in range(2):
@@ -69,9 +69,9 @@ def _told_apart(sources: list[Source]) -> list[Source]:
         if len(set(names)) == len(names):
             return named
         named = [
-            Source(s.path, f"{s.path.resolve().parent.name}/{s.name}")
+            NamedRecording(s.path, f"{s.path.resolve().parent.name}/{s.name}")
             if names.count(s.name) > 1
             else s
             for s in named
         ]
-    return [Source(s.path, f"{s.name} ({i})") for i, s in enumerate(named, 1)]
+    return [NamedRecording(s.path, f"{s.name} ({i})") for i, s in enumerate(named, 1)]

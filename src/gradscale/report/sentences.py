@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from gradscale.report.figures.style import percent
+from gradscale.percent import percent
 from gradscale.report.run import Run
-from gradscale.report.summary import summarize
+from gradscale.report.summary import summary_of
 
 
-def words_of(run: Run, *, named: bool = False) -> list[str]:
+def sentences_of(run: Run, *, named: bool = False) -> list[str]:
     """What a run comes down to, and what its recording lacks.
 
     Args:
         run: the run.
         named: whether to begin with its name, as beside others.
     """
-    it = summarize(run)
+    it = summary_of(run)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in it["reasons"].items())
     skipped = f"{it['skipped']:,} skipped" + (f" ({reasons})" if reasons else "")
     parts = [f"{it['steps']:,} steps", skipped]

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Protocol
 
 from gradscale.formats import FloatFormat
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 
 
-def check(policy: Any, name: str, fits: bool, rule: str, way_out: str) -> None:
+class _Bounded(Protocol):
+    """A policy whose scale moves between two bounds; without a cap if `max_scale` is None."""
+
+    @property
+    def init_scale(self) -> float: ...
+    @property
+    def min_scale(self) -> float: ...
+    @property
+    def max_scale(self) -> float | None: ...
+
+
+def check(policy: object, name: str, fits: bool, rule: str, way_out: str) -> None:
     """Refuses the setting `name` of `policy` unless it `fits`.
 
     Raises:
@@ -21,7 +32,7 @@ def check(policy: Any, name: str, fits: bool, rule: str, way_out: str) -> None:
         raise ValueError(f"{quote(policy, name)} {rule}. {way_out}")
 
 
-def check_number(policy: Any, *names: str) -> None:
+def check_number(policy: object, *names: str) -> None:
     """Refuses settings that are not real numbers.
 
     Raises:
@@ -36,7 +47,7 @@ def check_number(policy: Any, *names: str) -> None:
             )
 
 
-def check_count(policy: Any, name: str, least: int, way_out: str) -> None:
+def check_count(policy: object, name: str, least: int, way_out: str) -> None:
     """Refuses a setting that is not a whole number of at least `least`.
 
     Raises:
@@ -53,19 +64,19 @@ def check_count(policy: Any, name: str, least: int, way_out: str) -> None:
     check(policy, name, fits, f"must be at least {least} and below 2**31", way_out)
 
 
-def check_share(policy: Any, name: str, way_out: str) -> None:
+def check_share(policy: object, name: str, way_out: str) -> None:
     """Refuses a setting that is not a number in (0, 1)."""
     check_number(policy, name)
     check(policy, name, 0 < getattr(policy, name) < 1, "must lie strictly between 0 and 1", way_out)
 
 
-def check_backoff(policy: Any) -> None:
+def check_backoff(policy: object) -> None:
     """Refuses a `backoff_factor` outside (0, 1)."""
     way_out = "To keep the scale after an overflow, use `Static`."
     check_share(policy, "backoff_factor", way_out)
 
 
-def check_range(policy: Any, cap_required: bool = False) -> None:
+def check_scale_range(policy: _Bounded, cap_required: bool = False) -> None:
     """Refuses `init_scale`, `min_scale` and `max_scale` unless they are ordered normal numbers.
 
     A `max_scale` of None means that there is no cap, where that is allowed.
@@ -86,7 +97,7 @@ def check_range(policy: Any, cap_required: bool = False) -> None:
     check(policy, "init_scale", fits, rule, "Move it, or pass the bound that it exceeds.")
 
 
-def check_powers_of_two(policy: Any, *names: str) -> None:
+def check_powers_of_two(policy: object, *names: str) -> None:
     """Refuses settings that are not powers of two, for a policy whose every scale is one."""
     for name in names:
         fits = math.frexp(getattr(policy, name))[0] == 0.5
@@ -94,20 +105,37 @@ def check_powers_of_two(policy: Any, *names: str) -> None:
         check(policy, name, fits, rule, "Only then does unscaling give back the same bits.")
 
 
-def check_format(policy: Any) -> None:
+def check_octaves(policy: object, *names: str) -> None:
+    """Refuses settings that are no finite number of octaves, or deviations, of at least 0."""
+    check_number(policy, *names)
+    for name in names:
+        fits = 0 <= getattr(policy, name) < math.inf
+        check(policy, name, fits, "must be finite and at least 0", "Pass 0 for no extra room.")
+
+
+def check_placing(policy: _Bounded, powers_of_two: bool = True) -> None:
+    """Refuses format, bounds and backoff of a policy that places the scale by what it measured."""
+    check_format(policy)
+    check_scale_range(policy, cap_required=True)
+    check_backoff(policy)
+    if powers_of_two:
+        check_powers_of_two(policy, "init_scale", "min_scale", "max_scale", "backoff_factor")
+
+
+def check_format(policy: object) -> None:
     """Refuses a `format` that is not a `FloatFormat`, a torch float dtype or the name of one."""
     try:
-        FloatFormat.of(policy.format)
+        FloatFormat.of(getattr(policy, "format"))  # noqa: B009
     except ValueError as error:
         raise ValueError(f"{quote(policy, 'format')} must be a number format. {error}") from None
 
 
-def quote(policy: Any, name: str) -> str:
+def quote(policy: object, name: str) -> str:
     """The call as the user typed it, such as ```Dynamic(growth_factor=0.5)```."""
     return f"`{type(policy).__name__}({name}={getattr(policy, name)!r})`"
 
 
-def check_flag(policy: Any, name: str) -> None:
+def check_flag(policy: object, name: str) -> None:
     """Refuses a setting that is not a bool.
 
     Raises:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.plans.planner import Decision, Group, Names
+from gradscale.plans.decision import Decision, Group
+from gradscale.plans.situation import Names
 
 
-def report(decision: Decision, graph: BackwardGraph, names: Names | None = None) -> str:
+def decision_report(decision: Decision, graph: BackwardGraph, names: Names | None = None) -> str:
     """What was decided, in one line or a few.
 
     Args:
@@ -18,7 +19,8 @@ def report(decision: Decision, graph: BackwardGraph, names: Names | None = None)
         >>> import torch
         >>> from gradscale.backward.plan import ScalePlan
         >>> graph = BackwardGraph.of((torch.ones(2, requires_grad=True) * 2).sum())
-        >>> print(report(Decision(ScalePlan.uniform(graph), 13, (Group(13, (0, 1)),)), graph))
+        >>> decision = Decision(ScalePlan.uniform(graph), 13, (Group(13, (0, 1)),))
+        >>> print(decision_report(decision, graph))
         one loss scale is enough, 2^13
     """
     names = names or {}

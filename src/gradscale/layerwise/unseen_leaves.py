@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from gradscale.backward.graph import BackwardGraph, Walk
-from gradscale.gradients.master_weights import trained_by
+from gradscale.backward.graph import Walk
 
 # Hides nothing; and a parameter that only other ranks used has a gradient which no walk here meets.
 DDP_SINK = "_DDPSinkBackward"
@@ -25,27 +23,6 @@ def custom_nodes(walk: Walk) -> frozenset[int]:
     )
 
 
-class Leaves:
-    """The parameters that the backward passes of one step reach through graphs that were walked."""
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self.signatures: set[str] = set()
-        self.walked = False
-        self.scaled = False
-
-    def see(self, graph: BackwardGraph, scaled: bool) -> None:
-        """A pass that runs through `graph`, with a plan that is not uniform or with one that is."""
-        self.walked = True
-        self.scaled |= scaled
-        self.signatures.add(graph.signature)
-        self._seen.update(id(parameter) for parameter in graph.parameters().values())
-
-    def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:
-        """Those with a gradient that no walked graph leads to."""
-        return [p for p in parameters if p.grad is not None and id(p) not in self._seen]
-
-
 def refusal(missed: Sequence[Tensor], names: Mapping[int, str]) -> RuntimeError:
     """What to say when a plan may have scaled gradients whose leaves it could not see."""
     named = ", ".join(
@@ -57,8 +34,3 @@ def refusal(missed: Sequence[Tensor], names: Mapping[int, str]) -> RuntimeError:
         "runs a backward pass inside, or gradients are left from an earlier step, call "
         "`optimizer.zero_grad()` first or build the scaler with `layerwise=False`."
     )
-
-
-def owned(optimizer: Any) -> Iterable[Tensor]:
-    """The parameters that an optimizer trains."""
-    return trained_by(optimizer)

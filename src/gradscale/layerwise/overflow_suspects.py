@@ -35,6 +35,5 @@ def lower_suspects(track: Track, log2_scale: int) -> int | None:
     if not nodes:
         return None
     plan, log2_lowered = lowered(track.graph, track.plan, log2_scale, nodes, 1)
-    track.move_to(plan)
-    track.anchor = log2_lowered
+    track.plan, track.anchor = plan, log2_lowered
     return log2_lowered
