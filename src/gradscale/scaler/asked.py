@@ -92,7 +92,8 @@ class AskedScaler(torch.amp.GradScaler):
 
     @process_group.setter
     def process_group(self, process_group: Any) -> None:
-        self._step.process_group = process_group
+        # The step that begins has its gradients checked by them already.
+        self._step.process_group = self._step.gradients.process_group = process_group
 
     def set_growth_factor(self, new_factor: float) -> None:
         """Sets the policy's `growth_factor`."""
