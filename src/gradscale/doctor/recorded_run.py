@@ -49,7 +49,7 @@ def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
     course = course_of(recording.steps)
     folder = path if path.is_dir() else path.parent
     settings, unread = json_beside(folder / "settings.json")
-    unscaled = settings.get("scaling") == "none"
+    unscaled = settings.get("policy") == "none"
     patient = _saved(folder, path) or _recorded(recording, course, unscaled=unscaled)
     changes: dict[str, Any] = {"where": where, "course": course}
     if course is not None:
