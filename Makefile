@@ -11,12 +11,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
 WORKERS ?= 2
 
-.PHONY: help setup browser demo test test-all lint types docs wheel-test bench bench-peers gpu clean
+.PHONY: help setup browser demo test test-all test-hosts lint types docs wheel-test bench bench-peers gpu clean
 
 help:
 	@echo 'make demo        train in float32 and fp16 under every scaling strategy, about 3 minutes'
 	@echo 'make test        the tests, without the slow ones'
 	@echo 'make test-all    all tests'
+	@echo 'make test-hosts  the tests of trainers of other packages, in an environment of their own'
 	@echo 'make browser     install chromium, if apt-get may, for the tests of the report'
 	@echo 'make lint        ruff, check and format'
 	@echo 'make types       pyright'
@@ -59,6 +60,19 @@ test: $(READY) browser
 test-all: $(READY) browser
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
+# Trainers bring half the world along, so they get an environment of their own; none of them may replace torch.
+HOSTS := .venv-hosts
+$(HOSTS)/.ready: pyproject.toml constraints.txt | $(READY)
+	@if [ ! -x $(HOSTS)/bin/python ]; then $(BIN)/python -m venv $(HOSTS); fi
+	@echo 'Installing the trainers that gradscale attaches to'
+	@$(HOSTS)/bin/pip install -q -c constraints.txt torch
+	@$(HOSTS)/bin/pip install -q -c constraints.txt -e '.[hosts]'
+	@touch $@
+
+test-hosts: $(HOSTS)/.ready
+	GRADSCALE_HOSTS=required HF_HUB_OFFLINE=1 $(HOSTS)/bin/python -m pytest -q -n $(WORKERS) tests/integrations
+	GRADSCALE_HOSTS=required $(HOSTS)/bin/python -m pytest -q tests/test_examples.py -k integrations
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -92,4 +106,4 @@ gpu:
 	  $(if $(PYTHON),PYTHON='$(PYTHON)') benchmarks/on_gpu.sh $$stage || failed=1; done; exit $$failed
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(HOSTS) build dist site .pytest_cache .ruff_cache

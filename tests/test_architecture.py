@@ -21,7 +21,16 @@ SOURCE = ROOT / "src" / "gradscale"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Single files on the ground floor may share it, and know each other.
-GROUND = {"capturing", "formats", "histogram", "ranks", "triton_kernels", "version"}
+GROUND = {
+    "capturing",
+    "formats",
+    "histogram",
+    "host_copies",
+    "ranks",
+    "triton_kernels",
+    "version",
+    "waiting_line",
+}
 
 # Lowest first, one package a floor: a module imports from its own package and from below.
 FLOORS = (
@@ -45,6 +54,7 @@ FLOORS = (
     "replay",
     "advice",
     "doctor",
+    "integrations",
     "recipes",
     "training",
     "report",
@@ -71,8 +81,14 @@ PUBLIC = (
     "gradscale.watching",
 )
 
-# What needs an extra to be imported.
-EXTRAS = ("gradscale.cli", "gradscale.recipes", "gradscale.training", "gradscale.report")
+# What needs an extra, or a trainer of another package, to be imported.
+EXTRAS = (
+    "gradscale.cli",
+    "gradscale.recipes",
+    "gradscale.training",
+    "gradscale.report",
+    "gradscale.integrations.",
+)
 
 MAX_LINES = 300
 MAX_MEDIAN_LINES = 120

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import gradscale
+from hosts import host
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,7 +61,7 @@ def modules() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_the_examples_in_docstrings_run(name: str) -> None:
-    module = importlib.import_module(name)
+    module = host(name) if ".integrations." in name else importlib.import_module(name)
     torch.manual_seed(0)
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     result = doctest.testmod(module, optionflags=flags, extraglobs={"torch": torch})
@@ -87,9 +88,19 @@ def test_the_python_on_a_page_runs_from_top_to_bottom(
     module = types.ModuleType("page")  # dataclasses look their module up
     monkeypatch.setitem(sys.modules, "page", module)
     names = vars(module)
+    require_hosts(page)
     for block in blocks_of(page):
         if block.language == "python":
             run_block(page, block, block.code, names)
+
+
+def require_hosts(page: Path) -> None:
+    """A page about a host runs where that is installed."""
+    if page.parent.name == "integrations":
+        code = "\n".join(block.code for block in blocks_of(page) if block.language == "python")
+        for name in re.findall(r"^\s*(?:from|import) (\w+)", code, re.MULTILINE):
+            if name not in {"gradscale", "torch", *sys.stdlib_module_names}:
+                host(name)
 
 
 @pytest.mark.parametrize("page", pages_with("diff"), ids=relative)

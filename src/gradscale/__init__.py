@@ -14,6 +14,7 @@ from gradscale.captured import CapturedStep as CapturedStep
 from gradscale.formats import FloatFormat as FloatFormat
 from gradscale.half.conversion import half_precision as half_precision
 from gradscale.half.half_model import HalfPrecision as HalfPrecision
+from gradscale.integrations.attach import attach as attach
 from gradscale.layerwise import Layerwise as Layerwise
 from gradscale.metrics.metrics import Metrics as Metrics
 from gradscale.outcomes.outcome import StepOutcome as StepOutcome

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradscale.half.narrow import narrow_
+from gradscale.half.rounding import narrow_
 from gradscale.half.widen import BLOCK, Widening, in_memory_order, widen, widen_reference
 from interpreter import assert_equal_in_interpreter, needs_triton
 

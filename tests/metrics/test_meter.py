@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from gradscale.host_copies import HostCopies
 from gradscale.layerwise import Layerwise
 from gradscale.metrics import Metrics
-from gradscale.metrics.arrival import Arrival
 from gradscale.policies import Dynamic, LastMaximum, TwoSided
 from gradscale.scaler import GradScaler
 from host_reads import HostReads
@@ -330,7 +330,7 @@ def test_without_a_listener_nothing_is_copied():
 
 def test_an_arrival_on_the_cpu_copies_nothing():
     tensor = torch.ones(3)
-    assert Arrival([tensor]).values[0].data_ptr() == tensor.data_ptr()
+    assert HostCopies([tensor]).tensors[0].data_ptr() == tensor.data_ptr()
 
 
 @pytest.mark.cuda

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradscale.backward.measurements import Counts
-from gradscale.metrics.arrival import Arrival
+from gradscale.host_copies import HostCopies
 from gradscale.plans.window import Window
 from gradscale.recording import read
 from gradscale.recording.facts import Facts
@@ -61,7 +61,7 @@ def write(path: Path, steps: int, count: int, every: int, exponents: torch.Tenso
             amax=draw.random(),
             exponents=exponents,
         )
-        loss = Arrival([torch.tensor(draw.random())])
+        loss = HostCopies([torch.tensor(draw.random())])
         log.write(Pending(step, loss, None, facts, measured))
     log.end(steps, None)
 

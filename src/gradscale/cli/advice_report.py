@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gradscale.advice import Advice, Moment, Verdict
-from gradscale.metrics.arrival import Arrival
+from gradscale.host_copies import HostCopies
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.pending import Pending
@@ -36,7 +36,7 @@ def _write_recording(verdict: Verdict, folder: Path, target: str) -> None:
     log.begin(None, verdict.format, None, {"inspect": target, "verdict": verdict.level})
     for moment in verdict.moments:
         exponent = moment.rows[0].exponent if moment.rows else verdict.log2_scale
-        loss = Arrival([torch.tensor(moment.loss)])
+        loss = HostCopies([torch.tensor(moment.loss)])
         facts = Facts(scale=2.0**exponent)
         log.write(Pending(moment.step, loss, None, facts, backward_order(moment)))
     log.end(len(verdict.moments), None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
 
-from gradscale.half.kept import floating
+from gradscale.half.rounding import floating
 
 _WIDE = "_gradscale_float32"
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from gradscale.gradients.unscale import tensor_values
-from gradscale.half.link import Link
+from gradscale.half.shared_gradient import Held, SharedGradient
 from gradscale.ranks import distributed
 
 LOOKS = 3
@@ -25,16 +25,18 @@ class ClippedEarly:
     def __init__(self) -> None:
         self._looks = LOOKS
 
-    def look(self, pending: Sequence[Link]) -> None:
+    def look(self, pending: Sequence[SharedGradient]) -> None:
         """Before gradients in half precision are divided by the scale.
 
         Args:
-            pending: the links whose gradients those are. Where there are several ranks, DDP writes
+            pending: those gradients. Where there are several ranks, DDP writes
                 into gradients that have arrived, and nothing is looked at.
         """
-        if not self._looks or not all(link.modified for link in pending) or distributed():
+        if not self._looks or distributed():
             return
-        grads = [link.parameter.grad for link in pending]
+        if not all(gradient.held is Held.MODIFIED for gradient in pending):
+            return
+        grads = [gradient.parameter.grad for gradient in pending]
         if grads[0] is not None and grads[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return
         self._looks -= 1

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from gradscale.half.half_model import HalfPrecision
 from gradscale.half.kept import Keep, kept_of
-from gradscale.half.link import HALVES
 from gradscale.half.refusals import (
     check_gradients,
     check_kinds,
@@ -19,6 +18,7 @@ from gradscale.half.refusals import (
     check_range,
     check_sharding,
 )
+from gradscale.half.rounding import HALVES
 
 
 def half_precision(

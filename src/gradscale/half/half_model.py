@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 
 from gradscale.gradients.master_weights import masters_of
 from gradscale.half.hooks import hook_model, hook_settling, unhook_model
-from gradscale.half.kept import Keep, Kept, floating, kept_of
-from gradscale.half.link import HALVES, convert_, link_of
+from gradscale.half.kept import Keep, Kept, kept_of
+from gradscale.half.link import link_of
 from gradscale.half.masters import Masters
 from gradscale.half.refusals import check_gradients, check_range
 from gradscale.half.repoint import repoint
+from gradscale.half.rounding import HALVES, convert_, floating
 from gradscale.half.saving import (
     float_values,
     hook_module_states,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 Keep = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -151,13 +150,3 @@ def _tensors_named(model: nn.Module, wishes: list[Keep], modules: set[str]) -> s
             )
         found.update(id(tensor) for tensor in fitting)
     return found
-
-
-def floating(tensor: Tensor) -> bool:
-    """Whether a tensor holds real floating-point numbers, of which half precision is a rounding."""
-    return tensor.is_floating_point() and tensor.dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    )

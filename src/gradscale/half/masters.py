@@ -12,15 +12,19 @@ from torch.optim import Optimizer
 
 from gradscale.gradients.master_weights import register_masters
 from gradscale.gradients.unscale import Flags, tensor_values
+from gradscale.half.around_optimizer import (
+    Pairs,
+    closure_of,
+    copied_as_pair,
+    patch,
+    with_closure,
+)
 from gradscale.half.clipped_early import ClippedEarly
-from gradscale.half.copying import Pairs, copied_as_pair
-from gradscale.half.layouts import in_layout_of
-from gradscale.half.link import HALVES, Link, copy_back, link_of
+from gradscale.half.link import MASTER, Link, copy_back, link_of, settle_ahead, written_of
 from gradscale.half.repoint import move_state
+from gradscale.half.rounding import HALVES
 from gradscale.half.saving import hook_states
-from gradscale.half.under_ddp import other_weights
-from gradscale.half.widen import widen
-from gradscale.half.wrapping import closure_of, patch, with_closure
+from gradscale.half.widen import in_layout_of, widen
 from gradscale.ranks import distributed
 
 
@@ -51,7 +55,7 @@ class Masters:
     ) -> None:
         self.links: list[Link] = []
         self._gradients = gradients
-        self.saturate = saturate
+        self._saturate = saturate
         self._stepped = False
         self._clipped_early = ClippedEarly()
         self._optimizer = ref(optimizer)
@@ -64,7 +68,7 @@ class Masters:
         # Ahead of the user's own: they find the weights of this step, and may write them.
         post: Any = optimizer._optimizer_step_post_hooks
         post.move_to_end(self._handles[1].id, last=False)
-        self._handles += hook_states(optimizer, self.links, saturate=saturate)
+        self._handles += hook_states(optimizer, self.links)
         self.adopt = adopt
         self._unpatch = [
             patch(optimizer, "zero_grad", self._zero_grad),
@@ -82,18 +86,18 @@ class Masters:
         """Takes in a parameter and its master, which another optimizer may have as well."""
         known = link_of(parameter)
         if known is None or known.master is not master:
-            known = Link(parameter, master, self._gradients, self)
+            known = Link(parameter, master, self._gradients, self._saturate, self)
         self.links.append(known)
 
     def _pairs(self) -> Pairs:
         if not self.may_be_of_another_rank:
             self.take_changes()
-        self.settle_ahead()
+        settle_ahead(self.links)
         return Pairs(
             [link.parameter for link in self.links],
             [link.master for link in self.links],
             self._gradients,
-            self.saturate,
+            self._saturate,
         )
 
     def attach(self, model: torch.nn.Module) -> None:
@@ -101,7 +105,7 @@ class Masters:
         self._model = ref(model)
 
     def agree(self) -> None:
-        """Gives each master the gradient of its parameter; see `Link.gradient`."""
+        """Gives each master the gradient of its parameter; see `SharedGradient.gradient`."""
         for link in self.links:
             link.gradient()
 
@@ -150,12 +154,12 @@ class Masters:
         """
         if self.of_another_rank:
             raise other_weights()
-        for link in self.links:
+        for link in written_of(self.links):
             link.take_changes()
 
     def copy_back(self) -> None:
         """Rounds the masters into the parameters."""
-        copy_back(self.links, saturate=self.saturate)
+        copy_back(self.links)
 
     def sync(self) -> None:
         """Brings both together, whatever torch has seen; the masters hold where both were written.
@@ -166,17 +170,9 @@ class Masters:
         if self.of_another_rank:
             raise other_weights()
         for link in self.links:
-            if link.written and not link.ahead:
+            if link.written not in MASTER:
                 link.take_changes()
         self.copy_back()
-
-    def settle_ahead(self) -> None:
-        """Masters that were written reach the parameters."""
-        ahead = [link for link in self.links if link.ahead]
-        for link in ahead:
-            link.take_changes()
-        if ahead:
-            copy_back(ahead, saturate=self.saturate)
 
     def remove(self) -> None:
         """Takes the hooks off the optimizer."""
@@ -227,9 +223,7 @@ class Masters:
         self.agree()
         original(set_to_none)
         for link in self.links:
-            link.cleared = True
-            if set_to_none:
-                link.replace(None)
+            link.clear(set_to_none=set_to_none)
 
     def _add_param_group(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         if self.adopt is None:
@@ -250,12 +244,12 @@ class Masters:
     def of_another_rank(self) -> bool:
         """Before the first step: whether DDP, which knows no masters, sent other parameters."""
         return self.may_be_of_another_rank and any(
-            link.written and link.apart for link in self.links if not _sharded(link.master)
+            link.apart for link in written_of(self.links) if not _sharded(link.master)
         )
 
     def _refuse_writes_within_step(self) -> None:
         """Before weights are copied back, over what somebody else wrote there."""
-        if not any(link.written for link in self.links):
+        if not written_of(self.links):
             return
         name = type(self._optimizer()).__name__
         raise RuntimeError(
@@ -286,6 +280,15 @@ def _rebuild(optimizer: Optimizer, pairs: Pairs) -> None:
     for parameter, master in zip(pairs.parameters, pairs.masters, strict=True):
         masters.link(parameter, master)
     masters.copy_back()  # a model that was copied before its optimizer settled
+
+
+def other_weights() -> RuntimeError:
+    """The error of ranks that would go on with different masters."""
+    return RuntimeError(
+        "the parameters were written after `half_precision(model, optimizer)`, by DDP if "
+        "the ranks began with different weights, and their float32 masters would differ. "
+        "Seed all ranks alike, or call `half.broadcast()` after wrapping the model."
+    )
 
 
 def _sharded(tensor: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.half.casting import cast_to
-from gradscale.half.kept import floating
+from gradscale.half.rounding import floating
 
 _MIXED_DEVICES = ("cpu", "cuda")
 _top_hooks: Any = cast(Any, torch._C)._autograd._top_saved_tensors_default_hooks

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradscale.gradients.master_weights import masters_of
-from gradscale.half.kept import floating
-from gradscale.half.link import link_of, local
+from gradscale.half.link import link_of
+from gradscale.half.rounding import floating, local
 from gradscale.half.under_ddp import wrapped_before
 
 

@@ -10,18 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscale.half.link import Link, copy_back, link_of
-from gradscale.half.settling import settle_loaded, settle_saved
+from gradscale.half.link import Link, copy_back, link_of, settle_ahead
 
 KEY = "master_weights"
 """Where `optimizer.state_dict()` has the masters: by the index that torch gives each parameter."""
 
 
-def hook_states(optimizer: Optimizer, links: Sequence[Link], *, saturate: bool) -> list[Any]:
+def hook_states(optimizer: Optimizer, links: Sequence[Link]) -> list[Any]:
     """Makes an optimizer save and load its masters; returns the handles."""
     return [
         optimizer.register_state_dict_post_hook(partial(_add_masters, links)),
-        optimizer.register_load_state_dict_pre_hook(partial(_load_masters, links, saturate)),
+        optimizer.register_load_state_dict_pre_hook(partial(_load_masters, links)),
     ]
 
 
@@ -80,6 +79,21 @@ def follow_loaded(
             link.take(value)
 
 
+def settle_saved(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Before a module's state is taken: its own parameters hold what was written to masters."""
+    settle_ahead(_own_links(module))
+
+
+def settle_loaded(module: nn.Module, incompatible: Any) -> None:
+    """After a module has loaded, and its masters with it: both agree."""
+    copy_back(_own_links(module))
+
+
+def _own_links(module: nn.Module) -> list[Link]:
+    links = (link_of(parameter) for parameter in module._parameters.values())
+    return [link for link in links if link is not None]
+
+
 def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: dict[str, Any]) -> None:
     by_id = {id(link.master): link.value for link in links}
     state[KEY] = {
@@ -89,9 +103,7 @@ def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: dict[str, A
     }
 
 
-def _load_masters(
-    links: Sequence[Link], saturate: bool, optimizer: Optimizer, state: dict[str, Any]
-) -> None:
+def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: dict[str, Any]) -> None:
     saved: Mapping[int, Tensor] | None = state.get(KEY)
     if saved is None:
         return
@@ -100,11 +112,11 @@ def _load_masters(
     loaded = {id(order[index]) for index in saved}
     for link in links:
         if id(link.master) not in loaded:
-            link.settle()  # or what was written would be lost below
+            link.take_changes()  # or what was written would be lost below
     with torch.no_grad():
         for index, value in saved.items():
             order[index].copy_(value)
-    copy_back(links, saturate=saturate)
+    copy_back(links)
 
 
 def _in_order(optimizer: Optimizer) -> list[Tensor]:

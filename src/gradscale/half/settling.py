@@ -1,4 +1,4 @@
-"""What was written to a master reaches the model before it computes, and before it is saved.
+"""What was written to a master reaches the model before it computes.
 
 A model is written through its optimizer now and then: weights clamped by way of `param_groups`, an
 average swapped into `half.parameters()`, a step that was interrupted before its end. In-place
@@ -8,18 +8,17 @@ changes are counted by torch, so that to notice them costs a comparison of integ
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradscale.half.link import HALVES, Link, link_of
+from gradscale.half.link import link_of, settle_ahead
+from gradscale.half.masters import Masters
+from gradscale.half.rounding import HALVES
 from gradscale.half.under_ddp import check_under_ddp
-
-if TYPE_CHECKING:
-    from gradscale.half.masters import Masters
 
 
 class Settles:
@@ -55,7 +54,7 @@ class Settles:
             for link in masters.links:
                 if link.parameter.dtype is not link.format:
                     _refuse(module, link.parameter, link.format)
-            masters.settle_ahead()
+            settle_ahead(masters.links)
         for tensor in self._wide:
             if tensor.dtype in HALVES:
                 _refuse(module, tensor, torch.float32)
@@ -70,7 +69,7 @@ class Settles:
 def _look_up(model: nn.Module) -> list[ref[Masters]]:
     """The masters of a copy: its optimizer may have been copied with it."""
     links = [link for p in model.parameters() if (link := link_of(p)) is not None]
-    owners = {id(owner): owner for link in links if (owner := link.owner) is not None}
+    owners = {id(owner): owner for link in links if isinstance(owner := link.owner, Masters)}
     for masters in owners.values():
         masters.attach(model)
     return [ref(masters) for masters in owners.values()]
@@ -84,21 +83,3 @@ def _refuse(model: nn.Module, tensor: Tensor, dtype: torch.dtype) -> None:
         "something changed it since, such as `model.float()`, `model.half()` or an assignment to "
         "`.data`. For a float32 model call `half.restore()`, or `half.float_model()` for a copy."
     )
-
-
-def settle_saved(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    """Before a module's state is taken: its own parameters hold what was written to masters."""
-    for link in _own_links(module):
-        if link.ahead:
-            link.settle()
-
-
-def settle_loaded(module: nn.Module, incompatible: Any) -> None:
-    """After a module has loaded, and its masters with it: both agree."""
-    for link in _own_links(module):
-        link.copy_back()
-
-
-def _own_links(module: nn.Module) -> list[Link]:
-    links = (link_of(parameter) for parameter in module._parameters.values())
-    return [link for link in links if link is not None]

@@ -7,15 +7,13 @@ one of them has to refuse, all refuse, and none waits for the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from gradscale.half.masters import Masters, other_weights
 from gradscale.ranks import agreed_index, distributed
-
-if TYPE_CHECKING:
-    from gradscale.half.masters import Masters
 
 _NAMES = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
@@ -47,13 +45,4 @@ def wrapped_before(said: str) -> RuntimeError:
         f"`half_precision({said}, optimizer)`: DDP has made its buckets for float32 gradients. "
         "Convert first, then wrap: `half_precision(model, optimizer)`, "
         "`DistributedDataParallel(model)`."
-    )
-
-
-def other_weights() -> RuntimeError:
-    """The error of ranks that would go on with different masters."""
-    return RuntimeError(
-        "the parameters were written after `half_precision(model, optimizer)`, by DDP if "
-        "the ranks began with different weights, and their float32 masters would differ. "
-        "Seed all ranks alike, or call `half.broadcast()` after wrapping the model."
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -204,6 +204,24 @@ def in_memory_order(tensor: Tensor) -> Tensor | None:
     order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
     ordered = tensor.permute(order)
     return ordered.view(-1) if ordered.is_contiguous() else None
+
+
+def in_layout_of(grad: Tensor, values: Tensor) -> Tensor:
+    """A float32 gradient of the layout of `grad`, holding `values`."""
+    if hasattr(grad, "_local_tensor"):
+        from torch.distributed.tensor import DTensor
+
+        whole = cast(Any, grad)
+        return DTensor.from_local(
+            values, whole.device_mesh, whole.placements, run_check=False,
+            shape=grad.shape, stride=grad.stride(),
+        )  # fmt: skip
+    if grad.is_sparse:
+        return torch.sparse_coo_tensor(
+            grad._indices(), values, grad.shape,
+            is_coalesced=grad.is_coalesced(), check_invariants=False,
+        )  # fmt: skip
+    return values
 
 
 def _by_kernel(job: Widening) -> bool:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
-from gradscale.half.link import HALVES, Link, link_of
+from gradscale.half.link import Link, link_of
+from gradscale.half.rounding import HALVES
+from gradscale.half.shared_gradient import Held
 
 
 def freed(walk: Walk) -> tuple[BackwardGraph, Walk, dict[int, Link]]:
@@ -41,9 +43,8 @@ def carried(
     """The plan in which leaves stay at the exponent of what they hold; tells each its exponent."""
     exponents = list(plan.exponents)
     for leaf, link in own.items():
-        pending = link.pending
-        if pending is not None:
-            exponents[leaf] = pending
+        if link.held in (Held.ARRIVED, Held.MODIFIED):
+            exponents[leaf] = link.exponent
     if tuple(exponents) != plan.exponents:
         plan = replace(plan, exponents=tuple(exponents))
         factors = Multipliers(graph, plan)
@@ -54,6 +55,6 @@ def carried(
 
 def _divided_later(link: Link) -> bool:
     grad = link.parameter.grad
-    if link.parameter.dtype not in HALVES or not link.narrow:
+    if link.parameter.dtype not in HALVES or link.accumulates not in HALVES:
         return False
     return grad is None or grad.dtype in HALVES

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from gradscale.capturing import capturing
-from gradscale.metrics.arrival import Arrival
+from gradscale.host_copies import HostCopies
 from gradscale.metrics.metrics import LostShare, Metrics
-from gradscale.outcomes.ledger import LONGEST_QUEUE, Counters
+from gradscale.outcomes.ledger import Counters
 from gradscale.outcomes.outcome import StepOutcome
+from gradscale.waiting_line import WaitingLine
 
 Sink = Callable[[Metrics], object]
 Listener = Callable[["Finished"], object]
@@ -32,12 +33,26 @@ class Finished(NamedTuple):
     exponents: Tensor | None
 
 
-class _Waiting(NamedTuple):
+@dataclass
+class _Step:
+    """One that has ended, and whose numbers may not be there yet."""
+
     step: int
     outcome: StepOutcome
     groups: int
     lost: LostShare | None
-    arrival: Arrival
+    copies: HostCopies[Tensor | None]
+    waited: bool = False
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the ledger has counted it, or nobody waits for that any more, and all is here."""
+        counted = self.waited or all(one.counted is not None for one in self.outcome)
+        return counted and self.copies.arrived
+
+    def wait(self) -> None:
+        self.copies.wait()
+        self.waited = True
 
 
 class Subscription:
@@ -74,8 +89,8 @@ class Meter:
         self.lost: LostShare | None = None
         self._listeners: list[tuple[Listener, int]] = []
         self._departed: list[Callable[[int], object]] = []
-        self._waiting: deque[_Waiting] = deque()
-        self._latest: _Waiting | None = None
+        self._line = WaitingLine(self._hand_on)
+        self._latest: _Step | None = None
         self._known: Metrics = Metrics()
         self._asked = False
         self._noted: StepOutcome | None = None
@@ -103,64 +118,55 @@ class Meter:
             return
         self._noted = outcome
         if not (self._asked or self._listeners):
-            self._latest = _Waiting(step, outcome, groups, self.lost, _NOTHING)
+            self._latest = _Step(step, outcome, groups, self.lost, _NOTHING)
             return
         if _capturing(outcome):
             return
         for departed in tuple(self._departed):
             departed(step)
-        self._waiting.append(_depart(step, outcome, groups, self.lost))
-        self.poll()
+        self._line.add(_depart(step, outcome, groups, self.lost))
 
     def poll(self, *, wait: bool = False) -> None:
         """Hands on what has arrived; with `wait`, all of it."""
-        while self._waiting:
-            first = self._waiting[0]
-            wait_now = wait or len(self._waiting) > LONGEST_QUEUE
-            if wait_now:
-                first.arrival.wait()
-            if not (wait_now or (_counted(first.outcome) and first.arrival.ready)):
-                return
-            self._waiting.popleft()
-            self._latest = first
-            self._tell(first)
+        self._line.poll(wait=wait)
 
     @property
     def latest(self) -> Metrics:
         """The latest step whose values have arrived; see `Metrics.step`. Never waits."""
         if not self._asked and not self._listeners and self._latest is not None:
             first, self._latest = self._latest, None
-            self._waiting.append(_depart(first.step, first.outcome, first.groups, first.lost))
+            self._line.add(_depart(first.step, first.outcome, first.groups, first.lost))
         self._asked = True
         self.poll()
         if self._latest is not None:
             self._known, self._latest = _finished(self._latest).metrics, None
         return self._known
 
-    def _tell(self, waiting: _Waiting) -> None:
-        due = [it for it, every in self._listeners if waiting.step % every == 0]
+    def _hand_on(self, step: _Step) -> None:
+        self._latest = step
+        due = [it for it, every in self._listeners if step.step % every == 0]
         if not due:
             return
-        finished = _finished(waiting)
+        finished = _finished(step)
         self._known, self._latest = finished.metrics, None
         for listener in due:
             listener(finished)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[Meter], tuple[()]]:
         # Sinks hold files and connections: a copy of a scaler starts without them.
         return Meter, ()
 
 
-_NOTHING = Arrival([])
+_NOTHING = HostCopies[Tensor | None]([])
 
 
-def _depart(step: int, outcome: StepOutcome, groups: int, lost: LostShare | None) -> _Waiting:
+def _depart(step: int, outcome: StepOutcome, groups: int, lost: LostShare | None) -> _Step:
     """A step whose numbers are on their way to the host from now on."""
     observation = outcome.observation
     amax = None if observation is None else observation.amax
     exponents = None if observation is None else observation.exponents
-    arrival = Arrival([_device_scale(outcome), amax, exponents])
-    return _Waiting(step, outcome, groups, lost, arrival)
+    copies = HostCopies([_device_scale(outcome), amax, exponents])
+    return _Step(step, outcome, groups, lost, copies)
 
 
 def _device_scale(outcome: StepOutcome) -> Tensor | None:
@@ -168,17 +174,13 @@ def _device_scale(outcome: StepOutcome) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else None
 
 
-def _counted(outcome: StepOutcome) -> bool:
-    return all(one.counted is not None for one in outcome)
-
-
-def _finished(waiting: _Waiting) -> Finished:
-    scale, amax, exponents = waiting.arrival.values
-    outcome = waiting.outcome
+def _finished(step: _Step) -> Finished:
+    scale, amax, exponents = step.copies.tensors
+    outcome = step.outcome
     counters = [one.counted for one in outcome if one.counted is not None]
     total = counters[-1] if counters else Counters()
     metrics = Metrics(
-        step=waiting.step,
+        step=step.step,
         scale=outcome.scale if scale is None else float(scale),
         skipped=outcome.skipped,
         reason=outcome.reason,
@@ -186,13 +188,13 @@ def _finished(waiting: _Waiting) -> Finished:
         skipped_steps=total.skipped,
         consecutive=total.consecutive,
         reasons=dict(total.reasons),
-        groups=waiting.groups,
+        groups=step.groups,
         amax=None if amax is None else float(amax),
-        lost=waiting.lost,
+        lost=step.lost,
     )
     return Finished(metrics, outcome, exponents)
 
 
 def _capturing(outcome: StepOutcome) -> bool:
-    """Whether a CUDA graph is captured: the host runs this once, the graph many times."""
-    return next(iter(outcome)).found_inf[0].is_cuda and capturing()
+    """Whether a graph is captured: the host runs this once, the graph many times."""
+    return next(iter(outcome)).found_inf[0].device.type != "cpu" and capturing()

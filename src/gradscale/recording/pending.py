@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradscale.metrics.arrival import Arrival
+from gradscale.host_copies import HostCopies
 from gradscale.recording.facts import Facts
 from gradscale.watching.rows import Row
 
@@ -25,21 +25,26 @@ class Pending:
     """
 
     step: int
-    loss: Arrival | None = None
+    loss: HostCopies[Tensor] | None = None
     watched: int | None = None
     facts: Facts | None = None
     rows: Sequence[Row] | None = None
 
     @property
-    def ready(self) -> bool:
+    def arrived(self) -> bool:
         """Whether its line can be written."""
-        arrived = self.loss is None or self.loss.ready
-        return self.facts is not None and arrived and self.watched is None
+        loss = self.loss is None or self.loss.arrived
+        return self.facts is not None and loss and self.watched is None
+
+    def wait(self) -> None:
+        """Waits for the loss, and gives up what the watch has yet to tell."""
+        if self.loss is not None:
+            self.loss.wait()
+        self.watched = None
 
     def read_loss(self) -> float | None:
         """The loss, once it is ready: the sum of what was noted."""
-        values = [] if self.loss is None else [v for v in self.loss.values if v is not None]
-        return sum(map(float, values)) if values else None
+        return None if self.loss is None else sum(map(float, self.loss.tensors))
 
 
 class Losses:
@@ -63,7 +68,7 @@ class Losses:
         # A clone: whoever owns the loss may change it in place.
         self._noted.append(tensor.detach().reshape(()).clone())
 
-    def depart(self) -> Arrival | None:
+    def depart(self) -> HostCopies[Tensor] | None:
         """What was noted, on its way; the next step begins with none."""
         noted, self._noted = self._noted, []
-        return Arrival(noted) if noted else None
+        return HostCopies(noted) if noted else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 
 from gradscale.formats import FloatFormat
-from gradscale.outcomes.ledger import LONGEST_QUEUE
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.pending import Losses, Pending
 from gradscale.recording.sketch import Sketching
 from gradscale.recording.sources import scaler_to_follow, source_of
 from gradscale.scaler import GradScaler
+from gradscale.waiting_line import WaitingLine
 from gradscale.watching.rows import Row
 from gradscale.watching.watch import Watch
 
@@ -92,7 +91,7 @@ class Recorder:
         self._sketching: Sketching | None = None
         self._losses = Losses()
         self._early: dict[int | None, Sequence[Row]] = {}
-        self._pending: deque[Pending] = deque()
+        self._pending = WaitingLine(self._write)
         self._next = step or 0
         self._log = Log(self.path, size, step) if _writes() else None
         if self._log is None:
@@ -155,13 +154,13 @@ class Recorder:
         rows = self._early.pop(watched, None)
         self._early.clear()
         waits_for = None if rows is not None else watched
-        self._pending.append(Pending(self._next, self._losses.depart(), waits_for, rows=rows))
+        self._pending.add(Pending(self._next, self._losses.depart(), waits_for, rows=rows))
         self._next += 1
 
     def arrived(self, facts: Facts) -> None:
         """The outcome of the oldest step without one has arrived; its source calls this."""
         next(step for step in self._pending if step.facts is None).facts = facts
-        self._write()
+        self._pending.poll()
 
     def _measured(self, watched: int, rows: Sequence[Row]) -> None:
         waiting = [step for step in self._pending if step.watched is not None]
@@ -171,19 +170,14 @@ class Recorder:
             if step.watched is not None and step.watched <= watched:
                 step.rows = rows if step.watched == watched else None
                 step.watched = None
-        self._write()
+        self._pending.poll()
 
-    def _write(self, *, all: bool = False) -> None:
-        while self._pending and self._log is not None:
-            first = self._pending[0]
-            late = all or len(self._pending) > LONGEST_QUEUE
-            if first.facts is None or not (first.ready or late):
-                return
-            if first.loss is not None and late:
-                first.loss.wait()
-            self._log.write(self._pending.popleft())
-            if self._sketching is not None and self._log.draw(self._sketching.sketch):
-                self._sketching = None
+    def _write(self, step: Pending) -> None:
+        if self._log is None:
+            return
+        self._log.write(step)
+        if self._sketching is not None and self._log.draw(self._sketching.sketch):
+            self._sketching = None
 
     def close(self, error: BaseException | None = None) -> None:
         """Writes what is still under way, and the last line; forces the file to the disk.
@@ -203,7 +197,7 @@ class Recorder:
         if self._source is not None:
             self._source.wait()
             self._source.leave()
-        self._write(all=True)
+        self._pending.poll(wait=True)
         self._log.end(self._next, error)
         self._log = None
 

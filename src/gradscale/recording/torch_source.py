@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
-from gradscale.metrics.arrival import Arrival
-from gradscale.outcomes.ledger import LONGEST_QUEUE
+from gradscale.host_copies import HostCopies
 from gradscale.recording.facts import Facts
 from gradscale.recording.sources import Listener
+from gradscale.waiting_line import WaitingLine
 
 
-class _Waiting(NamedTuple):
+@dataclass(frozen=True)
+class _Waiting:
     """A step under way: its scale and flags, how many of each optimizer, and who was asked."""
 
-    arrival: Arrival
+    copies: HostCopies[Tensor]
     flags: tuple[int, ...]
     asked: bool
+
+    @property
+    def arrived(self) -> bool:
+        return self.copies.arrived
+
+    def wait(self) -> None:
+        self.copies.wait()
 
 
 class TorchSource:
@@ -36,7 +44,7 @@ class TorchSource:
     def __init__(self, scaler: TorchScaler, listener: Listener) -> None:
         self._scaler, self._listener = scaler, listener
         self._update = scaler.update
-        self._waiting: deque[_Waiting] = deque()
+        self._line = WaitingLine(self._tell)
         self._instance: Any = scaler
         self._instance.update = self._note
 
@@ -45,9 +53,8 @@ class TorchSource:
         self._update(new_scale)
         if waiting is None:
             return
-        self._waiting.append(waiting)
         self._listener.departed()
-        self._poll(wait=len(self._waiting) > LONGEST_QUEUE)
+        self._line.add(waiting)
 
     def _depart(self, *, asked: bool) -> _Waiting | None:
         scale, records = self._scaler._scale, self._scaler._per_optimizer_states.values()
@@ -56,21 +63,14 @@ class TorchSource:
             return None
         # Cloned, because update() changes the scale, and adds up flags, in place.
         tensors = [scale.detach().clone(), *(flag.clone() for part in flags for flag in part)]
-        return _Waiting(Arrival(tensors), tuple(map(len, flags)), asked)
+        return _Waiting(HostCopies(tensors), tuple(map(len, flags)), asked)
 
-    def _poll(self, *, wait: bool) -> None:
-        while self._waiting:
-            first = self._waiting[0]
-            if wait:
-                first.arrival.wait()
-            if not (wait or first.arrival.ready):
-                return
-            self._waiting.popleft()
-            self._listener.arrived(_facts(first))
+    def _tell(self, waiting: _Waiting) -> None:
+        self._listener.arrived(_facts(waiting))
 
     def wait(self) -> None:
         """Has everything arrive. Waits for the device."""
-        self._poll(wait=True)
+        self._line.poll(wait=True)
 
     def leave(self) -> None:
         """Gives the scaler its own `update` back."""
@@ -79,7 +79,7 @@ class TorchSource:
 
 
 def _facts(waiting: _Waiting) -> Facts:
-    scale, *flags = (0.0 if value is None else float(value) for value in waiting.arrival.values)
+    scale, *flags = map(float, waiting.copies.tensors)
     skips: list[bool] = []
     for count in waiting.flags:
         skips.append(any(flags[:count]))

@@ -15,6 +15,7 @@ from gradscale.backward.measurements import unscaled_counts
 from gradscale.backward.names import WRAPPERS
 from gradscale.backward.one_pass import current_pass
 from gradscale.backward.structure import REENTRANT
+from gradscale.host_copies import HostCopies
 from gradscale.ranks import reduce_max_, reduce_sum_
 from gradscale.watching.sights import Order, Part, Sight
 
@@ -77,7 +78,7 @@ class Taken:
         self._order: dict[str, int] = {}
         self._rows: dict[tuple[str, str], Tensor] = {}
         self._last: tuple[weakref.ref[Tensor], int] | None = None
-        self._host: dict[tuple[str, str], Tensor] | None = None
+        self._copies = HostCopies[Tensor]([])
 
     def __bool__(self) -> bool:
         return bool(self._rows)
@@ -114,16 +115,17 @@ class Taken:
 
     def fetch(self) -> None:
         """Begins to copy the counts to the host."""
-        self._host = {
-            key: torch.empty_like(row, device="cpu", pin_memory=True).copy_(row, non_blocking=True)
-            if row.is_cuda
-            else row
-            for key, row in self._rows.items()
-        }
+        self._copies = HostCopies(list(self._rows.values()))
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `sights` need not wait."""
+        return self._copies.arrived
 
     def sights(self) -> Iterator[Sight]:
-        """What was seen, in forward order; the counts must have arrived."""
-        for (name, format), row in (self._host or {}).items():
+        """What was seen by `fetch`, in forward order; waits for the counts to arrive."""
+        self._copies.wait()
+        for (name, format), row in zip(self._rows, self._copies.tensors, strict=True):
             (counts,) = unscaled_counts(row[None], [(1.0, 0)])
             order: Order = (self._order.get(name, len(self._order)),)
             part = Part(format, None, 0)

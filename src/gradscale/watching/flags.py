@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.host_copies import HostCopies
 from gradscale.ranks import reduce_max_
 
 
@@ -25,7 +26,8 @@ class Flags:
 
     def __init__(self) -> None:
         self._flags: dict[int, Tensor] = {}
-        self._host: list[tuple[tuple[int, ...], Tensor]] = []
+        self._indices: list[tuple[int, ...]] = []
+        self._copies = HostCopies[Tensor]([])
 
     def add(self, index: int, flag: Tensor) -> None:
         """Of a place; a second one must be up as well."""
@@ -46,13 +48,21 @@ class Flags:
 
     def fetch(self) -> None:
         """They start on their way to the host."""
-        self._host = [(indices, _to_host(flags)) for indices, flags in self._stacked()]
+        stacked = self._stacked()
+        self._indices = [indices for indices, _ in stacked]
+        self._copies = HostCopies([flags for _, flags in stacked])
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `raised` need not wait."""
+        return self._copies.arrived
 
     def raised(self) -> set[int]:
-        """Those that are up; they must have arrived."""
+        """Those that are up; waits for them."""
+        self._copies.wait()
         return {
             index
-            for indices, flags in self._host
+            for indices, flags in zip(self._indices, self._copies.tensors, strict=True)
             for index, flag in zip(indices, flags.tolist(), strict=True)
             if flag
         }
@@ -65,10 +75,3 @@ class Flags:
             (tuple(indices), torch.stack([self._flags[index] for index in indices]))
             for indices in by_device.values()
         ]
-
-
-def _to_host(flags: Tensor) -> Tensor:
-    if not flags.is_cuda:
-        return flags
-    host = torch.empty(flags.shape, dtype=flags.dtype, device="cpu", pin_memory=True)
-    return host.copy_(flags, non_blocking=True)

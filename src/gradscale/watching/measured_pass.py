@@ -82,9 +82,9 @@ class MeasuredPass:
         self.measuring.fetch()
 
     @property
-    def ready(self) -> bool:
+    def arrived(self) -> bool:
         """Whether they have arrived."""
-        return self.measuring.ready
+        return self.measuring.ready and self._flags.arrived
 
     def number_inside(self, node: Any) -> Order:
         """The number of a pass that runs inside a node of this one, as a reentrant checkpoint."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gradscale.capturing import capturing
 from gradscale.layerwise.agreement import same_on_all_ranks
 from gradscale.watching.activations import Taken
 from gradscale.watching.measured_pass import MeasuredPass
@@ -40,8 +41,7 @@ class MeasuredStep:
         self.step = step
         self.passes: list[MeasuredPass] = []
         self._taken = Taken()
-        self._alone = False
-        self._fetched: torch.Event | None = None
+        self._alone = self._waited = False
 
     def finish(self, taken: Taken | None, groups: Sequence[Any], device: torch.device) -> None:
         """The step is over: the ranks add up, and the counts start on their way to the host.
@@ -66,15 +66,16 @@ class MeasuredStep:
         if groups and not self._alone:
             taken.reduce(list(groups))
         taken.fetch()
-        if taken and device.type != "cpu":
-            self._fetched = torch.Event(device)
-            self._fetched.record(torch.accelerator.current_stream(device))
 
     @property
-    def ready(self) -> bool:
-        """Whether everything has arrived."""
-        here = self._fetched is None or self._fetched.query()
-        return here and all(measured.ready for measured in self.passes)
+    def arrived(self) -> bool:
+        """Whether everything is on the host."""
+        parts = (self._taken, *self.passes)
+        return self._waited or (not capturing() and all(part.arrived for part in parts))
+
+    def wait(self) -> None:
+        """Has it handed on as it is: `seen` waits for what is still under way."""
+        self._waited = True
 
     def so_far(self) -> Seen:
         """The gradients counted in a step that is not over. Waits for them."""
@@ -84,8 +85,6 @@ class MeasuredStep:
 
     def seen(self) -> Seen:
         """On the host; waits for what has not arrived."""
-        if self._fetched is not None:
-            self._fetched.synchronize()
         gradients = together(sight for measured in self.passes for sight in measured.sights())
         activations = together(self._taken.sights())
         return Seen(self.step, (*gradients.values(), *activations.values()), self._alone)

@@ -15,6 +15,7 @@ from gradscale.capturing import capturing
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.agreement import rank_groups
 from gradscale.layerwise.calendar import Calendar
+from gradscale.waiting_line import WaitingLine
 from gradscale.watching.activations import Activations
 from gradscale.watching.attaching import Attaching
 from gradscale.watching.measured_pass import MeasuredPass
@@ -80,7 +81,7 @@ class Watch:
         keep = checked_count("keep", keep, "A report needs one measuring step to be made of.")
         self._kept: deque[Seen] = deque(maxlen=keep)
         self._current: MeasuredStep | None = None
-        self._under_way: deque[MeasuredStep] = deque()
+        self._under_way = WaitingLine(self._arrived)
         self._running: list[MeasuredPass | None] = []
         self._callbacks: list[Callback] = []
         self._active = False
@@ -169,13 +170,11 @@ class Watch:
 
     def poll(self) -> None:
         """Hands over what has arrived; never waits."""
-        while self._under_way and not capturing() and self._under_way[0].ready:
-            self._arrived(self._under_way.popleft())
+        self._under_way.poll()
 
     def wait(self) -> None:
         """Hands over everything that was measured in steps that are over; waits for the device."""
-        while self._under_way:
-            self._arrived(self._under_way.popleft())
+        self._under_way.poll(wait=True)
 
     def _arrived(self, measured: MeasuredStep) -> None:
         seen = measured.seen()
@@ -273,7 +272,7 @@ class Watch:
         activations = self._activations
         taken = None if activations is None else activations.take()
         measured.finish(taken, self._groups(), self._device())
-        self._under_way.append(measured)
+        self._under_way.add(measured)
 
     def _groups(self) -> list[Any]:
         return rank_groups(self.process_group)

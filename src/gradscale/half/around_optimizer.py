@@ -1,13 +1,14 @@
-"""A model and its optimizer that are copied or pickled together are a pair again.
+"""What is put around an optimizer: its methods, the closure of its step, its copies and pickles.
 
 A copy of an optimizer has its state and settings, and none of its hooks. So that it does not update
-masters of which nothing ever reaches a model, it takes along which parameter each belongs to.
-Copied by itself it has parameters of its own, of no model, as any copied optimizer has.
+masters of which nothing ever reaches a model, it takes along which parameter each belongs to:
+copied or pickled together, a model and its optimizer are a pair again. Copied by itself it has
+parameters of its own, of no model, as any copied optimizer has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,37 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _PAIRS = "_gradscale_pairs"
+
+
+def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """The closure that a step pre-hook is given, after the optimizer itself; None without."""
+    given = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    return given if callable(given) else None
+
+
+def with_closure(args: Sequence[Any], kwargs: Mapping[str, Any], closure: Any) -> Any:
+    """The same arguments with another closure, as a step pre-hook returns them."""
+    if "closure" in kwargs:
+        return tuple(args), {**kwargs, "closure": closure}
+    return (args[0], closure, *args[2:]), dict(kwargs)
+
+
+def patch(optimizer: Optimizer, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+    """Puts a method around an optimizer's own; returns what takes it off again.
+
+    Torch has hooks for `step` and for states, and none for these. An optimizer's pickle holds its
+    state and settings only, so this never travels.
+    """
+    original = getattr(optimizer, name)
+
+    def around(*args: Any, **kwargs: Any) -> Any:
+        return method(original, *args, **kwargs)
+
+    def restore() -> None:
+        optimizer.__dict__.pop(name, None)
+
+    setattr(optimizer, name, around)
+    return restore
 
 
 class Pairs(NamedTuple):

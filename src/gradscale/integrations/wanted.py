@@ -1,0 +1,33 @@
+"""The scaler that a user asked for, built once the host's device is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradscale.ranks import all_ranks
+from gradscale.scaler import GradScaler
+
+
+@dataclass(frozen=True)
+class WantedScaler:
+    """A scaler that is there, or the arguments of one.
+
+    With several ranks, all of them decide alike unless `process_group` says who: the ranks of a
+    trainer train one model.
+    """
+
+    given: GradScaler | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def build(self, device: str) -> GradScaler:
+        """The scaler given, or a new one.
+
+        Args:
+            device: of the host, used where the user named none.
+        """
+        if self.given is not None:
+            return self.given
+        arguments: dict[str, Any] = {"device": device, "process_group": all_ranks()}
+        return GradScaler(**{**arguments, **self.arguments})

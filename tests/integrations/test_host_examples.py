@@ -1,0 +1,36 @@
+"""Each example of a host runs as its user would run it, and is short."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hosts import host
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples" / "integrations").glob("*.py"))
+NEEDS = {
+    "with_accelerate": "accelerate",
+    "with_transformers": "transformers",
+}
+"""What an example imports beside torch."""
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_of_a_host_runs(script, tmp_path):
+    if script.stem in NEEDS:
+        host(NEEDS[script.stem])
+    run = [sys.executable, str(script), "--steps", "4"]
+    done = subprocess.run(
+        run, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_of_a_host_is_under_100_lines(script):
+    assert len(script.read_text().splitlines()) < 100
