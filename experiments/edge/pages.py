@@ -76,8 +76,9 @@ def section(task: Task, found: Found) -> str:
     parts = [
         f"*{task.about}; {task.steps} steps, {seeds} seeds. {where}.*",
         f"![{task.score} along {task.knob}](images/edge-{task.name}.svg)",
-        f"{task.score[0].upper()}{task.score[1:]} by {task.knob}; in brackets the paired difference "
-        "to float32 with its 95 % interval; *step*: time of a step, float32 = 1, on a shared machine.",
+        f"{task.score[0].upper()}{task.score[1:]} by {task.knob}; in brackets the paired "
+        "difference to float32 with its 95 % interval; *step*: time of a step, float32 = 1, on a "
+        "shared machine.",
         table(found),
         constants(found),
     ]
