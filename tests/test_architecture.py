@@ -22,11 +22,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Single files on the ground floor may share it, and know each other.
 GROUND = {
+    "accelerators",
     "capturing",
+    "exponents",
     "formats",
     "histogram",
     "host_copies",
+    "percent",
     "ranks",
+    "regular_file",
     "triton_kernels",
     "version",
     "waiting_line",
@@ -34,6 +38,7 @@ GROUND = {
 
 # Lowest first, one package a floor: a module imports from its own package and from below.
 FLOORS = (
+    "files",
     "policies",
     "emulation",
     "gradients",

@@ -15,7 +15,7 @@ from torch import nn
 
 import gradscale
 from gradscale.advice import Advice, ModelStep, advise
-from gradscale.training import plain
+from gradscale.files.json_text import json_value
 from gradscale.watching.rows import Row
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -126,7 +126,7 @@ def test_the_rows_say_which_layers_lose_and_what_they_need(deep_advice):
 
 
 def test_all_of_it_can_be_written_as_json(deep_advice):
-    state = json.loads(json.dumps(plain(deep_advice.to_dict()), allow_nan=False))
+    state = json.loads(json.dumps(json_value(deep_advice.to_dict()), allow_nan=False))
     assert state["best"] == "fp16" and state["code"] == deep_advice.code
     assert [v["format"] for v in state["verdicts"]] == ["fp16", "bf16", "e5m2", "e4m3"]
     assert state["verdicts"][0]["evidence"]["plan"]["lost"] == deep_advice["fp16"].plan.lost
@@ -183,7 +183,7 @@ def test_a_loss_that_is_nan_from_the_start_is_nobodys_precision():
         bad[1].weight[3] = torch.nan
     advice = advise((bad, classes(8), class_loss), steps=2)
     assert advice.hunt.parameters == ("1.weight",)
-    json.dumps(plain(advice.to_dict()), allow_nan=False)
+    json.dumps(json_value(advice.to_dict()), allow_nan=False)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from gradscale.cli.display import Display
-from gradscale.training import Record
+from gradscale.training import StepRecord
 
 LABEL = "fp16, last-maximum, loss/16384, seed 2"
 
@@ -34,7 +34,7 @@ def test_steps_and_times_fit_into_eighty_columns():
         display.skip(600)
         on_step = display.begin(LABEL, 600)
         for step in range(123):
-            on_step(Record(step, 1.2345, 2.0**16, step < 8, None))
+            on_step(StepRecord(step, 1.2345, 2.0**16, step < 8, None))
         lines = drawn(display, 80)
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
@@ -59,7 +59,7 @@ def test_steps_of_an_earlier_session_count_as_done_but_not_for_the_speed():
         everything, current = display.progress.tasks
         assert (everything.completed, current.completed) == (14, 4)
         assert everything.speed is None and current.speed is None
-        on_step(Record(4, 1.0, 1.0, False, None))
+        on_step(StepRecord(4, 1.0, 1.0, False, None))
         assert (everything.completed, current.completed) == (15, 5)
 
 

@@ -11,7 +11,7 @@ import torch
 
 import gradscale
 from gradscale.doctor import examine
-from gradscale.doctor.course import course_of
+from gradscale.doctor.run_course import course_of
 from gradscale.recording import Recorder, Step, read
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "integrations").glob("*.py"))
 NEEDS = {
     "with_accelerate": "accelerate",
+    "with_lightning": "lightning",
     "with_transformers": "transformers",
 }
 """What an example imports beside torch."""
@@ -34,3 +35,16 @@ def test_an_example_of_a_host_runs(script, tmp_path):
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_of_a_host_is_under_100_lines(script):
     assert len(script.read_text().splitlines()) < 100
+
+
+def test_ranks_of_a_lightning_trainer_skip_what_one_of_them_must_skip(tmp_path):
+    host("lightning")
+    script = ROOT / "examples" / "integrations" / "with_lightning.py"
+    run = [sys.executable, str(script), "--steps", "4", "--devices", "2"]
+    done = subprocess.run(
+        run, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        (line,) = [it for it in done.stdout.splitlines() if it.startswith(f"rank {rank}:")]
+        assert "skipped=1" in line and "3 steps of the schedule" in line

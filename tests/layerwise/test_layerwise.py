@@ -137,7 +137,7 @@ def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch
     assert track.plan.is_uniform
     assert "one loss scale is enough" in scaler.layerwise.report()
     loss = torch.ones((), requires_grad=True) * 2
-    scaler._layerwise._measures = False
+    scaler._layerwise.timing.now = False
     assert scaler._layerwise.attach(loss) is loss
 
 

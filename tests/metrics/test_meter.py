@@ -258,9 +258,9 @@ class Watch:
 
 
 class Row:
-    def __init__(self, kind, flushed, nonzero, method="counted", negligible=False):
+    def __init__(self, kind, flushed, nonzero, method="counted", negligible=False, format="fp16"):
         self.kind, self.flushed, self.nonzero = kind, flushed, nonzero
-        self.method, self.negligible = method, negligible
+        self.method, self.negligible, self.format = method, negligible, format
 
 
 def test_the_lost_share_comes_from_a_watch_and_says_when_and_how_well_it_is_known():
@@ -274,6 +274,7 @@ def test_the_lost_share_comes_from_a_watch_and_says_when_and_how_well_it_is_know
         Row("cast", 3, 10, "extrapolated"),
         Row("activation", 9, 9),
         Row("parameter", 5, 5, negligible=True),
+        Row("module", 0, 99, format="fp32"),
     ]
     watch.callback(1, rows)
     step(model, optimizer, scaler)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from full_disk import file_size_limit
 from gradscale import Recorder
 from gradscale.backward.measurements import Counts
 from gradscale.plans.window import Window
@@ -477,13 +478,14 @@ def test_a_full_disk_ends_the_recording_and_not_the_training(tmp_path):
     recorder = Recorder(tmp_path, scaler)
     model, optimizer = network()
     train(model, optimizer, scaler, recorder)
-    os.close(recorder._log._file._file)
-    with pytest.warns(UserWarning, match="cannot be written any more.*training goes on"):
+    whole = (tmp_path / "recording.jsonl").stat().st_size
+    with file_size_limit(whole + 20):
+        with pytest.warns(UserWarning, match="cannot be written any more.*training goes on"):
+            train(model, optimizer, scaler, recorder)
         train(model, optimizer, scaler, recorder)
-    train(model, optimizer, scaler, recorder)
-    recorder._log._file._file = None
-    recorder.close()
+        recorder.close()
     assert len(read(tmp_path).steps) == 1 and scaler.counters.steps == 3
+    assert (tmp_path / "recording.jsonl").stat().st_size == whole, "no half line is left behind"
 
 
 # What it costs.

@@ -13,13 +13,14 @@ from gradscale.training import Interrupted, RunFolder, load_data, run, settings_
 TINY = {"device": "cpu", "steps": 12, "batch_size": 8, "threads": 1}
 
 
-def train(path, *, record=True, stop_after=None, **settings):
+def train(path, *, record=True, stop_after=None, on_step=lambda record: None, **settings):
     chosen = settings_for("digits", **TINY, **settings)
     steps = iter(range(1, 100))
     return run(
         chosen,
         load_data(chosen),
         RunFolder(path),
+        on_step=on_step,
         stop=lambda: next(steps) == stop_after,
         save_every=3,
         record=record,
@@ -63,6 +64,42 @@ def test_a_resumed_run_records_what_an_uninterrupted_one_does(scaling, tmp_path)
         names = ("step", "scale", "skipped", "reason", "loss", "amax", "overflow", "culprits")
         assert [getattr(a, name) for name in names] == [getattr(b, name) for name in names]
     assert second.end == {"kind": "end", "steps": 12}
+    assert behind_the_header(broken) == behind_the_header(whole)
+
+
+def behind_the_header(path):
+    """All lines but the first, which tells when the run began."""
+    return (path / "recording.jsonl").read_bytes().split(b"\n", 1)[1]
+
+
+class Killed(BaseException):
+    """What a killed run is stopped by here: nobody catches it, and nothing is saved."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scaling", ["layerwise", "torch"])
+@pytest.mark.parametrize("at", [4, 8])
+def test_a_run_killed_between_checkpoints_records_what_an_unkilled_one_does(
+    at, scaling, tmp_path, monkeypatch
+):
+    """To the byte: what is seen, its octaves, and the plan, each where it would have been."""
+    monkeypatch.setattr("gradscale.training.recorded.MEASUREMENTS", 1)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = {"scaling": scaling, "init_scale": 2.0**26}
+    train(whole, **options)
+
+    def kill(record):
+        if record.step == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(broken, on_step=kill, **options)
+    train(broken, **options)
+    assert behind_the_header(broken) == behind_the_header(whole)
+    steps = read(broken / "recording.jsonl").steps
+    assert [step.step for step in steps if step.seen] == [0, 1, 2, 4, 8]
+    assert any(step.octaves for step in steps if step.step > at)
+    assert sum(step.plan is not None for step in steps) >= (scaling == "layerwise")
 
 
 def test_the_commands_record(tmp_path):

@@ -59,15 +59,15 @@ def test_our_dynamic_scaling_trains_as_torchs(data):
 def test_without_scaling_a_divided_loss_loses_gradients_that_scaling_keeps(data):
     none = train(trial(data, scaling="none", loss_divisor=2.0**14))
     scaled = train(trial(data, scaling="last-maximum", loss_divisor=2.0**14))
-    assert none.lost["activations"].share > 0.5
-    assert scaled.lost["activations"].share < 0.01
+    assert none.lost["activations"].lost_share > 0.5
+    assert scaled.lost["activations"].lost_share < 0.01
 
 
 def test_eight_bits_lose_more_than_sixteen(data):
     shares = [
         train(trial(data, precision=precision, scaling="none", loss_divisor=2.0**8))
         .lost["activations"]
-        .share
+        .lost_share
         for precision in ("fp16", "e5m2", "e4m3")
     ]
     assert shares == sorted(shares) and shares[0] < shares[2]
@@ -82,7 +82,7 @@ def test_measuring_what_is_lost_does_not_change_the_run(data, monkeypatch):
     measured = train(with_dropout(trial(data)))
     monkeypatch.setattr("gradscale.training.trial.LOST_SAMPLES", 0)
     unmeasured = train(with_dropout(trial(data)))
-    assert unmeasured.lost["activations"].share is None
+    assert unmeasured.lost["activations"].lost_share is None
     assert torch.equal(weights(measured), weights(unmeasured))
 
 

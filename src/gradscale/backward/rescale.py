@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.multiply import is_unshared, multiply_gradient
-from gradscale.backward.one_pass import PassGate, current_pass
 from gradscale.backward.plan import ScalePlan
+from gradscale.backward.running_pass import PassGate, current_pass
 
 Grads = Sequence[Tensor | None]
 Scaled = tuple[Tensor | None, ...]

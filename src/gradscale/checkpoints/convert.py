@@ -8,23 +8,29 @@ from typing import Any
 from gradscale.checkpoints.draft import Exported
 from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerState
-from gradscale.checkpoints.systems import (
-    apex,
-    deepspeed,
-    fairseq,
-    flax,
-    keras,
-    megatron,
-    own,
-    paddle,
-    torch_amp,
-)
+from gradscale.checkpoints.systems.apex import Apex
+from gradscale.checkpoints.systems.deepspeed import DeepSpeedFused, DeepSpeedScaler
+from gradscale.checkpoints.systems.fairseq import Fairseq
+from gradscale.checkpoints.systems.flax import Flax
+from gradscale.checkpoints.systems.keras import Keras
+from gradscale.checkpoints.systems.megatron import Megatron
+from gradscale.checkpoints.systems.own import Own
+from gradscale.checkpoints.systems.paddle import Paddle
+from gradscale.checkpoints.systems.torch_amp import TorchAmp
 
-_MODULES = (own, torch_amp, apex, megatron, fairseq, keras, paddle, flax)
-_LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (*(m.LAYOUT for m in _MODULES), deepspeed.SCALER, deepspeed.FUSED)
-}
+_KINDS: tuple[type[Layout], ...] = (
+    Own,
+    TorchAmp,
+    Apex,
+    Megatron,
+    Fairseq,
+    Keras,
+    Paddle,
+    Flax,
+    DeepSpeedScaler,
+    DeepSpeedFused,
+)
+_LAYOUTS: dict[str, Layout] = {kind.name: kind() for kind in _KINDS}
 
 SYSTEMS: tuple[str, ...] = tuple(sorted(_LAYOUTS))
 """The words that `source` and `target` take."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from gradscale.checkpoints.draft import Exported
@@ -12,21 +12,23 @@ from gradscale.checkpoints.state import ScalerState
 Saved = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How one system saves its loss scaler.
-
-    Args:
-        name: the word that `source=` and `target=` take.
-        recognizes: True for a dictionary that this system saved and no other did.
-        read: the dictionary as a neutral state; raises where it is not of this layout.
-        write: a neutral state as this system's dictionary.
-    """
+class Layout(ABC):
+    """How one system saves its loss scaler. Each system is one final class, listed in `convert`."""
 
     name: str
-    recognizes: Callable[[Saved], bool]
-    read: Callable[[Saved], ScalerState]
-    write: Callable[[ScalerState], Exported]
+    """The word that `source=` and `target=` take."""
+
+    @abstractmethod
+    def recognizes(self, state: Saved) -> bool:
+        """Whether this system saved `state`, and no other did."""
+
+    @abstractmethod
+    def read(self, state: Saved) -> ScalerState:
+        """`state` in the words of no particular system; raises where it is not of this layout."""
+
+    @abstractmethod
+    def write(self, state: ScalerState) -> Exported:
+        """A neutral state as this system's dictionary."""
 
 
 def has(state: Saved, *keys: str) -> bool:

@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from gradscale.cli.display import Display, console
-from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.errors import BadInput, bad_input, room_for
 from gradscale.cli.options import (
-    make_folder,
-    new_folder,
-    number,
+    parse_number,
     refuse_changes_on_resume,
-    scaling,
+    scaling_name,
     several,
     shared_options,
 )
+from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.table import caption, comparison_table
-from gradscale.recipes import RECIPES, find
+from gradscale.files.json_text import json_value, read_json, write_json
+from gradscale.recipes import RECIPES, Data, find
 from gradscale.training import (
     COMPARED,
     Comparison,
     DamagedRun,
     Interrupted,
+    Planned,
     RunFolder,
     StopRequest,
     Summary,
     damaged,
     load_data,
-    plain,
-    read_json,
+    only_writer,
     run,
     stop_on_signals,
-    summarize,
-    write_json,
+    summaries_of,
 )
 
+Results = dict[Path, dict[str, Any]]
+"""What every run ended with, by its folder."""
 
-@click.command(short_help="Train with every scaling strategy; ends with a table.")
+
+@click.command(name="compare", short_help="Train with every scaling strategy; ends with a table.")
 @click.argument("recipe", type=click.Choice(list(RECIPES)), default="digits", metavar="[RECIPE]")
 @click.option(
     "--precision",
@@ -51,20 +55,20 @@ from gradscale.training import (
 )
 @click.option(
     "--scaling",
-    type=several(scaling),
+    type=several(scaling_name),
     metavar="NAME,…",
     help="Strategies, listed by `gradscale train --help`.  [none, all policies, torch]",
 )
 @click.option(
     "--loss-divisor",
-    type=several(number),
+    type=several(parse_number),
     metavar="NUMBER,…",
     help="Divide the loss by this; one group of rows each.  [recipe's own]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @shared_options
 @click.pass_context
-def compare(context: click.Context, **given: Any) -> None:
+def compare_command(context: click.Context, **given: Any) -> None:
     """Train RECIPE in float32, in half precision without scaling, and with each scaling strategy.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
@@ -87,9 +91,8 @@ def compare(context: click.Context, **given: Any) -> None:
         with bad_input():
             comparison = _asked(given)
         path = new_folder(given["out"], f"compare-{comparison.recipe}")
-    with stop_on_signals() as stop:
-        results = _run_all(comparison, path, given, stop)
-    _report(comparison, summarize(comparison, results), results, path, given)
+    results = _run_all(comparison, path, given)
+    _report(comparison, summaries_of(comparison, results), results, path, given)
 
 
 def _asked(given: dict[str, Any]) -> Comparison:
@@ -116,53 +119,76 @@ def _stored(path: Path) -> Comparison:
         return Comparison.from_json(stored)
 
 
-def _run_all(
-    comparison: Comparison, path: Path, given: dict[str, Any], stop: StopRequest
-) -> dict[Path, dict[str, Any]]:
+def _run_all(comparison: Comparison, path: Path, given: dict[str, Any]) -> Results:
     planned = list(comparison.runs())
     with bad_input():
+        results = _finished(planned, path)
+        if results is not None:
+            return results
         data = load_data(planned[0].settings)
         make_folder(path)
-        write_json(path / "comparison.json", comparison.to_json())
+    resume = f"gradscale compare --resume {path}"
     errors = console(stderr=True, no_color=given["no_color"])
-    metric = find(comparison.recipe).metric_name
-    results: dict[Path, dict[str, Any]] = {}
+    problems = bad_input((DamagedRun, OSError), when_full=room_for(resume))
+    with stop_on_signals() as stop, leaving_nothing(path), problems, only_writer(path):
+        write_json(path / "comparison.json", comparison.to_json())
+        results = _train(planned, data, path, given, stop, errors)
+    if len(results) < len(planned):
+        errors.print(f"Stopped. Continue with:\n\n    {resume}\n")
+        raise SystemExit(stop.exit_code)
+    return results
+
+
+def _finished(planned: Sequence[Planned], path: Path) -> Results | None:
+    """All results, if they are all there: then nothing is written, and no data is needed."""
+    if not all((path / one.folder / "result.json").exists() for one in planned):
+        return None
+    found = {one.folder: RunFolder(path / one.folder, within=path).result for one in planned}
+    return {folder: result for folder, result in found.items() if result is not None}
+
+
+def _train(
+    planned: Sequence[Planned],
+    data: Data,
+    path: Path,
+    given: dict[str, Any],
+    stop: StopRequest,
+    errors: Console,
+) -> Results:
+    """The results up to the end, or to where it was stopped."""
+    results: Results = {}
     with Display(errors, sum(one.settings.steps for one in planned)) as display:
         for one in planned:
-            label = f"{one.row.label}, loss/{one.settings.loss_divisor:g}, seed {one.settings.seed}"
-            folder = RunFolder(path / one.folder)
-            on_step = display.begin(label, one.settings.steps)
+            settings = one.settings
+            label = f"{one.row.label}, loss/{settings.loss_divisor:g}, seed {settings.seed}"
             try:
-                with bad_input((DamagedRun, OSError)):
-                    results[one.folder] = run(
-                        one.settings,
-                        data,
-                        folder,
-                        on_step=on_step,
-                        on_resume=display.skip,
-                        stop=stop,
-                        save_every=given["save_every"],
-                        record=given["record"],
-                    )
+                results[one.folder] = run(
+                    settings,
+                    data,
+                    RunFolder(path / one.folder, within=path),
+                    on_step=display.begin(label, settings.steps),
+                    on_resume=display.skip,
+                    stop=stop,
+                    save_every=given["save_every"],
+                    record=given["record"],
+                )
             except Interrupted:
                 break
-            display.finish(label, metric, results[one.folder])
-    if len(results) < len(planned):
-        errors.print(f"Stopped. Continue with:\n\n    gradscale compare --resume {path}\n")
-        raise SystemExit(stop.exit_code)
+            display.finish(label, find(settings.recipe).metric_name, results[one.folder])
     return results
 
 
 def _report(
     comparison: Comparison,
     summaries: list[Summary],
-    results: dict[Path, dict[str, Any]],
+    results: Results,
     path: Path,
     given: dict[str, Any],
 ) -> None:
     rows = [summary.to_json() for summary in summaries]
-    summary = plain({"comparison": comparison.to_json(), "rows": rows})
-    write_json(path / "summary.json", summary)
+    summary = json_value({"comparison": comparison.to_json(), "rows": rows})
+    with bad_input((OSError,)):
+        write_json(path / "summary.json", summary)
     if given["as_json"]:
         click.echo(json.dumps(summary, indent=2))
         return

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from gradscale.training import Record
+from gradscale.training import StepRecord
 
 
 def console(*, stderr: bool = False, no_color: bool = False) -> Console:
@@ -94,7 +94,7 @@ class Display:
     ) -> None:
         self.progress.stop()
 
-    def begin(self, label: str, steps: int) -> Callable[[Record], None]:
+    def begin(self, label: str, steps: int) -> Callable[[StepRecord], None]:
         """A run starts; call the result after each of its steps."""
         if self.current is not None:
             self.progress.remove_task(self.current)
@@ -102,7 +102,7 @@ class Display:
         self.skipped = 0
         self.progress.note = ""
 
-        def on_step(record: Record) -> None:
+        def on_step(record: StepRecord) -> None:
             self.skipped += record.skipped
             note = f"loss {record.loss:.3f}  scale {scale_text(record.scale)}"
             if self.skipped:

@@ -13,11 +13,13 @@ from gradscale.advice import FORMATS, Advice, ModelStep, advise
 from gradscale.cli.advice_report import INSTALL, write_page, write_recordings
 from gradscale.cli.advice_table import advice_table, layer_table
 from gradscale.cli.display import console
-from gradscale.cli.errors import BadInput
-from gradscale.cli.options import FOLDER, make_folder, new_folder, several
+from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.options import FOLDER, several
 from gradscale.cli.progress import progress
+from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.user_function import user_code, user_function
-from gradscale.training import plain, write_json
+from gradscale.files.json_text import json_value, write_json
+from gradscale.files.replacement import replace_file
 
 
 def _format(value: Any) -> str:
@@ -26,7 +28,9 @@ def _format(value: Any) -> str:
     return str(value)
 
 
-@click.command(short_help="Which formats are safe for your own model, and how to scale them.")
+@click.command(
+    name="inspect", short_help="Which formats are safe for your own model, and how to scale them."
+)
 @click.argument("target", metavar="PACKAGE.MODULE:FUNCTION")
 @click.option(
     "--format",
@@ -54,7 +58,7 @@ def _format(value: Any) -> str:
 @click.option("--out", type=FOLDER, help="Folder of the report.  [runs/inspect-NAME-DATE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def inspect(target: str, **given: Any) -> None:
+def inspect_command(target: str, **given: Any) -> None:
     """Train your own model for a few steps and say which formats are safe for it.
 
     FUNCTION takes no argument and returns `(model, batches, loss)`: a torch.nn.Module, an iterable
@@ -77,10 +81,15 @@ def inspect(target: str, **given: Any) -> None:
     function = user_function(target)
     with user_code(f"`{target}`"):
         step = ModelStep.of(function, f"inspect {target}")
-    path = new_folder(given["out"], f"inspect-{target.partition(':')[2]}")
+    name = f"inspect-{target.partition(':')[2]}"
+    path = new_folder(given["out"], name, resumable=False)
     make_folder(path)
     screen = console(stderr=True, no_color=given["no_color"])
-    with progress(screen, "starting") as tell, user_code("the training step"):
+    with (
+        leaving_nothing(path),
+        progress(screen, "starting") as tell,
+        user_code("the training step"),
+    ):
         advice = advise(
             step,
             formats=given["formats"] or FORMATS,
@@ -90,7 +99,8 @@ def inspect(target: str, **given: Any) -> None:
             seed=given["seed"],
             progress=tell,
         )
-    page = _write(advice, path, target)
+    with bad_input((OSError,)):
+        page = _write(advice, path, target)
     _show(advice, path, page, given)
     over = _over(advice, given["formats"], given["limit"])
     if over:
@@ -112,15 +122,15 @@ def _device(name: str | None) -> torch.device | None:
 
 def _write(advice: Advice, path: Path, target: str) -> Path | None:
     """Writes the folder; the page, if it could be drawn."""
-    write_json(path / "advice.json", plain(advice.to_dict()))
-    (path / "advice.txt").write_text(f"{advice}\n", encoding="utf-8")
+    write_json(path / "advice.json", json_value(advice.to_dict()))
+    replace_file(path / "advice.txt", f"{advice}\n".encode())
     recordings = write_recordings(advice, path, target)
     return write_page(recordings, path, f"gradscale inspect {target}")
 
 
 def _show(advice: Advice, path: Path, page: Path | None, given: dict[str, Any]) -> None:
     if given["as_json"]:
-        click.echo(json.dumps(plain(advice.to_dict()), indent=2))
+        click.echo(json.dumps(json_value(advice.to_dict()), indent=2))
         return
     screen = console(no_color=given["no_color"])
     if advice.verdicts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V")
 
 
-def number(value: Any) -> float:
+def parse_number(value: Any) -> float:
     """Parse a number such as ``4096``, ``1e-3`` or ``2^16``."""
     base, power, exponent = str(value).partition("^")
     try:
@@ -31,7 +29,7 @@ def number(value: Any) -> float:
     return parsed
 
 
-def scaling(value: Any) -> str:
+def scaling_name(value: Any) -> str:
     """Parse the name of a scaling strategy."""
     if value not in SCALINGS:
         raise click.BadParameter(f"{value!r} is not one of {', '.join(SCALINGS)}.")
@@ -59,11 +57,14 @@ _SHARED = (
     click.option("--steps", type=click.IntRange(min=1), help="Steps of a run.  [recipe's own]"),
     click.option("--batch-size", type=click.IntRange(min=1), help="Items a step.  [recipe's own]"),
     click.option(
-        "--lr", type=number, metavar="NUMBER", help="Peak learning rate of AdamW.  [recipe's own]"
+        "--lr",
+        type=parse_number,
+        metavar="NUMBER",
+        help="Peak learning rate of AdamW.  [recipe's own]",
     ),
     click.option(
         "--init-scale",
-        type=number,
+        type=parse_number,
         metavar="NUMBER",
         help="Where the scale starts.  [strategy's own]",
     ),
@@ -122,40 +123,3 @@ def refuse_changes_on_resume(context: click.Context) -> None:
                 f"`{typed}` cannot be given with `--resume`: a resumed run keeps its settings. "
                 "Leave it out, or start a new run."
             )
-
-
-def new_folder(out: Path | None, name: str) -> Path:
-    """Where a new run goes: `out`, or a dated folder under ``runs``.
-
-    Raises:
-        BadInput: if there is something in it already.
-    """
-    path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        in_use = any(path.iterdir())
-    except OSError:
-        # Not there yet, or unreadable, which `make_folder` will say.
-        in_use = False
-    if in_use:
-        raise BadInput(
-            f"`{path}` is not empty. Continue the run in it with `--resume {path}`, "
-            "or choose another `--out`."
-        )
-    return path
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder of a run unless it is there.
-
-    Raises:
-        BadInput: if nothing can be written into it.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(path, os.W_OK) else "Permission denied"
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise BadInput(
-            f"`{path}` cannot be written: {reason}. Choose another folder with `--out DIR`."
-        )

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.replay_table import replay_table, words
+from gradscale.files.json_text import json_value
 from gradscale.recording import Recording, read
 from gradscale.replay import Replay, policy_from, replay
-from gradscale.training import plain
 
 
 @click.command(name="replay", short_help="What another policy would have done on a recorded run.")
@@ -67,7 +67,7 @@ def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
                 found.append((text, replay(recording, policy, on_step=tell)))
                 tell(None)
     if given["as_json"]:
-        click.echo(json.dumps(plain(_as_json(recording, found, **given)), indent=2))
+        click.echo(json.dumps(json_value(_as_json(recording, found, **given)), indent=2))
         return
     screen = console(no_color=given["no_color"])
     screen.print(replay_table(recording, found))

@@ -15,7 +15,8 @@ from rich.console import Console
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import several
-from gradscale.training import plain
+from gradscale.files.json_text import json_value
+from gradscale.files.replacement import check_ours
 
 if TYPE_CHECKING:
     from gradscale.report.run import Run
@@ -29,7 +30,7 @@ def _figure_format(value: Any) -> str:
     return str(value)
 
 
-@click.command(short_help="A recorded run as an HTML page, or several side by side.")
+@click.command(name="report", short_help="A recorded run as an HTML page, or several side by side.")
 @click.argument("runs", nargs=-1, metavar="RUN…", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -52,10 +53,11 @@ def _figure_format(value: Any) -> str:
     metavar="NAME,…",
     help="Of the figures: png, svg, pdf.",
 )
+@click.option("--force", is_flag=True, help="Replace files that gradscale did not make, and links.")
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the runs come down to as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def report(runs: tuple[Path, ...], **given: Any) -> None:
+def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     """Write one HTML file that shows what RUN lost, where and why.
 
     RUN is a recording, a folder with one, or a folder of such folders, as `gradscale compare`
@@ -74,11 +76,12 @@ def report(runs: tuple[Path, ...], **given: Any) -> None:
     errors = console(stderr=True, no_color=given["no_color"])
     with bad_input((ValueError, OSError, ImportError)):
         out: Path = given["out"] or _beside(runs[0])
+        check_ours(out, force=given["force"])
         loaded = _write(runs, out, given, errors)
     if given["as_json"]:
-        from gradscale.report.summary import summarize
+        from gradscale.report.summary import summary_of
 
-        found = plain([summarize(run) for run in loaded])
+        found = json_value([summary_of(run) for run in loaded])
         click.echo(json.dumps({"report": str(out), "runs": found}, indent=2))
     else:
         _tell(loaded, out, given)
@@ -97,13 +100,14 @@ def _write(paths: Sequence[Path], out: Path, given: dict[str, Any], errors: Cons
     with _spinner(errors) as tell:
         loaded = load_runs(paths, on_run=lambda name: tell(f"reading {name}"))
         tell("writing the page")
-        write_runs(loaded, out, given["title"])
+        write_runs(loaded, out, given["title"], force=given["force"])
         if given["figures"]:
             save_runs(
                 loaded,
                 given["figures"],
                 given["formats"],
                 on_figure=lambda name: tell(f"drawing {name}"),
+                force=given["force"],
             )
     return loaded
 
@@ -123,11 +127,11 @@ def _silent(text: str) -> None:
 
 
 def _tell(runs: Sequence[Run], out: Path, given: dict[str, Any]) -> None:
-    from gradscale.report.words import words_of
+    from gradscale.report.sentences import sentences_of
 
     screen = console(no_color=given["no_color"])
     for run in runs:
-        for line in words_of(run, named=len(runs) > 1):
+        for line in sentences_of(run, named=len(runs) > 1):
             screen.print(line, soft_wrap=True)
     screen.print(f"Written to {out}", soft_wrap=True)
     if given["figures"]:

@@ -9,17 +9,17 @@ from typing import Any
 import click
 
 from gradscale.cli.display import Display, console, scale_text
-from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.errors import BadInput, bad_input, room_for
 from gradscale.cli.options import (
     PRECISION,
-    make_folder,
-    new_folder,
-    number,
+    parse_number,
     refuse_changes_on_resume,
-    scaling,
+    scaling_name,
     shared_options,
 )
-from gradscale.cli.table import share
+from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
+from gradscale.cli.table import percentage
+from gradscale.files.json_text import json_value, read_json
 from gradscale.recipes import RECIPES, Recipe, find
 from gradscale.training import (
     DamagedRun,
@@ -28,8 +28,6 @@ from gradscale.training import (
     Settings,
     damaged,
     load_data,
-    plain,
-    read_json,
     run,
     settings_for,
     stop_on_signals,
@@ -40,15 +38,17 @@ OPTIONS = (
 ).split()
 
 
-@click.command()
+@click.command(name="train")
 @click.argument("recipe", type=click.Choice(list(RECIPES)), required=False, metavar="[RECIPE]")
 @click.option("--precision", type=PRECISION, default="fp16", show_default=True)
-@click.option("--scaling", type=scaling, metavar="NAME", help="See above.  [dynamic]")
+@click.option("--scaling", type=scaling_name, metavar="NAME", help="See above.  [dynamic]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--loss-divisor", type=number, metavar="X", help="Divide the loss by this.  [1]")
+@click.option(
+    "--loss-divisor", type=parse_number, metavar="X", help="Divide the loss by this.  [1]"
+)
 @shared_options
 @click.pass_context
-def train(context: click.Context, **given: Any) -> None:
+def train_command(context: click.Context, **given: Any) -> None:
     """Train RECIPE once.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
@@ -89,7 +89,7 @@ def train(context: click.Context, **given: Any) -> None:
         path = new_folder(given["out"], f"train-{settings.recipe}")
     result = _run(settings, path, given)
     if given["as_json"]:
-        click.echo(json.dumps(plain({"settings": settings.to_json(), **result}), indent=2))
+        click.echo(json.dumps(json_value({"settings": settings.to_json(), **result}), indent=2))
     else:
         _report(find(settings.recipe), result, path, no_color=given["no_color"])
 
@@ -107,28 +107,31 @@ def _stored(path: Path) -> Settings:
 
 def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any]:
     errors = console(stderr=True, no_color=given["no_color"])
+    resume = f"gradscale train --resume {path}"
     with bad_input():
+        finished = RunFolder(path).result if given["resume"] else None
+        if finished is not None:
+            return finished
         data = load_data(settings)
         make_folder(path)
         folder = RunFolder(path)
-    with stop_on_signals() as stop, Display(errors, settings.steps) as display:
-        on_step = display.begin(f"{settings.precision}, {settings.scaling}", settings.steps)
+    problems = bad_input((DamagedRun, OSError), when_full=room_for(resume))
+    display = Display(errors, settings.steps)
+    with stop_on_signals() as stop, leaving_nothing(path), problems, display:
         try:
-            every = given["save_every"]
-            with bad_input((DamagedRun, OSError)):
-                return run(
-                    settings,
-                    data,
-                    folder,
-                    on_step=on_step,
-                    on_resume=display.skip,
-                    stop=stop,
-                    save_every=every,
-                    record=given["record"],
-                )
+            return run(
+                settings,
+                data,
+                folder,
+                on_step=display.begin(f"{settings.precision}, {settings.scaling}", settings.steps),
+                on_resume=display.skip,
+                stop=stop,
+                save_every=given["save_every"],
+                record=given["record"],
+            )
         except Interrupted:
             pass
-    errors.print(f"Stopped. Continue with:\n\n    gradscale train --resume {path}\n")
+    errors.print(f"Stopped. Continue with:\n\n    {resume}\n")
     raise SystemExit(stop.exit_code)
 
 
@@ -139,7 +142,7 @@ def _report(recipe: Recipe, result: dict[str, Any], path: Path, *, no_color: boo
     lines = {
         "test loss": f"{loss:.4f}",
         recipe.metric_name: f"{100 * metric:.2f} %" if recipe.metric_is_share else f"{metric:.4f}",
-        "lost gradients": "–" if lost is None else f"{share(lost)} %",
+        "lost gradients": "–" if lost is None else f"{percentage(lost)} %",
         "skipped steps": f"{result['skipped']}" + (f" ({reasons})" if reasons else ""),
         "final scale": scale_text(float(result["final_scale"])),
         "ms/step": "–" if result["ms_per_step"] is None else f"{result['ms_per_step']:.1f}",

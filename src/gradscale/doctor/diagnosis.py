@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.meaning import meaning
-from gradscale.doctor.patient import Patient
+from gradscale.doctor.state_sentences import state_sentences
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -86,7 +86,9 @@ def patient_words(patient: Patient) -> str:
     """
     where = f" at {patient.where}" if patient.where else ""
     ranks = f", the same in {patient.files} files" if patient.files > 1 else ""
-    return "\n".join([f"{patient.name}{where}{ranks}", *(f"  {s}" for s in meaning(patient))])
+    return "\n".join(
+        [f"{patient.name}{where}{ranks}", *(f"  {s}" for s in state_sentences(patient))]
+    )
 
 
 def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:

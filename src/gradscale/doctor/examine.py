@@ -8,19 +8,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradscale.doctor.admit import admit
-from gradscale.doctor.against import compare, wanted_settings
-from gradscale.doctor.beside import look_beside
+from gradscale.doctor.checkpoint_files import parts_of
 from gradscale.doctor.checks import CHECKS
+from gradscale.doctor.code_settings import compare_settings, wanted_settings
 from gradscale.doctor.diagnosis import Diagnosis, worst_first
-from gradscale.doctor.files import parts_of
-from gradscale.doctor.find import Found, find_states
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.inert.containers import LARGEST_JSON, read_file
-from gradscale.doctor.patient import Patient
-from gradscale.doctor.ranks import across_ranks
-from gradscale.doctor.runs import examine_run, is_run
+from gradscale.doctor.inert.reading import read_file
+from gradscale.doctor.rank_agreement import across_ranks
+from gradscale.doctor.recorded_run import examine_run, is_run
+from gradscale.doctor.run_arguments import read_run_arguments
+from gradscale.doctor.saved_state import examined
+from gradscale.doctor.state_search import FoundState, find_states
 from gradscale.policies import Policy
+from gradscale.regular_file import LARGEST_SIDE_FILE, read_regular
 
 Progress = Callable[[int, int, str], object]
 
@@ -82,7 +83,7 @@ def examine(
     seen, ranks = across_ranks(patients)
     for patient in seen:
         findings += [finding for check in CHECKS for finding in check(patient)]
-        findings += [] if wanted is None else compare(patient, wanted)
+        findings += [] if wanted is None else compare_settings(patient, wanted)
     return Diagnosis(str(root), tuple(seen), worst_first([*ranks, *findings]))
 
 
@@ -102,22 +103,22 @@ def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
     return patients, [] if patients else disabled
 
 
-def _patient(tree: Any, found: Found, part: Path, name: str) -> Patient:
-    beside = look_beside(tree, found.system)
+def _patient(tree: Any, found: FoundState, part: Path, name: str) -> Patient:
+    beside = read_run_arguments(tree, found.system)
     if beside.steps is None:
         beside = dataclasses.replace(beside, steps=_trainer_steps(part))
-    patient = admit(found, beside)
+    patient = examined(found, beside)
     return dataclasses.replace(patient, where=_place(name, found.where))
 
 
 def _trainer_steps(part: Path) -> int | None:
     """The steps that the Trainer of Hugging Face writes beside its ``scaler.pt``."""
-    file = part.with_name("trainer_state.json")
+    if part.name != "scaler.pt":
+        return None
     try:
-        if part.name != "scaler.pt" or file.stat().st_size > LARGEST_JSON:
-            return None
-        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        held = json.loads(read_regular(part.with_name("trainer_state.json"), LARGEST_SIDE_FILE))
+        return int(held["global_step"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
 
 
@@ -125,7 +126,7 @@ def _place(name: str, where: str) -> str:
     return f"{name} {where}".strip()
 
 
-def _disabled(found: Found, name: str) -> Finding:
+def _disabled(found: FoundState, name: str) -> Finding:
     return Finding(
         "note", "disabled", "The scaler was disabled: it saved an empty state.",
         f"{found.where} is empty.",

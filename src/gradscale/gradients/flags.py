@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradscale.accelerators import has_float64
+
 
 def inverse(scale: Tensor) -> Tensor:
     """1/S, float32 0-d, correctly rounded: exact for powers of two down to 2^-126.
 
-    Accelerators may compile float32 division imprecisely, so it is taken in float64 there, except
-    on MPS, which has none.
+    Accelerators may compile float32 division imprecisely, so it is taken in float64 there, where
+    they have it.
     """
-    if scale.is_cpu or scale.is_mps:
+    if scale.is_cpu or not has_float64(scale.device):
         return scale.reciprocal()
     return scale.double().reciprocal().float()
 

@@ -1,9 +1,6 @@
 """The norm of all gradients as they are, in one reading pass that no finite gradient overflows.
 
-Squares of float32 gradients overflow from 2^64 on, and loss scaling brings gradients closer to
-that. So accelerators sum in float64 (a sum is bound by memory, not by arithmetic). The CPU sums as
-torch does, and again in float64 only where squares do not fit into float32, being too large or, at
-a tiny scale, too small. Half-precision gradients are summed in float32 at least.
+In which dtype it is summed, and when a second time, is `norm_rule.py`'s.
 """
 
 from __future__ import annotations
@@ -16,14 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradscale.accelerators import widest_float
+from gradscale.gradients.norm_rule import SMALLEST_NORM as SMALLEST_NORM
+from gradscale.gradients.norm_rule import joined, smallest_norm, sum_dtype
 from gradscale.gradients.unscale import gradient_values, tensor_values
 from gradscale.ranks import sharding_groups
-
-SMALLEST_NORM = 2.0**-50
-"""From here on float32 flushes no square that matters to the sum: those below 2^-149.
-
-Of a higher order p no p-th power: from 2^(-100/p) on.
-"""
 
 Ranks = tuple[object, ...]
 Lists = dict[tuple[torch.device, torch.dtype], list[Tensor]]
@@ -71,7 +65,7 @@ def gradient_norm(
     if not totals:
         return None
     wide = any(dtype is torch.float64 for lists in found.values() for _, dtype in lists)
-    total = totals[0] if len(totals) == 1 else _norm_of(totals, norm_type)
+    total = totals[0] if len(totals) == 1 else joined(totals, norm_type)
     return Norm(total, torch.float64 if wide else torch.float32)
 
 
@@ -129,23 +123,20 @@ def _local_norm(lists: Lists, norm_type: float, foreach: bool | None) -> Tensor:
     norms = [
         norm
         for (device, dtype), grads in lists.items()
-        for norm in _norms(grads, norm_type, _sum_dtype(device, dtype, norm_type), foreach)
+        for norm in _norms(grads, norm_type, _dtype(device, dtype, norm_type), foreach)
     ]
     if not norms:
         device, dtype = next(iter(lists))
         return torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
-    total = _norm_of(norms, norm_type)
-    smallest = SMALLEST_NORM ** (2 / max(2.0, norm_type))
-    if total.device.type == "cpu" and not smallest <= total.item() < math.inf:
-        wide = [g for grads in lists.values() for g in grads]
-        norms = _norms(wide, norm_type, torch.float64, False)
-        total = _norm_of(norms, norm_type)
+    total = joined(norms, norm_type)
+    if total.is_cpu and not smallest_norm(norm_type) <= total.item() < math.inf:
+        every = [g for grads in lists.values() for g in grads]
+        total = joined(_norms(every, norm_type, torch.float64, False), norm_type)
     return total
 
 
-def _sum_dtype(device: torch.device, dtype: torch.dtype, norm_type: float) -> torch.dtype:
-    wide = device.type not in ("cpu", "mps") and norm_type != math.inf
-    return torch.promote_types(dtype, torch.float64 if wide else torch.float32)
+def _dtype(device: torch.device, dtype: torch.dtype, norm_type: float) -> torch.dtype:
+    return torch.promote_types(dtype, sum_dtype(device, norm_type))
 
 
 def _norms(
@@ -161,18 +152,6 @@ def _norms(
     return [torch.linalg.vector_norm(grad, norm_type, dtype=dtype) for grad in grads]
 
 
-def _norm_of(norms: list[Tensor], norm_type: float) -> Tensor:
-    return torch.linalg.vector_norm(_stacked(norms), norm_type)
-
-
-def _stacked(scalars: list[Tensor]) -> Tensor:
-    device = scalars[0].device
-    dtype = scalars[0].dtype
-    for scalar in scalars[1:]:
-        dtype = torch.promote_types(dtype, scalar.dtype) if scalar.dtype != dtype else dtype
-    return torch.stack([s.to(device=device, dtype=dtype, non_blocking=True) for s in scalars])
-
-
 def _over_ranks(norm: Tensor, norm_type: float, ranks: Ranks) -> Tensor:
     if norm_type == 0:
         raise ValueError(
@@ -180,7 +159,8 @@ def _over_ranks(norm: Tensor, norm_type: float, ranks: Ranks) -> Tensor:
             "rank sees in part. Pass another order, such as 2.0."
         )
     largest = math.isinf(norm_type)
-    total = norm.double() if largest else norm.double() ** norm_type
+    wide = norm.to(widest_float(norm.device))
+    total = wide if largest else wide**norm_type
     extreme = dist.ReduceOp.MAX if norm_type > 0 else dist.ReduceOp.MIN
     operation = extreme if largest else dist.ReduceOp.SUM
     for group in ranks:

@@ -26,6 +26,10 @@ class HostKind:
 HOSTS = (
     HostKind("accelerate", "Accelerator", "accelerate", "attach_accelerator"),
     HostKind("transformers", "Trainer", "transformers", "attach_trainer"),
+    HostKind("lightning", "Trainer", "lightning", "attach_lightning"),
+    HostKind("lightning", "Fabric", "lightning", "attach_lightning"),
+    HostKind("pytorch_lightning", "Trainer", "lightning", "attach_lightning"),
+    HostKind("lightning_fabric", "Fabric", "lightning", "attach_lightning"),
 )
 """In the order in which they are looked for."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradscale.ranks import all_ranks
+from gradscale.ranks import all_ranks, distributed
 from gradscale.scaler import GradScaler
 
 
@@ -31,3 +31,13 @@ class WantedScaler:
             return self.given
         arguments: dict[str, Any] = {"device": device, "process_group": all_ranks()}
         return GradScaler(**{**arguments, **self.arguments})
+
+
+def join_ranks(scaler: GradScaler) -> None:
+    """Has a scaler that was made before there were ranks decide with all of them.
+
+    Called before the first backward pass, where no step is under way.
+    """
+    if scaler.process_group is None and distributed():
+        scaler.process_group = all_ranks()
+        scaler._begin_step()

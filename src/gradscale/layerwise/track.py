@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
-from gradscale.plans.planner import Decision, moved
+from gradscale.plans.decision import Decision
+from gradscale.plans.groups import shifted
 
 HISTORY = 4
 """Earlier measurements whose maxima still count: gradients that were large once will be again."""
@@ -60,25 +60,19 @@ class Track:
 
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
-        self.decision, self.anchor = decision, decision.log2_scale
-        self.move_to(decision.plan)
+        self.decision, self.plan, self.anchor = decision, decision.plan, decision.log2_scale
 
     def anchor_at(self, log2_scale: int) -> None:
         """Keeps the absolute exponents of a plan that was made for another loss scale."""
         difference, self.anchor = self.anchor - log2_scale, log2_scale
         if difference and not self.plan.is_uniform:
             nodes = range(len(self.plan.exponents))
-            self.move_to(moved(self.plan, nodes, difference).pinning(self.graph))
-
-    def move_to(self, plan: ScalePlan) -> None:
-        """Changes the plan; its factors are written when it is next used."""
-        if plan != self.plan:
-            self.plan = plan
+            self.plan = shifted(self.plan, nodes, difference).pinning(self.graph)
 
     def freeze(self, why: str) -> None:
         """One scale from now on."""
         self.frozen = why
-        self.move_to(ScalePlan.uniform(self.graph))
+        self.plan = ScalePlan.uniform(self.graph)
 
     def factors(self, graph: BackwardGraph) -> tuple[ScalePlan, Multipliers]:
         """The plan as this iteration's pinned nodes allow it, and its factors on the device.
@@ -88,7 +82,7 @@ class Track:
         """
         key = graph.pinned, graph.freed
         known = self._factors.get(key)
-        if known is not None and known.made_for is self.plan:
+        if known is not None and known.made_for == self.plan:
             return known.plan, known.multipliers
         plan = self.plan.pinning(graph)
         if known is not None and known.multipliers.edges == plan.cuts(graph):
@@ -118,8 +112,3 @@ class Track:
         track.frozen, track.anchor = state["frozen"], state["anchor"]
         track.history.extend(Measurements.from_dict(saved) for saved in state["history"])
         return track
-
-
-def exponent_of(scale: float) -> int:
-    """The base-2 exponent of a scale, rounded down."""
-    return math.frexp(scale)[1] - 1

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.plan import ScalePlan
-from gradscale.plans.planner import connected
+from gradscale.plans.groups import bounded, connected
 
 
 def overflow_origins(graph: BackwardGraph, measurements: Measurements) -> tuple[int, ...]:
@@ -100,5 +100,5 @@ def lowered(
         if component < 0:
             continue
         exponents[node] += lower_scale - (octaves if component in hit else 0)
-    bounded = tuple(max(-63, min(63, exponent)) for exponent in exponents)
-    return ScalePlan(bounded, plan.signature), log2_scale - lower_scale
+    lower = tuple(bounded(exponent) for exponent in exponents)
+    return ScalePlan(lower, plan.signature), log2_scale - lower_scale

@@ -7,8 +7,10 @@ import struct
 import torch
 from torch import Tensor
 
+from gradscale.accelerators import has_float64
 
-def times(scale: Tensor, factor: float) -> Tensor:
+
+def rounded_product(scale: Tensor, factor: float) -> Tensor:
     """`scale * factor`, taken in float64 and rounded once to float32.
 
     A factor that float32 holds exactly needs no float64: its product with a float32 is exact there
@@ -23,19 +25,12 @@ def times(scale: Tensor, factor: float) -> Tensor:
         The same shape, float32; inf where the product exceeds it.
 
     Example:
-        >>> times(torch.tensor([3.0]), 0.1), torch.tensor([3.0]) * 0.1
+        >>> rounded_product(torch.tensor([3.0]), 0.1), torch.tensor([3.0]) * 0.1
         (tensor([0.3000]), tensor([0.3000]))
     """
     if _is_float32(factor) or not has_float64(scale.device):
         return scale * factor
     return (scale.to(torch.float64) * factor).to(torch.float32)
-
-
-def has_float64(device: torch.device) -> bool:
-    """Whether tensors on `device` can be float64; Apple's and some of Intel's GPUs have none."""
-    if device.type == "xpu":
-        return bool(torch.xpu.get_device_properties(device).has_fp64)
-    return device.type != "mps"
 
 
 def _is_float32(factor: float) -> bool:

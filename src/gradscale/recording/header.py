@@ -50,7 +50,7 @@ def _ours(scaler: GradScaler) -> dict[str, Any]:
     planner = scaler.layerwise
     return {
         "scaler": "gradscale.GradScaler",
-        "policy": plain(describe(scaler.policy)),
+        "policy": json_words(describe(scaler.policy)),
         "state": _state(scaler.policy, scaler.state_dict()["gradscale"]["state"]),
         "layerwise": None if planner is None else repr(planner.planner),
     }
@@ -62,22 +62,22 @@ def _torch(scaler: TorchScaler) -> dict[str, Any]:
     policy = Dynamic(init_scale=saved.pop("scale"), **saved)
     return {
         "scaler": "torch.amp.GradScaler",
-        "policy": plain(describe(policy)),
+        "policy": json_words(describe(policy)),
         "state": _state(policy, {**dump_state(policy.init()), "growth_tracker": tracker}),
     }
 
 
 def _state(policy: Policy, fields: Mapping[str, Any]) -> dict[str, Any] | None:
     """Where the policy stands; None if it stands at its beginning."""
-    now = plain(fields)
-    return None if now == plain(dump_state(policy.init())) else now
+    now = json_words(fields)
+    return None if now == json_words(dump_state(policy.init())) else now
 
 
-def plain(value: Any) -> Any:
+def json_words(value: Any) -> Any:
     """`value` in words of JSON: formats by name, tensors as lists.
 
     Example:
-        >>> plain({"format": torch.float16, "scale": torch.tensor([2.0])})
+        >>> json_words({"format": torch.float16, "scale": torch.tensor([2.0])})
         {'format': 'fp16', 'scale': [2.0]}
     """
     if isinstance(value, torch.dtype | FloatFormat):
@@ -85,7 +85,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: json_words(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [json_words(part) for part in value]
     return value

@@ -9,15 +9,24 @@ from typing import Any
 
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
+from gradscale.files.json_text import json_line
+from gradscale.files.unwritable import writing
 from gradscale.histogram import MIN_OCTAVE
-from gradscale.recording.appending import Appending, cut, encoded
+from gradscale.recording.appending import Appending
 from gradscale.recording.budget import Budget
 from gradscale.recording.facts import Facts
 from gradscale.recording.header import header
 from gradscale.recording.pending import Pending
 from gradscale.recording.schema import FILE_NAME, MOST_CULPRITS
 from gradscale.recording.sketch import Sketch
-from gradscale.recording.table import RowTable, first_nonfinite, octaves, plan_of, rounded, seen
+from gradscale.recording.table import (
+    RowTable,
+    first_nonfinite,
+    nine_digits,
+    octave_lists,
+    plan_of,
+    seen,
+)
 from gradscale.watching.rows import Row
 
 
@@ -31,27 +40,38 @@ class Log:
 
     Raises:
         FileExistsError: if there is a recording already, and `step` is None.
-        ValueError: if `step` is negative.
+        Locked: if somebody writes it.
+        Unwritable: if it cannot be written.
+        ValueError: if `step` is negative, or the file is no recording.
     """
 
     def __init__(self, path: Path, size: int, step: int | None) -> None:
-        if path.is_dir() or not path.suffix:
+        if path.is_dir() or not (path.suffix or path.exists()):
             path = path / FILE_NAME
         if step is not None and step < 0:
             raise ValueError(f"`Recorder(step={step})` must be 0 or more: the next step's index.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self._table = RowTable()
         self._budget = Budget(size)
         self._begun = self._drawn = self._plans = False
         self._plan: dict[str, Any] | None = None
-        if path.exists() and path.stat().st_size:
-            if step is None:
-                raise FileExistsError(
-                    f"`Recorder({str(path)!r})`: there is a recording already. Go on with it by "
-                    "`step=`, the index of the next step; or choose another path."
-                )
-            cut(path, step, self._know)
         self._file = Appending(path)
+        if self._file.size:
+            try:
+                self._go_on(step)
+            except BaseException:
+                self._file.close()
+                raise
+
+    def _go_on(self, step: int | None) -> None:
+        """Takes over what is in the file up to `step`."""
+        if step is None:
+            raise FileExistsError(
+                f"`Recorder({str(self._file.path)!r})`: there is a recording already. Go on with "
+                "it by `step=`, the index of the next step; or choose another path."
+            )
+        self._file.cut(step, self._know)
 
     def _know(self, line: dict[str, Any], size: int) -> None:
         self._begun = True
@@ -60,6 +80,7 @@ class Log:
         elif line["kind"] == "structure":
             self._drawn = True
         elif line["kind"] == "step":
+            self._plan = line.get("plan", self._plan)
             self._account(line, size)
 
     def begin(
@@ -107,16 +128,20 @@ class Log:
         if plan != self._plan:
             self._plan = line["plan"] = plan
         if self._budget.affords_octaves(step):
-            line["octaves"] = octaves(rows, self._table)
+            line["octaves"] = octave_lists(rows, self._table)
 
     def _account(self, line: Mapping[str, Any], size: int) -> None:
         budget = self._budget
-        histograms = len(encoded(line["octaves"])) if "octaves" in line else 0
-        lists = sum(len(encoded(line[name])) for name in ("seen", "plan") if name in line)
+        histograms = len(json_line(line["octaves"])) if "octaves" in line else 0
+        lists = sum(len(json_line(line[name])) for name in ("seen", "plan") if name in line)
         budget.octaves += histograms
         budget.seen += lists
         budget.ordinary += size - histograms - lists
         budget.lines += 1
+
+    def force(self) -> None:
+        """Brings what is written to the disk."""
+        self._file.force()
 
     def end(self, steps: int, error: BaseException | None) -> None:
         """Writes the last line and closes the file."""
@@ -124,14 +149,18 @@ class Log:
         self._file.write({"kind": "end", "steps": steps, **stopped})
         self._file.close()
 
+    def close(self) -> None:
+        """Closes the file as it is."""
+        self._file.close()
+
 
 def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:
     line: dict[str, Any] = {"kind": "step", "step": step, "scale": facts.scale}
     line |= {"skipped": facts.skipped, "reason": facts.reason}
     if loss is not None:
-        line["loss"] = rounded(loss)
+        line["loss"] = nine_digits(loss)
     if facts.amax is not None:
-        line["amax"] = rounded(facts.amax)
+        line["amax"] = nine_digits(facts.amax)
     if facts.exponents is not None:
         line["exponents"] = _octaves(facts.exponents.tolist())
     if facts.overflow != (facts.skipped and facts.reason == "overflow"):

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradscale.metrics.lost import METHODS
+from gradscale.metrics.lost_count import METHODS
 from gradscale.recording.schema import (
     VERSION,
     FirstNonfinite,
@@ -15,10 +15,10 @@ from gradscale.recording.schema import (
     Octaves,
     Plan,
     PlanGroup,
+    RecordedNetwork,
     RowInfo,
     Seen,
     Step,
-    Structure,
 )
 
 _LETTERS = {method[0]: method for method in METHODS}
@@ -41,7 +41,7 @@ def header_of(line: Mapping[str, Any]) -> Header:
     return Header(**known)
 
 
-def rows_of(line: Mapping[str, Any]) -> tuple[RowInfo, ...]:
+def row_infos(line: Mapping[str, Any]) -> tuple[RowInfo, ...]:
     """A line that introduces rows."""
     return tuple(
         RowInfo(r["id"], r["name"], r["row_kind"], r["format"], r["numel"], r["order"])
@@ -49,9 +49,9 @@ def rows_of(line: Mapping[str, Any]) -> tuple[RowInfo, ...]:
     )
 
 
-def structure_of(line: Mapping[str, Any]) -> Structure:
+def structure_of(line: Mapping[str, Any]) -> RecordedNetwork:
     """A line with the network."""
-    return Structure(
+    return RecordedNetwork(
         nodes=tuple(line["nodes"]),
         edges=tuple((u, v) for u, v in line["edges"]),
         rows={int(node): row for node, row in line["rows"].items()},

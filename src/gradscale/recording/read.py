@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradscale.recording.parse import header_of, rows_of, step_of, structure_of
-from gradscale.recording.schema import FILE_NAME, Header, RowInfo, Step, Structure
+from gradscale.recording.parse import header_of, row_infos, step_of, structure_of
+from gradscale.recording.schema import FILE_NAME, Header, RecordedNetwork, RowInfo, Step
 
 TRAIN_FILE = "steps.jsonl"
 _SYMPTOMS = (LookupError, TypeError, ValueError, AttributeError)
@@ -33,7 +33,7 @@ class Recording:
     header: Header
     rows: tuple[RowInfo, ...] = ()
     steps: tuple[Step, ...] = field(default=(), repr=False)
-    structures: tuple[Structure, ...] = field(default=(), repr=False)
+    structures: tuple[RecordedNetwork, ...] = field(default=(), repr=False)
     end: dict[str, Any] | None = None
     torn: bool = False
 
@@ -60,7 +60,7 @@ def read(path: str | Path) -> Recording:
         >>> read(file).steps[0].scale
         65536.0
     """
-    file = find(path)
+    file = recording_file(path)
     contents = _Contents(file)
     for number, line in _objects(file):
         if line is None:
@@ -79,7 +79,7 @@ class _Contents:
         self.header: Header | None = Header() if file.name == TRAIN_FILE else None
         self.rows: list[RowInfo] = []
         self.steps: list[Step] = []
-        self.structures: list[Structure] = []
+        self.structures: list[RecordedNetwork] = []
         self.end: dict[str, Any] | None = None
 
     def take(self, number: int, line: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class _Contents:
         if kind == "run":
             self.header = header_of(line)
         elif kind == "rows":
-            self.rows += rows_of(line)
+            self.rows += row_infos(line)
         elif kind == "structure":
             self.structures.append(structure_of(line))
         elif kind == "step":
@@ -111,7 +111,7 @@ class _Contents:
         return Recording(self.file, self.header, rows, steps, structures, self.end, self.torn)
 
 
-def find(path: str | Path) -> Path:
+def recording_file(path: str | Path) -> Path:
     """The file that `read` reads for this path.
 
     Raises:
@@ -121,7 +121,7 @@ def find(path: str | Path) -> Path:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> size = (folder / "recording.jsonl").write_text("")
-        >>> find(folder).name
+        >>> recording_file(folder).name
         'recording.jsonl'
     """
     given = Path(path)

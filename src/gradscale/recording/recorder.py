@@ -49,9 +49,11 @@ class Recorder:
 
     Raises:
         FileExistsError: if there is a recording already, and `step` is None.
+        BlockingIOError: if another recorder has it open, in this process or in another.
+        OSError: if it cannot be written, or is a link, a pipe or a device.
         TypeError: if `scaler` is no scaler that is known.
-        ValueError: if `amax` is asked of torch's scaler, `step` is negative, or the watch knows
-            nothing of the scaler.
+        ValueError: if `amax` is asked of torch's scaler, `step` is negative, the file is no
+            recording, or the watch knows nothing of the scaler.
 
     Example:
         >>> import gradscale, tempfile
@@ -93,12 +95,17 @@ class Recorder:
         self._early: dict[int | None, Sequence[Row]] = {}
         self._pending = WaitingLine(self._write)
         self._next = step or 0
+        chosen = format if format is not None else "fp16" if watch is None else watch.format
+        name = FloatFormat.of(chosen).name
+        self._source = None
         self._log = Log(self.path, size, step) if _writes() else None
         if self._log is None:
-            self._source = None
             return
-        chosen = format if format is not None else "fp16" if watch is None else watch.format
-        self._log.begin(scaler, FloatFormat.of(chosen).name, watch and watch.every, note or {})
+        try:
+            self._log.begin(scaler, name, watch and watch.every, note or {})
+        except BaseException:
+            self._log.close()  # or nobody could try again while the error is being looked at
+            raise
         self._source = source_of(scaler, self)
         if watch is not None:
             watch.on_measured(self._measured)
@@ -179,6 +186,24 @@ class Recorder:
         if self._sketching is not None and self._log.draw(self._sketching.sketch):
             self._sketching = None
 
+    def flush(self) -> None:
+        """Writes what is still under way, and forces the file to the disk. Waits for the device.
+
+        Call it before a checkpoint is saved: a run that is killed later and resumed from there then
+        has every line up to it.
+        """
+        if self._log is not None:
+            self._settle()
+            self._log.force()
+
+    def _settle(self) -> None:
+        """Writes all that has ended; waits for it."""
+        if self._watch is not None:
+            self._watch.wait()
+        if self._source is not None:
+            self._source.wait()
+        self._pending.poll(wait=True)
+
     def close(self, error: BaseException | None = None) -> None:
         """Writes what is still under way, and the last line; forces the file to the disk.
 
@@ -189,17 +214,15 @@ class Recorder:
         """
         if self._log is None:
             return
+        self._settle()
         if self._watch is not None:
-            self._watch.wait()
             self._watch.off_measured(self._measured)
         if self._sketching is not None:
             self._sketching.leave()
         if self._source is not None:
-            self._source.wait()
             self._source.leave()
-        self._pending.poll(wait=True)
-        self._log.end(self._next, error)
-        self._log = None
+        log, self._log = self._log, None
+        log.end(self._next, error)
 
     def __enter__(self) -> Recorder:
         return self

@@ -44,7 +44,7 @@ class FirstNonfinite(NamedTuple):
     forward: str | None = None
 
 
-class Structure(NamedTuple):
+class RecordedNetwork(NamedTuple):
     """The network that a plan divides: names, edges between them, and the row at a node."""
 
     nodes: tuple[str, ...]

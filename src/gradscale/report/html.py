@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
+from gradscale.files.replacement import MARK
 from gradscale.report.arrays import packed
 from gradscale.report.payload import payload_of, to_json
 from gradscale.report.run import Run
@@ -31,6 +32,7 @@ def html_of(runs: Sequence[Run], title: str) -> str:
     script = "\n".join(_file(f"{name}.js") for name in SCRIPTS)
     parts = {
         "title": escape(title),
+        "mark": MARK,
         "style": "\n".join(_file(f"{name}.css") for name in STYLES),
         "script": f'(() => {{\n"use strict";\n{script}\n}})();',
         "payload": to_json(payload),

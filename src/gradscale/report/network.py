@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradscale.recording import Recording
-from gradscale.recording.schema import Structure
+from gradscale.recording.schema import RecordedNetwork
 
 WIDTH = 36
 """Columns before the drawing continues below."""
@@ -38,7 +38,7 @@ def network_of(recording: Recording) -> Network:
     if recording.structures:
         return _placed(max(recording.structures, key=lambda it: len(it.nodes)), known=True)
     rows = sorted((r for r in recording.rows if r.kind != "activation"), key=lambda r: r.order)
-    chain = Structure(
+    chain = RecordedNetwork(
         nodes=tuple(row.name for row in rows),
         edges=tuple((i, i + 1) for i in range(len(rows) - 1)),
         rows={index: row.id for index, row in enumerate(rows)},
@@ -46,7 +46,7 @@ def network_of(recording: Recording) -> Network:
     return _placed(chain, known=False)
 
 
-def _placed(structure: Structure, *, known: bool) -> Network:
+def _placed(structure: RecordedNetwork, *, known: bool) -> Network:
     count = len(structure.nodes)
     depth = depths(count, structure.edges)
     lane = _lanes(depth, structure.edges)

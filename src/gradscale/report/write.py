@@ -6,17 +6,23 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from gradscale.files.replacement import check_ours, replace_file
+from gradscale.files.unwritable import writing
 from gradscale.recording import Recording, read
 from gradscale.report.html import html_of
+from gradscale.report.recordings import recordings_at
 from gradscale.report.run import Run
-from gradscale.report.sources import sources_of
 
 Given = str | os.PathLike[str] | Recording
 TITLE = "Loss scaling report"
 
 
 def write_report(
-    recordings: Given | Iterable[Given], path: str | os.PathLike[str], *, title: str = TITLE
+    recordings: Given | Iterable[Given],
+    path: str | os.PathLike[str],
+    *,
+    title: str = TITLE,
+    force: bool = False,
 ) -> Path:
     """Write one HTML file that shows these runs. It opens offline and needs nothing beside it.
 
@@ -25,12 +31,15 @@ def write_report(
             folder of such folders. Several are shown side by side.
         path: the file to write; its folder is made if it is missing.
         title: the heading.
+        force: whether to replace a file that is no report of ours, or a link.
 
     Returns:
         The path of the file.
 
     Raises:
         FileNotFoundError: if there is no recording at a path.
+        FileExistsError: if something that is no report of ours is at `path`, and no `force`.
+        OSError: if it cannot be written; nothing is left behind then.
         ValueError: if a file is no recording, or there is none at all.
         ImportError: if plotly is not installed.
 
@@ -42,14 +51,19 @@ def write_report(
         >>> write_report(folder, folder / "report.html").name
         'report.html'
     """
-    return write_runs(load_runs(recordings), Path(path), title)
+    check_ours(Path(path), force=force)
+    return write_runs(load_runs(recordings), Path(path), title, force=force)
 
 
-def write_runs(runs: Sequence[Run], path: Path, title: str) -> Path:
+def write_runs(runs: Sequence[Run], path: Path, title: str, *, force: bool = False) -> Path:
     """The same for runs that are loaded already."""
+    if any(path.resolve() == run.recording.path.resolve() for run in runs):
+        raise ValueError(f"`{path}` is the recording itself. Choose another place for the report.")
+    check_ours(path, force=force)
     page = html_of(runs, title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, page.encode())
     return path
 
 
@@ -70,7 +84,7 @@ def load_runs(
     if not given:
         raise ValueError("`write_report([])` needs at least one recording.")
     runs = [Run.of(one) for one in given if isinstance(one, Recording)]
-    for source in sources_of(one for one in given if not isinstance(one, Recording)):
+    for source in recordings_at(one for one in given if not isinstance(one, Recording)):
         on_run(source.name)
         runs.append(Run.of(read(source.path), source.name))
     return runs

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
+from gradscale.accelerators import widest_float
 from gradscale.gradients.clip import (
     clamp_groups_,
     known_coefficient,
@@ -171,8 +172,8 @@ class ClippingScaler(AccumulatingScaler):
                 scaled = False
             for each in optimizers if scaled else ():
                 self._check_only(each)
-            wide = torch.float32 if scale.device.type == "mps" else torch.float64
-            bound = (scale if scaled else torch.ones_like(scale)).to(wide) * clip_value
+            at = scale if scaled else torch.ones_like(scale)
+            bound = at.to(widest_float(scale.device)) * clip_value
             records = map(self._record, optimizers)
             flags = [flag for r in records for flag in r["found_inf_per_device"].values()]
             bound = torch.where(combined(flags, scale.device) > 0, math.inf, bound)

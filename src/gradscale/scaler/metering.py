@@ -7,7 +7,7 @@ from typing import Any
 
 from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
-from gradscale.metrics.lost import lost_in
+from gradscale.metrics.lost_count import count_lost
 from gradscale.metrics.meter import Finished, Meter, Subscription
 from gradscale.metrics.metrics import LostShare, Metrics
 from gradscale.policies.policy import Need
@@ -102,9 +102,9 @@ class MeteringScaler(SavedScaler):
         watch.on_measured(self._note_lost)
 
     def _note_lost(self, step: int, rows: Sequence[Any]) -> None:
-        lost = lost_in(rows)
-        if lost.share is not None:
-            self._metering.lost = LostShare(lost.share, step, lost.method)
+        lost = count_lost(rows)
+        if lost.lost_share is not None:
+            self._metering.lost = LostShare(lost.lost_share, step, lost.method)
 
     @property
     def _metering(self) -> Meter:

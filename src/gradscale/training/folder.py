@@ -7,19 +7,25 @@ the lines beyond it.
 
 from __future__ import annotations
 
+import io
 import json
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from gradscale.files.json_text import json_value, read_json, write_json
+from gradscale.files.regular import in_the_way, open_to_append
+from gradscale.files.replacement import replace_file
+from gradscale.files.unwritable import Unwritable, writing
+from gradscale.files.writer_lock import WriterLock
 from gradscale.training.damage import damaged
 from gradscale.training.settings import Settings
-from gradscale.training.trial import Record
+from gradscale.training.trial import StepRecord
 
 RESTART = "Delete it to train this run from its first step."
 RESULT = {
@@ -35,16 +41,45 @@ RESULT = {
 }
 
 
+@contextmanager
+def only_writer(path: Path) -> Generator[None]:
+    """Nobody else writes into the folder meanwhile; what a killed writer left half done goes.
+
+    Raises:
+        Locked: if somebody does.
+    """
+    lock = WriterLock.on_folder(
+        path,
+        f"`{path}` is being written by another run. Wait until it has ended, or stop it; two at "
+        "once would mix their steps.",
+    )
+    try:
+        for half in path.glob(".*.partial"):
+            with writing(half):
+                half.unlink()
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
 class RunFolder:
     """Where one run is kept.
 
     Args:
         path: made if it is missing.
+        within: the folder that it must lie in, through whatever links.
+
+    Raises:
+        Unwritable: if it cannot be made, or a link leads out of `within`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, within: Path | None = None) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            if within is not None and not path.resolve().is_relative_to(within.resolve()):
+                raise Unwritable(path, f"a symbolic link leads out of `{within}`")
+            path.mkdir(parents=True, exist_ok=True)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -66,15 +101,31 @@ class RunFolder:
         """Write ``result.json``: from now on the run counts as finished."""
         write_json(self.path / "result.json", result)
 
-    def save(self, state: dict[str, Any], records: list[Record]) -> None:
+    def save(self, state: dict[str, Any], records: list[StepRecord]) -> None:
         """Append the steps since the last save, then replace the checkpoint.
 
         In this order, so that a checkpoint never counts a step whose line is missing.
+
+        Raises:
+            Unwritable: if the disk is full; the last checkpoint, and its lines, are still there.
         """
-        with (self.path / "steps.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(plain(asdict(record))) + "\n" for record in records)
-            _flush(file)
-        replace(self.path / "checkpoint.pt", lambda file: torch.save(state, file))
+        self._append(json.dumps(json_value(asdict(record))) + "\n" for record in records)
+        # In memory first: torch hides what goes wrong while it writes.
+        content = io.BytesIO()
+        torch.save(state, content)
+        replace_file(self.path / "checkpoint.pt", content.getvalue())
+
+    def _append(self, lines: Iterable[str]) -> None:
+        path = self.path / "steps.jsonl"
+        with os.fdopen(open_to_append(path), "ab") as file, writing(path):
+            before = file.tell()
+            try:
+                file.write("".join(lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), before)
+                raise
 
     def load(self, device: str) -> dict[str, Any] | None:
         """The last checkpoint, with ``steps.jsonl`` cut back to it; None if there is none."""
@@ -83,64 +134,24 @@ class RunFolder:
         step = 0
         if checkpoint.exists():
             with damaged(checkpoint, RESTART):
+                _check_regular(checkpoint.resolve())
                 state = torch.load(checkpoint, map_location=device, weights_only=True)
                 step = int(state["step"])  # pyright: ignore[reportOptionalSubscript]
         self._cut(step)
         return state
 
     def _cut(self, count: int) -> None:
-        steps = self.path / "steps.jsonl"
-        if steps.exists():
-            lines = steps.read_bytes().splitlines(keepends=True)
-            kept = b"".join(lines[:count])
-            replace(steps, lambda file: file.write(kept))
+        path = self.path / "steps.jsonl"
+        if not path.exists():
+            return
+        # Cut in place, as a full disk has no room for a copy.
+        with os.fdopen(open_to_append(path), "ab") as file, path.open("rb") as lines:
+            kept = sum(len(line) for line, _ in zip(lines, range(count), strict=False))
+            with writing(path):
+                os.ftruncate(file.fileno(), kept)
 
 
-def plain(value: Any) -> Any:
-    """`value` with non-finite floats as strings such as ``"nan"``: JSON has none.
-
-    Example:
-        >>> plain({"loss": math.nan, "scale": 2.0})
-        {'loss': 'nan', 'scale': 2.0}
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return value
-
-
-def read_json(path: Path) -> Any:
-    """The file's content; None if it is missing.
-
-    Raises:
-        ValueError: if it is not JSON; the message names the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`{path}` is not valid JSON: {error}.") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace the file by `value`, indented."""
-    text = json.dumps(plain(value), indent=2) + "\n"
-    replace(path, lambda file: file.write(text.encode()))
-
-
-def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside `path`, force it to the disk, then rename: readers see a whole file."""
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        write(file)
-        _flush(file)
-    os.replace(beside, path)
-
-
-def _flush(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _check_regular(path: Path) -> None:
+    obstacle = in_the_way(path)
+    if obstacle:
+        raise ValueError(obstacle)

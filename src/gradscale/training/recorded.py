@@ -45,8 +45,10 @@ def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
             note=settings.to_json(),
         ) as recorder,
     ):
-        trial.recorder = recorder
+        if trial.watched is not None:
+            watching.load_state_dict(trial.watched)
+        trial.recorder, trial.watching = recorder, watching
         try:
             yield
         finally:
-            trial.recorder = None
+            trial.recorder = trial.watching = None

@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 
+from gradscale.metrics.lost_count import LostCount
 from gradscale.recipes import Data
 from gradscale.training.damage import damaged
-from gradscale.training.folder import RESTART, RunFolder
-from gradscale.training.lost import Lost
+from gradscale.training.folder import RESTART, RunFolder, only_writer
 from gradscale.training.precision import emulated
 from gradscale.training.recorded import recorded
 from gradscale.training.settings import Settings
-from gradscale.training.trial import Record, Trial
+from gradscale.training.trial import StepRecord, Trial
 
-_NONE = Lost()
 SAVE_EVERY_SECONDS = 5.0
 
 
@@ -32,7 +31,7 @@ def run(
     data: Data,
     folder: RunFolder,
     *,
-    on_step: Callable[[Record], None] = lambda record: None,
+    on_step: Callable[[StepRecord], None] = lambda record: None,
     on_resume: Callable[[int], None] = lambda steps: None,
     stop: Callable[[], bool] = lambda: False,
     save_every: int | None = None,
@@ -52,12 +51,28 @@ def run(
 
     Raises:
         Interrupted: if `stop` said so.
+        Locked: if another process trains in this folder.
+        Unwritable: if the disk is full; the run can be continued from its last checkpoint.
         DamagedRun: if a file of the run cannot be continued from.
     """
     finished = folder.result
     if finished is not None:
         on_resume(settings.steps)
         return finished
+    with only_writer(folder.path):
+        return _run(settings, data, folder, on_step, on_resume, stop, save_every, record)
+
+
+def _run(
+    settings: Settings,
+    data: Data,
+    folder: RunFolder,
+    on_step: Callable[[StepRecord], None],
+    on_resume: Callable[[int], None],
+    stop: Callable[[], bool],
+    save_every: int | None,
+    record: bool,
+) -> dict[str, Any]:
     folder.write_settings(settings)
     _make_deterministic(settings)
     trial = Trial(settings, data)
@@ -85,11 +100,11 @@ def _make_deterministic(settings: Settings) -> None:
 def _train(
     trial: Trial,
     folder: RunFolder,
-    on_step: Callable[[Record], None],
+    on_step: Callable[[StepRecord], None],
     stop: Callable[[], bool],
     save_every: int | None,
 ) -> None:
-    unsaved: list[Record] = []
+    unsaved: list[StepRecord] = []
     saved_at = time.monotonic()
     while not trial.done:
         unsaved.append(trial.advance())
@@ -98,6 +113,8 @@ def _train(
         late = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
         due = late if save_every is None else trial.step % save_every == 0
         if due or stopping or trial.done:
+            if trial.recorder is not None:
+                trial.recorder.flush()  # a checkpoint never counts a step whose line is missing
             folder.save(trial.state_dict(), unsaved)
             unsaved, saved_at = [], time.monotonic()
         if stopping:
@@ -110,8 +127,8 @@ def _result(trial: Trial) -> dict[str, Any]:
     return {
         "loss": loss,
         "metric": metric,
-        "lost": {kind: lost.share for kind, lost in trial.lost.items()},
-        "lost_share": sum(trial.lost.values(), start=_NONE).share,
+        "lost": {kind: lost.lost_share for kind, lost in trial.lost.items()},
+        "lost_share": sum(trial.lost.values(), start=LostCount()).lost_share,
         "skipped": sum(trial.skips.values()),
         "reasons": dict(sorted(trial.skips.items())),
         "final_scale": 1.0 if trial.scaler is None else trial.scaler.get_scale(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.formats import FloatFormat
+from gradscale.metrics.lost_count import LostCount, count_lost
 from gradscale.recipes import Batch, Data, Recipe, find
 from gradscale.recording import Recorder
-from gradscale.training import lost
-from gradscale.training.lost import Lost
 from gradscale.training.precision import EIGHT_BIT, computing_in
 from gradscale.training.scaling import Outcome, make_scaler, outcome
 from gradscale.training.schedule import learning_rate
 from gradscale.training.settings import Settings
+from gradscale.truth import Gradients, capturing, compared, reference
+from gradscale.watching import Watch
 
 LOST_SAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Record:
+class StepRecord:
     """One step, as it is written to ``steps.jsonl``. Nothing in it depends on the clock."""
 
     step: int
@@ -44,9 +45,11 @@ class Trial:
 
     Attributes:
         step: how many steps have been taken.
-        lost: the flushed gradients, by ``activations`` and ``parameters``.
+        lost: the flushed gradients, by ``activations`` and ``parameters``; see `gradscale.truth`.
         seconds: what each step took, the sampled ones left out.
         recorder: is told the losses, if there is one.
+        watching: measures for the recorder.
+        watched: what the watch of an earlier session knew; None if there was none.
     """
 
     def __init__(self, settings: Settings, data: Data) -> None:
@@ -63,10 +66,12 @@ class Trial:
         )
         self.step = 0
         self.samples = 0
-        self.lost = {"activations": Lost(), "parameters": Lost()}
+        self.lost = {"activations": LostCount(), "parameters": LostCount()}
         self.seconds: list[float] = []
         self.skips: dict[str, int] = {}
         self.recorder: Recorder | None = None
+        self.watching: Watch | None = None
+        self.watched: dict[str, Any] | None = None
 
     def _groups(self) -> list[dict[str, Any]]:
         parameters = list(self.model.parameters())
@@ -81,7 +86,7 @@ class Trial:
         """Whether all steps have been taken."""
         return self.step >= self.settings.steps
 
-    def advance(self) -> Record:
+    def advance(self) -> StepRecord:
         """Take one step."""
         settings = self.settings
         batch = self.recipe.batch(self.data.train, settings.seed, self.step, settings.batch_size)
@@ -97,8 +102,8 @@ class Trial:
             self.recorder.note_loss(loss)
         result = self._optimize()
         # Reading the loss waits for the device, so the clock below is right on accelerators too.
-        record = Record(self.step, float(loss), result.scale, result.skipped, result.reason)
-        if true is None:
+        record = StepRecord(self.step, float(loss), result.scale, result.skipped, result.reason)
+        if true is None or stored is None:
             self.seconds.append(time.perf_counter() - started)
         elif not result.skipped:
             self._count(true, stored)
@@ -124,25 +129,24 @@ class Trial:
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.recipe.loss(model, batch)
 
-    def _reference(self, batch: Batch) -> lost.Gradients:
+    def _reference(self, batch: Batch) -> Gradients:
         divisor = self.settings.loss_divisor
-        true = lost.reference(self.model, lambda model: self._loss(model, batch) / divisor)
-        self._seed()
-        return true
+        return reference(self.model, lambda model: self._loss(model, batch) / divisor)
 
-    def _backward(self, batch: Batch, *, sampling: bool) -> tuple[Tensor, lost.Gradients]:
+    def _backward(self, batch: Batch, *, sampling: bool) -> tuple[Tensor, Gradients | None]:
         """The undivided loss, and all gradients as stored if `sampling`."""
         settings = self.settings
-        with lost.capturing(self.model) if sampling else nullcontext({}) as stored:
+        with ExitStack() as stack:
+            stored = stack.enter_context(capturing(self.model)) if sampling else None
             with computing_in(settings.precision, settings.device, settings.emulate):
                 loss = self._loss(self.model, batch)
                 divided = loss / settings.loss_divisor
                 scaled = divided if self.scaler is None else self.scaler.scale(divided)
                 scaled.backward()
-        if sampling:
-            stored = stored | {
-                name: grad.clone() for name, grad in lost.parameter_gradients(self.model).items()
-            }
+        if stored is not None:
+            stored.scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+            named = self.model.named_parameters()
+            stored.parameters = {n: p.grad.clone() for n, p in named if p.grad is not None}
         return loss.detach(), stored
 
     def _optimize(self) -> Outcome:
@@ -168,13 +172,12 @@ class Trial:
                 grads, self.settings.loss_divisor
             )
 
-    def _count(self, true: lost.Gradients, stored: lost.Gradients) -> None:
+    def _count(self, true: Gradients, stored: Gradients) -> None:
         precision = self.settings.precision
         format = FloatFormat.of(precision if precision in EIGHT_BIT else "fp16")
-        for kind, chosen in (("activations", False), ("parameters", True)):
-            names = [name for name in true if name.endswith(":grad") == chosen]
-            part = {name: true[name] for name in names}
-            self.lost[kind] += lost.compare(part, stored, format)
+        lost = compared(true, stored, format)
+        for name, kind in (("activations", "module"), ("parameters", "parameter")):
+            self.lost[name] += count_lost(row for row in lost if row.kind == kind)
         self.samples += 1
 
     @torch.no_grad()
@@ -201,17 +204,19 @@ class Trial:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "watch": None if self.watching is None else self.watching.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was called."""
         self.step, self.samples = state["step"], state["samples"]
-        self.lost = {kind: Lost(**value) for kind, value in state["lost"].items()}
+        self.lost = {kind: LostCount(**value) for kind, value in state["lost"].items()}
         self.seconds, self.skips = list(state["seconds"]), dict(state["skips"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+        self.watched = state.get("watch")
 
 
 def load_data(settings: Settings) -> Data:

@@ -27,13 +27,16 @@ class Attaching:
     Args:
         model: whose passes are measured; those that reach none of its parameters are left alone.
         scaler: the loop's, or None.
+
+    Attributes:
+        negligible: which gradients were seen to be zero up to rounding.
     """
 
     def __init__(self, model: nn.Module, scaler: Any) -> None:
         self._model = model
         self._scaler = scaler
         self._known: OrderedDict[object, list[Spot]] = OrderedDict()
-        self._negligible = Negligible()
+        self.negligible = Negligible()
 
     def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
         """Hooks the pass that is about to begin at `tensors`.
@@ -59,7 +62,7 @@ class Attaching:
         spots = self._spots(walked.graph, names)
         if not spots:
             return None
-        recognizing = self._negligible.begin(walked, names)
+        recognizing = self.negligible.begin(walked, names)
         plan = PlanInForce.of(self._scaler, walked)
         node: Any = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)

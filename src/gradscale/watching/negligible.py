@@ -8,6 +8,7 @@ queries, keys and values, counts as the true zeros that these elements are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,15 @@ class Negligible:
     def __init__(self) -> None:
         self._known: dict[str, Tensor] = {}
         self._passes = 0
+
+    def state(self) -> dict[str, Any]:
+        """How many passes were looked at, and what they said of each parameter."""
+        return {"passes": min(self._passes, PASSES), "negligible": dict(self._known)}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from `state`."""
+        self._passes = state["passes"]
+        self._known = {name: zeros.to(device) for name, zeros in state["negligible"].items()}
 
     def begin(self, walked: Walk, names: Mapping[int, ParameterName]) -> Recognizing:
         """A pass is about to run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ from gradscale.watching.passes import listen, stop_listening
 from gradscale.watching.report import WatchReport
 from gradscale.watching.reporting import report_of
 from gradscale.watching.rows import Row
+from gradscale.watching.saving import restore, saved
 from gradscale.watching.settings import (
     checked_count,
     checked_exponent,
@@ -147,6 +148,20 @@ class Watch:
         """The report of the latest measuring step that has arrived; None before the first."""
         self.poll()
         return self._report_of(self._kept[-1]) if self._kept else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to measure the same steps, and to judge them alike.
+
+        Example:
+            >>> import gradscale
+            >>> gradscale.watch(torch.nn.Linear(4, 1)).state_dict()
+            {'step': -1, 'passes': 0, 'negligible': {}}
+        """
+        return saved(self._steps, self._attaching.negligible)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on behind the step after which `state_dict` was called."""
+        restore(state, self._steps, self._attaching.negligible, self._device())
 
     def on_measured(self, callback: Callback) -> None:
         """Calls ``callback(step, rows)`` for every measuring step, once its counts have arrived.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved
@@ -12,43 +13,45 @@ from gradscale.checkpoints.values import read_count, read_float
 _ENTRY = re.compile(r"loss_scaler\d+")
 
 
-def recognizes(state: Saved) -> bool:
-    """True for `apex.amp.state_dict()`."""
-    return any(_ENTRY.fullmatch(str(key)) for key in state)
+@final
+class Apex(Layout):
+    """`apex.amp.state_dict()`."""
 
+    name = "apex"
 
-def read(state: Saved) -> ScalerState:
-    """The state of `apex.amp.state_dict()`, which must hold one loss.
+    def recognizes(self, state: Saved) -> bool:
+        """True for `apex.amp.state_dict()`."""
+        return any(_ENTRY.fullmatch(str(key)) for key in state)
 
-    `amp.initialize` offers no way to change the factor 2 nor the window of 2000, so both are known.
-    """
-    entries = [key for key in state if _ENTRY.fullmatch(str(key))]
-    if len(entries) != 1:
-        raise ValueError(
-            f"`read_state(state)` found {len(entries)} apex loss scalers, {entries}; it takes one. "
-            'Pass them one by one, as in `read_state({"loss_scaler0": state["loss_scaler0"]})`.'
+    def read(self, state: Saved) -> ScalerState:
+        """The state of `apex.amp.state_dict()`, which must hold one loss.
+
+        `amp.initialize` has no way to change the factor 2 nor the window of 2000: both are known.
+        """
+        entries = [key for key in state if _ENTRY.fullmatch(str(key))]
+        if len(entries) != 1:
+            raise ValueError(
+                f"`read_state(state)` found {len(entries)} apex loss scalers, {entries}; it takes "
+                "one. Pass them one by one, as in "
+                '`read_state({"loss_scaler0": state["loss_scaler0"]})`.'
+            )
+        entry = state[entries[0]]
+        settings = ScalerSettings(
+            growth_factor=2.0, backoff_factor=0.5, growth_interval=2000, hysteresis=1
         )
-    entry = state[entries[0]]
-    settings = ScalerSettings(
-        growth_factor=2.0, backoff_factor=0.5, growth_interval=2000, hysteresis=1
-    )
-    return ScalerState(
-        read_float(entry, "loss_scale"),
-        good_steps=read_count(entry, "unskipped"),
-        hysteresis_left=1,
-        settings=settings,
-    )
+        return ScalerState(
+            read_float(entry, "loss_scale"),
+            good_steps=read_count(entry, "unskipped"),
+            hysteresis_left=1,
+            settings=settings,
+        )
 
-
-def write(state: ScalerState) -> Exported:
-    """What `apex.amp.load_state_dict` takes, for one loss."""
-    draft = Draft(state)
-    draft.fixed(dynamic=True, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000)
-    entry = {
-        "loss_scale": draft.take("scale", 2.0**16),
-        "unskipped": draft.take("good_steps", 0),
-    }
-    return draft.finish({"loss_scaler0": entry})
-
-
-LAYOUT = Layout("apex", recognizes, read, write)
+    def write(self, state: ScalerState) -> Exported:
+        """What `apex.amp.load_state_dict` takes, for one loss."""
+        draft = Draft(state)
+        draft.fixed(dynamic=True, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000)
+        entry = {
+            "loss_scale": draft.take("scale", 2.0**16),
+            "unskipped": draft.take("good_steps", 0),
+        }
+        return draft.finish({"loss_scaler0": entry})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
@@ -10,102 +10,110 @@ from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.checkpoints.values import read_count, read_flag, read_float
 
 
-def recognizes_scaler(state: Saved) -> bool:
-    """True for `vars(loss_scaler)` of a ZeRO checkpoint."""
-    return has(state, "cur_scale") and not has(state, "dynamic_loss_scale")
+@final
+class DeepSpeedScaler(Layout):
+    """`vars(loss_scaler)` of DeepSpeed's ZeRO."""
+
+    name = "deepspeed"
+
+    def recognizes(self, state: Saved) -> bool:
+        """True for `vars(loss_scaler)` of a ZeRO checkpoint."""
+        return has(state, "cur_scale") and not has(state, "dynamic_loss_scale")
+
+    def read(self, state: Saved) -> ScalerState:
+        """The state of DeepSpeed's `DynamicLossScaler`, or of its static `LossScaler`.
+
+        It grows on a finite step when ``cur_iter - last_overflow_iter`` divides by the window.
+        """
+        scale = read_float(state, "cur_scale")
+        if not has(state, "scale_window"):
+            return ScalerState(scale, settings=ScalerSettings(dynamic=False))
+        interval = read_count(state, "scale_window")
+        settings = ScalerSettings(
+            dynamic=True,
+            growth_factor=read_float(state, "scale_factor"),
+            backoff_factor=1 / read_float(state, "scale_factor"),
+            growth_interval=interval,
+            hysteresis=read_count(state, "delayed_shift"),
+            hysteresis_refill="clean" if read_flag(state, "consecutive_hysteresis") else "growth",
+            min_scale=read_float(state, "min_scale"),
+        )
+        return ScalerState(
+            scale,
+            good_steps=(_since_overflow(state) - 1) % interval,
+            hysteresis_left=read_count(state, "cur_hysteresis"),
+            settings=settings,
+        )
+
+    def write(self, state: ScalerState) -> Exported:
+        """The attributes of DeepSpeed's `DynamicLossScaler`: ``vars(loss_scaler).update(...)``."""
+        draft = Draft(state)
+        if not draft.take("dynamic", True):
+            return draft.finish({"cur_scale": draft.take("scale", 1.0), "dynamic": False})
+        # With a hysteresis of 1 DeepSpeed does not look at what is left: it must not be below.
+        hysteresis = draft.take("hysteresis", draft.known("hysteresis_left", 1))
+        left = draft.take("hysteresis_left", hysteresis)
+        refill = draft.choose("hysteresis_refill", ("growth", "clean"))
+        saved = {
+            "dynamic": True,
+            **_common(draft),
+            "cur_iter": draft.take("good_steps", 0),
+            "min_scale": draft.take("min_scale", 1.0),
+            "delayed_shift": hysteresis,
+            "cur_hysteresis": left,
+            "consecutive_hysteresis": refill == "clean",
+        }
+        return draft.finish(saved)
 
 
-def recognizes_fused(state: Saved) -> bool:
-    """True for the state of DeepSpeed's `FP16_Optimizer`, fused or not."""
-    return has(state, "cur_scale", "dynamic_loss_scale", "cur_iter")
+@final
+class DeepSpeedFused(Layout):
+    """The state of DeepSpeed's `FP16_Optimizer`."""
 
+    name = "deepspeed_fused"
 
-def read_scaler(state: Saved) -> ScalerState:
-    """The state of DeepSpeed's `DynamicLossScaler`, or of its static `LossScaler`, as a dictionary.
+    def recognizes(self, state: Saved) -> bool:
+        """True for the state of DeepSpeed's `FP16_Optimizer`, fused or not."""
+        return has(state, "cur_scale", "dynamic_loss_scale", "cur_iter")
 
-    It grows when ``cur_iter - last_overflow_iter`` is a multiple of the window, on a finite step.
-    """
-    scale = read_float(state, "cur_scale")
-    if not has(state, "scale_window"):
-        return ScalerState(scale, settings=ScalerSettings(dynamic=False))
-    interval = read_count(state, "scale_window")
-    settings = ScalerSettings(
-        dynamic=True,
-        growth_factor=read_float(state, "scale_factor"),
-        backoff_factor=1 / read_float(state, "scale_factor"),
-        growth_interval=interval,
-        hysteresis=read_count(state, "delayed_shift"),
-        hysteresis_refill="clean" if read_flag(state, "consecutive_hysteresis") else "growth",
-        min_scale=read_float(state, "min_scale"),
-    )
-    return ScalerState(
-        scale,
-        good_steps=(_since_overflow(state) - 1) % interval,
-        hysteresis_left=read_count(state, "cur_hysteresis"),
-        settings=settings,
-    )
+    def read(self, state: Saved) -> ScalerState:
+        """The state of DeepSpeed's `FP16_Optimizer`, whose growth comes late by a step.
 
+        After an overflow it waits for the window and one finite step more, then for the window. The
+        count says when growth is due, except right after an overflow, where it is one step early.
+        """
+        scale = read_float(state, "cur_scale")
+        if not read_flag(state, "dynamic_loss_scale"):
+            return ScalerState(scale, settings=ScalerSettings(dynamic=False))
+        interval = read_count(state, "scale_window")
+        stable = _since_overflow(state) - 1
+        settings = ScalerSettings(
+            dynamic=True,
+            growth_factor=read_float(state, "scale_factor"),
+            backoff_factor=1 / read_float(state, "scale_factor"),
+            growth_interval=interval,
+            hysteresis=1,
+        )
+        return ScalerState(
+            scale,
+            good_steps=(stable - 1) % interval if stable else 0,
+            hysteresis_left=1,
+            settings=settings,
+            unread=("growth after an overflow comes one finite step later than elsewhere",),
+        )
 
-def read_fused(state: Saved) -> ScalerState:
-    """The state of DeepSpeed's `FP16_Optimizer`, whose growth comes late by a step.
-
-    After an overflow it waits for the window and one finite step more, then for the window. The
-    count says when growth is due, except right after an overflow, where it is one step early.
-    """
-    scale = read_float(state, "cur_scale")
-    if not read_flag(state, "dynamic_loss_scale"):
-        return ScalerState(scale, settings=ScalerSettings(dynamic=False))
-    interval = read_count(state, "scale_window")
-    stable = _since_overflow(state) - 1
-    settings = ScalerSettings(
-        dynamic=True,
-        growth_factor=read_float(state, "scale_factor"),
-        backoff_factor=1 / read_float(state, "scale_factor"),
-        growth_interval=interval,
-        hysteresis=1,
-    )
-    return ScalerState(
-        scale,
-        good_steps=(stable - 1) % interval if stable else 0,
-        hysteresis_left=1,
-        settings=settings,
-        unread=("growth after an overflow comes one finite step later than elsewhere",),
-    )
-
-
-def write_scaler(state: ScalerState) -> Exported:
-    """The attributes of DeepSpeed's `DynamicLossScaler`: ``vars(loss_scaler).update(...)``."""
-    draft = Draft(state)
-    if not draft.take("dynamic", True):
-        return draft.finish({"cur_scale": draft.take("scale", 1.0), "dynamic": False})
-    # With a hysteresis of 1 DeepSpeed does not look at what is left, so it must not be below that.
-    hysteresis = draft.take("hysteresis", draft.known("hysteresis_left", 1))
-    left = draft.take("hysteresis_left", hysteresis)
-    refill = draft.choose("hysteresis_refill", ("growth", "clean"))
-    saved = {
-        "dynamic": True,
-        **_common(draft),
-        "cur_iter": draft.take("good_steps", 0),
-        "min_scale": draft.take("min_scale", 1.0),
-        "delayed_shift": hysteresis,
-        "cur_hysteresis": left,
-        "consecutive_hysteresis": refill == "clean",
-    }
-    return draft.finish(saved)
-
-
-def write_fused(state: ScalerState) -> Exported:
-    """The scaler's entries in the state of DeepSpeed's `FP16_Optimizer`, not the optimizer's."""
-    draft = Draft(state)
-    if not draft.take("dynamic", True):
-        static = {"dynamic_loss_scale": False, "cur_scale": draft.take("scale", 1.0)}
-        return draft.finish({**static, "cur_iter": 0})
-    saved = {
-        "dynamic_loss_scale": True,
-        **_common(draft),
-        "cur_iter": draft.take("good_steps", 0) + 1,
-    }
-    return draft.finish(saved)
+    def write(self, state: ScalerState) -> Exported:
+        """The scaler's entries in the state of `FP16_Optimizer`, not the optimizer's."""
+        draft = Draft(state)
+        if not draft.take("dynamic", True):
+            static = {"dynamic_loss_scale": False, "cur_scale": draft.take("scale", 1.0)}
+            return draft.finish({**static, "cur_iter": 0})
+        saved = {
+            "dynamic_loss_scale": True,
+            **_common(draft),
+            "cur_iter": draft.take("good_steps", 0) + 1,
+        }
+        return draft.finish(saved)
 
 
 def _common(draft: Draft) -> dict[str, Any]:
@@ -121,7 +129,3 @@ def _common(draft: Draft) -> dict[str, Any]:
 
 def _since_overflow(state: Saved) -> int:
     return read_count(state, "cur_iter") - read_count(state, "last_overflow_iter")
-
-
-SCALER = Layout("deepspeed", recognizes_scaler, read_scaler, write_scaler)
-FUSED = Layout("deepspeed_fused", recognizes_fused, read_fused, write_fused)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.checkpoints.values import read_float
 
 
-def recognizes(state: Saved) -> bool:
-    """True for the state of fairseq's `FP16Optimizer`."""
-    return has(state, "loss_scale") and not has(state, "unskipped")
+@final
+class Fairseq(Layout):
+    """The state of fairseq's `FP16Optimizer`."""
 
+    name = "fairseq"
 
-def read(state: Saved) -> ScalerState:
-    """The scale in the state of fairseq's `FP16Optimizer`; it saves no counter."""
-    settings = ScalerSettings(dynamic=True, growth_factor=2.0, backoff_factor=0.5)
-    return ScalerState(read_float(state, "loss_scale"), settings=settings)
+    def recognizes(self, state: Saved) -> bool:
+        """True for the state of fairseq's `FP16Optimizer`."""
+        return has(state, "loss_scale") and not has(state, "unskipped")
 
+    def read(self, state: Saved) -> ScalerState:
+        """The scale in the state of fairseq's `FP16Optimizer`; it saves no counter."""
+        settings = ScalerSettings(dynamic=True, growth_factor=2.0, backoff_factor=0.5)
+        return ScalerState(read_float(state, "loss_scale"), settings=settings)
 
-def write(state: ScalerState) -> Exported:
-    """The entry that fairseq's `FP16Optimizer` looks for beside the optimizer's own."""
-    draft = Draft(state)
-    draft.fixed(dynamic=True, growth_factor=2.0, backoff_factor=0.5)
-    return draft.finish({"loss_scale": draft.take("scale", 2.0**15)})
-
-
-LAYOUT = Layout("fairseq", recognizes, read, write)
+    def write(self, state: ScalerState) -> Exported:
+        """The entry that fairseq's `FP16Optimizer` looks for beside the optimizer's own."""
+        draft = Draft(state)
+        draft.fixed(dynamic=True, growth_factor=2.0, backoff_factor=0.5)
+        return draft.finish({"loss_scale": draft.take("scale", 2.0**15)})

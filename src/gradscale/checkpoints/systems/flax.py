@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import MIN_SCALE, ScalerSettings, ScalerState
 from gradscale.checkpoints.values import read_count, read_float
 
 
-def recognizes(state: Saved) -> bool:
-    """True for `to_state_dict(dynamic_scale)` of flax, and for `dataclasses.asdict` of it."""
-    return has(state, "fin_steps", "scale")
+@final
+class Flax(Layout):
+    """The state of flax' `DynamicScale`."""
 
+    name = "flax"
 
-def read(state: Saved) -> ScalerState:
-    """The state of flax' `DynamicScale`, with its settings where they were saved too.
+    def recognizes(self, state: Saved) -> bool:
+        """True for `to_state_dict(dynamic_scale)` of flax, and for `dataclasses.asdict` of it."""
+        return has(state, "fin_steps", "scale")
 
-    flax grows the scale on the finite step *after* ``growth_interval`` of them; torch would call
-    that interval one longer, and that is the number given here.
-    """
-    interval = "growth_interval"
-    settings = ScalerSettings(
-        dynamic=True,
-        growth_factor=_optional(state, "growth_factor"),
-        backoff_factor=_optional(state, "backoff_factor"),
-        growth_interval=read_count(state, interval) + 1 if interval in state else None,
-        hysteresis=1,
-        min_scale=_optional(state, "minimum_scale"),
-    )
-    return ScalerState(
-        read_float(state, "scale"),
-        good_steps=read_count(state, "fin_steps"),
-        hysteresis_left=1,
-        settings=settings,
-    )
+    def read(self, state: Saved) -> ScalerState:
+        """The state of flax' `DynamicScale`, with its settings where they were saved too.
 
+        flax grows the scale on the finite step *after* ``growth_interval`` of them; torch would
+        call that interval one longer, and that is the number given here.
+        """
+        interval = "growth_interval"
+        settings = ScalerSettings(
+            dynamic=True,
+            growth_factor=_optional(state, "growth_factor"),
+            backoff_factor=_optional(state, "backoff_factor"),
+            growth_interval=read_count(state, interval) + 1 if interval in state else None,
+            hysteresis=1,
+            min_scale=_optional(state, "minimum_scale"),
+        )
+        return ScalerState(
+            read_float(state, "scale"),
+            good_steps=read_count(state, "fin_steps"),
+            hysteresis_left=1,
+            settings=settings,
+        )
 
-def write(state: ScalerState) -> Exported:
-    """What `flax.serialization.from_state_dict` takes: it refuses any other key."""
-    draft = Draft(state)
-    draft.fixed(dynamic=True, min_scale=MIN_SCALE)
-    saved = {"fin_steps": draft.take("good_steps", 0), "scale": draft.take("scale", 2.0**16)}
-    return draft.finish(saved)
+    def write(self, state: ScalerState) -> Exported:
+        """What `flax.serialization.from_state_dict` takes: it refuses any other key."""
+        draft = Draft(state)
+        draft.fixed(dynamic=True, min_scale=MIN_SCALE)
+        saved = {"fin_steps": draft.take("good_steps", 0), "scale": draft.take("scale", 2.0**16)}
+        return draft.finish(saved)
 
 
 def _optional(state: Saved, key: str) -> float | None:
     return None if state.get(key) is None else read_float(state, key)
-
-
-LAYOUT = Layout("flax", recognizes, read, write)

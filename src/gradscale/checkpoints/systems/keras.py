@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
@@ -15,44 +17,45 @@ def _by_name(state: Saved) -> Saved:
     return {str(key).rsplit("/", 1)[-1]: value for key, value in state.items()}
 
 
-def recognizes(state: Saved) -> bool:
-    """True for ``{v.path: v.numpy() for v in optimizer.variables}``."""
-    return has(_by_name(state), "step_counter", "dynamic_scale")
+@final
+class Keras(Layout):
+    """The variables of Keras' `LossScaleOptimizer`."""
 
+    name = "keras"
 
-def read(state: Saved) -> ScalerState:
-    """The state of `LossScaleOptimizer`, by variable name or as `save_own_variables` numbers it.
+    def recognizes(self, state: Saved) -> bool:
+        """True for ``{v.path: v.numpy() for v in optimizer.variables}``."""
+        return has(_by_name(state), "step_counter", "dynamic_scale")
 
-    ``dynamic_growth_steps`` belongs to `get_config()`; it is read where it was added to `state`.
-    """
-    named = _by_name(state)
-    numbered = not has(named, "dynamic_scale") and has(state, *_STORE.values())
-    keys = _STORE if numbered else {name: name for name in _STORE}
-    interval = "dynamic_growth_steps"
-    settings = ScalerSettings(
-        dynamic=True,
-        growth_factor=2.0,
-        backoff_factor=0.5,
-        growth_interval=read_count(named, interval) if interval in named else None,
-        hysteresis=1,
-    )
-    return ScalerState(
-        read_float(named, keys["dynamic_scale"]),
-        good_steps=read_count(named, keys["step_counter"]),
-        hysteresis_left=1,
-        settings=settings,
-    )
+    def read(self, state: Saved) -> ScalerState:
+        """The state of `LossScaleOptimizer`, by name or as `save_own_variables` numbers it.
 
+        ``dynamic_growth_steps`` belongs to `get_config()`; it is read where `state` has it too.
+        """
+        named = _by_name(state)
+        numbered = not has(named, "dynamic_scale") and has(state, *_STORE.values())
+        keys = _STORE if numbered else {name: name for name in _STORE}
+        interval = "dynamic_growth_steps"
+        settings = ScalerSettings(
+            dynamic=True,
+            growth_factor=2.0,
+            backoff_factor=0.5,
+            growth_interval=read_count(named, interval) if interval in named else None,
+            hysteresis=1,
+        )
+        return ScalerState(
+            read_float(named, keys["dynamic_scale"]),
+            good_steps=read_count(named, keys["step_counter"]),
+            hysteresis_left=1,
+            settings=settings,
+        )
 
-def write(state: ScalerState) -> Exported:
-    """The two variables to assign: ``optimizer.step_counter`` and ``optimizer.dynamic_scale``."""
-    draft = Draft(state)
-    draft.fixed(dynamic=True, growth_factor=2.0, backoff_factor=0.5)
-    saved = {
-        "step_counter": draft.take("good_steps", 0),
-        "dynamic_scale": draft.take("scale", 2.0**15),
-    }
-    return draft.finish(saved)
-
-
-LAYOUT = Layout("keras", recognizes, read, write)
+    def write(self, state: ScalerState) -> Exported:
+        """The two variables to assign: ``step_counter`` and ``dynamic_scale`` of the optimizer."""
+        draft = Draft(state)
+        draft.fixed(dynamic=True, growth_factor=2.0, backoff_factor=0.5)
+        saved = {
+            "step_counter": draft.take("good_steps", 0),
+            "dynamic_scale": draft.take("scale", 2.0**15),
+        }
+        return draft.finish(saved)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 
 from gradscale.checkpoints.draft import Draft, Exported
@@ -10,35 +12,36 @@ from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.checkpoints.values import read_count, read_float
 
 
-def recognizes(state: Saved) -> bool:
-    """True for `DynamicGradScaler.state_dict()`."""
-    return has(state, "scale", "growth_tracker", "hysteresis_tracker")
+@final
+class Megatron(Layout):
+    """`DynamicGradScaler.state_dict()` of Megatron-LM."""
 
+    name = "megatron"
 
-def read(state: Saved) -> ScalerState:
-    """The state of Megatron's `DynamicGradScaler.state_dict()`.
+    def recognizes(self, state: Saved) -> bool:
+        """True for `DynamicGradScaler.state_dict()`."""
+        return has(state, "scale", "growth_tracker", "hysteresis_tracker")
 
-    Its hysteresis tracker may fall below zero, where every overflow backs off: that is 1 left.
-    """
-    return ScalerState(
-        read_float(state, "scale"),
-        good_steps=read_count(state, "growth_tracker"),
-        hysteresis_left=max(1, read_count(state, "hysteresis_tracker")),
-        settings=ScalerSettings(dynamic=True, hysteresis_refill="growth"),
-    )
+    def read(self, state: Saved) -> ScalerState:
+        """The state of Megatron's `DynamicGradScaler.state_dict()`.
 
+        Its hysteresis tracker may fall below zero, where every overflow backs off: that is 1 left.
+        """
+        return ScalerState(
+            read_float(state, "scale"),
+            good_steps=read_count(state, "growth_tracker"),
+            hysteresis_left=max(1, read_count(state, "hysteresis_tracker")),
+            settings=ScalerSettings(dynamic=True, hysteresis_refill="growth"),
+        )
 
-def write(state: ScalerState) -> Exported:
-    """What Megatron's `DynamicGradScaler.load_state_dict` takes."""
-    draft = Draft(state)
-    draft.fixed(dynamic=True, hysteresis_refill="growth")
-    saved = {
-        # Megatron calls .cuda() on this entry, so it must be a tensor, of one element.
-        "scale": torch.tensor([draft.take("scale", 2.0**32)], dtype=torch.float32),
-        "growth_tracker": draft.take("good_steps", 0),
-        "hysteresis_tracker": draft.take("hysteresis_left", 2),
-    }
-    return draft.finish(saved)
-
-
-LAYOUT = Layout("megatron", recognizes, read, write)
+    def write(self, state: ScalerState) -> Exported:
+        """What Megatron's `DynamicGradScaler.load_state_dict` takes."""
+        draft = Draft(state)
+        draft.fixed(dynamic=True, hysteresis_refill="growth")
+        saved = {
+            # Megatron calls .cuda() on this entry, so it must be a tensor, of one element.
+            "scale": torch.tensor([draft.take("scale", 2.0**32)], dtype=torch.float32),
+            "growth_tracker": draft.take("good_steps", 0),
+            "hysteresis_tracker": draft.take("hysteresis_left", 2),
+        }
+        return draft.finish(saved)

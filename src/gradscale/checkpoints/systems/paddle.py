@@ -2,58 +2,61 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.checkpoints.values import read_count, read_flag, read_float
 
 
-def recognizes(state: Saved) -> bool:
-    """True for `paddle.amp.GradScaler.state_dict()`."""
-    return has(state, "scale", "incr_ratio", "incr_count", "decr_count")
+@final
+class Paddle(Layout):
+    """`paddle.amp.GradScaler.state_dict()`."""
 
+    name = "paddle"
 
-def read(state: Saved) -> ScalerState:
-    """The state of `paddle.amp.GradScaler.state_dict()`.
+    def recognizes(self, state: Saved) -> bool:
+        """True for `paddle.amp.GradScaler.state_dict()`."""
+        return has(state, "scale", "incr_ratio", "incr_count", "decr_count")
 
-    Paddle counts overflows in a row upwards from 0 and backs off when the count reaches
-    ``decr_every_n_nan_or_inf``; what is left is the difference.
-    """
-    hysteresis = read_count(state, "decr_every_n_nan_or_inf")
-    settings = ScalerSettings(
-        dynamic=read_flag(state, "use_dynamic_loss_scaling"),
-        growth_factor=read_float(state, "incr_ratio"),
-        backoff_factor=read_float(state, "decr_ratio"),
-        growth_interval=read_count(state, "incr_every_n_steps"),
-        hysteresis=hysteresis,
-        hysteresis_refill="clean_or_backoff",
-    )
-    return ScalerState(
-        read_float(state, "scale"),
-        good_steps=read_count(state, "incr_count"),
-        hysteresis_left=hysteresis - read_count(state, "decr_count"),
-        settings=settings,
-    )
+    def read(self, state: Saved) -> ScalerState:
+        """The state of `paddle.amp.GradScaler.state_dict()`.
 
+        Paddle counts overflows in a row upwards from 0 and backs off when the count reaches
+        ``decr_every_n_nan_or_inf``; what is left is the difference.
+        """
+        hysteresis = read_count(state, "decr_every_n_nan_or_inf")
+        settings = ScalerSettings(
+            dynamic=read_flag(state, "use_dynamic_loss_scaling"),
+            growth_factor=read_float(state, "incr_ratio"),
+            backoff_factor=read_float(state, "decr_ratio"),
+            growth_interval=read_count(state, "incr_every_n_steps"),
+            hysteresis=hysteresis,
+            hysteresis_refill="clean_or_backoff",
+        )
+        return ScalerState(
+            read_float(state, "scale"),
+            good_steps=read_count(state, "incr_count"),
+            hysteresis_left=hysteresis - read_count(state, "decr_count"),
+            settings=settings,
+        )
 
-def write(state: ScalerState) -> Exported:
-    """What `paddle.amp.GradScaler.load_state_dict` takes."""
-    draft = Draft(state)
-    draft.fixed(hysteresis_refill="clean_or_backoff")
-    hysteresis = draft.take("hysteresis", 1)
-    left = min(hysteresis, draft.known("hysteresis_left", hysteresis))
-    draft.fixed(hysteresis_left=left)
-    saved = {
-        "scale": [draft.take("scale", 2.0**16)],  # Paddle reads element 0
-        "incr_ratio": draft.take("growth_factor", 2.0),
-        "decr_ratio": draft.take("backoff_factor", 0.5),
-        "incr_every_n_steps": draft.take("growth_interval", 2000),
-        "decr_every_n_nan_or_inf": hysteresis,
-        "incr_count": draft.take("good_steps", 0),
-        "decr_count": hysteresis - left,
-        "use_dynamic_loss_scaling": draft.take("dynamic", True),
-    }
-    return draft.finish(saved)
-
-
-LAYOUT = Layout("paddle", recognizes, read, write)
+    def write(self, state: ScalerState) -> Exported:
+        """What `paddle.amp.GradScaler.load_state_dict` takes."""
+        draft = Draft(state)
+        draft.fixed(hysteresis_refill="clean_or_backoff")
+        hysteresis = draft.take("hysteresis", 1)
+        left = min(hysteresis, draft.known("hysteresis_left", hysteresis))
+        draft.fixed(hysteresis_left=left)
+        saved = {
+            "scale": [draft.take("scale", 2.0**16)],  # Paddle reads element 0
+            "incr_ratio": draft.take("growth_factor", 2.0),
+            "decr_ratio": draft.take("backoff_factor", 0.5),
+            "incr_every_n_steps": draft.take("growth_interval", 2000),
+            "decr_every_n_nan_or_inf": hysteresis,
+            "incr_count": draft.take("good_steps", 0),
+            "decr_count": hysteresis - left,
+            "use_dynamic_loss_scaling": draft.take("dynamic", True),
+        }
+        return draft.finish(saved)

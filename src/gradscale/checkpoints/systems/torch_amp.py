@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
@@ -10,39 +12,40 @@ from gradscale.checkpoints.values import read_count, read_float
 KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 
 
-def recognizes(state: Saved) -> bool:
-    """True for the five keys of `torch.amp.GradScaler.state_dict()`."""
-    return has(state, *KEYS) and not has(state, "gradscale")
+@final
+class TorchAmp(Layout):
+    """`torch.amp.GradScaler.state_dict()`."""
 
+    name = "torch"
 
-def read(state: Saved) -> ScalerState:
-    """The state of `torch.amp.GradScaler.state_dict()`."""
-    settings = ScalerSettings(
-        growth_factor=read_float(state, "growth_factor"),
-        backoff_factor=read_float(state, "backoff_factor"),
-        growth_interval=read_count(state, "growth_interval"),
-        hysteresis=1,
-    )
-    return ScalerState(
-        read_float(state, "scale"),
-        good_steps=read_count(state, "_growth_tracker"),
-        hysteresis_left=1,
-        settings=settings,
-    )
+    def recognizes(self, state: Saved) -> bool:
+        """True for the five keys of `torch.amp.GradScaler.state_dict()`."""
+        return has(state, *KEYS) and not has(state, "gradscale")
 
+    def read(self, state: Saved) -> ScalerState:
+        """The state of `torch.amp.GradScaler.state_dict()`."""
+        settings = ScalerSettings(
+            growth_factor=read_float(state, "growth_factor"),
+            backoff_factor=read_float(state, "backoff_factor"),
+            growth_interval=read_count(state, "growth_interval"),
+            hysteresis=1,
+        )
+        return ScalerState(
+            read_float(state, "scale"),
+            good_steps=read_count(state, "_growth_tracker"),
+            hysteresis_left=1,
+            settings=settings,
+        )
 
-def write(state: ScalerState) -> Exported:
-    """What `torch.amp.GradScaler.load_state_dict` takes."""
-    draft = Draft(state)
-    draft.fixed(dynamic=True)
-    saved = {
-        "scale": draft.take("scale", 2.0**16),
-        "growth_factor": draft.take("growth_factor", 2.0),
-        "backoff_factor": draft.take("backoff_factor", 0.5),
-        "growth_interval": draft.take("growth_interval", 2000),
-        "_growth_tracker": draft.take("good_steps", 0),
-    }
-    return draft.finish(saved)
-
-
-LAYOUT = Layout("torch", recognizes, read, write)
+    def write(self, state: ScalerState) -> Exported:
+        """What `torch.amp.GradScaler.load_state_dict` takes."""
+        draft = Draft(state)
+        draft.fixed(dynamic=True)
+        saved = {
+            "scale": draft.take("scale", 2.0**16),
+            "growth_factor": draft.take("growth_factor", 2.0),
+            "backoff_factor": draft.take("backoff_factor", 0.5),
+            "growth_interval": draft.take("growth_interval", 2000),
+            "_growth_tracker": draft.take("good_steps", 0),
+        }
+        return draft.finish(saved)

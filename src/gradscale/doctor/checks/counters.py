@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient
 
 _ONLY_AT_EQUALITY = {"torch", "gradscale", "apex", "megatron", "keras", "flax"}
 """Systems that grow where the count *equals* the interval."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradscale.doctor.defaults import cap_of, defaults_of
+from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient
-from gradscale.doctor.words import scale, times
+from gradscale.doctor.number_text import counted, scale_words
+from gradscale.doctor.system_defaults import cap_of, defaults_of
 
 
 def check_growth(patient: Patient) -> Iterator[Finding]:
@@ -27,14 +27,15 @@ def _growing(patient: Patient, interval: int, why: str) -> Finding:
     if steps < interval:
         return Finding(
             "note", "untested", "The scale has not been tried yet.",
-            f"{why}; the first growth comes after {times(interval, 'finite step')}.",
+            f"{why}; the first growth comes after {counted(interval, 'finite step')}.",
             "Start higher, or measure: `gradscale inspect` finds the right scale in a few steps.",
             patient.where,
         )  # fmt: skip
     return Finding(
         "warning", "still-growing", "The scale is still growing: it has never met its limit.",
-        f"{why}; at {scale(patient.scale)} it was limited by time, a growth every "
-        f"{times(interval, 'step')}. Until it overflows, smaller gradients may be lost unnoticed.",
+        f"{why}; at {scale_words(patient.scale)} it was limited by time, a growth every "
+        f"{counted(interval, 'step')}. Until it overflows, smaller gradients may be lost "
+        "unnoticed.",
         "Start higher or shorten growth_interval; `gradscale inspect` or `gradscale.watch` says "
         "what is lost, `gradscale.Band()` sets the scale from what it sees.",
         patient.where,
@@ -44,8 +45,8 @@ def _growing(patient: Patient, interval: int, why: str) -> Finding:
 def _never_overflowed(patient: Patient) -> tuple[bool, str]:
     steps = patient.steps
     if patient.never_overflowed is not None:
-        counted = f"none of {times(steps, 'step')} overflowed" if steps else "no step overflowed"
-        return patient.never_overflowed, counted[0].upper() + counted[1:]
+        said = f"None of {counted(steps, 'step')}" if steps else "No step"
+        return patient.never_overflowed, f"{said} overflowed"
     return _as_if_never(patient)
 
 
@@ -59,8 +60,9 @@ def _as_if_never(patient: Patient) -> tuple[bool, str]:
     growths = steps // interval
     if not first or growths > 200 or good != steps % interval:
         return False, ""
-    why = f"After {times(steps, 'step')} it is where {times(growths, 'growth')} and no overflow "
-    return patient.scale == first * 2.0**growths, f"{why}lead from {scale(float(first))}"
+    why = f"After {counted(steps, 'step')} it is where {counted(growths, 'growth')} and no "
+    why += f"overflow lead from {scale_words(float(first))}"
+    return patient.scale == first * 2.0**growths, why
 
 
 def _at_cap(patient: Patient) -> bool:
@@ -75,7 +77,8 @@ def _only_falls(patient: Patient) -> Iterator[Finding]:
     if course.growths == 0 and course.backoffs > 1 and course.steps > 4 * interval:
         yield Finding(
             "warning", "never-grew", "The scale only ever fell.",
-            f"{times(course.backoffs, 'back-off')} and no growth in {times(course.steps, 'step')}, "
+            f"{counted(course.backoffs, 'back-off')} and no growth in "
+            f"{counted(course.steps, 'step')}, "
             f"{course.steps // interval} times the growth interval.",
             "Overflows come faster than growths: look at their reasons, or shorten "
             "growth_interval.", patient.where,

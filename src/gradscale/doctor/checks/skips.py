@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gradscale.doctor.examined_scaler import Patient, Skips
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.patient import Patient, Skips
-from gradscale.doctor.words import percent, reasons, times
+from gradscale.doctor.number_text import counted, reasons_text, share_text
 from gradscale.outcomes.alarm import PATIENCE
 
 AT_START = 20
@@ -33,7 +33,7 @@ def check_skips(patient: Patient) -> Iterator[Finding]:
     if patient.course is None and skips.consecutive is not None and skips.consecutive >= PATIENCE:
         yield Finding(
             "error" if skips.consecutive >= AT_START else "warning", "skipping",
-            f"The last {times(skips.consecutive, 'step')} in a row were skipped.",
+            f"The last {counted(skips.consecutive, 'step')} in a row were skipped.",
             f"consecutive = {skips.consecutive} of {skips.steps:,}.",
             "If the scale is still coming down from its start, wait. Otherwise "
             "`gradscale.truth.find_nonfinite` on the batch names the first place.",
@@ -46,10 +46,10 @@ def _bad_data(patient: Patient, skips: Skips) -> Iterator[Finding]:
         count = skips.reasons.get(reason, 0)
         if count:
             severity = "error" if reason == "nonfinite_parameter" else "warning"
-            what = f"{times(count, 'step was', 'steps were')} lost to {_NAMES[reason]}, not to the "
-            what += "scale."
-            evidence = f"Reasons of {times(skips.skipped, 'skipped step')}: "
-            evidence += f"{reasons(skips.reasons)}."
+            what = f"{counted(count, 'step was', 'steps were')} lost to {_NAMES[reason]}, not to "
+            what += "the scale."
+            evidence = f"Reasons of {counted(skips.skipped, 'skipped step')}: "
+            evidence += f"{reasons_text(skips.reasons)}."
             code = reason.replace("_", "-")
             yield Finding(severity, code, what, evidence, way_out, patient.where)
 
@@ -65,15 +65,15 @@ def _too_many(patient: Patient, skips: Skips) -> Iterator[Finding]:
     interval = patient.interval
     # A scale that probes for its limit overflows about once an interval.
     expected = max(MOST, 2 / interval if interval else 0)
-    counted = skips.reasons.get("overflow", 0) if skips.reasons else skips.skipped
-    if counted - AT_START <= expected * skips.steps:
+    overflows = skips.reasons.get("overflow", 0) if skips.reasons else skips.skipped
+    if overflows - AT_START <= expected * skips.steps:
         return
-    said = reasons(skips.reasons) or "the state does not say why"
+    said = reasons_text(skips.reasons) or "the state does not say why"
     yield Finding(
         "error" if skips.share > 0.5 else "warning", "skipped-share",
-        f"{percent(skips.share)} of the steps were skipped.",
+        f"{share_text(skips.share)} of the steps were skipped.",
         f"{skips.skipped:,} of {skips.steps:,} ({said}); a healthy run skips a few at its start "
-        f"and then less than {percent(expected)}.",
+        f"and then less than {share_text(expected)}.",
         "Let it grow more slowly (a larger growth_interval) if it overflows after every growth; "
         "keep away from the limit with `gradscale.Band()`; if it overflows at any scale, look for "
         "what is not finite with `gradscale.truth.find_nonfinite`.",

@@ -1,1 +1,1 @@
-"""Pickled files read as inert data: nothing that they name is imported or called."""
+"""Reads files of strangers in a process of its own, which runs nothing of them and has limits."""

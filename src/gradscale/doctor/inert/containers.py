@@ -5,167 +5,189 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from functools import partial
-from pathlib import Path
-from typing import IO, Any, cast
+import zlib
+from collections.abc import Callable
+from typing import IO, Any
 
-from gradscale.doctor.inert.machine import Machine
-from gradscale.doctor.inert.values import Name, Storage, Thing, item_size
+from gradscale.doctor.inert.numbers_in_bytes import Storage, numpy_scalar, tensor
+from gradscale.doctor.inert.unpickling import InertUnpickler, Maker, kind_of
 
-LARGEST_PICKLE = 2**28
-"""Bytes of the pickle within an archive, which has no tensor's elements in it."""
+_MAGIC = 0x1950A86A20F9469CFC6C  # how a file of torch before 1.6 begins
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError,
+)  # fmt: skip
+
+
+Check = Callable[[IO[bytes]], object]
 
 LARGEST_JSON = 2**26
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # how a file of torch before 1.6 begins
 
-
-def read_file(path: Path) -> Any:
-    """What a file holds, as dictionaries, lists, numbers, texts and stand-ins.
-
-    Tensors stay in the file.
+def read_container(file: IO[bytes], check: Check = lambda pickled: None) -> Any:
+    """What a file holds, as dictionaries, lists, numbers, texts, arrays and stand-ins.
 
     Args:
-        path: of a checkpoint, or of JSON.
+        file: at its beginning; one that can seek.
+        check: sees each pickle before it is read, and raises if it must not be.
 
     Raises:
-        ValueError: if it is neither, or damaged.
-        OSError: if it cannot be read.
+        ValueError: if it is no checkpoint and no JSON, or damaged.
+        Exception: whatever a broken pickle makes the unpickler raise.
     """
-    with path.open("rb") as file:
-        start = file.read(512)
+    start = file.read(512)
+    file.seek(0)
     if not start:
         raise ValueError("it is empty")
     if start[257:262] == b"ustar":
         raise ValueError("it is a tar archive; torch has not written those since version 0.1")
     if start[:4] == b"PK\x03\x04":
-        return _archive(path)
+        return _archive(file, check)
     if start.lstrip()[:1] in (b"{", b"["):
-        return _json(path)
-    with path.open("rb") as file:
-        # By path, not by this file: a tensor's bytes are read when somebody asks.
-        return _pickle(file, partial(_bytes_of, path))
+        return _json(file)
+    return _pickle(file, check)
 
 
-def _json(path: Path) -> Any:
-    if path.stat().st_size > LARGEST_JSON:
+def _json(file: IO[bytes]) -> Any:
+    text = file.read(LARGEST_JSON + 1)
+    if len(text) > LARGEST_JSON:
         raise ValueError(f"its JSON is larger than {LARGEST_JSON // 2**20} MB")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
 
 
-def _archive(path: Path) -> Any:
+def _archive(file: IO[bytes], check: Check) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            if not names:
-                raise ValueError("it is an archive without torch's data.pkl")
-            if archive.getinfo(names[0]).file_size > LARGEST_PICKLE:
-                raise ValueError(f"its data.pkl is larger than {LARGEST_PICKLE // 2**20} MB")
-            prefix = names[0].removesuffix("data.pkl")
-            big = _entry(archive, f"{prefix}byteorder") == b"big"
-            with archive.open(names[0]) as file:
-                pickled = io.BytesIO(file.read(LARGEST_PICKLE))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        archive = zipfile.ZipFile(file)
+        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        if name is None:
+            raise ValueError("it is an archive without torch's data.pkl")
+        prefix = name.removesuffix("data.pkl")
+        order = ">" if _part(archive, f"{prefix}byteorder", 0, 16) == b"big" else "<"
+
+        def storage(kind: str, key: str, numel: int) -> Storage:
+            place = f"{prefix}data/{key}"
+            return Storage(kind, numel, lambda at, size: _part(archive, place, at, size), order)
+
+        with archive.open(name) as pickled:
+            check(pickled)
+        with archive.open(name) as pickled:
+            return InertUnpickler(pickled, _tensors(storage), _makers(check)).load()
+    except _DAMAGED as error:
         raise ValueError(f"it is a damaged archive: {error}") from None
 
-    def storage(saved: Any) -> Any:
-        match saved:
-            case ("storage", Name() as kind, str(key), _, int(numel), *_):
-                name = f"{prefix}data/{key}"
 
-                def read(offset: int, size: int) -> bytes:
-                    return _part(path, name, offset, size)
-
-                return Storage(_dtype(kind), numel, read, ">" if big else "<")
-            case _:
-                return Thing(Name("pickle", "persistent id"), saved)
-
-    return Machine(storage, _embedded).run(pickled)
-
-
-def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+def _part(archive: zipfile.ZipFile, name: str, offset: int, size: int) -> bytes:
+    """Bytes of an entry; none if it is not there, or not as long as that."""
     try:
-        with archive.open(name) as file:
-            return file.read(16)
-    except KeyError:
+        with archive.open(name) as entry:
+            entry.seek(offset)
+            return entry.read(size)
+    except (*_DAMAGED, KeyError):
         return b""
 
 
-def _part(path: Path, name: str, offset: int, size: int) -> bytes:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            file.seek(offset)
+def _pickle(file: IO[bytes], check: Check, *, deeper: bool = True) -> Any:
+    """A plain pickle, or torch's older format: five in a row, and then the storages."""
+    begins: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+
+    def storage(kind: str, key: str, numel: int) -> Storage:
+        def read(at: int, size: int) -> bytes:
+            if key not in begins or at + size > sizes[key]:
+                return b""
+            file.seek(begins[key] + at)
             return file.read(size)
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError):
-        return b""
 
+        found = Storage(kind, numel, read)
+        sizes[key] = found.size
+        return found
 
-class _Bytes:
-    """Where the storages of an older file begin, known once it has been read."""
+    makers = _makers(check) if deeper else {}
 
-    def __init__(self, read: Any) -> None:
-        self.read = read
-        self.begins: dict[str, int] = {}
-        self.sizes: dict[str, int] = {}
+    def load() -> Any:
+        position = file.tell()
+        check(file)
+        file.seek(position)
+        return InertUnpickler(file, _tensors(storage), makers).load()
 
-    def storage(self, saved: Any) -> Any:
-        match saved:
-            case ("storage", Name() as kind, str(key), _, int(numel), *_):
-                self.sizes[key] = numel * item_size(_dtype(kind))
-
-                def read(offset: int, size: int) -> bytes:
-                    if key not in self.begins or offset + size > self.sizes[key]:
-                        return b""
-                    return self.read(self.begins[key] + offset, size)
-
-                return Storage(_dtype(kind), numel, read)
-            case _:
-                return Thing(Name("pickle", "persistent id"), saved)
-
-    def place(self, keys: Any, position: int) -> None:
-        """The storages follow in the order of `keys`, each after its length in 8 bytes."""
-        for key in cast("list[Any]", keys) if isinstance(keys, list) else []:
-            self.begins[str(key)] = position + 8
-            position += 8 + self.sizes.get(str(key), 0)
-
-
-def _pickle(file: IO[bytes], read: Any, embedded: Any = None) -> Any:
-    places = _Bytes(read)
-    machine = Machine(places.storage, embedded or _embedded)
-    value = machine.run(file)
+    value = load()
     if value != _MAGIC:
         return value
     for _ in range(2):  # the protocol, and what machine wrote it
-        machine.run(file)
-    value = machine.run(file)
-    places.place(machine.run(file), file.tell())
+        load()
+    value, keys, position = load(), load(), file.tell()
+    # The storages follow in the order of `keys`, each after its length in 8 bytes.
+    for key in keys:
+        begins[str(key)] = position + 8
+        position += 8 + sizes.get(str(key), 0)
     return value
 
 
-def _embedded(raw: bytes) -> Any:
-    """A tensor's storage that was pickled on its own: a whole older file in a string."""
+def _tensors(storage: Callable[[str, str, int], Storage]) -> Callable[[Any], Any]:
+    def of(saved: Any) -> Any:
+        match saved:
+            case ("storage", kind, str(key), _, int(numel), *_):
+                return storage(kind_of(kind), key, numel)
+            case ("module", kind, *_):  # with its source, as older files keep a model's class
+                return kind
+            case _:
+                return None
 
-    def no_deeper(deeper: bytes) -> Any:
-        return Thing(Name("torch.storage", "_load_from_bytes"), (deeper,))
-
-    def read(offset: int, size: int) -> bytes:
-        return raw[offset : offset + size]
-
-    return _pickle(io.BytesIO(raw), read, no_deeper)
-
-
-def _bytes_of(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    return of
 
 
-def _dtype(kind: Name) -> str | None:
-    """What a class such as `torch.FloatStorage` holds; None for one that holds bytes."""
-    words = {"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16"}
-    words |= {"Char": "int8", "Short": "int16", "Int": "int32", "Long": "int64", "Byte": "uint8"}
-    words["Bool"] = "bool"
-    return words.get(kind.name.removesuffix("Storage"))
+def _makers(check: Check) -> dict[str, Maker]:
+    tensors = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+    parameters = ("_rebuild_parameter", "_rebuild_parameter_with_state")
+    return {
+        **{f"torch._utils.{name}": tensor for name in tensors},
+        **{f"torch._utils.{name}": _first for name in parameters},
+        **{f"collections.{name}": _pairs for name in ("OrderedDict", "defaultdict", "Counter")},
+        **{f"numpy.{core}.multiarray.scalar": numpy_scalar for core in ("core", "_core")},
+        **{f"{module}.bytes": _no_bytes for module in ("builtins", "__builtin__")},
+        "_codecs.encode": _latin1,
+        "torch.Size": _first,
+        "torch._tensor._rebuild_from_type_v2": _of_a_subclass,
+        # A tensor's storage that was pickled on its own: a whole older file in a string.
+        "torch.storage._load_from_bytes": lambda args: _pickle(
+            io.BytesIO(*args), check, deeper=False
+        ),
+    }
+
+
+def _first(args: tuple[Any, ...]) -> Any:
+    return args[0] if args else None
+
+
+class _Pairs(dict[Any, Any]):
+    """An ordered dictionary, which may be given attributes, as a model's state has them."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _pairs(args: tuple[Any, ...]) -> _Pairs:
+    """It is made empty, or, by Python 2, from a list of pairs."""
+    return _Pairs(args[0]) if args and isinstance(args[0], list | dict) else _Pairs()
+
+
+def _no_bytes(args: tuple[Any, ...]) -> bytes | None:
+    return None if args else b""  # as older protocols write it
+
+
+def _latin1(args: tuple[Any, ...]) -> bytes | None:
+    match args:
+        case (str(text), "latin1"):
+            return text.encode("latin1")
+        case _:
+            return None
+
+
+def _of_a_subclass(args: tuple[Any, ...]) -> Any:
+    match args:
+        case (kind, _, tuple(given), *_) if kind_of(kind).startswith("torch._utils."):
+            return kind(*given)
+        case _:
+            return None

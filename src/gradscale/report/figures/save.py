@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradscale.files.replacement import MARK, check_ours, replace_file
+from gradscale.files.unwritable import Unwritable, writing
 from gradscale.report.figures.heat import heat_figure
 from gradscale.report.figures.histogram import histogram_figure
 from gradscale.report.figures.plan import plan_figure
@@ -28,6 +31,11 @@ FIGURES: dict[str, Callable[[Run], Figure]] = {
 
 FORMATS = ("png", "svg", "pdf")
 RESOLUTION = 200
+_METADATA = {
+    "png": {"Software": MARK},
+    "svg": {"Creator": MARK, "Date": None},
+    "pdf": {"Creator": MARK, "CreationDate": None},
+}
 
 
 def draw_figure(recording: Given, name: str) -> Figure:
@@ -63,6 +71,8 @@ def save_figures(
     recordings: Given | Iterable[Given],
     folder: str | os.PathLike[str],
     formats: Sequence[str] = ("png", "svg"),
+    *,
+    force: bool = False,
 ) -> list[Path]:
     """Save the figures of each run; the scales of several runs also in one figure.
 
@@ -70,11 +80,14 @@ def save_figures(
         recordings: as for `write_report`.
         folder: where to; made if it is missing.
         formats: any of ``png``, ``svg`` and ``pdf``.
+        force: whether to replace files that are no figures of ours, or links.
 
     Returns:
         The files: ``heat.png``, ``histograms.png`` …; with several runs in a folder for each.
 
     Raises:
+        FileExistsError: if something that is no figure of ours is in the way, and no `force`.
+        OSError: if one cannot be written; nothing of it is left behind then.
         ValueError: if a format is not one of them, or a file is no recording.
         ImportError: if matplotlib is not installed.
 
@@ -89,7 +102,7 @@ def save_figures(
     wrong = [name for name in formats if name not in FORMATS]
     if wrong:
         raise ValueError(f"`save_figures(formats={wrong})` must be of {', '.join(FORMATS)}.")
-    return save_runs(load_runs(recordings), Path(folder), formats)
+    return save_runs(load_runs(recordings), Path(folder), formats, force=force)
 
 
 def save_runs(
@@ -97,6 +110,8 @@ def save_runs(
     folder: Path,
     formats: Sequence[str] = ("png", "svg"),
     on_figure: Callable[[str], None] = lambda name: None,
+    *,
+    force: bool = False,
 ) -> list[Path]:
     """The same for runs that are loaded already; figures with nothing to show are left out."""
     saved: list[Path] = []
@@ -104,10 +119,11 @@ def save_runs(
         place = folder / run.name if len(runs) > 1 else folder
         for name in figures_of(run):
             on_figure(f"{run.name}: {name}")
-            saved += _save(FIGURES[name](run), place / name, formats)
+            saved += _save(FIGURES[name](run), folder, place / name, formats, force=force)
     if len(runs) > 1:
         on_figure("scales of all runs")
-        saved += _save(timeline_figure(runs), folder / "scales", formats)
+        figure = timeline_figure(runs)
+        saved += _save(figure, folder, folder / "scales", formats, force=force)
     return saved
 
 
@@ -122,14 +138,23 @@ def figures_of(run: Run) -> list[str]:
     return [name for name in FIGURES if there[name]]
 
 
-def _save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
-    """Files without a date in them: equal runs give equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    saved: list[Path] = []
-    for name in formats:
-        file = path.with_name(f"{path.name}.{name}")
-        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        with settings():
-            figure.savefig(file, dpi=RESOLUTION, metadata=dates.get(name))
-        saved.append(file)
-    return saved
+def _save(
+    figure: Figure, folder: Path, path: Path, formats: Sequence[str], *, force: bool
+) -> list[Path]:
+    files = [path.with_name(f"{path.name}.{name}") for name in formats]
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise Unwritable(path.parent, f"a symbolic link leads out of `{folder}`")
+    for file, name in zip(files, formats, strict=True):
+        check_ours(file, force=force)
+        replace_file(file, _drawn(figure, name))
+    return files
+
+
+def _drawn(figure: Figure, format: str) -> bytes:
+    """The file, without a date in it: equal runs give equal files."""
+    content = io.BytesIO()
+    with settings():
+        figure.savefig(content, format=format, dpi=RESOLUTION, metadata=_METADATA[format])
+    return content.getvalue()

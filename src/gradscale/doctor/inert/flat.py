@@ -1,0 +1,113 @@
+"""A tree of whatever shape as one flat JSON text, and what that text holds as values.
+
+A file's containers may hold each other, share their parts until a walk through them never ends, or
+be nested deeper than any recursion goes. As a list of nodes that name each other by number, they
+cost what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gradscale.doctor.inert.numbers_in_bytes import Array, numpy_array
+from gradscale.doctor.inert.unpickling import StandIn, kind_of
+
+MOST_BYTES = 2**24
+"""Of the text: a checkpoint of many thousand tensors has a few million."""
+
+LONGEST_TEXT = 2**12
+"""Characters of a text that is no key: what is longer is no setting and is cut."""
+
+_HIGHEST = 2**1100  # above every float; what is larger says no more
+_CONTAINERS = (dict, list, tuple, set, frozenset, StandIn, Array)
+
+
+class TooMuch(Exception):
+    """A tree with more in it than anybody needs to look at."""
+
+
+def flatten(tree: Any) -> str:
+    """The text for a tree.
+
+    Args:
+        tree: from `read_container`.
+
+    Raises:
+        TooMuch: if it would be longer than `MOST_BYTES`.
+
+    Example:
+        >>> flatten({"a": [1, 2.5], "b": b"bytes are no setting"})
+        '[["dict",[["a",[1]],["b",null]]],["list",[1,2.5]]]'
+    """
+    nodes = _Nodes()
+    parts: list[str] = []
+    written = 0
+    nodes.number(tree)
+    while nodes.waiting < len(nodes.values):
+        value = nodes.values[nodes.waiting]
+        nodes.waiting += 1
+        parts.append(json.dumps(nodes.described(value), separators=(",", ":")))
+        written += len(parts[-1]) + 1
+        if written > MOST_BYTES:
+            raise TooMuch
+    return f"[{','.join(parts)}]"
+
+
+class _Nodes:
+    """The containers of a tree, numbered in the order in which they are met."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.waiting = 0
+        self._numbers: dict[int, int] = {}
+
+    def number(self, value: Any) -> int:
+        at = self._numbers.setdefault(id(value), len(self.values))
+        if at == len(self.values):
+            self.values.append(value)
+        return at
+
+    def described(self, value: Any) -> list[Any]:
+        if isinstance(value, StandIn):
+            value = numpy_array(value) or value
+        if isinstance(value, StandIn):
+            entries, attributes = self._pairs(value.entries), self._pairs(value.attributes)
+            args, items = self._all(value.args), self._all(value.items)
+            return ["object", value.kind, args, attributes, entries, items]
+        if isinstance(value, Array):
+            return ["array", value.dtype, self._all(value.shape), value.number()]
+        if isinstance(value, dict):
+            return ["dict", self._pairs(value)]
+        if isinstance(value, list | tuple | set | frozenset):
+            return ["list", self._all(value)]
+        return ["value", self._said(value)]
+
+    def _all(self, values: Any) -> list[Any]:
+        return [self._said(value) for value in values]
+
+    def _pairs(self, held: dict[Any, Any]) -> list[Any]:
+        return [[_key(key), self._said(value)] for key, value in held.items()]
+
+    def _said(self, value: Any) -> Any:
+        """A plain value as it is; a container as the number of its node, in brackets."""
+        if isinstance(value, _CONTAINERS):
+            return [self.number(value)]
+        return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:LONGEST_TEXT]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return max(-_HIGHEST, min(value, _HIGHEST))
+    if value is None or isinstance(value, bool | float):
+        return value
+    return kind_of(value) or None
+
+
+def _key(key: Any) -> Any:
+    if isinstance(key, str):
+        return key
+    plain = key is None or isinstance(key, bool | int | float)
+    return _plain(key) if plain else f"<a key that is {type(key).__name__}>"

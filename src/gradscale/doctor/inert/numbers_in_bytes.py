@@ -1,0 +1,157 @@
+"""Tensors that stay where they are, and the one number in a tensor or array of one element."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from gradscale.doctor.inert.unpickling import StandIn, kind_of
+
+CODES = {
+    "float16": "e",
+    "float32": "f",
+    "float64": "d",
+    "int8": "b",
+    "int16": "h",
+    "int32": "i",
+    "int64": "q",
+    "uint8": "B",
+    "bool": "?",
+}
+_NUMPY_CODES = {
+    "f2": "float16",
+    "f4": "float32",
+    "f8": "float64",
+    "i4": "int32",
+    "i8": "int64",
+    "u1": "uint8",
+    "b1": "bool",
+}
+_STORAGES = {
+    "Half": "float16",
+    "Float": "float32",
+    "Double": "float64",
+    "BFloat16": "bfloat16",
+    "Char": "int8",
+    "Short": "int16",
+    "Int": "int32",
+    "Long": "int64",
+    "Byte": "uint8",
+    "Bool": "bool",
+}
+_MOST_AXES = 64  # as numpy; the product of a million sizes takes its time
+
+
+class Storage:
+    """Where a tensor's bytes are.
+
+    Args:
+        kind: such as ``torch.FloatStorage``; one that is not typed leaves the dtype to the tensor.
+        numel: elements, as the file says.
+        read: gives bytes from an offset.
+        order: ``<`` or ``>``.
+    """
+
+    def __init__(
+        self, kind: str, numel: int, read: Callable[[int, int], bytes], order: str = "<"
+    ) -> None:
+        self.dtype = _STORAGES.get(kind.rpartition(".")[2].removesuffix("Storage"))
+        self.size = numel * (size_of(self.dtype) or 1)  # one without a dtype counts bytes
+        self.read = read
+        self.order = order
+
+
+class Array:
+    """A tensor or an array of numpy: what it is, and its number if it is one.
+
+    Args:
+        dtype: of its elements.
+        shape: its sizes.
+        read: gives bytes from an offset, which counts from its first element.
+        order: ``<`` or ``>``.
+    """
+
+    def __init__(
+        self, dtype: str, shape: Any, read: Callable[[int, int], bytes], order: str
+    ) -> None:
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self._read = read
+        self._order = order
+
+    @property
+    def numel(self) -> int:
+        """Elements; 0 for a shape that no array has."""
+        sizes = self.shape
+        whole = len(sizes) <= _MOST_AXES and all(type(size) is int and size >= 0 for size in sizes)
+        return math.prod(sizes) if whole else 0
+
+    def number(self) -> float | int | None:
+        """The value of a single element; None if there are several, or its bytes are missing."""
+        size = size_of(self.dtype)
+        if self.numel != 1 or not size:
+            return None
+        raw = self._read(0, size)
+        if len(raw) != size:
+            return None
+        if self.dtype == "bfloat16":  # a float32 begins with the same bits
+            raw, code = (raw + b"\0\0", ">f") if self._order == ">" else (b"\0\0" + raw, "<f")
+            return struct.unpack(code, raw)[0]
+        return struct.unpack(self._order + CODES[self.dtype], raw)[0]
+
+
+def size_of(dtype: str | None) -> int:
+    """Bytes of an element; 0 for a dtype that is not read.
+
+    Example:
+        >>> size_of("float64"), size_of("bfloat16"), size_of("complex64")
+        (8, 2, 0)
+    """
+    if dtype == "bfloat16":
+        return 2
+    return struct.calcsize(f"={CODES[dtype]}") if dtype in CODES else 0
+
+
+def tensor(args: tuple[Any, ...]) -> Array | None:
+    """The tensor of `torch._utils._rebuild_tensor_v2` and its like, left in the file."""
+    match args:
+        case (Storage() as storage, int(offset), tuple(shape), *rest) if offset >= 0:
+            said = [kind_of(part) for part in rest if kind_of(part).startswith("torch.")]
+            dtype = storage.dtype or (said[-1].removeprefix("torch.") if said else "unknown")
+            begin = offset * size_of(dtype)
+            read = storage.read
+            return Array(dtype, shape, lambda at, size: read(begin + at, size), storage.order)
+        case _:
+            return None
+
+
+def numpy_array(thing: StandIn) -> Array | None:
+    """The array that numpy would restore; None if it is anything else."""
+    match thing.state:
+        case (int(), tuple(shape), StandIn() as dtype, bool(), bytes(raw)):
+            return _numpy(dtype, shape, raw)
+        case _:
+            return None
+
+
+def numpy_scalar(args: tuple[Any, ...]) -> float | int | None:
+    """What `numpy.core.multiarray.scalar` would give, as Python's own number."""
+    match args:
+        case (StandIn() as dtype, bytes(raw)):
+            array = _numpy(dtype, (), raw)
+            return None if array is None else array.number()
+        case _:
+            return None
+
+
+def _numpy(dtype: StandIn, shape: Any, raw: bytes) -> Array | None:
+    match dtype.args:
+        case (str(code), *_) if code in _NUMPY_CODES:
+            big = isinstance(dtype.state, tuple) and ">" in dtype.state
+            return Array(
+                _NUMPY_CODES[code], shape, lambda at, n: raw[at : at + n], ">" if big else "<"
+            )
+        case _:
+            return None

@@ -1,0 +1,97 @@
+"""What a stranger's file holds, as values that do nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class SavedObject:
+    """An object of whatever class, which was not made.
+
+    Attributes:
+        kind: its class, or the function that would have made it, such as ``os.system``.
+        args: what that would have been called with.
+        attributes: what it would have been given: what `vars(object)` would say.
+        entries: items that would have been set.
+        items: items that would have been appended.
+    """
+
+    kind: str
+    args: list[Any] = field(default_factory=list[Any], repr=False)
+    attributes: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    entries: dict[Any, Any] = field(default_factory=dict[Any, Any], repr=False)
+    items: list[Any] = field(default_factory=list[Any], repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedArray:
+    """A tensor or an array that was left where it is.
+
+    Attributes:
+        dtype: of its elements.
+        shape: its sizes.
+        value: its number, if it has one element.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    value: float | int | None = None
+
+    def item(self) -> float | int:
+        """Its only number.
+
+        Raises:
+            ValueError: if it has several, or its bytes are missing.
+        """
+        if self.value is None:
+            raise ValueError(f"an array of {self.dtype} and shape {self.shape} is not one number")
+        return self.value
+
+
+def rebuild(text: str) -> Any:
+    """The tree that `flatten` wrote; what was a tuple or a set is a list.
+
+    Args:
+        text: from the child process.
+
+    Example:
+        >>> rebuild('[["dict",[["a",[1]],["b",null]]],["list",[1,2.5]]]')
+        {'a': [1, 2.5], 'b': None}
+    """
+    nodes: list[Any] = json.loads(text)
+    values = [_empty(node) for node in nodes]
+
+    def said(value: Any) -> Any:
+        return values[value[0]] if isinstance(value, list) else value
+
+    for node, value in zip(nodes, values, strict=True):
+        match node:
+            case ["object", _, args, attributes, entries, items]:
+                value.args.extend(map(said, args))
+                value.attributes.update((str(name), said(part)) for name, part in attributes)
+                value.entries.update((key, said(part)) for key, part in entries)
+                value.items.extend(map(said, items))
+            case ["dict", pairs]:
+                value.update((key, said(part)) for key, part in pairs)
+            case ["list", parts]:
+                value.extend(map(said, parts))
+            case _:
+                pass
+    return values[0]
+
+
+def _empty(node: list[Any]) -> Any:
+    match node:
+        case ["object", kind, *_]:
+            return SavedObject(kind)
+        case ["array", dtype, shape, value]:
+            return SavedArray(dtype, tuple(shape), value)
+        case ["dict", _]:
+            return {}
+        case ["list", _]:
+            return []
+        case _:
+            return node[1]

@@ -1,0 +1,111 @@
+"""Python's own unpickler, where whatever a file names is a stand-in that does nothing.
+
+Here and in every file that the child process runs: the standard library alone, and no more of it
+than is needed, because a process is started for each file.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+Maker = Callable[[tuple[Any, ...]], Any]
+"""What a call gives whose result is plain data; None leaves a stand-in."""
+
+
+class StandIn:
+    """An object of whatever class: what it was made from, and what it held.
+
+    What a file names becomes a subclass, because the unpickler makes objects of types only.
+    """
+
+    __slots__ = ("args", "entries", "items", "state")
+    kind = "object"
+    make: Maker | None = None
+    args: tuple[Any, ...]
+    state: Any
+    entries: dict[Any, Any]
+    items: list[Any]
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        """What `make` gives, or an object that keeps the arguments."""
+        made = None if cls.make is None else cls.make(args)
+        if made is not None:
+            return made
+        self = super().__new__(cls)
+        self.args = (*args, keywords) if keywords else args
+        self.state, self.entries, self.items = None, {}, []
+        return self
+
+    # What the unpickler calls where an object's own class would have acted.
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.entries[key] = value
+
+    def extend(self, items: list[Any]) -> None:
+        """Items of a list of its own kind."""
+        self.items += items
+
+    def add(self, item: Any) -> None:
+        """An item of a set of its own kind."""
+        self.items.append(item)
+
+    @property
+    def attributes(self) -> dict[Any, Any]:
+        """What `vars(object)` would give, slots included."""
+        two = isinstance(self.state, tuple) and len(self.state) == 2
+        parts = self.state if two else (self.state,)
+        return {
+            name: value for part in parts if isinstance(part, dict) for name, value in part.items()
+        }
+
+
+def kind_of(value: Any) -> str:
+    """The name of a stand-in for a class; empty for anything else."""
+    return value.kind if isinstance(value, type) and issubclass(value, StandIn) else ""
+
+
+class InertUnpickler(pickle.Unpickler):
+    """Reads a pickle; imports no module and calls no function that it names.
+
+    Args:
+        file: where it begins; left at its end.
+        storage: what a persistent id stands for.
+        makers: by name, the calls whose result is plain data.
+
+    Example:
+        >>> import io, os, pickle
+        >>> class Evil:
+        ...     def __reduce__(self):
+        ...         return os.system, ("echo this is never printed",)
+        >>> InertUnpickler(io.BytesIO(pickle.dumps(Evil()))).load().args
+        ('echo this is never printed',)
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        storage: Callable[[Any], Any] = lambda saved: None,
+        makers: Mapping[str, Maker] | None = None,
+    ) -> None:
+        super().__init__(file, encoding="latin1")  # any bytes of Python 2 are text in it
+        self._storage = storage
+        self._makers = makers or {}
+        self._kinds: dict[str, type[StandIn]] = {}
+
+    def find_class(self, module: str, name: str, /) -> type[StandIn]:
+        """A stand-in for what the file names; the same one each time."""
+        kind = f"{module}.{name}"
+        if kind not in self._kinds:
+            make = self._makers.get(kind)
+            held = {"kind": kind, "make": make and staticmethod(make), "__slots__": ()}
+            self._kinds[kind] = type("Named", (StandIn,), held)
+        return self._kinds[kind]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """What is kept outside the pickle: the bytes of a tensor."""
+        return self._storage(pid)

@@ -1,0 +1,122 @@
+"""Finds scaler states in whatever a checkpoint holds, by the shape of the dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+from gradscale.checkpoints import detect_source
+from gradscale.doctor.inert.tree import SavedObject
+from gradscale.doctor.pickled_scalers import saved_by_object
+
+_SCALES = {"scale", "cur_scale", "loss_scale", "dynamic_scale"}
+_EMPTY = {"scaler", "grad_scaler", "amp_scaler", "amp", "MixedPrecision"}
+MOST_STATES = 1000
+"""Found in one file: nobody has more, and a file that says so is up to something."""
+
+
+class FoundState(NamedTuple):
+    """A state and where it was.
+
+    Attributes:
+        system: who saved it; empty for a scaler that was disabled and saved nothing.
+        where: such as ``["optimizer"]["grad_scaler"]``.
+        state: the dictionary.
+    """
+
+    system: str
+    where: str
+    state: Mapping[str, Any]
+
+
+class _Place(NamedTuple):
+    value: Any
+    step: str
+    above: _Place | None
+
+    def path(self) -> str:
+        steps: list[str] = []
+        place: _Place | None = self
+        while place is not None:
+            steps.append(place.step)
+            place = place.above
+        return "".join(reversed(steps))
+
+
+def find_states(tree: Any) -> list[FoundState]:
+    """Every scaler state in a tree of plain data, in the order of the file.
+
+    Args:
+        tree: from `read_file`, or any dictionary.
+
+    Example:
+        >>> checkpoint = {"epoch": 3, "amp": {"loss_scaler0": {"loss_scale": 8.0, "unskipped": 1}}}
+        >>> find_states(checkpoint)[0][:2]
+        ('apex', '["amp"]["loss_scaler0"]')
+    """
+    found: list[FoundState] = []
+    seen: set[int] = set()
+    waiting = [_Place(tree, "", None)]
+    while waiting and len(found) < MOST_STATES:
+        place = waiting.pop()
+        if id(place.value) in seen:
+            continue
+        seen.add(id(place.value))
+        here = list(_states(place))
+        found += here
+        if not here:
+            waiting += reversed(list(_inside(place)))
+    return found
+
+
+def _states(place: _Place) -> Iterator[FoundState]:
+    value: Any = place.value
+    if isinstance(value, SavedObject):
+        value = saved_by_object(value)
+    if not isinstance(value, dict):
+        return
+    saved = cast("dict[Any, Any]", value)
+    if not saved and place.step[2:-2] in _EMPTY:
+        yield FoundState("", place.path(), saved)
+    system = _system(saved, place)
+    if system == "apex":
+        for key in (key for key in saved if str(key).startswith("loss_scaler")):
+            yield FoundState("apex", f'{place.path()}["{key}"]', {str(key): saved[key]})
+    elif system is not None:
+        yield FoundState(system, place.path(), saved)
+
+
+def _system(saved: dict[Any, Any], place: _Place) -> str | None:
+    last = {str(key).rsplit("/", 1)[-1] for key in saved}
+    if not (last & _SCALES or any(key.startswith("loss_scaler") for key in last)):
+        return None
+    try:
+        system = detect_source(saved)
+    except ValueError:
+        return None
+    # A configuration has a "loss_scale" as well; the optimizer's state has it beside its own.
+    whole = place.above is None and "model" not in saved
+    alone = whole or "param_groups" in saved or "optimizer" in place.step
+    return None if system == "fairseq" and not alone else system
+
+
+def _inside(place: _Place) -> Iterator[_Place]:
+    value: Any = place.value
+    if isinstance(value, SavedObject):
+        for name, part in value.attributes.items():
+            yield from _container(part, f".{name}", place)
+        yield from _container(value.entries, "", place)
+        yield from _container(value.items, "", place)
+        yield from _container(value.args, "", place)
+    elif isinstance(value, dict):
+        for key, part in cast("dict[Any, Any]", value).items():
+            step = f'["{key}"]' if isinstance(key, str) else f"[{key!r:.20}]"
+            yield from _container(part, step, place)
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(cast("list[Any]", value)):
+            yield from _container(part, f"[{index}]", place)
+
+
+def _container(part: Any, step: str, place: _Place) -> Iterator[_Place]:
+    if isinstance(part, dict | list | tuple | SavedObject):
+        yield _Place(part, step, place)

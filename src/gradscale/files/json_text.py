@@ -1,0 +1,80 @@
+"""JSON with the floats that it lacks as strings; read from regular files of sensible size only."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradscale.files.replacement import replace_file
+from gradscale.regular_file import LARGEST_SIDE_FILE, read_regular
+
+
+def json_value(value: Any) -> Any:
+    """`value` with floats that are not finite as strings such as ``"nan"``: JSON has none.
+
+    Example:
+        >>> json_value({"loss": math.nan, "scale": 2.0})
+        {'loss': 'nan', 'scale': 2.0}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(name): json_value(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(part) for part in value]
+    return value
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    r"""A line of JSON.
+
+    Example:
+        >>> json_line({"loss": math.nan, "ids": [1, 2]})
+        b'{"loss":"nan","ids":[1,2]}\n'
+    """
+    try:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(json_value(value), separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def read_json(path: Path) -> Any:
+    """The file's content; None if it is missing.
+
+    Raises:
+        ValueError: if it is not JSON, no regular file, or larger than `LARGEST_SIDE_FILE`; the
+            message names the file.
+    """
+    try:
+        text = read_regular(path, LARGEST_SIDE_FILE)
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is not valid JSON: {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"`{path}` cannot be read: {error}.") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path}` is not valid JSON: {error}.") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file by `value`, indented; one that says the same already is left alone.
+
+    So what is finished can be looked at again in a folder that cannot be written.
+
+    Raises:
+        Unwritable: if that fails; nothing is left behind.
+    """
+    text = json.dumps(json_value(value), indent=2) + "\n"
+    try:
+        same = read_regular(path, LARGEST_SIDE_FILE) == text
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        replace_file(path, text.encode())
