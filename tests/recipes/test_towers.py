@@ -56,7 +56,7 @@ def test_where_one_tower_fits_into_float16_all_of_the_other_is_flushed(seed):
 def test_layer_wise_scaling_trains_both_and_no_other_strategy_does(precision):
     explained = {}
     for scaling in ("torch", "guarded", "layerwise"):
-        settings = settings_for("towers", precision=precision, scaling=scaling, device="cpu")
+        settings = settings_for("towers", format=precision, policy=scaling, device="cpu")
         trial = Trial(settings, load_data(settings))
         while not trial.done:
             trial.advance()
@@ -69,7 +69,7 @@ def test_layer_wise_scaling_trains_both_and_no_other_strategy_does(precision):
 @pytest.mark.parametrize("log2_scale", [16, 17, 18])
 def test_no_constant_trains_both(log2_scale):
     settings = settings_for(
-        "towers", precision="fp16", scaling="static", init_scale=2.0**log2_scale, device="cpu"
+        "towers", format="fp16", policy="static", init_scale=2.0**log2_scale, device="cpu"
     )
     trial = Trial(settings, load_data(settings))
     while not trial.done:
