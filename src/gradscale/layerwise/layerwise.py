@@ -15,6 +15,7 @@ from gradscale.backward.measure import Measuring
 from gradscale.backward.rescale import rescale
 from gradscale.capturing import capturing
 from gradscale.compiled.preparing import prepare_compiled
+from gradscale.entries import Entries
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
@@ -22,6 +23,7 @@ from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
 from gradscale.layerwise.planner_argument import planner_given
 from gradscale.layerwise.planning import Planning
+from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
 from gradscale.layerwise.timing import Timing, has_bad_data
 from gradscale.layerwise.tracks import Tracks
@@ -234,10 +236,19 @@ class Layerwise:
         return {**timing, "hiding": self._hiding, **self.planning.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave; each plan comes into force as its graph is met."""
-        self.planning.load_state_dict(state)
-        self.timing.resume(state["steps"], state["again"])
-        self._hiding, self._measured, self._passes = state["hiding"], None, StepPasses()
+        """Takes over what `state_dict` gave; each plan comes into force as its graph is met.
+
+        Raises:
+            ValueError: if an entry is absent or out of range; nothing has changed then.
+            TypeError: if one is of another kind; likewise.
+        """
+        self.take_over(read_plans(Entries(state)))
+
+    def take_over(self, saved: SavedPlans) -> None:
+        """Goes on where another run stopped."""
+        self.planning.take_over(saved)
+        self.timing.resume(saved.steps, saved.again)
+        self._hiding, self._measured, self._passes = saved.hiding, None, StepPasses()
 
     def __getstate__(self) -> dict[str, Any]:
         return {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.layerwise.saved_plans import SavedTrack
 from gradscale.layerwise.track import Track
 
 
@@ -25,7 +27,7 @@ class Tracks:
             raise ValueError(f"`Layerwise(keep={keep})` must be at least 1, one plan to follow.")
         self.keep = keep
         self._tracks: OrderedDict[str, Track] = OrderedDict()
-        self._saved: dict[str, Mapping[str, Any]] = {}
+        self._saved: dict[str, SavedTrack] = {}
 
     def __len__(self) -> int:
         return len(self._tracks)
@@ -55,7 +57,7 @@ class Tracks:
         key = graph.signature
         if key not in self._tracks:
             saved = self._saved.pop(key, None)
-            self._tracks[key] = Track(graph) if saved is None else Track.restored(graph, saved)
+            self._tracks[key] = Track(graph) if saved is None else _restored(graph, saved)
             while len(self._tracks) > self.keep:
                 self._tracks.popitem(last=False)
         self._tracks.move_to_end(key)
@@ -65,9 +67,21 @@ class Tracks:
 
     def state_dict(self) -> dict[str, Any]:
         """By signature, what each track saves."""
-        return {**self._saved, **{key: track.state_dict() for key, track in self._tracks.items()}}
+        saved = {key: track.as_dict() for key, track in self._saved.items()}
+        return {**saved, **{key: track.state_dict() for key, track in self._tracks.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def take_over(self, saved: Mapping[str, SavedTrack]) -> None:
         """Forgets all tracks; the saved ones come back as their graphs are met."""
         self._tracks.clear()
-        self._saved = dict(state)
+        self._saved = dict(saved)
+
+
+def _restored(graph: BackwardGraph, saved: SavedTrack) -> Track:
+    if saved.fits(graph):
+        return Track.restored(graph, saved)
+    warnings.warn(
+        f"layer-wise scaling: the saved plan of {len(saved.plan.exponents)} nodes does not fit the "
+        f"graph of {len(graph)} nodes that has its signature; it is planned anew.",
+        stacklevel=2,
+    )
+    return Track(graph)
