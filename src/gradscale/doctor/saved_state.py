@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -157,6 +158,11 @@ def _counted(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plan(layerwise: Mapping[str, Any]) -> PlanFacts | None:
     tracks: Any = layerwise.get("tracks")
+    if isinstance(tracks, str):
+        try:
+            tracks = json.loads(tracks)
+        except (ValueError, RecursionError):
+            return None
     if not isinstance(tracks, dict) or not tracks:
         return None
     frozen: list[str] = []
