@@ -38,6 +38,7 @@ GROUND = {
 FLOORS = (
     "files",
     "policies",
+    "communication",
     "emulation",
     "gradients",
     "outcomes",
@@ -69,6 +70,7 @@ PUBLIC = (
     "gradscale.advice",
     "gradscale.backward",
     "gradscale.checkpoints",
+    "gradscale.communication",
     "gradscale.doctor",
     "gradscale.emulation",
     "gradscale.formats",

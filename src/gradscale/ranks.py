@@ -69,8 +69,10 @@ def _deciding_groups(parameters: Iterable[Tensor]) -> list[Any]:
     flipped bit makes them differ, and then one replica would step where the other skips.
     """
     groups: dict[int, Any] = {}
-    for mesh in dict.fromkeys(getattr(parameter, "device_mesh", None) for parameter in parameters):
-        for dimension in range(0 if mesh is None else mesh.ndim):
+    meshes: dict[Any, None] = dict.fromkeys(getattr(it, "device_mesh", None) for it in parameters)
+    meshes.pop(None, None)
+    for mesh in meshes:
+        for dimension in range(mesh.ndim):
             if mesh.size(dimension) > 1:
                 group = mesh.get_group(dimension)
                 groups[id(group)] = group
