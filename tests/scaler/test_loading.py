@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 import warnings
@@ -84,9 +85,7 @@ def test_a_policy_that_measures_is_not_restored_into_a_step_that_did_not(name: s
     run.scaler.scale(run.model(torch.ones(1, 3)).sum()).backward()
     run.scaler.unscale_(run.optimizer)
     state = GradScaler("cpu", policy=POLICIES[name]).state_dict()
-    with pytest.raises(
-        RuntimeError, match=r"in the middle of a step: .* has not measured. Load"
-    ):
+    with pytest.raises(RuntimeError, match=r"in the middle of a step: .* has not measured. Load"):
         run.scaler.load_state_dict(state, configuration="restore")
     run.scaler.step(run.optimizer)
     run.scaler.update()
@@ -113,10 +112,13 @@ FIRST = ("gradscale", "layerwise", "tracks")
 
 def in_track(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(state: dict[str, Any]) -> None:
-        held: Any = next(iter(state["gradscale"]["layerwise"]["tracks"].values()))
+        layerwise = state["gradscale"]["layerwise"]
+        tracks = json.loads(layerwise["tracks"])
+        held: Any = next(iter(tracks.values()))
         for name in path[:-1]:
             held = held[name]
         held[path[-1]] = value
+        layerwise["tracks"] = json.dumps(tracks)
 
     return change
 
@@ -166,6 +168,7 @@ UNUSABLE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "must lie between -126 and 127",
     ),
     "tracks of a list": (within(*FIRST, value=[]), "must be a dictionary"),
+    "tracks of no JSON": (within(*FIRST, value="{"), r"\['tracks'\]` is no JSON: Expecting"),
     "anchor of text": (in_track("anchor", value="x"), "not one number"),
     "exponents of text": (in_track("plan", "exponents", value=["a"]), "elements must lie"),
     "exponents too far": (in_track("plan", "exponents", value=[99]), "elements must lie"),
@@ -229,8 +232,7 @@ def test_a_setting_that_no_policy_has_is_named() -> None:
 
 def test_a_plan_that_does_not_fit_its_graph_is_made_anew() -> None:
     state = Run(layerwise=True).train(5).scaler.state_dict()
-    (track,) = state["gradscale"]["layerwise"]["tracks"].values()
-    track["plan"]["exponents"].append(3)
+    in_track("plan", "exponents", value=[0, 3])(state)
     run = Run(layerwise=True)
     run.scaler.load_state_dict(state)
     with pytest.warns(UserWarning, match="the saved plan of .* does not fit the graph of"):
@@ -283,6 +285,10 @@ STATES = {
     name: Run(policy).train(4, bad=2).scaler.state_dict() for name, policy in POLICIES.items()
 }
 STATES["layerwise"] = Run(layerwise=True).train(6).scaler.state_dict()
+# As a dictionary, which is read as well, so that its parts are changed too.
+STATES["layerwise"]["gradscale"]["layerwise"]["tracks"] = json.loads(
+    STATES["layerwise"]["gradscale"]["layerwise"]["tracks"]
+)
 STATES["torch"] = torch.amp.GradScaler("cpu").state_dict()
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gradscale.backward.plan import LARGEST_EXPONENT
 from gradscale.checkpoints import ScalerState, read_state
 from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE
 from gradscale.doctor.examined_scaler import Patient, PlanFacts, Setting, Skips
@@ -130,7 +131,8 @@ def _of_ours(patient: Patient, own: Entries) -> Patient:
     try:
         policy = own.within("policy").optional(own.within("policy").text, "name")
         counted = _counted(own.within("counters"))
-        plan = _plan(own.within("layerwise").within("tracks"))
+        plans = own.within("layerwise")
+        plan = _plan(saved_tracks(plans)) if plans.has("tracks") else None
     except (ValueError, TypeError) as error:
         return dataclasses.replace(patient, broken=str(error))
     dynamic = False if policy == "Static" else patient.dynamic
@@ -163,7 +165,3 @@ def _plan(tracks: Entries) -> PlanFacts | None:
             why = track.optional(track.text, "frozen")
             frozen += [why] if why else []
     return PlanFacts(len(tracks.held), scales, tuple(frozen))
-
-
-LARGEST_EXPONENT = 2**15
-"""Of a plan: far beyond what the multipliers of any format reach."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -72,7 +73,7 @@ def read_plans(held: Entries) -> SavedPlans:
         >>> read_plans(Entries(saved)).steps
         3
     """
-    tracks = held.entries("tracks")
+    tracks = saved_tracks(held)
     return SavedPlans(
         steps=held.count("steps", most=_LARGEST_INT32),
         again=held.flag("again"),
@@ -81,6 +82,29 @@ def read_plans(held: Entries) -> SavedPlans:
         lowered=held.optional(lambda key: held.count(key, -126, 127), "lowered"),
         tracks={name: _track(tracks.entries(name), name) for name in tracks.held},
     )
+
+
+def saved_tracks(held: Entries) -> Entries:
+    """The tracks by signature, of a text of JSON or of a dictionary.
+
+    Args:
+        held: what `Layerwise.state_dict` gave.
+
+    Raises:
+        ValueError: if the text is no JSON, or there is none.
+        TypeError: if it is of no dictionary.
+
+    Example:
+        >>> saved_tracks(Entries({"tracks": '{"a": {}}'})).held
+        {'a': {}}
+    """
+    if not isinstance(held.held.get("tracks"), str):
+        return held.entries("tracks")
+    name = f"{held.name}['tracks']"
+    try:
+        return Entries(json.loads(held.text("tracks")), name)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"`{name}` is no JSON: {error}.") from None
 
 
 def _track(held: Entries, signature: str) -> SavedTrack:

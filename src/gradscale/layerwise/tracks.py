@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.layerwise.saved_plans import SavedTrack
@@ -65,10 +65,15 @@ class Tracks:
         track.graph = graph
         return track
 
-    def state_dict(self) -> dict[str, Any]:
-        """By signature, what each track saves."""
+    def state_dict(self) -> str:
+        """By signature, what each track saves, as JSON.
+
+        One text, because `torch.distributed.checkpoint` loads into the keys that are there before:
+        of a dictionary by signature a scaler that has met no graph yet would be given nothing.
+        """
         saved = {key: track.as_dict() for key, track in self._saved.items()}
-        return {**saved, **{key: track.state_dict() for key, track in self._tracks.items()}}
+        tracks = {key: track.state_dict() for key, track in self._tracks.items()}
+        return json.dumps({**saved, **tracks}, sort_keys=True)
 
     def take_over(self, saved: Mapping[str, SavedTrack]) -> None:
         """Forgets all tracks; the saved ones come back as their graphs are met."""
