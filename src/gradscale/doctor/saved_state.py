@@ -14,6 +14,7 @@ from gradscale.doctor.examined_scaler import Patient, PlanFacts, Setting, Skips
 from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.state_search import FoundState
 from gradscale.entries import Entries, plain_settings
+from gradscale.layerwise.saved_plans import saved_tracks
 
 _SCALE_KEYS = {
     "deepspeed": "cur_scale",
