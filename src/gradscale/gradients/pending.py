@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.master_weights import masters_of
+from gradscale.gradients.step_fate import StepFate
 from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
-from gradscale.gradients.verdict import Verdict
 
 
 class PendingGradients:
@@ -28,7 +28,7 @@ class PendingGradients:
 
     def __init__(self) -> None:
         self._optimizers: dict[int, ref[torch.optim.Optimizer]] = {}
-        self._left_at: dict[int, Tensor | Verdict | None] = {}
+        self._left_at: dict[int, Tensor | StepFate | None] = {}
         self._fresh = False
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:
@@ -109,7 +109,7 @@ class PendingGradients:
                     _multiply_(groups, factor)
 
 
-def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | Verdict | None:
+def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | StepFate | None:
     """The scale of an optimizer's gradients after its step; None if they were divided for certain.
 
     An outcome that is still on the device tells it to whoever comes to need it.
@@ -118,7 +118,7 @@ def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | Verdict | Non
 
     A fused optimizer divides while it steps: it leaves gradients scaled only if it skips.
     """
-    outcome: Verdict | None = record.get("outcome")
+    outcome: StepFate | None = record.get("outcome")
     if record.get("scaled") or (outcome is None and "grad_scale" in record):
         return scale.clone()
     if record.get("divided") or outcome is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.master_weights import masters_of
+from gradscale.gradients.step_fate import StepFate
 from gradscale.gradients.unscale import (
     Flags,
     Groups,
@@ -18,7 +19,6 @@ from gradscale.gradients.unscale import (
     finite_amax,
     unscale_groups_,
 )
-from gradscale.gradients.verdict import Verdict
 from gradscale.policies.policy import Need, Observation
 from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
 
@@ -34,11 +34,11 @@ class StepGradients:
     def __init__(self, needs: Set[Need], process_group: Any) -> None:
         self.needs = needs
         self.process_group = process_group
-        self._divided: list[tuple[torch.optim.Optimizer, Verdict | None]] = []
+        self._divided: list[tuple[torch.optim.Optimizer, StepFate | None]] = []
         self._measured: list[tuple[torch.optim.Optimizer, dict[str, Tensor]]] = []
 
     def mark_divided(
-        self, optimizer: torch.optim.Optimizer, outcome: Verdict | None = None
+        self, optimizer: torch.optim.Optimizer, outcome: StepFate | None = None
     ) -> None:
         """Notes that an optimizer's gradients are divided; by an `outcome`, unless skipped."""
         self._divided.append((optimizer, outcome))

@@ -17,7 +17,7 @@ from gradscale.half.hooks import hook_model, hook_settling, unhook_model
 from gradscale.half.kept import Keep, Kept, kept_of
 from gradscale.half.link import link_of
 from gradscale.half.masters import Masters
-from gradscale.half.refusals import check_gradients, check_range
+from gradscale.half.refusals import check_fits, check_gradients
 from gradscale.half.repoint import repoint
 from gradscale.half.rounding import HALVES, convert_, floating
 from gradscale.half.saving import (
@@ -75,7 +75,7 @@ class HalfPrecision:
         """After `optimizer.add_param_group`: what it brought, and the modules around it."""
         kept = kept_of(self.model, self._keep)
         check_gradients(self._optimizers)
-        check_range(self.model, self.format, kept.tensors, saturate=self._saturate)
+        check_fits(self.model, self.format, kept.tensors, saturate=self._saturate)
         self._adopt(kept)
 
     def _adopt(self, kept: Kept) -> None:

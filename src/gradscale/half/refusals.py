@@ -98,7 +98,7 @@ def check_gradients(optimizers: Sequence[Optimizer]) -> None:
                     )
 
 
-def check_range(
+def check_fits(
     model: nn.Module, format: torch.dtype, kept: Collection[int], *, saturate: bool = False
 ) -> None:
     """Refuses finite weights and buffers that would become infinite. Reads the host.
