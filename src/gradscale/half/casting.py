@@ -13,14 +13,13 @@ import warnings
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from gradscale.half.operations import Float32Where
 from gradscale.half.rounding import HALVES, floating
@@ -163,7 +162,8 @@ def cast_to(value: Any, dtype: torch.dtype) -> Any:
         return value.to(dtype) if floating(value) and value.dtype != dtype else value
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return tree_map(partial(_leaf, dtype=dtype), value)
+    leaves, structure = tree_flatten(value)
+    return tree_unflatten([_leaf(leaf, dtype) for leaf in leaves], structure)
 
 
 def _leaf(value: Any, dtype: torch.dtype) -> Any:
