@@ -411,3 +411,22 @@ def test_hooks_run_before_the_users_own_and_lie_in_the_order_in_which_they_run()
 
     compiled = torch.compile(model, backend="aot_eager")
     assert torch.equal(compiled(torch.ones(3, 4)), model(torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_float_model_is_made_of_weights_that_a_module_computes_anew(old):
+    torch.manual_seed(0)
+    model = nn.Sequential(old(nn.Linear(4, 4)), nn.Linear(4, 2))
+    optimizer = sgd(model)
+    half = half_precision(model, optimizer)
+    x = torch.randn(3, 4)
+    model(x).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model(x).sum().backward()  # leaves a weight that autograd made
+    plain = half.float_model().eval()
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    assert torch.allclose(plain(x), model.eval()(x), atol=2**-8)
+    plain.train()(x).sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())

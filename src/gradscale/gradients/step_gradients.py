@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.gradients.clip import sum_duplicates_
 from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.step_fate import StepFate
 from gradscale.gradients.unscale import (
@@ -83,6 +84,8 @@ class StepGradients:
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor
     ) -> Flags:
         """Multiplies by `inv_scale` what is not divided yet; flags by device what is not finite."""
+        if self.needs:
+            sum_duplicates_(_parameters(optimizer))  # what is measured is the sum of their parts
         if not self._divided and not self.needs and masters_of(optimizer) is None:
             groups, _ = collect_gradients(optimizer)
             return self.agreed(optimizer, unscale_groups_(groups, inv_scale, found_inf), found_inf)
@@ -149,6 +152,7 @@ class StepGradients:
     def measure(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         """Measures divided gradients for the policy, if it needs that."""
         if self.needs:
+            sum_duplicates_(_parameters(optimizer))
             self._measure(optimizer, collect_gradients(optimizer)[0], device)
 
     def _measure(

@@ -152,7 +152,7 @@ class HalfPrecision:
             >>> average.module.weight.dtype
             torch.float32
         """
-        copy = deepcopy(self.model)
+        copy = deepcopy(self.model, _computed(self.model))
         unhook_model(copy)
         unhook_module_states(copy)
         for tensor in (*copy.parameters(), *copy.buffers()):
@@ -234,6 +234,17 @@ class HalfPrecision:
             f"HalfPrecision({name}: {linked} parameters with float32 masters{others}, "
             f"{len(parameters) - linked - alone} in float32)"
         )
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """For `deepcopy`: what modules hold that they computed, and will compute anew.
+
+    The old `weight_norm` and `spectral_norm` leave a weight that autograd made, which torch does
+    not copy.
+    """
+    held = [value for module in model.modules() for value in vars(module).values()]
+    made = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(value): value.detach().clone() for value in made}
 
 
 def _master_of(parameter: Tensor) -> Parameter:
