@@ -51,7 +51,7 @@ def shares(task: Task, model: nn.Module, seed: int, format: str, log2_scale: int
             method: measure_lost(model, loss, scale=2.0**log2_scale, format=format, method=method)
             for method in METHODS
         }
-    return {method: lost.share for method, lost in found.items()}
+    return {method: lost.lost_share for method, lost in found.items()}
 
 
 def table(rows: list[dict]) -> str:

@@ -1,34 +1,48 @@
-"""A training step as pure functions: unscale, clip, take or leave. Compiles into one graph.
+"""A training step as pure functions: clip, unscale, take or leave. Compiles into one graph.
 
 `GradScaler` keeps its books on the host, so `torch.compile` leaves its methods out of the graph.
 With these functions, a policy and gradients from `torch.func` or `torch.autograd.grad`, a whole
-step compiles with ``fullgraph=True``, and reads nothing on the host.
+step compiles with ``fullgraph=True``, and reads nothing on the host:
+
+    c, norm = clipping(g, S, max_norm)        c = min(1, max_norm / |g / S|)
+    q, found_inf = unscale(g, S, c)           q = g * (c / S), one product; is every q finite?
+    p' = your rule(p, q)
+    p = select(found_inf, p, p')
+    S = next_state(policy, S, observe(found_inf, q, policy.needs), loss)
+
+`captured` steps are made of them. Gradients in float32 get the bits that `GradScaler` gives them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from gradscale.gradients.clip import clip_coefficient
+from gradscale.gradients.flags import inverse
 from gradscale.gradients.norm import SMALLEST_NORM
-from gradscale.policies.policy import Observation, Policy
-from gradscale.policies.policy import advance as advanced
+from gradscale.histogram import count_exponents
+from gradscale.policies.policy import Need, Observation, Policy, advance
 
 Tree = TypeVar("Tree")
 State = TypeVar("State", bound="tuple[Any, ...]")
 
 
-def unscale(gradients: Tree, scale: Tensor) -> tuple[Tree, Tensor]:
+def unscale(
+    gradients: Tree, scale: Tensor, coefficient: Tensor | None = None, *, keep_dtype: bool = False
+) -> tuple[Tree, Tensor]:
     """Divides gradients by the scale, in float32 at least, and checks the quotients.
 
     Args:
         gradients: tensors in any nesting of dictionaries, lists and tuples.
         scale: float32 0-d, such as the ``scale`` of a policy's state.
+        coefficient: float32 0-d, multiplied in with the same product; see `clipping`.
+        keep_dtype: rounds each quotient to its gradient's dtype again, once, before it is checked:
+            `GradScaler` does so for parameters in half precision.
 
     Returns:
         The same nesting of quotients, and a flag, float32 0-d: 1 if one is not finite.
@@ -38,21 +52,62 @@ def unscale(gradients: Tree, scale: Tensor) -> tuple[Tree, Tensor]:
         >>> gradients["w"].tolist(), found_inf.item()
         ([2.0, 1.0], 0.0)
     """
-    inverse = scale.reciprocal()
+    factor = inverse(scale)
+    if coefficient is not None:
+        factor = factor * coefficient
     leaves, structure = tree_flatten(gradients)
-    quotients = [
-        leaf.to(torch.promote_types(leaf.dtype, torch.float32)) * inverse for leaf in leaves
-    ]
+    quotients = [_product(leaf, factor) for leaf in leaves]
+    if keep_dtype:
+        quotients = [new.to(leaf.dtype) for leaf, new in zip(leaves, quotients, strict=True)]
     # A quotient is not finite if the gradient was not.
     finite = [torch.isfinite(quotient).all() for quotient in quotients]
     found_inf = torch.stack(finite).all().logical_not().to(torch.float32)
     return tree_unflatten(quotients, structure), found_inf
 
 
+def _product(gradient: Tensor, factor: Tensor) -> Tensor:
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return gradient.to(wide) * factor.to(wide)
+
+
+def clipping(
+    gradients: Any, scale: Tensor, max_norm: float, norm_type: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """What `unscale` multiplies gradients by to clip them, before anything has touched them.
+
+    The norm is summed in float32 at least, and in float64 where its squares would not fit. Clipping
+    and unscaling are then one product, with one rounding.
+
+    Args:
+        gradients: at the loss scale, tensors in any nesting.
+        scale: float32 0-d.
+        max_norm: the norm that they may have once they are unscaled.
+        norm_type: the order of the norm.
+
+    Returns:
+        The coefficient, float32 0-d, at most 1, and the norm of the unscaled gradients, 0-d.
+
+    Example:
+        >>> gradients, scale = [torch.tensor([6.0]), torch.tensor([8.0])], torch.tensor(2.0)
+        >>> coefficient, norm = clipping(gradients, scale, 2.5)
+        >>> clipped, found_inf = unscale(gradients, scale, coefficient)
+        >>> norm.item(), round(clipped[1].item(), 3)
+        (5.0, 2.0)
+    """
+    filled = [leaf for leaf in tree_leaves(gradients) if leaf.numel()]
+    device, inv_scale = filled[0].device.type, inverse(scale)
+    norm, coefficient = _clipping(filled, inv_scale, max_norm, norm_type, torch.float32)
+    if device != "mps":
+        # As `gradient_norm`, which reads the norm: the CPU needs float64 where squares do not fit.
+        wide, exact = _clipping(filled, inv_scale, max_norm, norm_type, torch.float64)
+        fits = (norm >= SMALLEST_NORM) & (norm < torch.inf) & (device == "cpu")
+        coefficient = torch.where(fits, coefficient, exact)
+        norm = torch.where(fits, norm, wide.to(norm.dtype))
+    return coefficient, norm
+
+
 def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tuple[Tree, Tensor]:
     """Clips unscaled gradients by their common norm, as `torch.nn.utils.clip_grad_norm_` does.
-
-    The norm is summed in float32 at least, and in float64 where its squares would not fit.
 
     Args:
         gradients: tensors in any nesting.
@@ -60,7 +115,7 @@ def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tu
         norm_type: the order of the norm.
 
     Returns:
-        The clipped gradients, and the norm before, 0-d.
+        The clipped gradients, and the norm before, 0-d; see `clipping`.
 
     Example:
         >>> gradients, norm = clip_by_norm([torch.tensor([3.0]), torch.tensor([4.0])], 2.5)
@@ -68,29 +123,54 @@ def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tu
         (5.0, 2.0)
     """
     leaves, structure = tree_flatten(gradients)
-    filled = [leaf for leaf in leaves if leaf.numel()]
-    device = filled[0].device.type
-    norm, coefficient = _clipping(filled, max_norm, norm_type, torch.float32)
-    if device != "mps":
-        # As `gradient_norm`, which reads the norm: the CPU needs float64 where squares do not fit.
-        wide, exact = _clipping(filled, max_norm, norm_type, torch.float64)
-        fits = (norm >= SMALLEST_NORM) & (norm < torch.inf) & (device == "cpu")
-        coefficient = torch.where(fits, coefficient, exact)
-        norm = torch.where(fits, norm, wide.to(norm.dtype))
+    one = torch.ones((), device=leaves[0].device)
+    coefficient, norm = clipping(leaves, one, max_norm, norm_type)
     clipped = [leaf * coefficient.to(leaf.real.dtype) for leaf in leaves]
     return tree_unflatten(clipped, structure), norm
 
 
 def _clipping(
-    gradients: Sequence[Tensor], max_norm: float, norm_type: float, dtype: torch.dtype
+    gradients: Sequence[Tensor],
+    inv_scale: Tensor,
+    max_norm: float,
+    norm_type: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The common norm, summed in `dtype` or wider, and its coefficient."""
+    """The common unscaled norm, summed in `dtype` or wider, and its coefficient."""
     norms = [
         torch.linalg.vector_norm(each, norm_type, dtype=torch.promote_types(each.dtype, dtype))
         for each in gradients
     ]
-    norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
-    return norm, clip_coefficient(norm, max_norm)
+    widest = norms[0].dtype
+    for norm in norms[1:]:
+        widest = torch.promote_types(widest, norm.dtype)
+    norm = torch.linalg.vector_norm(torch.stack([norm.to(widest) for norm in norms]), norm_type)
+    true = norm * inv_scale.to(widest)
+    return true, clip_coefficient(true, max_norm)
+
+
+def observe(found_inf: Tensor, gradients: Any, needs: Set[Need] = frozenset()) -> Observation:
+    """What a policy is shown of a step: the flag, and what else it needs of the gradients.
+
+    Args:
+        found_inf: float32 0-d, from `unscale`.
+        gradients: unscaled ones, in any nesting.
+        needs: the policy's ``needs``.
+
+    Example:
+        >>> observe(torch.tensor(0.0), [torch.tensor([3.0, -4.0])], {"amax"}).amax.item()
+        4.0
+    """
+    amax = counts = None
+    # Real and imaginary parts one by one, as the scaler's own pass sees them.
+    leaves = [torch.view_as_real(g) if g.is_complex() else g for g in tree_leaves(gradients)]
+    if "amax" in needs:
+        each = torch.stack([g.abs().amax().to(torch.float32) for g in leaves if g.numel()])
+        # A tensor with a non-finite element counts as zero: its step is no measurement.
+        amax = torch.where(each < torch.inf, each, 0.0).amax()
+    if "exponents" in needs:
+        counts = torch.stack([count_exponents(gradient) for gradient in leaves]).sum(0)
+    return Observation(found_inf, amax, counts)
 
 
 def select(found_inf: Tensor, skipped: Tree, taken: Tree) -> Tree:
@@ -113,25 +193,33 @@ def select(found_inf: Tensor, skipped: Tree, taken: Tree) -> Tree:
     return tree_map(one, skipped, taken)
 
 
-def advance(policy: Policy, state: State, found_inf: Tensor, loss: Tensor | None = None) -> State:
+def next_state(
+    policy: Policy,
+    state: State,
+    seen: Tensor | Observation,
+    losses: Tensor | Sequence[Tensor] | None = None,
+) -> State:
     """The policy's next state; unchanged after a step that was lost to bad data.
 
     Args:
-        policy: one that needs nothing but the flag.
+        policy: who chooses the scale.
         state: from `policy.init`, or from here.
-        found_inf: float32 0-d, from `unscale`.
-        loss: 0-d, before it was scaled. If it is not finite, the scale is not to blame.
+        seen: from `observe`; or the flag alone, for a policy that needs nothing else.
+        losses: 0-d, before they were scaled. If one is not finite, the scale is not to blame.
 
     Example:
         >>> from gradscale import Dynamic
         >>> policy = Dynamic(init_scale=8.0)
         >>> overflow, loss = torch.tensor(1.0), torch.tensor(2.5)
-        >>> advance(policy, policy.init(), overflow, loss).scale.item()
+        >>> next_state(policy, policy.init(), overflow, loss).scale.item()
         4.0
-        >>> advance(policy, policy.init(), overflow, loss * float("nan")).scale.item()
+        >>> next_state(policy, policy.init(), overflow, loss * float("nan")).scale.item()
         8.0
     """
+    seen = Observation(seen) if isinstance(seen, Tensor) else seen
     ignore = None
-    if loss is not None:
-        ignore = torch.isfinite(loss).logical_not().to(torch.float32) * found_inf
-    return advanced(policy, state, Observation(found_inf), ignore)
+    if losses is not None:
+        each = [losses] if isinstance(losses, Tensor) else losses
+        finite = torch.stack([torch.isfinite(loss).all() for loss in each]).all()
+        ignore = finite.logical_not().to(torch.float32) * seen.found_inf
+    return advance(policy, state, seen, ignore)

@@ -250,7 +250,7 @@ def test_json_lines_hold_every_field(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0]["amax"] == 0.25 and lines[0]["lost"] is None
     assert lines[1]["reasons"] == {"overflow": 1}
-    assert lines[1]["lost"] == {"share": 0.125, "step": 2, "method": "extrapolated"}
+    assert lines[1]["lost"] == {"lost_share": 0.125, "step": 2, "method": "extrapolated"}
 
 
 def test_a_file_that_cannot_be_written_shows_when_the_sink_is_made(tmp_path):

@@ -12,7 +12,7 @@ from gradscale.formats import FloatFormat
 from gradscale.histogram import MIN_OCTAVE, count_exponents
 from gradscale.recording import Header, Recording, RowInfo, Seen, Step
 from gradscale.recording.schema import Octaves
-from gradscale.replay.lost import LostShares
+from gradscale.replay.lost_shares import LostShares
 from gradscale.replay.peaks import Peaks, shown_amax
 
 HALF = FloatFormat.of("fp16")

@@ -16,7 +16,7 @@ from gradscale.formats import FloatFormat
 from gradscale.recording import read
 from gradscale.report import draw_figure, save_figures
 from gradscale.report.figures.histogram import histogram_figure
-from gradscale.report.figures.plan import exponents_of
+from gradscale.report.figures.plan import exponent_by_row
 from gradscale.report.run import Run
 from report_recordings import MadeUp, from_tensors
 
@@ -77,12 +77,12 @@ def test_a_row_without_a_histogram_is_refused(recording):
 def test_the_plan_shows_what_rows_are_stored_at(recording):
     run = Run.of(read(recording))
     last = run.plans[-1][1]
-    assert exponents_of(run)[0] == last.groups[0].exponent
+    assert exponent_by_row(run)[0] == last.groups[0].exponent
     unplanned = Run.of(read(recording).__class__(**{**vars(run.recording), "steps": tuple(
         step.__class__(**{**vars(step), "plan": None}) for step in run.recording.steps
     )}))  # fmt: skip
     seen = run.recording.measured[-1].seen
-    assert exponents_of(unplanned)[3] == seen.exponent[3]
+    assert exponent_by_row(unplanned)[3] == seen.exponent[3]
 
 
 @pytest.mark.parametrize("name", ["heat", "histograms", "plan", "scale"])

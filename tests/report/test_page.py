@@ -16,7 +16,7 @@ from gradscale.formats import FloatFormat
 from gradscale.recording import read
 from gradscale.report import write_report
 from gradscale.report.run import Run
-from gradscale.report.summary import summarize
+from gradscale.report.summary import summary_of
 from report_recordings import MadeUp, from_tensors
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def test_the_page_shows_every_part_and_asks_for_nothing(page, reports):
         "verdict", "timeline", "heat", "scale", "plan", "rows", "words",
     ]  # fmt: skip
     assert page.run("return document.querySelectorAll('.plot .main-svg').length") >= 6
-    it = summarize(Run.of(read(reports / "planned")))
+    it = summary_of(Run.of(read(reports / "planned")))
     tiles = page.text("#tiles")
     assert "400" in tiles and "overflow 4" in tiles
     assert it["worst"][0]["row"] in tiles and f"2^{it['best']['log2_scale']}" in tiles
@@ -130,7 +130,7 @@ def test_every_row_counts_for_itself(page, reports):
 
 def test_the_buttons_go_to_the_recorded_scale_and_to_the_best_one(page, reports):
     page.open(reports / "tensors.html")
-    best = summarize(Run.of(read(reports / "tensors")))["best"]
+    best = summary_of(Run.of(read(reports / "tensors")))["best"]
     page.run("document.getElementById('scale-best').click()")
     page.settle()
     assert page.number("#scale-value") == best["log2_scale"]

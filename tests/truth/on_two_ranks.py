@@ -55,5 +55,5 @@ def differences(rank: int, kind: str) -> dict[str, Any]:
         mine = found.parameters[f"module.{name}" if kind == "ddp" else name]
         expected = mean if kind == "ddp" else mean.chunk(2)[rank]
         far = max(far, float((mine - expected).abs().max()))
-    lost = measure_lost(model, loss, format="bf16").share
+    lost = measure_lost(model, loss, format="bf16").lost_share
     return {"kept": kept, "far": far, "lost": lost, "bad": bool(find_nonfinite(model, loss))}

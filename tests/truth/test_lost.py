@@ -169,10 +169,10 @@ def test_the_estimates_are_as_near_to_the_truth_as_the_page_says(name, log2_scal
             method: measure_lost(model, loss, scale=2.0**log2_scale, method=method)
             for method in ("reference", "probe", "extrapolated")
         }
-    truth = found["reference"].share
+    truth = found["reference"].lost_share
     below, off = NEAR[name]
-    assert truth - below <= found["probe"].share <= truth + 1e-4, "a lower bound"
-    assert abs(found["extrapolated"].share - truth) <= off
+    assert truth - below <= found["probe"].lost_share <= truth + 1e-4, "a lower bound"
+    assert abs(found["extrapolated"].lost_share - truth) <= off
     for method, lost in found.items():
         assert lost.method == method and {row.method for row in lost} == {method}
 
@@ -184,7 +184,7 @@ def test_nothing_is_lost_at_a_good_scale(name):
     with emulate():
         found = measure_lost(model, loss, scale=2.0**12)
     if name != "deep, no normalisation":
-        assert found.share < 1e-4
+        assert found.lost_share < 1e-4
 
 
 def test_a_probe_leaves_out_what_overflows_at_its_scale():

@@ -1,13 +1,13 @@
 """A training step as a function of tensors: nothing in it depends on a value the host must read.
 
-Word for word what `EagerStep` does, except that the update is computed always and kept only where
-`found_inf` is zero:
+Word for word what `EagerStep` does, in the functions of `gradscale.functional`; the update is
+computed always, and kept only where `found_inf` is zero:
 
     g  = d(S * loss)/dp                      forward, backward
-    c  = min(1, max_norm / |g / S|)          clip, if asked for
-    q  = g * (c / S);  found_inf = any(q is not finite)
-    p' = optimizer(p, q);  p = where(found_inf, p, p'), and so each moment and step counter
-    S  = policy.update(S, found_inf)
+    c  = clipping(g, S)                      if asked for
+    q, found_inf = unscale(g, S, c)
+    p' = optimizer(p, q);  p = select(found_inf, p, p'), and so each moment and step counter
+    S  = next_state(policy, S, observe(found_inf, g))
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from torch import Tensor
 
 from gradscale.captured.eager_step import EagerStep, summed
 from gradscale.captured.step_result import StepResult
-from gradscale.captured.tensor_gradients import any_not_finite, clipping_factor, divided, measured
-from gradscale.gradients.flags import inverse
-from gradscale.policies.policy import Observation, Policy, advance
+from gradscale.functional import clipping, next_state, observe, select, unscale
+from gradscale.policies.policy import Observation, Policy
 
 
 class TensorStep:
@@ -52,19 +51,17 @@ class TensorStep:
         """One optimizer step on the mean of the losses of `batches`."""
         losses, gradients = self._backward(batches)
         with torch.no_grad():
-            inv_scale = inverse(self.state.scale)
+            scale, coefficient, norm = self.state.scale, None, None
             if self.policy.needs:
                 # What is measured is unscaled first, in a pass of its own.
-                gradients = [divided(gradient, inv_scale) for gradient in gradients]
-                inv_scale = torch.ones_like(inv_scale)
-            factor, norm = inv_scale, None
+                gradients, _ = unscale(gradients, scale, keep_dtype=True)
+                scale = torch.ones_like(scale)
             if self.max_norm is not None:
-                factor, norm = clipping_factor(gradients, inv_scale, self.max_norm)
-            quotients = [divided(gradient, factor) for gradient in gradients]
-            found_inf = any_not_finite(quotients)
-            seen = measured(gradients, self.policy.needs)
+                coefficient, norm = clipping(gradients, scale, self.max_norm)
+            quotients, found_inf = unscale(gradients, scale, coefficient, keep_dtype=True)
+            seen = observe(found_inf, gradients, self.policy.needs)
             self._update(quotients, found_inf)
-            self._advance(Observation(found_inf, *seen), losses)
+            self._advance(seen, losses)
             self.tally.count(found_inf)
         return StepResult(summed(losses), found_inf, norm)
 
@@ -91,15 +88,15 @@ class TensorStep:
             gradient.copy_(quotient)
         before = [tensor.clone() for tensor in self.changing]
         self.optimizer_step(self.optimizer)
-        for tensor, old in zip(self.changing, before, strict=True):
-            tensor.copy_(torch.where(found_inf > 0, old, tensor))
+        for tensor, kept in zip(
+            self.changing, select(found_inf, before, self.changing), strict=True
+        ):
+            tensor.copy_(kept)
 
-    def _advance(self, observation: Observation, losses: Sequence[Tensor]) -> None:
-        """Shows the policy the step, unless a loss that is not finite explains it."""
-        finite = torch.stack([(loss.abs() < torch.inf).reshape(()) for loss in losses]).all()
-        ignore = ((observation.found_inf > 0) & finite.logical_not()).to(torch.float32)
-        after = advance(self.policy, self.state, observation, ignore)
-        for old, new in zip(self.state, after, strict=True):
+    def _advance(self, seen: Observation, losses: Sequence[Tensor]) -> None:
+        for old, new in zip(
+            self.state, next_state(self.policy, self.state, seen, losses), strict=True
+        ):
             old.copy_(new)
 
 

@@ -12,12 +12,12 @@ class LostShare(NamedTuple):
     """How much of the gradients was lost, when that was last measured.
 
     Attributes:
-        share: lost elements over non-zero ones, in [0, 1].
+        lost_share: lost elements over non-zero ones, in [0, 1].
         step: the step that measured it.
         method: where it comes from: ``counted``, ``reference``, ``probe`` or ``extrapolated``.
     """
 
-    share: float
+    lost_share: float
     step: int
     method: str
 
@@ -81,7 +81,7 @@ class Metrics:
         if self.amax is not None:
             numbers["amax"] = self.amax
         if self.lost is not None:
-            numbers["lost_share"] = self.lost.share
+            numbers["lost_share"] = self.lost.lost_share
         return numbers
 
     def to_dict(self) -> dict[str, Any]:

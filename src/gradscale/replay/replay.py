@@ -11,7 +11,7 @@ from torch import Tensor
 from gradscale.histogram import EXPONENT_BINS, MIN_OCTAVE
 from gradscale.policies import Dynamic, Observation, Policy, advance
 from gradscale.recording import Recording, Step
-from gradscale.replay.lost import LostShares
+from gradscale.replay.lost_shares import LostShares
 from gradscale.replay.peaks import Peaks, shown_amax
 from gradscale.replay.policy_text import policy_of
 from gradscale.replay.result import Basis, Replay, ReplayedStep

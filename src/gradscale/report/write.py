@@ -10,8 +10,8 @@ from gradscale.files.replacement import check_ours, replace_file
 from gradscale.files.unwritable import writing
 from gradscale.recording import Recording, read
 from gradscale.report.html import html_of
+from gradscale.report.recordings import recordings_at
 from gradscale.report.run import Run
-from gradscale.report.sources import sources_of
 
 Given = str | os.PathLike[str] | Recording
 TITLE = "Loss scaling report"
@@ -84,7 +84,7 @@ def load_runs(
     if not given:
         raise ValueError("`write_report([])` needs at least one recording.")
     runs = [Run.of(one) for one in given if isinstance(one, Recording)]
-    for source in sources_of(one for one in given if not isinstance(one, Recording)):
+    for source in recordings_at(one for one in given if not isinstance(one, Recording)):
         on_run(source.name)
         runs.append(Run.of(read(source.path), source.name))
     return runs

@@ -1,11 +1,11 @@
 """One training run, a comparison of runs, and the folder they are kept in."""
 
+from gradscale.training.comparison import Candidate as Candidate
 from gradscale.training.comparison import Comparison as Comparison
 from gradscale.training.comparison import Planned as Planned
-from gradscale.training.comparison import Row as Row
 from gradscale.training.comparison import Spread as Spread
 from gradscale.training.comparison import Summary as Summary
-from gradscale.training.comparison import summarize as summarize
+from gradscale.training.comparison import summaries_of as summaries_of
 from gradscale.training.damage import DamagedRun as DamagedRun
 from gradscale.training.damage import damaged as damaged
 from gradscale.training.folder import RunFolder as RunFolder

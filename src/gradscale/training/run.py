@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 
+from gradscale.metrics.lost_count import LostCount
 from gradscale.recipes import Data
 from gradscale.training.damage import damaged
 from gradscale.training.folder import RESTART, RunFolder, only_writer
-from gradscale.training.lost import Lost
 from gradscale.training.precision import emulated
 from gradscale.training.recorded import recorded
 from gradscale.training.settings import Settings
 from gradscale.training.trial import StepRecord, Trial
 
-_NONE = Lost()
 SAVE_EVERY_SECONDS = 5.0
 
 
@@ -128,11 +127,11 @@ def _result(trial: Trial) -> dict[str, Any]:
     return {
         "loss": loss,
         "metric": metric,
-        "lost": {kind: lost.share for kind, lost in trial.lost.items()},
-        "lost_share": sum(trial.lost.values(), start=_NONE).share,
+        "lost": {kind: lost.lost_share for kind, lost in trial.lost.items()},
+        "lost_share": sum(trial.lost.values(), start=LostCount()).lost_share,
         "skipped": sum(trial.skips.values()),
         "reasons": dict(sorted(trial.skips.items())),
         "final_scale": 1.0 if trial.scaler is None else trial.scaler.get_scale(),
         "ms_per_step": 1000 * statistics.median(trial.seconds) if trial.seconds else None,
-        "emulated": emulated(settings.precision, settings.device, settings.emulate),
+        "emulated": emulated(settings.format, settings.device, settings.emulate),
     }

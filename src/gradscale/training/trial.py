@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.formats import FloatFormat
+from gradscale.metrics.lost_count import LostCount, count_lost
 from gradscale.recipes import Batch, Data, Recipe, find
 from gradscale.recording import Recorder
-from gradscale.training import lost
-from gradscale.training.lost import Lost
 from gradscale.training.precision import EIGHT_BIT, computing_in
 from gradscale.training.scaling import Outcome, make_scaler, outcome
 from gradscale.training.schedule import learning_rate
 from gradscale.training.settings import Settings
+from gradscale.truth import Gradients, capturing, compared, reference
 from gradscale.watching import Watch
 
 LOST_SAMPLES = 4
@@ -45,7 +45,7 @@ class Trial:
 
     Attributes:
         step: how many steps have been taken.
-        lost: the flushed gradients, by ``activations`` and ``parameters``.
+        lost: the flushed gradients, by ``activations`` and ``parameters``; see `gradscale.truth`.
         seconds: what each step took, the sampled ones left out.
         recorder: is told the losses, if there is one.
         watching: measures for the recorder.
@@ -62,11 +62,11 @@ class Trial:
             self._groups(), lr=settings.lr, eps=self.recipe.defaults.eps, foreach=True
         )
         self.scaler = make_scaler(
-            settings.scaling, settings.device, settings.init_scale, settings.precision
+            settings.policy, settings.device, settings.init_scale, settings.format
         )
         self.step = 0
         self.samples = 0
-        self.lost = {"activations": Lost(), "parameters": Lost()}
+        self.lost = {"activations": LostCount(), "parameters": LostCount()}
         self.seconds: list[float] = []
         self.skips: dict[str, int] = {}
         self.recorder: Recorder | None = None
@@ -103,7 +103,7 @@ class Trial:
         result = self._optimize()
         # Reading the loss waits for the device, so the clock below is right on accelerators too.
         record = StepRecord(self.step, float(loss), result.scale, result.skipped, result.reason)
-        if true is None:
+        if true is None or stored is None:
             self.seconds.append(time.perf_counter() - started)
         elif not result.skipped:
             self._count(true, stored)
@@ -118,7 +118,7 @@ class Trial:
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
 
     def _sample_is_due(self) -> bool:
-        if self.settings.precision == "fp32":
+        if self.settings.format == "fp32":
             return False
         steps = self.settings.steps
         due = sum(
@@ -129,25 +129,24 @@ class Trial:
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.recipe.loss(model, batch)
 
-    def _reference(self, batch: Batch) -> lost.Gradients:
+    def _reference(self, batch: Batch) -> Gradients:
         divisor = self.settings.loss_divisor
-        true = lost.reference(self.model, lambda model: self._loss(model, batch) / divisor)
-        self._seed()
-        return true
+        return reference(self.model, lambda model: self._loss(model, batch) / divisor)
 
-    def _backward(self, batch: Batch, *, sampling: bool) -> tuple[Tensor, lost.Gradients]:
+    def _backward(self, batch: Batch, *, sampling: bool) -> tuple[Tensor, Gradients | None]:
         """The undivided loss, and all gradients as stored if `sampling`."""
         settings = self.settings
-        with lost.capturing(self.model) if sampling else nullcontext({}) as stored:
-            with computing_in(settings.precision, settings.device, settings.emulate):
+        with ExitStack() as stack:
+            stored = stack.enter_context(capturing(self.model)) if sampling else None
+            with computing_in(settings.format, settings.device, settings.emulate):
                 loss = self._loss(self.model, batch)
                 divided = loss / settings.loss_divisor
                 scaled = divided if self.scaler is None else self.scaler.scale(divided)
                 scaled.backward()
-        if sampling:
-            stored = stored | {
-                name: grad.clone() for name, grad in lost.parameter_gradients(self.model).items()
-            }
+        if stored is not None:
+            stored.scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+            named = self.model.named_parameters()
+            stored.parameters = {n: p.grad.clone() for n, p in named if p.grad is not None}
         return loss.detach(), stored
 
     def _optimize(self) -> Outcome:
@@ -173,13 +172,12 @@ class Trial:
                 grads, self.settings.loss_divisor
             )
 
-    def _count(self, true: lost.Gradients, stored: lost.Gradients) -> None:
-        precision = self.settings.precision
+    def _count(self, true: Gradients, stored: Gradients) -> None:
+        precision = self.settings.format
         format = FloatFormat.of(precision if precision in EIGHT_BIT else "fp16")
-        for kind, chosen in (("activations", False), ("parameters", True)):
-            names = [name for name in true if name.endswith(":grad") == chosen]
-            part = {name: true[name] for name in names}
-            self.lost[kind] += lost.compare(part, stored, format)
+        lost = compared(true, stored, format)
+        for name, kind in (("activations", "module"), ("parameters", "parameter")):
+            self.lost[name] += count_lost(row for row in lost if row.kind == kind)
         self.samples += 1
 
     @torch.no_grad()
@@ -212,7 +210,7 @@ class Trial:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was called."""
         self.step, self.samples = state["step"], state["samples"]
-        self.lost = {kind: Lost(**value) for kind, value in state["lost"].items()}
+        self.lost = {kind: LostCount(**value) for kind, value in state["lost"].items()}
         self.seconds, self.skips = list(state["seconds"]), dict(state["skips"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

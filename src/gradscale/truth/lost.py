@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradscale.formats import FloatFormat
+from gradscale.metrics.lost_count import count_lost, may_lose
 from gradscale.truth.gradients import Gradients
 from gradscale.truth.judges import by_octaves, by_probe, by_truth
 from gradscale.truth.one_pass import Loss, one_pass
@@ -44,18 +45,18 @@ class Lost:
 
     @property
     def flushed(self) -> int:
-        """How many elements were lost, without those that are zero up to rounding."""
-        return sum(row.flushed for row in self.rows if not row.negligible)
+        """How many elements were lost; see `may_lose` for the rows that count."""
+        return count_lost(self.rows).flushed
 
     @property
     def nonzero(self) -> int:
         """How many elements are truly not zero."""
-        return sum(row.nonzero for row in self.rows if not row.negligible)
+        return count_lost(self.rows).nonzero
 
     @property
-    def share(self) -> float:
+    def lost_share(self) -> float:
         """`flushed / nonzero`; 0 if nothing was there to lose."""
-        return self.flushed / max(1, self.nonzero)
+        return count_lost(self.rows).lost_share or 0.0
 
     @property
     def nonfinite(self) -> int:
@@ -73,20 +74,20 @@ class Lost:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.share:.3%} of {self.nonzero:,} gradient elements lost in {self.format} at "
+            f"{self.lost_share:.3%} of {self.nonzero:,} gradient elements lost in {self.format} at "
             f"scale {self.scale:g} ({HOW[self.method]})"
         ]
         lines += [
             f"  {row.name}: {row.lost_share:.2%} of {row.nonzero:,} ({row.kind})"
             for row in self.rows
-            if row.flushed and not row.negligible
+            if row.flushed and may_lose(row)
         ][:10]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for JSON."""
         return {
-            "share": self.share,
+            "lost_share": self.lost_share,
             "flushed": self.flushed,
             "nonzero": self.nonzero,
             "nonfinite": self.nonfinite,
@@ -132,8 +133,8 @@ def measure_lost(
         >>> def loss(model):
         ...     with torch.autocast("cpu", torch.float16):
         ...         return model(torch.ones(2, 4)).float().mean() * 1e-8
-        >>> measure_lost(model, loss).share, measure_lost(model, loss, scale=2.0**20).share
-        (1.0, 0.0)
+        >>> [measure_lost(model, loss, scale=scale).lost_share for scale in (1.0, 2.0**20)]
+        [1.0, 0.0]
     """
     if not scale > 0:
         raise ValueError(f"`measure_lost(scale={scale})` must be above 0.")
@@ -165,7 +166,7 @@ def compared(true: Gradients, stored: Gradients, format: FloatFormat) -> Lost:
     Example:
         >>> true = Gradients(parameters={"w": torch.tensor([1.0, 1e-9, 0.0])})
         >>> half = Gradients(parameters={"w": torch.tensor([1.0, 0.0, 0.0])})
-        >>> compared(true, half, FloatFormat.of("fp16")).share
+        >>> compared(true, half, FloatFormat.of("fp16")).lost_share
         0.5
     """
     pairs = places(stored, true, true.zeros)

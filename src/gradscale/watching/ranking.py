@@ -7,11 +7,6 @@ from typing import Any
 from gradscale.watching.rows import Row
 
 
-def counts_for_share(row: Row) -> bool:
-    """Whether a row is one of those of which something may be lost that matters."""
-    return row.kind != "activation" and not row.negligible and row.format != "fp32"
-
-
 def badness(row: Row) -> tuple[Any, ...]:
     """What to sort by.
 

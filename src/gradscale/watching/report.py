@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
-from gradscale.watching.ranking import badness, counts_for_share
+from gradscale.metrics.lost_count import count_lost
+from gradscale.watching.ranking import badness
 from gradscale.watching.rows import Method, Row, RowKind
 from gradscale.watching.table import table
 
@@ -89,8 +90,7 @@ class WatchReport(Sequence[Row]):
 
         Without activations, rows in float32 and rows that are zero up to rounding.
         """
-        rows = [row for row in self.in_order if counts_for_share(row)]
-        return sum(row.flushed for row in rows) / max(1, sum(row.nonzero for row in rows))
+        return count_lost(self.in_order).lost_share or 0.0
 
     def with_truth(self, flushed: Mapping[str, int], method: Method) -> WatchReport:
         """The same report with better founded numbers of lost elements.
@@ -101,13 +101,6 @@ class WatchReport(Sequence[Row]):
         """
         return self._changed(
             lambda row: row.with_truth(flushed[row.name], method) if row.name in flushed else row
-        )
-
-    def with_negligible(self, names: Iterable[str]) -> WatchReport:
-        """The same report with these rows set apart as zero up to rounding."""
-        known = set(names)
-        return self._changed(
-            lambda row: replace(row, negligible=True) if row.name in known else row
         )
 
     def _changed(self, change: Callable[[Row], Row]) -> WatchReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradscale.watching.ranking import counts_for_share
+from gradscale.metrics.lost_count import may_lose
 from gradscale.watching.rows import Row
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def table(report: WatchReport, rows: int) -> str:
 
 
 def _summary(report: WatchReport) -> str:
-    rows = [row for row in report if counts_for_share(row)]
+    rows = [row for row in report if may_lose(row)]
     total = sum(row.nonzero for row in rows)
     formats = " and ".join(sorted({row.format for row in rows})) or "float32"
     methods = " and ".join(sorted({row.method for row in rows})) or "counted"

@@ -76,7 +76,7 @@ class Prometheus:
             metrics.consecutive,
             metrics.groups,
             metrics.amax,
-            None if metrics.lost is None else metrics.lost.share,
+            None if metrics.lost is None else metrics.lost.lost_share,
         )
         for (name, meaning), value in zip(_GAUGES.items(), values, strict=True):
             if value is not None:

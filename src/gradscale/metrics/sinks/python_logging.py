@@ -47,5 +47,5 @@ def _text(metrics: Metrics) -> str:
     if metrics.amax is not None:
         parts.append(f"largest gradient {metrics.amax:.3g}")
     if metrics.lost is not None:
-        parts.append(f"{100 * metrics.lost.share:.2g} % lost ({metrics.lost.method})")
+        parts.append(f"{100 * metrics.lost.lost_share:.2g} % lost ({metrics.lost.method})")
     return ", ".join(parts)

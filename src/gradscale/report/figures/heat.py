@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradscale.percent import percent
 from gradscale.report.figures.style import (
     OVER,
     empty,
     in_our_style,
     name_ticks,
     new_figure,
-    percent,
     share_colors,
 )
 from gradscale.report.run import Run

@@ -25,7 +25,7 @@ def plan_figure(run: Run) -> Figure:
     if not network.names:
         empty(axes, "The recording names no part of the network.")
         return figure
-    exponents = exponents_of(run)
+    exponents = exponent_by_row(run)
     _edges(axes, run, exponents)
     _nodes(axes, run, exponents)
     axes.invert_yaxis()
@@ -37,7 +37,7 @@ def plan_figure(run: Run) -> Figure:
     return figure
 
 
-def exponents_of(run: Run) -> dict[int, int]:
+def exponent_by_row(run: Run) -> dict[int, int]:
     """By row, the exponent that it is stored at under the latest plan, or was without one."""
     if run.plans:
         return {row: group.exponent for group in run.plans[-1][1].groups for row in group.rows}

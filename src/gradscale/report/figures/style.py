@@ -89,23 +89,6 @@ def _power(value: float, place: int | None = None) -> str:
     return f"$2^{{{value:.0f}}}$"
 
 
-def percent(share: float) -> str:
-    """A share in percent with two significant places.
-
-    Example:
-        >>> percent(0.3333), percent(1e-6), percent(1.0)
-        ('33 %', '0.0001 %', '100 %')
-    """
-    if share == 0 or not math.isfinite(share):
-        return "0 %" if share == 0 else "–"
-    digits = max(0, 1 - math.floor(math.log10(100 * share)))
-    return (
-        f"{100 * share:.{digits}f}".rstrip("0").rstrip(".") + " %"
-        if digits
-        else f"{100 * share:.0f} %"
-    )
-
-
 def name_ticks(axes: Axes, names: Sequence[str], limit: int = 40) -> None:
     """Name the lines of a picture; of many, evenly chosen ones."""
     every = max(1, math.ceil(len(names) / limit))
