@@ -14,6 +14,7 @@ from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measure import Measuring
 from gradscale.backward.rescale import rescale
 from gradscale.capturing import capturing
+from gradscale.compiled.preparing import prepare_compiled
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
@@ -72,6 +73,7 @@ class Layerwise:
         self.planning = Planning(planner if planner is not None else Windows(), keep)
         self.process_group = process_group
         self.taken = False
+        prepare_compiled(self)
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
         self._passes = StepPasses()
