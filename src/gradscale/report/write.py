@@ -97,6 +97,7 @@ def load_runs(
             damage.append(error)
     if damage and (on_damage is None or not runs):
         raise damage[0]
-    for error in damage if on_damage is not None else ():
-        on_damage(str(error))
+    for error in damage:
+        if on_damage is not None:
+            on_damage(str(error))
     return runs
