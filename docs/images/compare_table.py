@@ -4,7 +4,8 @@ gradscale compare digits --loss-divisor 1 --policy … --out runs/readme/digits
 gradscale compare towers --policy … --out runs/readme/towers
 python docs/images/compare_table.py runs/readme
 
-with the policies of `make demo`. Without a folder the table is made from the summaries that are kept, ``docs/images/compare-*.json``.
+with the policies of `make demo`. Without a folder the table is made from the summaries that are
+kept, ``docs/images/compare-*.json``.
 """
 
 from __future__ import annotations
