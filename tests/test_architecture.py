@@ -40,6 +40,7 @@ GROUND = {
 FLOORS = (
     "files",
     "policies",
+    "communication",
     "emulation",
     "gradients",
     "outcomes",
@@ -72,6 +73,7 @@ PUBLIC = (
     "gradscale.advice",
     "gradscale.backward",
     "gradscale.checkpoints",
+    "gradscale.communication",
     "gradscale.doctor",
     "gradscale.emulation",
     "gradscale.formats",
