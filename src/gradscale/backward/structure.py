@@ -120,6 +120,7 @@ class Structure:
         roots: the nodes at which gradients enter.
         leaves: the nodes that accumulate into a parameter's `.grad`, each once.
         arrives: per node what it expects at each of its inputs, as first walked.
+        custom: the nodes of custom functions, whoever wrote them.
     """
 
     names: tuple[str, ...]
@@ -127,6 +128,7 @@ class Structure:
     roots: tuple[int, ...]
     leaves: tuple[int, ...]
     arrives: tuple[tuple[Arrival, ...], ...]
+    custom: tuple[int, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.signature)
