@@ -23,12 +23,12 @@ def spread(value: dict[str, float], percent: bool = False) -> str:
 
 def row(entry: dict[str, Any]) -> str:
     """One line of the table."""
-    wide = entry["precision"] == "fp32"
+    wide = entry["format"] == "fp32"
     name = "float32" if wide else f"fp16, {NAMES.get(entry['scaling'], entry['scaling'])}"
     lost = "" if wide else f"{100 * entry['lost_share']['mean']:.2g} %"
     octaves = sorted({round(math.log2(scale)) for scale in entry["final_scales"]})
-    scale = "" if entry["scaling"] == "none" else " … ".join(f"2^{k}" for k in octaves)
-    skipped = "" if entry["scaling"] == "none" else str(sum(entry["skipped"].values()))
+    scale = "" if entry["policy"] == "none" else " … ".join(f"2^{k}" for k in octaves)
+    skipped = "" if entry["policy"] == "none" else str(sum(entry["skipped"].values()))
     cells = (name, spread(entry["loss"]), spread(entry["metric"], True), lost, skipped, scale)
     return f"| {' | '.join(cells)} |"
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from gradscale.files.json_text import json_value, read_json, write_json
-from gradscale.files.regular import open_to_append
+from gradscale.files.regular import LARGEST_SIDE_FILE, open_to_append
 from gradscale.files.unwritable import Unwritable
-from gradscale.regular_file import LARGEST_SIDE_FILE
 
 
 def test_what_is_appended_to_is_made_and_grows(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Trial:
                 logits = self.model(self.x if x is None else x)
                 loss = nn.functional.cross_entropy(logits.float(), self.y) * weight
             scaled = self.scaler.scale(loss)
-            measured = self.scaler._layerwise.timing.now
+            measured = self.scaler.layerwise.timing.now
             scaled.backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -82,7 +82,7 @@ class Trial:
 
     def absolute(self):
         """The base-2 exponent at which every node will hold its gradient in the next step."""
-        layerwise = self.scaler._layerwise
+        layerwise = self.scaler.layerwise
         layerwise.begin_step(self.scaler._scale)
         (track,) = layerwise.tracks
         log2_scale = round(torch.log2(self.scaler._scale).item())
@@ -138,11 +138,11 @@ def test_the_step_after_an_overflow_measures_again_and_the_one_after_does_not(bu
 
 def test_an_overflow_that_the_host_hears_of_late_is_measured_all_the_same():
     trial, _ = trained(9)
-    layerwise = trial.scaler._layerwise
+    layerwise = trial.scaler.layerwise
     trial.step()
     outcome = next(iter(trial.scaler.last_step))
     late = type(outcome)(
-        trial.optimizer, [torch.ones(())], torch.tensor(START), trial.scaler._evidence
+        trial.optimizer, [torch.ones(())], torch.tensor(START), trial.scaler._step.evidence
     )
     late._evidence.losses.append(torch.zeros(()))
     step = type(trial.scaler.last_step)()
@@ -389,7 +389,7 @@ def test_an_overflow_in_one_of_two_losses_lowers_nothing_of_the_other():
 
     for _ in range(5):
         step(1.0)
-    assert not scaler._layerwise.timing.now
+    assert not scaler.layerwise.timing.now
     _, second = scaler.layerwise.tracks
     # Any plan will do; a planner has no reason to make one for numbers as tame as these.
     generator = torch.Generator().manual_seed(0)

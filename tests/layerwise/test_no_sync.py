@@ -52,7 +52,7 @@ def planned(steps=6, device="cpu", optimizer=OPTIMIZERS["sgd"]):
     for _ in range(steps):
         step(model, chosen, scaler, device)
     (track,) = scaler.layerwise.tracks
-    assert not track.plan.is_uniform and not scaler._layerwise.timing.now
+    assert not track.plan.is_uniform and not scaler.layerwise.timing.now
     return model, chosen, scaler
 
 
@@ -61,7 +61,7 @@ def resumed(state, measuring):
     model = network()
     scaler = GradScaler("cpu", layerwise=random_layerwise())
     scaler.load_state_dict(state)
-    scaler._layerwise.timing.now = measuring
+    scaler.layerwise.timing.now = measuring
     return model, scaler
 
 
@@ -80,7 +80,7 @@ def test_a_measuring_backward_pass_reads_nothing_either_only_the_next_plan_does(
     with FakeTensorMode():
         model, scaler = resumed(state, measuring=True)
         backward(model, scaler)
-        layerwise = scaler._layerwise
+        layerwise = scaler.layerwise
         assert layerwise._passes.measurings
         layerwise.update(scaler.last_step)
         with pytest.raises((DataDependentOutputException, RuntimeError)):

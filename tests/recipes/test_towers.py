@@ -56,7 +56,7 @@ def test_no_single_scale_keeps_both_towers_in_float16(seed):
 def test_layer_wise_scaling_trains_both_and_no_other_strategy_does(precision):
     explained = {}
     for scaling in ("none", "dynamic", "torch", "guarded", "layerwise"):
-        settings = settings_for("towers", precision=precision, scaling=scaling, device="cpu")
+        settings = settings_for("towers", format=precision, policy=scaling, device="cpu")
         trial = Trial(settings, load_data(settings))
         while not trial.done:
             trial.advance()

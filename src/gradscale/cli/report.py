@@ -15,6 +15,7 @@ from rich.console import Console
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import several
+from gradscale.cli.renamed import renamed
 from gradscale.files.json_text import json_value
 from gradscale.files.replacement import check_ours
 
@@ -45,7 +46,7 @@ def _figure_format(value: Any) -> str:
     help="Also save figures for a paper into this folder.",
 )
 @click.option(
-    "--format",
+    "--figure-format",
     "formats",
     type=several(_figure_format),
     default="png,svg",
@@ -53,6 +54,7 @@ def _figure_format(value: Any) -> str:
     metavar="NAME,…",
     help="Of the figures: png, svg, pdf.",
 )
+@renamed("--format", "--figure-format")
 @click.option("--force", is_flag=True, help="Replace files that gradscale did not make, and links.")
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the runs come down to as JSON.")
@@ -68,7 +70,7 @@ def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     Examples:
       gradscale report runs/mine
       gradscale report runs/mine runs/other --out both.html
-      gradscale report runs/mine/recording.jsonl --figures paper/figures --format pdf
+      gradscale report runs/mine/recording.jsonl --figures paper/figures --figure-format pdf
       gradscale report runs/compare-digits-20260101-120000 --json
     """  # noqa: D301
     if not runs:

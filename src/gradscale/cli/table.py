@@ -90,7 +90,7 @@ def _extras(summary: Summary, columns: tuple[str, ...], *, roomy: bool) -> list[
     texts = {
         "lost %": "–" if summary.lost is None else percentage(summary.lost.mean),
         "skipped": skips(summary, reasons=roomy),
-        "scale": "–" if summary.row.scaling == "none" else scales(summary.scales),
+        "scale": "–" if summary.row.policy == "none" else scales(summary.scales),
         "ms": "–" if summary.ms_per_step is None else milliseconds(summary.ms_per_step),
     }
     return [texts[name] for name in columns]
@@ -137,7 +137,7 @@ def skips(summary: Summary, *, reasons: bool = True) -> str:
 
     Nothing skips a step where nobody scales.
     """
-    if summary.row.scaling == "none":
+    if summary.row.policy == "none":
         return "–"
     if not summary.skipped:
         return "0"

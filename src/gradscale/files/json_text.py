@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.files.replacement import replace_file
-from gradscale.regular_file import LARGEST_SIDE_FILE, read_regular
 
 
 def json_value(value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Files opened without following a link and without waiting for the other end of a pipe."""
+"""Regular files alone: read, or appended to, without waiting for the other end of a pipe."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from gradscale.files.unwritable import Unwritable, writing
 
@@ -12,6 +13,9 @@ from gradscale.files.unwritable import Unwritable, writing
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
+
+LARGEST_SIDE_FILE = 2**24
+"""Bytes of settings or of a trainer's state beside what is read."""
 
 _KINDS = (
     (stat.S_ISDIR, "it is a folder"),
@@ -58,3 +62,57 @@ def open_to_append(path: Path) -> int:
             os.close(descriptor)
             raise Unwritable(path, obstacle)
     return descriptor
+
+
+def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+    """A file opened for reading, neither a pipe nor a device, and no longer than `most` bytes.
+
+    A pipe without a writer would block for ever, a link to an endless device fill the memory. What
+    was opened is asked, not the path, under which another file may lie a moment later.
+
+    Args:
+        path: of the file; links are followed, as nothing is written.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is no regular file, or longer than that.
+
+    Example:
+        >>> with open_regular(Path(__file__)) as file:
+        ...     len(file.read(16))
+        16
+        >>> open_regular(Path("/dev/null"))
+        Traceback (most recent call last):
+            ...
+        ValueError: it is no regular file, but a device
+    """
+    flags = os.O_RDONLY | NO_WAIT | BINARY
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))
+    facts = os.fstat(file.fileno())
+    obstacle = obstacle_in(facts.st_mode).replace("it is", "it is no regular file, but")
+    if not obstacle and most is not None and facts.st_size > most:
+        obstacle = f"it has {facts.st_size:,} bytes, and no more than {most:,} are read"
+    if obstacle:
+        file.close()
+        raise ValueError(obstacle)
+    return file
+
+
+def read_regular(path: Path, most: int) -> str:
+    """The text of a small file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no regular file, longer than that, or not UTF-8.
+
+    Example:
+        >>> len(read_regular(Path(__file__), 2**20)) > 1000
+        True
+    """
+    with open_regular(path, most) as file:
+        return file.read(most).decode()

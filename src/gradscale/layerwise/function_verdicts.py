@@ -53,11 +53,17 @@ class FunctionVerdicts:
         self._scale: Tensor | None = None
         self._entry = LossEntry(self._begin_pass) if injected == "scale" else None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a scaler without plans has to `attach` its losses, or results are under way."""
+        return self._looking or self._entry is not None or bool(self._probings)
+
     def attach(self, loss: Tensor, scale: Tensor) -> Tensor:
         """The same loss of a scaler without plans; looked through at the first step."""
         if self._entry is not None:
             self._scale = scale
             return self._entry.watch(loss)
+        self.poll(scale)
         if self._looking and loss.requires_grad and not capturing() and not _transformed():
             self._probe(walk(loss))
         return loss

@@ -15,6 +15,7 @@ from gradscale.backward.measure import Measuring
 from gradscale.backward.rescale import rescale
 from gradscale.backward.user_functions import is_one_of
 from gradscale.capturing import capturing
+from gradscale.compiled.preparing import prepare_compiled
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
@@ -80,6 +81,7 @@ class Layerwise:
         self.linear = tuple(linear)
         self.functions = FunctionVerdicts(naming=self.planning.naming)
         self.taken = False
+        prepare_compiled(self)
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
         self._passes = StepPasses()
@@ -120,6 +122,11 @@ class Layerwise:
     def naming(self) -> Naming:
         """What nodes and parameters are called."""
         return self.planning.naming
+
+    def use_functions(self, functions: FunctionVerdicts) -> None:
+        """Asks these about users' functions; they learn the names that are known here."""
+        functions.naming = self.naming
+        self.functions = functions
 
     def begin_step(self, scale: Tensor) -> None:
         """Before a loss is scaled: what the last step measured becomes a plan.

@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 
 from gradscale.training.settings import Settings, settings_for
 
-_LISTS = ("scalings", "loss_divisors")
+_LISTS = ("policies", "loss_divisors")
 
 
 class Candidate(NamedTuple):
-    """One line of the table: a precision, and who chooses the scale."""
+    """One line of the table: a format, and who chooses the scale."""
 
-    precision: str
-    scaling: str
+    format: str
+    policy: str
 
     @property
     def label(self) -> str:
         """As the table shows it."""
-        if self.precision == "fp32":
+        if self.format == "fp32":
             return "float32"
         names = {"none": "no scaling", "torch": "torch.amp"}
-        return f"{self.precision}, {names.get(self.scaling, self.scaling)}"
+        return f"{self.format}, {names.get(self.policy, self.policy)}"
 
 
 class Planned(NamedTuple):
@@ -42,8 +42,8 @@ class Comparison:
 
     Attributes:
         recipe: the task.
-        precision: of every row but the first, which is float32.
-        scalings: one row each.
+        format: of every row but the first, which is float32.
+        policies: one row each.
         loss_divisors: one group of rows each.
         seeds: runs a row, with seeds 0, 1, …
         options: further fields of `Settings`; None means the recipe's default.
@@ -55,8 +55,8 @@ class Comparison:
     """
 
     recipe: str
-    precision: str
-    scalings: tuple[str, ...]
+    format: str
+    policies: tuple[str, ...]
     loss_divisors: tuple[float, ...]
     seeds: int
     options: dict[str, Any]
@@ -64,15 +64,15 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"`--seeds {self.seeds}` must be at least 1.")
-        if self.precision == "fp32":
-            raise ValueError("`--precision fp32` is every comparison's first row already.")
+        if self.format == "fp32":
+            raise ValueError("`--format fp32` is every comparison's first row already.")
         for _ in self.runs():
             pass
 
     @property
     def rows(self) -> list[Candidate]:
-        """Float32 first, then one row a scaling."""
-        halves = [Candidate(self.precision, scaling) for scaling in self.scalings]
+        """Float32 first, then one row a policy."""
+        halves = [Candidate(self.format, policy) for policy in self.policies]
         return [Candidate("fp32", "none"), *halves]
 
     def runs(self) -> Iterator[Planned]:
@@ -89,13 +89,13 @@ class Comparison:
     def _planned(self, divisor: float, row: Candidate, seed: int) -> Planned:
         settings = settings_for(
             self.recipe,
-            precision=row.precision,
-            scaling=row.scaling,
+            format=row.format,
+            policy=row.policy,
             seed=seed,
             loss_divisor=divisor,
             **self.options,
         )
-        name = f"{row.precision}-{row.scaling}"
+        name = f"{row.format}-{row.policy}"
         return Planned(row, settings, Path(f"divisor-{divisor:g}") / name / f"seed-{seed}")
 
     def to_json(self) -> dict[str, Any]:
