@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,11 +13,10 @@ from torch.autograd.graph import GradientEdge, Node
 
 from gradscale.backward.structure import Arrival as Arrival
 from gradscale.backward.structure import Edge as Edge
-from gradscale.backward.structure import Structure, Topology, arrivals_of, topology_of
-from gradscale.backward.user_functions import is_custom, is_users
+from gradscale.backward.structure import Structure, arrivals_of, structure_of, topology_of
+from gradscale.backward.user_functions import is_users
 from gradscale.backward.user_hooks import watched_numbers
 from gradscale.compiled.opened import Opening
-from gradscale.compiled.spans import spans_of
 
 Root = Tensor | Node | GradientEdge
 
@@ -215,7 +213,7 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     casts = tuple(arrivals_of(nodes[cast_])[:1] for cast_ in topology.casts)
     layout = opening.layout(nodes)
     key = tuple((v.dtype, v.device) for v in variables), tuple(a[0][:2] for a in casts if a), layout
-    structure = _structures(topology, key).of(nodes)
+    structure = structure_of(topology, key).of(nodes)
     graph = BackwardGraph(
         structure,
         _pinned(structure, nodes),
@@ -267,29 +265,6 @@ def _discover(roots: list[Any], opening: Opening) -> tuple[list[Any], tuple[int,
                 append(target)
         note(-2)
     return nodes, tuple(found)
-
-
-class _Described:
-    """The structure of one topology with one assignment of dtypes, read off its first nodes."""
-
-    def __init__(self, topology: Topology) -> None:
-        self.topology = topology
-        self.structure: Structure | None = None
-
-    def of(self, nodes: list[Any]) -> Structure:
-        if self.structure is None:
-            arrives = tuple(arrivals_of(node) for node in nodes)
-            t = self.topology
-            spans = spans_of(nodes, t.edges)
-            custom = tuple(i for i, node in enumerate(nodes) if is_custom(node))
-            self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives, spans, custom)
-        return self.structure
-
-
-@lru_cache(maxsize=32)
-def _structures(topology: Topology, key: Any) -> _Described:
-    del key
-    return _Described(topology)
 
 
 def _pinned(structure: Structure, nodes: list[Any]) -> frozenset[int]:

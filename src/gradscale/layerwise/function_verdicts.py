@@ -182,6 +182,13 @@ class FunctionVerdicts:
         done = ", which is multiplied by the scale" if self.injected == "scale" else ""
         return f"it returns a gradient of its own{done}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"injected": self.injected, "linear": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["injected"])
+        self.load_state_dict(state["linear"])
+
     def state_dict(self) -> dict[str, list[int]]:
         """By signature, the nodes that were seen to be linear."""
         return {signature: sorted(self.proven(signature)) for signature in self._found}

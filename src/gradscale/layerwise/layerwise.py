@@ -271,13 +271,16 @@ class Layerwise:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "settings": (self.planner, self.timing.calendar.every, self.tracks.keep, self.linear),
+            "settings": (self.planner, self.timing.calendar.every, self.tracks.keep),
+            "functions": (self.linear, self.functions),
             "state": self.state_dict(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        planner, every, keep, *linear = state["settings"]
-        self.__init__(planner, measure_every=every, keep=keep, linear=linear[0] if linear else ())
+        planner, every, keep = state["settings"]
+        linear, functions = state["functions"]
+        self.__init__(planner, measure_every=every, keep=keep, linear=linear)
+        self.use_functions(functions)
         self.load_state_dict(state["state"])
 
     def _warn_once(self, message: str) -> None:
