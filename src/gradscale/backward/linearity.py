@@ -11,7 +11,8 @@ its own, as the auxiliary losses of routers do. With c = f(0):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
+from gradscale.backward.multiply import multiply_gradient
 from gradscale.backward.no_trace import Given, LeavesTrace, call_again, gradients_for
 from gradscale.host_copies import HostCopies
+from gradscale.policies.bits import MIN_SCALE, floor_log2, power_of_two
 from gradscale.ranks import reduce_max_
 
 Kind = Literal["linear", "injects", "nonlinear", "unknown"]
@@ -29,11 +32,11 @@ ROUNDINGS = 8
 """Two results may differ by so many rounding errors of the largest element: kernels that add in no
 fixed order do not repeat themselves; a clamp or a sign differs by the elements themselves."""
 
-# Powers of two, so that a linear function in a wide format gives the same bits. Far ones show a
-# clamp that hardly ever acts; in half precision there is no room for them.
-_NEAR = (2.0,)
-_FAR = (2.0, 2.0**12, 2.0**-12)
-_FOUR_BYTES = 4
+MOST_OCTAVES = 40
+"""The far multiples are so far at most. Float32 has more room, but the function may use it."""
+
+# Octaves that a far multiple keeps away from the ends of its format.
+_ROOM = 4
 _UNKNOWN, _ALIVE, _NONFINITE, _NONLINEAR, _INJECTS = range(5)
 
 
@@ -150,10 +153,10 @@ def _device(arrived: Given) -> torch.device:
 
 
 def _probe(row: Tensor, node: Any, arrived: Given) -> None:
-    wide = all(g is None or g.dtype.itemsize >= _FOUR_BYTES for g in arrived)
-    factors = _FAR if wide else _NEAR
+    factors = _factors(row, [gradient for gradient in arrived if gradient is not None])
     gradients = [gradients_for(node, arrived, torch.zeros_like)]
-    gradients += [gradients_for(node, arrived, _by(factor)) for factor in (1.0, *factors)]
+    multiples = (row.new_ones(()), *factors)
+    gradients += [gradients_for(node, arrived, _by(factor)) for factor in multiples]
     zero, one, *others = call_again(node, gradients)
     if any(set(result) != set(one) for result in (zero, *others)):
         raise LeavesTrace("it returns a gradient for some gradients and none for others")
@@ -169,10 +172,33 @@ def _probe(row: Tensor, node: Any, arrived: Given) -> None:
             _raise(row, _NONLINEAR, ~fits)
 
 
+def _factors(row: Tensor, arrived: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Two, and the powers of two that bring what arrived near the top and bottom of its format.
+
+    A linear function gives the same bits for them, or overflows; far ones show a clamp or a
+    threshold that does not act as yet, and would under a plan.
+    """
+    sizes = [_octave(g.detach().abs().max().to(row.device, row.dtype)) for g in arrived]
+    octave = torch.stack(sizes or [row.new_zeros(())]).max()
+    formats = [torch.finfo(g.dtype) for g in arrived] or [torch.finfo(torch.float32)]
+    most = min(math.log2(f.max) for f in formats) - _ROOM - octave
+    least = max(math.log2(f.smallest_normal) for f in formats) + _ROOM - octave
+    up = most.clamp(1, MOST_OCTAVES).to(torch.int32)
+    down = least.clamp(-MOST_OCTAVES, -1).to(torch.int32)
+    return row.new_full((), 2.0), power_of_two(up), power_of_two(down)
+
+
+def _octave(amax: Tensor) -> Tensor:
+    """The exponent of the octave of a magnitude, as a float; 0 where there is none."""
+    finite = torch.isfinite(amax) & (amax > MIN_SCALE)
+    return floor_log2(torch.where(finite, amax, 1.0)).to(amax.dtype)
+
+
 def _follows(
-    factor: float, own: Tensor, base: Tensor, found: Tensor, format: torch.finfo, coarsest: float
+    factor: Tensor, own: Tensor, base: Tensor, found: Tensor, format: torch.finfo, coarsest: float
 ) -> Tensor:
     """Whether ``found - own == factor * (base - own)``, up to rounding; true if it overflowed."""
+    factor = factor.to(found.device)
     if not found.numel():
         return torch.ones((), dtype=torch.bool, device=found.device)
     apart = (found - own - factor * (base - own)).abs().max()
@@ -183,8 +209,8 @@ def _follows(
     return (apart <= bound) | ~torch.isfinite(found).all()
 
 
-def _by(factor: float) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: gradient * factor
+def _by(factor: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: multiply_gradient(gradient, factor.to(gradient.device))
 
 
 def _raise(row: Tensor, column: int, *conditions: Tensor) -> None:
