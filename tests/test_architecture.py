@@ -41,6 +41,7 @@ GROUND = {
 FLOORS = (
     "files",
     "policies",
+    "communication",
     "emulation",
     "gradients",
     "outcomes",
@@ -73,6 +74,7 @@ PUBLIC = (
     "gradscale.advice",
     "gradscale.backward",
     "gradscale.checkpoints",
+    "gradscale.communication",
     "gradscale.doctor",
     "gradscale.emulation",
     "gradscale.formats",
