@@ -49,6 +49,7 @@ class SavedPlans(NamedTuple):
         hiding: whether the model hides parameters from the graph.
         lowered: the exponent that an overflow asks for; None if none does.
         tracks: by signature.
+        linear: by signature, the nodes of users' functions that were seen to be linear.
     """
 
     steps: int
@@ -56,6 +57,7 @@ class SavedPlans(NamedTuple):
     hiding: bool
     lowered: int | None
     tracks: Mapping[str, SavedTrack]
+    linear: Mapping[str, tuple[int, ...]]
 
 
 def read_plans(held: Entries) -> SavedPlans:
@@ -73,7 +75,7 @@ def read_plans(held: Entries) -> SavedPlans:
         >>> read_plans(Entries(saved)).steps
         3
     """
-    tracks = saved_tracks(held)
+    tracks, linear = saved_tracks(held), held.within("linear")
     return SavedPlans(
         steps=held.count("steps", most=_LARGEST_INT32),
         again=held.flag("again"),
@@ -81,6 +83,7 @@ def read_plans(held: Entries) -> SavedPlans:
         # The scale that it leads to is a normal float32.
         lowered=held.optional(lambda key: held.count(key, -126, 127), "lowered"),
         tracks={name: _track(tracks.entries(name), name) for name in tracks.held},
+        linear={name: linear.counts(name) for name in linear.held},
     )
 
 
