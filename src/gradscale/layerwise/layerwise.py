@@ -18,6 +18,11 @@ from gradscale.compiled.preparing import prepare_compiled
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
+from gradscale.layerwise.closed_graphs import (
+    COMPILED_AUTOGRAD,
+    closed_graphs,
+    compiles_backward,
+)
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
 from gradscale.layerwise.planner_argument import planner_given
@@ -128,7 +133,12 @@ class Layerwise:
 
     def attach(self, loss: Tensor) -> Tensor:
         """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
-        return self._entry.watch(loss) if self.timing.now or self.tracks.followed else loss
+        if not (self.timing.now or self.tracks.followed):
+            return loss
+        if compiles_backward():
+            self._warn_once(COMPILED_AUTOGRAD)
+            return loss
+        return self._entry.watch(loss)
 
     def after_unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuses gradients of which nobody knows whether the plan scaled them.
@@ -179,6 +189,9 @@ class Layerwise:
         hiding = bool(custom - graph.structure.pinned)
         self._passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
         self._report_reentrant(graph)
+        closed = closed_graphs(walk)
+        if closed is not None:
+            self._warn_once(closed)
 
     def _report_reentrant(self, graph: BackwardGraph) -> None:
         if graph.structure.reentrant:
