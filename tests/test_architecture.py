@@ -30,6 +30,7 @@ GROUND = {
     "histogram",
     "host_copies",
     "percent",
+    "random_state",
     "ranks",
     "triton_kernels",
     "version",
@@ -40,6 +41,7 @@ GROUND = {
 FLOORS = (
     "files",
     "policies",
+    "communication",
     "emulation",
     "gradients",
     "outcomes",
@@ -72,6 +74,7 @@ PUBLIC = (
     "gradscale.advice",
     "gradscale.backward",
     "gradscale.checkpoints",
+    "gradscale.communication",
     "gradscale.doctor",
     "gradscale.emulation",
     "gradscale.formats",

@@ -23,18 +23,18 @@ def closed_graphs(walk: Walk) -> str | None:
     )
 
 
-def compiles_backward() -> bool:
-    """Whether compiled autograd is on, which traces a whole backward pass and its hooks."""
+def compiled_autograd() -> str | None:
+    """A warning, if compiled autograd is on, which traces a whole backward pass; else None."""
     dynamo: Any = sys.modules.get("torch._dynamo")
     if dynamo is None:
-        return False
+        return None
     autograd: Any = sys.modules.get("torch._dynamo.compiled_autograd")
     enabled = getattr(autograd, "compiled_autograd_enabled", False)
-    return bool(enabled or getattr(dynamo.config, "compiled_autograd", False))
-
-
-COMPILED_AUTOGRAD = (
-    "layer-wise scaling: compiled autograd traces the whole backward pass, where no plan can be "
-    "attached; training goes on at one loss scale. Leave `torch._dynamo.config.compiled_autograd` "
-    "off to have the plan: `torch.compile` alone keeps it."
-)
+    if not (enabled or getattr(dynamo.config, "compiled_autograd", False)):
+        return None
+    return (
+        "layer-wise scaling: compiled autograd traces the whole backward pass, where no plan can "
+        "be attached; training goes on at one loss scale. Leave "
+        "`torch._dynamo.config.compiled_autograd` off to have the plan: `torch.compile` alone "
+        "keeps it."
+    )
