@@ -24,6 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gradscale.undo.kept_state import names_in
+
 Way = Literal["gradient", "learning_rate", "moments", "optimizer"]
 _KNOWN = "_gradscale_degrees"
 WAYS: tuple[Way, ...] = ("gradient", "learning_rate", "moments", "optimizer")
@@ -235,6 +237,14 @@ def check_state(optimizer: torch.optim.Optimizer, degrees: Degrees) -> bool:
                 "optimizer."
             )
     missing = [name for name in degrees.state if name not in made]
+    for name, value in made.items():
+        hidden = [it for it in missing if not isinstance(value, Tensor) and it in names_in(value)]
+        if hidden:
+            raise ValueError(
+                f"{call}: {hidden[0]!r} lies deeper, in `optimizer.state[parameter][{name!r}]`, "
+                "and only tensors of the first level can follow the scale. Pass "
+                "`undo='gradient'`, which works with every optimizer."
+            )
     without = [name for name in made if name not in degrees.state and _may_follow(name, made[name])]
     if missing and without:
         raise ValueError(
