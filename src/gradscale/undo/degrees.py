@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradscale.undo.kept_state import names_in
+from gradscale.undo.kept_state import refuse_deeper
 
 Way = Literal["gradient", "learning_rate", "moments", "optimizer"]
 _KNOWN = "_gradscale_degrees"
@@ -237,14 +237,7 @@ def check_state(optimizer: torch.optim.Optimizer, degrees: Degrees) -> bool:
                 "optimizer."
             )
     missing = [name for name in degrees.state if name not in made]
-    for name, value in made.items():
-        hidden = [it for it in missing if not isinstance(value, Tensor) and it in names_in(value)]
-        if hidden:
-            raise ValueError(
-                f"{call}: {hidden[0]!r} lies deeper, in `optimizer.state[parameter][{name!r}]`, "
-                "and only tensors of the first level can follow the scale. Pass "
-                "`undo='gradient'`, which works with every optimizer."
-            )
+    refuse_deeper(call, missing, made)
     without = [name for name in made if name not in degrees.state and _may_follow(name, made[name])]
     if missing and without:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -62,3 +62,23 @@ def inner_optimizers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optim
     own = ("state", "param_groups", "defaults")  # torch's, as long as the network is
     values = leaves_of([value for name, value in vars(optimizer).items() if name not in own])
     return [it for it in values if isinstance(it, torch.optim.Optimizer)]
+
+
+def refuse_deeper(call: str, missing: Iterable[str], made: Mapping[str, Any]) -> None:
+    """Refuses names of what lies within a container: it would not follow the scale.
+
+    Args:
+        call: what the user wrote.
+        missing: names that stand for nothing of the first level.
+        made: what is kept for a parameter.
+
+    Raises:
+        ValueError: if one of them lies deeper.
+    """
+    for name, value in made.items():
+        for hidden in names_in(value).intersection(missing):
+            raise ValueError(
+                f"{call}: {hidden!r} lies deeper, in `optimizer.state[parameter][{name!r}]`, "
+                "and only tensors of the first level can follow the scale. Pass "
+                "`undo='gradient'`, which works with every optimizer."
+            )
