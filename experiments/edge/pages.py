@@ -2,7 +2,8 @@
 
     python experiments/edge/pages.py
 
-Replaces what stands in the page between the marks of each task, and its figure in ``docs/images``.
+Replaces what stands in the page between the marks of each task that has results, and its figure in
+``docs/images``.
 """
 
 from __future__ import annotations
