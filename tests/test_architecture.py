@@ -30,6 +30,7 @@ GROUND = {
     "histogram",
     "host_copies",
     "percent",
+    "random_state",
     "ranks",
     "triton_kernels",
     "version",
