@@ -275,12 +275,7 @@ class Layerwise:
         return {**timing, "hiding": self._hiding, **functions, **self.planning.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave; each plan comes into force as its graph is met.
-
-        Raises:
-            ValueError: if an entry is absent or out of range; nothing has changed then.
-            TypeError: if one is of another kind; likewise.
-        """
+        """Takes over what `state_dict` gave, or nothing; plans come into force as graphs are met."""
         self.take_over(read_plans(Entries(state)))
 
     def take_over(self, saved: SavedPlans) -> None:
