@@ -27,6 +27,7 @@ GROUND = {
     "formats",
     "histogram",
     "host_copies",
+    "nested_tensors",
     "ranks",
     "regular_file",
     "triton_kernels",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from gradscale.accelerators import has_float64
 from gradscale.gradients.clip import clip_coefficient
 from gradscale.gradients.flags import inverse
 from gradscale.gradients.norm import SMALLEST_NORM
@@ -97,7 +98,7 @@ def clipping(
     filled = [leaf for leaf in tree_leaves(gradients) if leaf.numel()]
     device, inv_scale = filled[0].device.type, inverse(scale)
     norm, coefficient = _clipping(filled, inv_scale, max_norm, norm_type, torch.float32)
-    if device != "mps":
+    if has_float64(filled[0].device):
         # As `gradient_norm`, which reads the norm: the CPU needs float64 where squares do not fit.
         wide, exact = _clipping(filled, inv_scale, max_norm, norm_type, torch.float64)
         fits = (norm >= SMALLEST_NORM) & (norm < torch.inf) & (device == "cpu")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradscale.advice.activations import Largest, largest_activation
 from gradscale.advice.advice import Advice
-from gradscale.advice.batches import device_of, moved, taken
+from gradscale.advice.batches import device_of, on_device, taken
 from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.verdict import verdict_of
@@ -81,7 +81,7 @@ def advise(
     with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
         torch.manual_seed(seed)
         model = _float32_copy(step.model, device)
-        batches = [moved(b, device_of(model)) for b in taken(step.batches, steps, step.call)]
+        batches = [on_device(b, device_of(model)) for b in taken(step.batches, steps, step.call)]
         return _Advising(step, model, batches, formats, emulate, seed, progress).run(steps)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradscale.backward.measure_places import PRODUCTS
 from gradscale.backward.names import plain_modules
+from gradscale.nested_tensors import tensors_in
 
 
 class Output(NamedTuple):
@@ -122,15 +123,3 @@ def _product_behind(node: Any) -> Any:
             return None
         node = onward[0]
     return None
-
-
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """The tensors that a module returns, in any nesting."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for part in output.values():
-            yield from tensors_in(part)
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from tensors_in(part)
