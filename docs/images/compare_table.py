@@ -21,11 +21,16 @@ def spread(value: dict[str, float], percent: bool = False) -> str:
     return f"{value['mean']:.3f} ± {value['sd']:.3f}"
 
 
+def percent(share: float) -> str:
+    """A share with two significant places, which would be noise far below a thousandth."""
+    return "< 0.001 %" if 0 < share < 1e-5 else f"{100 * share:.2g} %"
+
+
 def row(entry: dict[str, Any]) -> str:
     """One line of the table."""
     wide = entry["precision"] == "fp32"
     name = "float32" if wide else f"fp16, {NAMES.get(entry['scaling'], entry['scaling'])}"
-    lost = "" if wide else f"{100 * entry['lost_share']['mean']:.2g} %"
+    lost = "" if wide else percent(entry["lost_share"]["mean"])
     octaves = sorted({round(math.log2(scale)) for scale in entry["final_scales"]})
     scale = "" if entry["scaling"] == "none" else " … ".join(f"2^{k}" for k in octaves)
     skipped = "" if entry["scaling"] == "none" else str(sum(entry["skipped"].values()))

@@ -12,13 +12,13 @@ from rich.console import Console
 from gradscale.cli.display import scale_text
 from gradscale.cli.table import comparison_table, scales, share, skips, spread, worse
 from gradscale.recipes import find
-from gradscale.training import SCALINGS, Comparison, Row, Spread, Summary
+from gradscale.training import SCALINGS, Comparison, Spread, Strategy, Summary
 
 
 def summary(loss: float, versus: Spread, **given) -> Summary:
     fields = {
         "loss_divisor": 1.0,
-        "row": Row("fp16", "dynamic"),
+        "row": Strategy("fp16", "dynamic"),
         "metric": Spread(0.5, 0.0),
         "lost": None,
         "skipped": {},
@@ -50,7 +50,7 @@ def test_skips_name_their_reasons():
     assert skips(summary(1.0, Spread(0, 0), skipped={})) == "0"
     two = {"overflow": 3, "nonfinite_loss": 1}
     assert skips(summary(1.0, Spread(0, 0), skipped=two)) == "1 nonfinite_loss, 3 overflow"
-    assert skips(summary(1.0, Spread(0, 0), row=Row("fp16", "none"))) == "–"
+    assert skips(summary(1.0, Spread(0, 0), row=Strategy("fp16", "none"))) == "–"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def shown(width: int, scaling: str = "last-maximum", **given) -> list[str]:
     asked = Comparison("digits", "fp16", (scaling,), (16384.0,), 3, {"device": "cpu"})
     fields = {
         "loss_divisor": 16384.0,
-        "row": Row("fp16", scaling),
+        "row": Strategy("fp16", scaling),
         "skipped": {"overflow": 8},
         "metric": Spread(0.339, 0.113),
         "lost": Spread(7.9e-5, 0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradscale.training import Comparison, Row, Spread, summarize
+from gradscale.training import Comparison, Spread, Strategy, summaries_of
 
 
 def comparison(**given) -> Comparison:
@@ -57,8 +57,8 @@ def test_the_summary_holds_means_deviations_and_sums():
         ]
     )
     results = {planned.folder: next(values) for planned in asked.runs()}
-    truth, half = summarize(asked, results)
-    assert truth.row == Row("fp32", "none") and truth.versus == Spread(0.0, 0.0)
+    truth, half = summaries_of(asked, results)
+    assert truth.row == Strategy("fp32", "none") and truth.versus == Spread(0.0, 0.0)
     assert half.loss == Spread(2.5, pytest.approx(2**0.5))
     assert half.versus == Spread(1.0, pytest.approx(0.5**0.5))
     assert half.lost == Spread(0.5, pytest.approx(0.125**0.5))
@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_a_number_is_kept():
     asked = comparison(scalings=("none",), loss_divisors=(1.0,), seeds=1)
     values = iter([result(1.0), result("nan")])
     results = {planned.folder: next(values) for planned in asked.runs()}
-    half = summarize(asked, results)[1]
+    half = summaries_of(asked, results)[1]
     assert half.loss.mean != half.loss.mean
 
 

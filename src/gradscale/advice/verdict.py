@@ -198,11 +198,11 @@ def code_for(format: str, scaling: Scaling, log2_scale: int, device: str, level:
     return f'scaler = gradscale.GradScaler("{kind}", init_scale=2.0**{log2_scale})'
 
 
-def octaves(value: float) -> str:
+def magnitude_text(value: float) -> str:
     """A magnitude as the power of two at or above it.
 
     Example:
-        >>> octaves(5.0), octaves(0.0)
+        >>> magnitude_text(5.0), magnitude_text(0.0)
         ('2^3', '0')
     """
     return f"2^{ceil_log2(value)}" if value > 0 else "0"

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from gradscale.advice import Advice, Evidence, Verdict
-from gradscale.advice.words import percent
+from gradscale.advice.sentences import percent_text
 
 MOST_LAYERS = 8
 _STYLES = {"safe": "green", "risky": "yellow", "unsafe": "red", "unknown": "red"}
@@ -54,7 +54,7 @@ def lost(evidence: Evidence | None) -> str:
     """
     if evidence is None:
         return "–"
-    return "overflow" if evidence.overflowed else percent(evidence.lost)
+    return "overflow" if evidence.overflowed else percent_text(evidence.lost)
 
 
 def layer_table(verdict: Verdict) -> Table | None:
@@ -68,6 +68,6 @@ def layer_table(verdict: Verdict) -> Table | None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         needs = f"2^{row.needs}"
-        share = percent(row.lost_share)
+        share = percent_text(row.lost_share)
         table.add_row(row.name, share, f"{row.nonzero:,}", f"2^{row.exponent}", needs)
     return table

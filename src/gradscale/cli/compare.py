@@ -37,7 +37,7 @@ from gradscale.training import (
     only_writer,
     run,
     stop_on_signals,
-    summarize,
+    summaries_of,
 )
 
 Results = dict[Path, dict[str, Any]]
@@ -92,7 +92,7 @@ def compare(context: click.Context, **given: Any) -> None:
             comparison = _asked(given)
         path = new_folder(given["out"], f"compare-{comparison.recipe}")
     results = _run_all(comparison, path, given)
-    _report(comparison, summarize(comparison, results), results, path, given)
+    _report(comparison, summaries_of(comparison, results), results, path, given)
 
 
 def _asked(given: dict[str, Any]) -> Comparison:

@@ -9,9 +9,9 @@ from types import TracebackType
 
 import torch
 
+from gradscale.emulation.direction_formats import DirectionFormats
 from gradscale.emulation.mode import EmulationMode, current_mode
 from gradscale.emulation.overrides import overrides
-from gradscale.emulation.precision import Precision
 from gradscale.formats import FloatFormat
 
 
@@ -64,7 +64,7 @@ class emulate(ContextDecorator):
         *,
         between: FloatFormat | torch.dtype | str | None = None,
     ) -> None:
-        self.precision = Precision.of(forward, backward, between)
+        self.precision = DirectionFormats.of(forward, backward, between)
         self._entered: list[tuple[EmulationMode, EmulationMode | None]] = []
 
     def _recreate_cm(self) -> emulate:
@@ -72,7 +72,7 @@ class emulate(ContextDecorator):
         again.precision = self.precision
         return again
 
-    def __enter__(self) -> Precision:
+    def __enter__(self) -> DirectionFormats:
         outer = current_mode()
         mode = EmulationMode(self.precision)
         mode.silent = getattr(_HERE, "suspended", 0)
@@ -121,7 +121,7 @@ def suspended() -> Generator[None]:
             outer.silent -= 1
 
 
-def emulating() -> Precision | None:
+def emulating() -> DirectionFormats | None:
     """The formats that products round to here and now, or None outside `emulate`.
 
     Example:

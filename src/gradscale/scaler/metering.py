@@ -8,7 +8,7 @@ from typing import Any
 from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.lost_count import count_lost
-from gradscale.metrics.meter import Finished, Meter, Subscription
+from gradscale.metrics.meter import FinishedStep, Meter, Subscription
 from gradscale.metrics.metrics import LostShare, Metrics
 from gradscale.policies.policy import Need
 from gradscale.scaler.saving import SavedScaler
@@ -115,7 +115,7 @@ class MeteringScaler(SavedScaler):
             self._meter_step()
         return self._meter
 
-    def _hear_steps(self, listener: Callable[[Finished], object]) -> Subscription:
+    def _hear_steps(self, listener: Callable[[FinishedStep], object]) -> Subscription:
         return self._metering.listen(listener)
 
     def _wait_for_metrics(self) -> None:

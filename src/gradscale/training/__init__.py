@@ -2,10 +2,10 @@
 
 from gradscale.training.comparison import Comparison as Comparison
 from gradscale.training.comparison import Planned as Planned
-from gradscale.training.comparison import Row as Row
 from gradscale.training.comparison import Spread as Spread
+from gradscale.training.comparison import Strategy as Strategy
 from gradscale.training.comparison import Summary as Summary
-from gradscale.training.comparison import summarize as summarize
+from gradscale.training.comparison import summaries_of as summaries_of
 from gradscale.training.damage import DamagedRun as DamagedRun
 from gradscale.training.damage import damaged as damaged
 from gradscale.training.folder import RunFolder as RunFolder

@@ -13,7 +13,7 @@ from gradscale.training.settings import Settings, settings_for
 _LISTS = ("scalings", "loss_divisors")
 
 
-class Row(NamedTuple):
+class Strategy(NamedTuple):
     """One line of the table: a precision, and who chooses the scale."""
 
     precision: str
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 class Planned(NamedTuple):
     """One run of a comparison, and where it is kept, relative to the comparison's folder."""
 
-    row: Row
+    row: Strategy
     settings: Settings
     folder: Path
 
@@ -70,10 +70,10 @@ class Comparison:
             pass
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Strategy]:
         """Float32 first, then one row a scaling."""
-        halves = [Row(self.precision, scaling) for scaling in self.scalings]
-        return [Row("fp32", "none"), *halves]
+        halves = [Strategy(self.precision, scaling) for scaling in self.scalings]
+        return [Strategy("fp32", "none"), *halves]
 
     def runs(self) -> Iterator[Planned]:
         """All runs, in the order in which they are trained.
@@ -86,7 +86,7 @@ class Comparison:
                 for seed in range(self.seeds):
                     yield self._planned(divisor, row, seed)
 
-    def _planned(self, divisor: float, row: Row, seed: int) -> Planned:
+    def _planned(self, divisor: float, row: Strategy, seed: int) -> Planned:
         settings = settings_for(
             self.recipe,
             precision=row.precision,
@@ -145,7 +145,7 @@ class Summary:
     """
 
     loss_divisor: float
-    row: Row
+    row: Strategy
     loss: Spread
     versus: Spread
     metric: Spread
@@ -177,25 +177,25 @@ class Summary:
         }
 
 
-def summarize(comparison: Comparison, results: dict[Path, dict[str, Any]]) -> list[Summary]:
+def summaries_of(comparison: Comparison, results: dict[Path, dict[str, Any]]) -> list[Summary]:
     """One summary a row and divisor.
 
     Args:
         comparison: what was run.
         results: every run's result, by its folder.
     """
-    groups: dict[tuple[float, Row], list[dict[str, Any]]] = {}
-    steps: dict[tuple[float, Row], int] = {}
+    groups: dict[tuple[float, Strategy], list[dict[str, Any]]] = {}
+    steps: dict[tuple[float, Strategy], int] = {}
     for planned in comparison.runs():
         key = planned.settings.loss_divisor, planned.row
         groups.setdefault(key, []).append(results[planned.folder])
         steps[key] = steps.get(key, 0) + planned.settings.steps
-    truth = Row("fp32", "none")
+    truth = Strategy("fp32", "none")
     return [_summary(key, runs, groups[key[0], truth], steps[key]) for key, runs in groups.items()]
 
 
 def _summary(
-    key: tuple[float, Row], runs: list[dict[str, Any]], truth: list[dict[str, Any]], steps: int
+    key: tuple[float, Strategy], runs: list[dict[str, Any]], truth: list[dict[str, Any]], steps: int
 ) -> Summary:
     losses = [float(run["loss"]) for run in runs]
     true = [float(run["loss"]) for run in truth]

@@ -61,14 +61,14 @@ class Gradients:
 
 
 @contextmanager
-def capturing(model: nn.Module) -> Generator[Gradients]:
+def capture_gradients(model: nn.Module) -> Generator[Gradients]:
     """Collects what arrives at the modules' outputs in the backward passes inside.
 
     It hooks autograd nodes, not tensors: a layer-wise plan moves hooked tensors to the loss scale.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
-        >>> with capturing(model) as found:
+        >>> with capture_gradients(model) as found:
         ...     model(torch.ones(1, 2)).sum().backward()
         >>> sorted(found.modules)
         [Output(module='0', call=0, number=0), Output(module='1', call=0, number=0)]

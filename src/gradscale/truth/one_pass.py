@@ -14,7 +14,7 @@ from gradscale.backward.cancellation import Cancellations
 from gradscale.backward.graph import walk
 from gradscale.backward.names import parameter_names
 from gradscale.truth.alike import alike
-from gradscale.truth.gradients import Gradients, capturing
+from gradscale.truth.gradients import Gradients, capture_gradients
 from gradscale.truth.untouched import no_gradients, untouched
 from gradscale.truth.wider import wider
 
@@ -53,7 +53,7 @@ def one_pass(
                 stack.enter_context(wider(dtype))
             if draw_alike:
                 stack.enter_context(alike())
-            found = stack.enter_context(capturing(model))
+            found = stack.enter_context(capture_gradients(model))
             value = checked_loss(loss(model))
             found.loss, found.scale = float(value.detach()), scale
             with _strangers_without_gradients(model, value):

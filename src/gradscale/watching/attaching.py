@@ -15,8 +15,8 @@ from gradscale.emulation import emulating
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
-from gradscale.watching.settings import scale_of
-from gradscale.watching.spots import Spot, spots_of
+from gradscale.watching.settings import live_scale
+from gradscale.watching.spots import RowSpot, spots_of
 
 _KEPT = 16
 
@@ -35,7 +35,7 @@ class Attaching:
     def __init__(self, model: nn.Module, scaler: Any) -> None:
         self._model = model
         self._scaler = scaler
-        self._known: OrderedDict[object, list[Spot]] = OrderedDict()
+        self._known: OrderedDict[object, list[RowSpot]] = OrderedDict()
         self.negligible = Negligible()
 
     def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
@@ -66,9 +66,9 @@ class Attaching:
         plan = PlanInForce.of(self._scaler, walked)
         node: Any = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
-        return MeasuredPass(walked, spots, scale_of(self._scaler), plan, recognizing, number)
+        return MeasuredPass(walked, spots, live_scale(self._scaler), plan, recognizing, number)
 
-    def _spots(self, graph: BackwardGraph, names: Mapping[int, ParameterName]) -> list[Spot]:
+    def _spots(self, graph: BackwardGraph, names: Mapping[int, ParameterName]) -> list[RowSpot]:
         precision = emulating()
         key = graph.signature, _leaf_names(graph, names), precision
         if key not in self._known:

@@ -19,7 +19,7 @@ from gradscale.waiting_line import WaitingLine
 from gradscale.watching.activations import Activations
 from gradscale.watching.attaching import Attaching
 from gradscale.watching.measured_pass import MeasuredPass
-from gradscale.watching.measured_step import MeasuredStep, Seen
+from gradscale.watching.measured_step import MeasuredStep, StepSights
 from gradscale.watching.passes import listen, stop_listening
 from gradscale.watching.report import WatchReport
 from gradscale.watching.reporting import report_of
@@ -80,7 +80,7 @@ class Watch:
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
         keep = checked_count("keep", keep, "A report needs one measuring step to be made of.")
-        self._kept: deque[Seen] = deque(maxlen=keep)
+        self._kept: deque[StepSights] = deque(maxlen=keep)
         self._current: MeasuredStep | None = None
         self._under_way = WaitingLine(self._arrived)
         self._running: list[MeasuredPass | None] = []
@@ -199,11 +199,11 @@ class Watch:
             for callback in tuple(self._callbacks):
                 callback(seen.step, rows)
 
-    def _report_of(self, seen: Seen) -> WatchReport:
+    def _report_of(self, seen: StepSights) -> WatchReport:
         scaled = self.scaler is not None
         return report_of([seen], self._format, None, scaled=scaled)
 
-    def _unfinished(self) -> list[Seen]:
+    def _unfinished(self) -> list[StepSights]:
         """What the step under way has counted so far, where nobody else must be asked."""
         if self._current is None or self._groups() or self._running:
             return []

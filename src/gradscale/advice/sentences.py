@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradscale.advice.evidence import Evidence
-from gradscale.advice.verdict import TIGHT, Verdict, octaves
+from gradscale.advice.verdict import TIGHT, Verdict, magnitude_text
 
 if TYPE_CHECKING:
     from gradscale.advice.advice import Advice
@@ -67,7 +67,7 @@ def _forward(verdict: Verdict) -> list[str]:
         return str(verdict.hunt).splitlines()
     if verdict.level == "unknown" or verdict.headroom > TIGHT or math.isinf(verdict.headroom):
         return []
-    largest = octaves(verdict.activation.amax)
+    largest = magnitude_text(verdict.activation.amax)
     return [
         f"activations reach {largest} in {verdict.activation.module}, {verdict.headroom:.1f} "
         "octaves below the largest number: they may overflow later in training"
@@ -94,7 +94,7 @@ def _numbers(evidence: Evidence) -> str:
         return "overflows"
     worst = f"worst module {evidence.where}: {evidence.worst:.3f}"
     tail = "; overflowed at times" if evidence.overflowed else ""
-    return f"{percent(evidence.lost)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
+    return f"{percent_text(evidence.lost)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
 
 
 def _layers(verdict: Verdict) -> list[str]:
@@ -106,7 +106,7 @@ def _layers(verdict: Verdict) -> list[str]:
 def _losing(verdict: Verdict) -> list[str]:
     """Modules that a single scale serves badly, though the model as a whole is well served."""
     modules = [row for row in verdict.rows if row.kind == "module" and row.lost_share > MUCH]
-    named = ", ".join(f"{row.name} ({percent(row.lost_share)})" for row in modules[:MOST_ROWS])
+    named = ", ".join(f"{row.name} ({percent_text(row.lost_share)})" for row in modules[:MOST_ROWS])
     return [f"modules that lose most at it: {named}"] if modules else []
 
 
@@ -132,11 +132,11 @@ def few(names: Sequence[str]) -> str:
     return f"{names[0]} … {names[-1]} ({len(names)} modules)"
 
 
-def percent(share: float) -> str:
+def percent_text(share: float) -> str:
     """A share in percent with two significant places.
 
     Example:
-        >>> percent(0.1234), percent(0.00012), percent(0.0), percent(1e-9)
+        >>> percent_text(0.1234), percent_text(0.00012), percent_text(0.0), percent_text(1e-9)
         ('12 %', '0.012 %', '0 %', 'under 0.001 %')
     """
     if 0 < share < 1e-5:
