@@ -225,6 +225,21 @@ print([name for name in heavy if name in sys.modules and name not in before])
     assert fresh_python(code).split("\n")[:2] == ["[]", "[]"]
 
 
+def test_report_and_replay_are_there_once_somebody_asks_for_them() -> None:
+    code = """
+import sys, gradscale
+assert not {"gradscale.report", "gradscale.replay"} & set(sys.modules)
+print(gradscale.replay.replay.__name__, gradscale.report.__name__, hasattr(gradscale, "rapport"))
+"""
+    assert fresh_python(code).strip() == "replay gradscale.report False"
+
+
+def test_the_package_runs_as_the_command() -> None:
+    run = [sys.executable, "-m", "gradscale", "recipes"]
+    result = subprocess.run(run, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0 and "digits" in result.stdout
+
+
 def test_the_library_works_where_no_extra_is_installed() -> None:
     library = [name for name in MODULES if not name.startswith(EXTRAS)]
     code = f"""

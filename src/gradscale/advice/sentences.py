@@ -90,11 +90,11 @@ def _scales(scales: Sequence[int]) -> str:
 
 
 def _numbers(evidence: Evidence) -> str:
-    if evidence.overflowed and evidence.lost == 1.0:
+    if evidence.overflowed and evidence.lost_share == 1.0:
         return "overflows"
     worst = f"worst module {evidence.where}: {evidence.worst:.3f}"
     tail = "; overflowed at times" if evidence.overflowed else ""
-    return f"{percent_text(evidence.lost)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
+    return f"{percent_text(evidence.lost_share)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
 
 
 def _layers(verdict: Verdict) -> list[str]:

@@ -54,7 +54,7 @@ def lost(evidence: Evidence | None) -> str:
     """
     if evidence is None:
         return "–"
-    return "overflow" if evidence.overflowed else percent_text(evidence.lost)
+    return "overflow" if evidence.overflowed else percent_text(evidence.lost_share)
 
 
 def layer_table(verdict: Verdict) -> Table | None:

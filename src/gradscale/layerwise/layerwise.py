@@ -159,7 +159,7 @@ class Layerwise:
             plan, factors = carried(graph, own, plan, factors)
         if self._measures and not capturing():
             scale = cast(Tensor, self._scale)
-            self._planning = fitted(self.planner)
+            self._planning = fitted(self.planner, walk.nodes)
             products, moments = self._planning.products, self._planning.moments
             measuring = measure(walk, plan.exponents, scale, products=products, moments=moments)
             self._measurings.append(measuring)

@@ -124,7 +124,7 @@ def _seen(value: Mapping[str, Any]) -> Seen:
     lists: dict[str, Any] = {name: tuple(value[name]) for name in _LISTS}
     letters = value.get("methods", value["method"][0] * len(lists["id"]))
     return Seen(
-        lost=_optional(value["lost"]),
+        lost_share=_optional(value["lost"]),
         method=value["method"],
         methods=tuple(_LETTERS[letter] for letter in letters),
         negligible=frozenset(value.get("negligible", ())),

@@ -50,7 +50,7 @@ class Timeline:
             scale=np.array([log2(step.scale) for step in steps]),
             loss=_floats(step.loss for step in steps),
             amax=np.array([math.nan if s.amax is None else log2(s.amax) for s in steps]),
-            lost=_floats(None if s.seen is None else s.seen.lost for s in steps),
+            lost=_floats(None if s.seen is None else s.seen.lost_share for s in steps),
             groups=_floats(step.groups for step in steps),
             skipped=tuple(step for step in steps if step.skipped),
         )

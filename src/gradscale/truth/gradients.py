@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradscale.backward.measure_places import PRODUCTS
 from gradscale.backward.names import plain_modules
+from gradscale.formats import FloatFormat
 from gradscale.nested_tensors import tensors_in
 
 
@@ -43,6 +44,7 @@ class Gradients:
         zeros: for parameters whose gradient is a sum that cancels, which elements are zero up to
             rounding; see `gradscale.backward.cancellation`.
         owners: by the name of a parameter that of its module, as in `modules`.
+        emulated: the format to which `emulate` rounded what products read; None without.
     """
 
     parameters: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -52,6 +54,18 @@ class Gradients:
     scale: float = 1.0
     zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     owners: dict[str, str] = field(default_factory=dict[str, str])
+    emulated: FloatFormat | None = None
+
+    @property
+    def format(self) -> FloatFormat:
+        """What products read their gradient in: what was emulated, or else the narrowest dtype.
+
+        float16 for a pass in which everything is wider: that is what it would be brought to.
+        """
+        if self.emulated is not None:
+            return self.emulated
+        narrow = {held.dtype for held in self.modules.values()} & {torch.float16, torch.bfloat16}
+        return FloatFormat.of(torch.bfloat16 if narrow == {torch.bfloat16} else torch.float16)
 
     @property
     def finite(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.names import ParameterName, parameter_names
-from gradscale.emulation import emulating
+from gradscale.emulation import DirectionFormats, emulating
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
@@ -59,7 +59,7 @@ class Attaching:
             return None
         walked = walk(roots)
         names = parameter_names(self._model)
-        spots = self._spots(walked.graph, names)
+        spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:
             return None
         recognizing = self.negligible.begin(walked, names)
@@ -68,8 +68,12 @@ class Attaching:
         number = (passes,) if outer is None else outer.number_inside(node)
         return MeasuredPass(walked, spots, live_scale(self._scaler), plan, recognizing, number)
 
-    def _spots(self, graph: BackwardGraph, names: Mapping[int, ParameterName]) -> list[RowSpot]:
-        precision = emulating()
+    def _spots(
+        self,
+        graph: BackwardGraph,
+        names: Mapping[int, ParameterName],
+        precision: DirectionFormats | None,
+    ) -> list[RowSpot]:
         key = graph.signature, _leaf_names(graph, names), precision
         if key not in self._known:
             self._known[key] = spots_of(graph, self._model, names, precision)
