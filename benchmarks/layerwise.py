@@ -86,7 +86,7 @@ class Bench:
 def quiet(scaler: Any) -> bool:
     """Whether the next step does not measure."""
     layerwise = getattr(scaler, "_layerwise", None)
-    return layerwise is None or not layerwise._measures
+    return layerwise is None or not layerwise.timing.now
 
 
 def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
             bench.step(scaler)
     # The fast start measures at powers of two; what is timed is a step between measurements.
     for name in ("uniform", "planned"):
-        arms[name]._layerwise.calendar = _Never()
+        arms[name].layerwise.timing.calendar = _Never()
         bench.step(arms[name])
         bench.step(arms[name])
     bench.backward_s.clear()
@@ -117,7 +117,7 @@ def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
             result[name] = quartiles(times[name], times["torch"])
     over = result["measuring"][1] - result["uniform"][1]
     result["amortised over 100 steps"] = result["uniform"][1] + over / 100
-    uniform, planned = (arms[name]._layerwise.tracks.latest for name in ("uniform", "planned"))
+    uniform, planned = (arms[name].layerwise.tracks.latest for name in ("uniform", "planned"))
     result["nodes"] = len(uniform.graph)
     result["uniform_scales"] = len(uniform.decision.scales)
     cut = planned.plan.exponents
@@ -145,7 +145,7 @@ def memory(bench: Bench) -> dict[str, float]:
         for _ in range(3):
             bench.step(scaler)
         if name in ("uniform", "planned"):
-            scaler._layerwise.calendar = _Never()
+            scaler.layerwise.timing.calendar = _Never()
             bench.step(scaler)
             bench.step(scaler)
         # What lived before and dies within the step would count as negative.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscale.backward import ScalePlan, rescale, walk
 from gradscale.backward.measure import measure
-from gradscale.plans import Windows
+from gradscale.plans import Situation, Windows
 from walk import forget
 
 FALLS = 60
@@ -54,8 +54,10 @@ def planning_rows(sizes: Sequence[int]) -> list[dict[str, float | int]]:
         fetched = time.thread_time()
         found = measuring.result()
         fetch = (time.thread_time() - fetched) * 1e3
-        decision = Windows().decide(walked.graph, found, uniform, 15)
-        plan = best(lambda w=walked, f=found, u=uniform: Windows().decide(w.graph, f, u, 15))
+        decision = Windows().decide(Situation(walked.graph, found, uniform, 15))
+        plan = best(
+            lambda w=walked, f=found, u=uniform: Windows().decide(Situation(w.graph, f, u, 15))
+        )
         start = time.thread_time()
         handle = rescale(walked, decision.plan)
         attach = (time.thread_time() - start) * 1e3

@@ -7,8 +7,8 @@ packages: `outcomes.StepOutcome`, `policies.Policy`, `plans.ScalePlan`, `watchin
 from __future__ import annotations
 
 import importlib
+import typing
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from gradscale import checkpoints as checkpoints
 from gradscale import doctor as doctor
@@ -43,7 +43,7 @@ from gradscale.undo import Degrees as Degrees
 from gradscale.version import __version__ as __version__
 from gradscale.watching import watch as watch
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from gradscale import replay as replay
     from gradscale import report as report
 

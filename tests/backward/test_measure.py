@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from gradscale.backward.graph import walk
 from gradscale.backward.measure import measure
 from gradscale.backward.measure_places import places_of
-from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.backward.plan import ScalePlan
 from gradscale.backward.rescale import rescale
 
@@ -31,7 +31,7 @@ def half_loss(seed: int = 0, scale: float = 1.0) -> tuple[Tensor, nn.Module]:
     return out.float().square().mean() * scale, model
 
 
-def of_kind(measurements: Measurements, kind: str) -> list[Record]:
+def of_kind(measurements: Measurements, kind: str) -> list[PlaceRecord]:
     return [record for record in measurements.records if record.kind == kind]
 
 
@@ -206,7 +206,7 @@ def test_added_counts_lose_no_element(one: Counts, other: Counts) -> None:
 @given(one=counts, node=st.integers(0, 5))
 @settings(deadline=None)
 def test_measurements_survive_a_checkpoint(one: Counts, node: int) -> None:
-    before = Measurements("s", (Record(node, "produced", 7, "fp16", -3, one, 2),))
+    before = Measurements("s", (PlaceRecord(node, "produced", 7, "fp16", -3, one, 2),))
     assert Measurements.from_dict(before.as_dict()) == before
 
 

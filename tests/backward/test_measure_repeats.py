@@ -6,7 +6,7 @@ import torch
 
 from gradscale.backward.graph import walk
 from gradscale.backward.measure import measure
-from gradscale.backward.measure_places import Place
+from gradscale.backward.measure_places import CountedPlace
 from gradscale.backward.measure_repeats import Repeats
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_both_terms_of_a_sum_show_the_gradient_that_was_read_once(monkeypatch: o
     walked = walk((a.sin() + b.cos()).square().sum())
     names = [name for name in walked.graph.names]
     places = [
-        Place(names.index(name), "arrived", -1, -1, "fp32", CPU)
+        CountedPlace(names.index(name), "arrived", -1, -1, "fp32", CPU)
         for name in ("AddBackward0", "SinBackward0", "CosBackward0")
     ]
     loss = (a.sin() + b.cos()).square().sum()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gradscale.backward import BackwardGraph
-from gradscale.backward.names import Place, describe_node, module_places, parameter_names
+from gradscale.backward.names import ModulePlace, describe_node, module_places, parameter_names
 from zoo import UNet
 
 
@@ -21,7 +21,7 @@ def test_every_node_of_a_unet_has_a_place_and_each_convolution_is_inside_its_own
         if name == "ConvolutionBackward0" and place is not None and place.inside
     ]
     assert sorted(inside) == ["down", "middle", "out", "up"]
-    assert places[0] == Place("out", False)
+    assert places[0] == ModulePlace("out", False)
     assert describe_node(graph, places, 0) == "after out (SumBackward0)"
 
 

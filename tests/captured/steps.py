@@ -97,7 +97,9 @@ def tensors_of(step):
     """Everything a step may change: parameters, buffers, moments, counters, policy state."""
     model, optimizer = step._written.model, step._optimizer
     state = [v for p in optimizer.state.values() for v in p.values() if torch.is_tensor(v)]
-    return [t.detach().clone() for t in [*model.state_dict().values(), *state, *step.scaler._state]]
+    return [
+        t.detach().clone() for t in [*model.state_dict().values(), *state, *step.scaler._held.state]
+    ]
 
 
 def run(step, data):

@@ -469,10 +469,10 @@ def test_wrappers_of_torch_distributed_are_not_compiled(one_rank, wrap, name, ar
 def test_a_loaded_scaler_keeps_the_tensors_that_graphs_hold(policy):
     step = build("mlp", "momentum", mode="eager", policy=policy)
     run(step, data_of((1.0, HUGE)))
-    held, saved = list(step.scaler._state), step.scaler.state_dict()
+    held, saved = list(step.scaler._held.state), step.scaler.state_dict()
     values = [tensor.clone() for tensor in held]
     run(step, data_of((HUGE, 1.0)))
     step.scaler.load_state_dict(saved)
-    for tensor, now, value in zip(held, step.scaler._state, values, strict=True):
+    for tensor, now, value in zip(held, step.scaler._held.state, values, strict=True):
         assert tensor is now
         assert_same_bits(tensor, value)

@@ -76,7 +76,7 @@ def test_json_is_the_summary_that_is_written(compared):
     printed = json.loads(call("compare", "--resume", path, "--json").stdout)
     assert printed == json.loads((path / "summary.json").read_text())
     row = printed["rows"][1]
-    assert (row["precision"], row["scaling"]) == ("fp16", "none")
+    assert (row["format"], row["policy"]) == ("fp16", "none")
     assert set(row["loss"]) == {"mean", "sd"} and len(row["final_scales"]) == 2
 
 
@@ -89,9 +89,7 @@ def test_train_reports_and_resumes(tmp_path):
 
 
 def test_train_prints_json(tmp_path):
-    result = call(
-        "train", "digits", *TINY, "--precision", "fp32", "--json", "--out", tmp_path / "r"
-    )
+    result = call("train", "digits", *TINY, "--format", "fp32", "--json", "--out", tmp_path / "r")
     printed = json.loads(result.stdout)
     assert printed["settings"]["steps"] == 3 and printed["lost_share"] is None
 
@@ -143,16 +141,20 @@ REFUSED = [
     (("train", "digits", "--lr", "9^999"), "'9^999' is not a number such as 4096"),
     (("train", "digits", "--lr", "-1"), "`--lr -1.0` must be a positive number"),
     (("train", "digits", "--steps", "0"), "0 is not in the range x>=1"),
-    (("train", "digits", "--scaling", "magic"), "'magic' is not one of none, static, dynamic"),
+    (("train", "digits", "--policy", "magic"), "'magic' is not one of none, static, dynamic"),
     (("train", "digits", "--device", "abacus"), "`--device abacus` is not there"),
     (("train", "digits", "--device", "meta"), "no device to train on (cpu, cuda, xpu, mps)"),
-    (("train", "digits", "--precision", "e5m2", "--emulate", "off"), "no 8-bit autocast"),
+    (("train", "digits", "--format", "e5m2", "--emulate", "off"), "no 8-bit autocast"),
     (("train", "--resume", "nowhere"), "there is no run in this folder"),
     (("train", "digits", "--config", "nowhere.toml"), "`--config nowhere.toml` cannot be read"),
     (("compare", "--resume", "nowhere"), "there is no comparison in this folder"),
-    (("compare", "--scaling", ","), "needs at least one value"),
+    (("train", "--precision", "fp32"), "`--precision fp32` is called `--format fp32` now"),
+    (("train", "--scaling", "none"), "`--scaling none` is called `--policy none` now"),
+    (("compare", "--scaling", "none"), "`--scaling none` is called `--policy none` now"),
+    (("report", "x", "--format", "pdf"), "`--format pdf` is called `--figure-format pdf` now"),
+    (("compare", "--policy", ","), "needs at least one value"),
     (("compare", "--loss-divisor", "1,x"), "'x' is not a number"),
-    (("compare", "--scaling", "none,magic"), "'magic' is not one of none"),
+    (("compare", "--policy", "none,magic"), "'magic' is not one of none"),
 ]
 
 
@@ -254,7 +256,7 @@ def test_settings_with_a_wrong_value_are_a_message(change, reason, tmp_path):
         ("[]", "it lacks `recipe`"),
         ("7", "cannot be used"),
         (
-            '{"recipe": "mnist", "precision": "fp16", "scalings": ["none"], "loss_divisors": [1],'
+            '{"recipe": "mnist", "format": "fp16", "policies": ["none"], "loss_divisors": [1],'
             ' "seeds": 1, "options": {}}',
             "mnist",
         ),

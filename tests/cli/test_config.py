@@ -13,25 +13,25 @@ from invoking import call
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
-    path.write_text('steps = 4\nbatch-size = 8\nthreads = 1\ndevice = "cpu"\nprecision = "fp32"\n')
+    path.write_text('steps = 4\nbatch-size = 8\nthreads = 1\ndevice = "cpu"\nformat = "fp32"\n')
     return path
 
 
 def test_the_file_sets_options_and_the_command_line_overrides_it(config, tmp_path):
     arguments = ("--config", config, "--steps", 2, "--json", "--out", tmp_path / "run")
     settings = json.loads(call("train", "digits", *arguments).stdout)["settings"]
-    assert (settings["steps"], settings["batch_size"], settings["precision"]) == (2, 8, "fp32")
+    assert (settings["steps"], settings["batch_size"], settings["format"]) == (2, 8, "fp32")
 
 
 def test_lists_stand_for_comma_separated_values(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(
-        'scaling = ["none", "dynamic"]\nloss_divisor = [1, 8]\nseeds = 1\nsteps = 1\n'
+        'policy = ["none", "dynamic"]\nloss_divisor = [1, 8]\nseeds = 1\nsteps = 1\n'
         'batch_size = 4\nthreads = 1\ndevice = "cpu"\n'
     )
     result = call("compare", "--config", path, "--json", "--out", tmp_path / "run")
     comparison = json.loads(result.stdout)["comparison"]
-    assert comparison["scalings"] == ["none", "dynamic"]
+    assert comparison["policies"] == ["none", "dynamic"]
     assert comparison["loss_divisors"] == [1.0, 8.0]
 
 
@@ -48,6 +48,7 @@ def test_keys_are_the_options_as_they_are_typed(config, tmp_path):
         ("step = 3", "`step` in"),
         ("step = 3", "Did you mean `steps`?"),
         ("resume = 'x'", "`resume` in"),
+        ("precision = 'fp32'", "is called `format` now"),
         ("steps = ", "is not valid TOML"),
         ("steps = 'many'", "`steps = 'many'` in"),
         ("steps = 'many'", "must be a whole number"),

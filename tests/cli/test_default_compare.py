@@ -19,7 +19,7 @@ def test_the_default_comparison_shows_what_scaling_is_for(tmp_path):
     assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout)["rows"]
 
-    table = {(row["loss_divisor"], row["precision"], row["scaling"]): row for row in rows}
+    table = {(row["loss_divisor"], row["format"], row["policy"]): row for row in rows}
     expected = [("fp32", "none"), *(("fp16", name) for name in COMPARED)]
     assert list(table) == [(divisor, *row) for divisor in (1.0, 16384.0) for row in expected]
 

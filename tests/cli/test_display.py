@@ -86,7 +86,7 @@ def on_a_terminal(*arguments: str, **environment: str) -> bytes:
 
 def test_no_color_writes_no_escape_sequence_to_a_terminal(tmp_path):
     tiny = ("compare", "--device", "cpu", "--steps", "2", "--batch-size", "4", "--threads", "1")
-    few = ("--scaling", "none", "--seeds", "1", "--loss-divisor", "1")
+    few = ("--policy", "none", "--seeds", "1", "--loss-divisor", "1")
     output = on_a_terminal(*tiny, *few, "--no-color", "--out", str(tmp_path / "run"))
     assert b"ordinary loss" in output and b"\x1b" not in output
     resumed = ("compare", "--resume", str(tmp_path / "run"))

@@ -17,9 +17,9 @@ from invoking import call
 from report_recordings import MadeUp
 
 TINY = (
-    "digits --device cpu --steps 3 --batch-size 8 --threads 1 --precision fp16 --loss-divisor 1"
+    "digits --device cpu --steps 3 --batch-size 8 --threads 1 --format fp16 --loss-divisor 1"
 ).split()
-COMPARED = ("--scaling", "dynamic", "--seeds", "1")
+COMPARED = ("--policy", "dynamic", "--seeds", "1")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_report_goes_through_no_link_and_into_no_pipe(recorded, tmp_path):
 
 def test_figures_replace_figures_and_nothing_else(recorded, tmp_path):
     folder = tmp_path / "figures"
-    command = ("report", recorded, "--figures", folder, "--format", "png,svg,pdf")
+    command = ("report", recorded, "--figures", folder, "--figure-format", "png,svg,pdf")
     assert call(*command).exit_code == 0
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert call(*command).exit_code == 0
@@ -153,7 +153,7 @@ def test_a_pipe_in_a_run_folder_does_not_hang_its_resume(name, unfinished):
     (unfinished / name).unlink(missing_ok=True)
     os.mkfifo(unfinished / name)
     result = call("train", "--resume", unfinished)
-    assert result.exit_code == 2 and name in said(result) and "it is a pipe" in said(result)
+    assert result.exit_code == 2 and name in said(result) and "a pipe" in said(result)
 
 
 @pytest.mark.parametrize("name", ["steps.jsonl", "recording.jsonl", "checkpoint.pt"])

@@ -67,7 +67,7 @@ def test_a_prediction_is_near_the_real_run_of_that_policy(tmp_path):
     options = ("--steps", "60", *TINY)
     recorded, real = tmp_path / "recorded", tmp_path / "real"
     call("train", "digits", *options, "--init-scale", "2^24", "--record", "--out", recorded)
-    call("train", "digits", *options, "--scaling", "lognormal", "--out", real)
+    call("train", "digits", *options, "--policy", "lognormal", "--out", real)
     answer = call("replay", recorded, "--policy", "lognormal", "--json", "--steps").stdout
     (found,) = json.loads(answer)["replays"]
     truth = json.loads((real / "result.json").read_text())

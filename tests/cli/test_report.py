@@ -56,11 +56,25 @@ def test_what_gradscale_train_and_compare_wrote_is_shown_as_far_as_it_goes(tmp_p
     result = call("report", tmp_path / "train")
     assert "3 steps, 3 skipped (3 overflow), scale 2^38 to 2^40." in result.stdout
     assert "No gradients were measured" in result.stdout and "gradscale.Recorder" in result.stdout
-    call("compare", "digits", *tiny, "--seeds", "1", "--scaling", "dynamic", "--loss-divisor", "1",
+    call("compare", "digits", *tiny, "--seeds", "1", "--policy", "dynamic", "--loss-divisor", "1",
          "--out", tmp_path / "compare")  # fmt: skip
     assert call("report", tmp_path / "compare").exit_code == 0
     names = [one["name"] for one in payload(tmp_path / "compare" / "report.html")["runs"]]
     assert names == ["divisor-1/fp16-dynamic/seed-0", "divisor-1/fp32-none/seed-0"]
+
+
+def test_a_damaged_run_is_named_and_the_others_are_shown(run, tmp_path):
+    MadeUp(steps=30, seed=1).write(tmp_path / "other" / "recording.jsonl")
+    broken = tmp_path / "broken" / "recording.jsonl"
+    broken.parent.mkdir()
+    broken.write_text('{"kind": "run", "version": 1}\nnonsense\n{}\n')
+    result = call("report", tmp_path)
+    assert result.exit_code == 0
+    assert f"Left out: `{broken}`, line 2, is no line of a recording" in result.stderr
+    names = [one["name"] for one in payload(tmp_path / "report.html")["runs"]]
+    assert names == ["mine", "other"]
+    printed = json.loads(call("report", tmp_path, "--json").stdout)
+    assert len(printed["runs"]) == 2 and str(broken) in printed["left_out"][0]
 
 
 def test_json_is_the_summary_of_every_run(run):
@@ -72,7 +86,7 @@ def test_json_is_the_summary_of_every_run(run):
 
 
 def test_figures_are_saved_in_the_formats_that_are_asked_for(run, tmp_path):
-    result = call("report", run, "--figures", tmp_path / "figures", "--format", "pdf,svg")
+    result = call("report", run, "--figures", tmp_path / "figures", "--figure-format", "pdf,svg")
     assert result.exit_code == 0
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     figures = ("heat", "histograms", "plan", "scale")
@@ -87,7 +101,7 @@ def test_figures_are_saved_in_the_formats_that_are_asked_for(run, tmp_path):
         (["nowhere"], "`nowhere` does not exist."),
         (["{tmp}"], "holds no recording"),
         (["{tmp}/torn.jsonl"], "is no line of a recording"),
-        (["{run}", "--format", "gif"], "'gif' is not one of png, svg, pdf."),
+        (["{run}", "--figure-format", "gif"], "'gif' is not one of png, svg, pdf."),
         (["{run}", "--out", "{run}/recording.jsonl/report.html"], "recording.jsonl"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 OPTIONS = (
-    "--device cpu --threads 1 --seeds 1 --steps 30 --batch-size 8 --scaling dynamic "
+    "--device cpu --threads 1 --seeds 1 --steps 30 --batch-size 8 --policy dynamic "
     "--loss-divisor 1 --init-scale 2^40 --save-every 4"
 ).split()
 

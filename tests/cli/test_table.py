@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 
 from gradscale.cli.display import scale_text
-from gradscale.cli.table import comparison_table, scales, share, skips, spread, worse
+from gradscale.cli.table import comparison_table, percentage, scales, skips, spread, worse
 from gradscale.recipes import find
-from gradscale.training import SCALINGS, Comparison, Spread, Strategy, Summary
+from gradscale.training import SCALINGS, Candidate, Comparison, Spread, Summary
 
 
 def summary(loss: float, versus: Spread, **given) -> Summary:
     fields = {
         "loss_divisor": 1.0,
-        "row": Strategy("fp16", "dynamic"),
+        "row": Candidate("fp16", "dynamic"),
         "metric": Spread(0.5, 0.0),
         "lost_share": None,
         "skipped": {},
@@ -50,7 +50,7 @@ def test_skips_name_their_reasons():
     assert skips(summary(1.0, Spread(0, 0), skipped={})) == "0"
     two = {"overflow": 3, "nonfinite_loss": 1}
     assert skips(summary(1.0, Spread(0, 0), skipped=two)) == "1 nonfinite_loss, 3 overflow"
-    assert skips(summary(1.0, Spread(0, 0), row=Strategy("fp16", "none"))) == "–"
+    assert skips(summary(1.0, Spread(0, 0), row=Candidate("fp16", "none"))) == "–"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def shown(width: int, scaling: str = "last-maximum", **given) -> list[str]:
     asked = Comparison("digits", "fp16", (scaling,), (16384.0,), 3, {"device": "cpu"})
     fields = {
         "loss_divisor": 16384.0,
-        "row": Strategy("fp16", scaling),
+        "row": Candidate("fp16", scaling),
         "skipped": {"overflow": 8},
         "metric": Spread(0.339, 0.113),
         "lost_share": Spread(7.9e-5, 0.0),
@@ -109,7 +109,7 @@ def test_every_row_fits_into_eighty_columns_with_real_numbers(scaling):
 
 
 def test_shares_keep_two_places():
-    assert [share(value) for value in (0.0, 0.5, 0.00123, 1e-8)] == [
+    assert [percentage(value) for value in (0.0, 0.5, 0.00123, 1e-8)] == [
         "0",
         "50",
         "0.12",

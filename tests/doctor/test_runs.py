@@ -19,7 +19,7 @@ def steps_file(folder: Path, steps: list[dict[str, Any]], **settings: Any) -> Pa
     lines = [{"step": i, "loss": 1.0, "scale": 1024.0, "skipped": False, "reason": None, **line}
              for i, line in enumerate(steps)]  # fmt: skip
     (folder / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "settings.json").write_text(json.dumps({"scaling": "dynamic", **settings}))
+    (folder / "settings.json").write_text(json.dumps({"policy": "dynamic", **settings}))
     return folder
 
 
@@ -60,13 +60,13 @@ def test_skips_in_the_middle_are_found_and_the_start_is_forgiven(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_in_a_step_that_was_taken_is_an_error(tmp_path):
-    diagnosis = examine(steps_file(tmp_path, [{}] * 3 + [{"loss": "nan"}] * 4, scaling="none"))
+    diagnosis = examine(steps_file(tmp_path, [{}] * 3 + [{"loss": "nan"}] * 4, policy="none"))
     (problem,) = diagnosis.problems
     assert problem.what == "The loss is not finite from step 3 on."
 
 
 def test_a_run_without_a_scaler_is_said_to_have_none(tmp_path):
-    diagnosis = examine(steps_file(tmp_path, [{"scale": 1.0}] * 9, scaling="none"))
+    diagnosis = examine(steps_file(tmp_path, [{"scale": 1.0}] * 9, policy="none"))
     assert diagnosis.healthy and diagnosis.patients[0].system == "none"
     assert "The run scales no loss." in str(diagnosis)
 
@@ -139,7 +139,7 @@ def test_a_folder_of_gradscale_train_is_examined(scaling, tmp_path):
     from gradscale.cli.group import gradscale as program
 
     tiny = ["--device", "cpu", "--steps", "3", "--batch-size", "8", "--threads", "1"]
-    arguments = ["train", "digits", *tiny, "--scaling", scaling, "--out", str(tmp_path / "run")]
+    arguments = ["train", "digits", *tiny, "--policy", scaling, "--out", str(tmp_path / "run")]
     assert CliRunner().invoke(program, arguments).exit_code == 0
     diagnosis = examine(tmp_path / "run")
     (patient,) = diagnosis.patients

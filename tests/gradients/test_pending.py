@@ -91,7 +91,7 @@ def test_an_optimizer_that_is_gone_is_forgotten():
         scaler.update()
         del optimizer
     scaler.scale(torch.zeros(()))
-    assert len(scaler._pending._optimizers) <= 2
+    assert len(scaler._step.pending._optimizers) <= 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])

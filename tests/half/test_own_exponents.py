@@ -107,7 +107,7 @@ def test_a_deep_model_whose_first_layers_vanish_at_the_loss_scale_keeps_them(mon
     )
     assert trained(False)[0] == 1  # all of it, at the best a single scale can do from 2^16
     # The same plan with leaves at the loss scale loses them when they are stored.
-    monkeypatch.setattr(stepping, "freed", lambda walk: (walk.graph, walk, {}))
+    monkeypatch.setattr(stepping, "freed", lambda walk: (walk, {}))
     lost, _, scaler = trained(True)
     assert lost == 1
     assert "give them masters with `gradscale.half_precision`" in scaler.layerwise.report()

@@ -7,7 +7,8 @@ from torch import nn
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
-from gradscale.plans.planner import UserGiven, connected
+from gradscale.plans.groups import connected
+from gradscale.plans.planner import UserGiven
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
 
@@ -73,7 +74,7 @@ class Trial:
                 logits = self.model(self.x if x is None else x)
                 loss = nn.functional.cross_entropy(logits.float(), self.y) * weight
             scaled = self.scaler.scale(loss)
-            measured = self.scaler._layerwise._measures
+            measured = self.scaler.layerwise.timing.now
             scaled.backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -81,9 +82,8 @@ class Trial:
 
     def absolute(self):
         """The base-2 exponent at which every node will hold its gradient in the next step."""
-        layerwise = self.scaler._layerwise
-        if layerwise._fresh:
-            layerwise.begin_step(self.scaler._scale)
+        layerwise = self.scaler.layerwise
+        layerwise.begin_step(self.scaler._scale)
         (track,) = layerwise.tracks
         log2_scale = round(torch.log2(self.scaler._scale).item())
         return [log2_scale + k for k in track.plan.exponents]
@@ -138,21 +138,21 @@ def test_the_step_after_an_overflow_measures_again_and_the_one_after_does_not(bu
 
 def test_an_overflow_that_the_host_hears_of_late_is_measured_all_the_same():
     trial, _ = trained(9)
-    layerwise = trial.scaler._layerwise
+    layerwise = trial.scaler.layerwise
     trial.step()
     outcome = next(iter(trial.scaler.last_step))
     late = type(outcome)(
-        trial.optimizer, [torch.ones(())], torch.tensor(START), trial.scaler._evidence
+        trial.optimizer, [torch.ones(())], torch.tensor(START), trial.scaler._step.evidence
     )
     late._evidence.losses.append(torch.zeros(()))
     step = type(trial.scaler.last_step)()
     step.add(late)
-    layerwise._unsettled.append(step)
+    layerwise.timing._unsettled.append(step)
     assert not trial.step()
-    assert not layerwise._measures
+    assert not layerwise.timing.now
     late.arrive(True)
     trial.step()
-    assert layerwise._measures
+    assert layerwise.timing.now
 
 
 def spoiled_loss(trial):
@@ -389,10 +389,11 @@ def test_an_overflow_in_one_of_two_losses_lowers_nothing_of_the_other():
 
     for _ in range(5):
         step(1.0)
-    assert not scaler._layerwise._measures
+    assert not scaler.layerwise.timing.now
     _, second = scaler.layerwise.tracks
     # Any plan will do; a planner has no reason to make one for numbers as tame as these.
-    second.move_to(ScalePlan.random(second.graph, torch.Generator().manual_seed(0), low=-2, high=2))
+    generator = torch.Generator().manual_seed(0)
+    second.plan = ScalePlan.random(second.graph, generator, low=-2, high=2)
     plan = second.plan
     assert not plan.is_uniform
     step(2.0**20)

@@ -137,8 +137,8 @@ def test_a_network_that_fits_one_scale_gets_one_and_is_not_walked_any_more(batch
     assert track.plan.is_uniform
     assert "one loss scale is enough" in scaler.layerwise.report()
     loss = torch.ones((), requires_grad=True) * 2
-    scaler._layerwise._measures = False
-    assert scaler._layerwise.attach(loss) is loss
+    scaler.layerwise.timing.now = False
+    assert scaler.layerwise.attach(loss) is loss
 
 
 def test_bad_data_never_moves_a_plan(batch):
@@ -184,7 +184,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(batch):
     for one, two in zip(rest, other, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert whole.state_dict()["scale"] == resumed.state_dict()["scale"]
-    assert whole._layerwise.state_dict() == resumed._layerwise.state_dict()
+    assert whole.layerwise.state_dict() == resumed.layerwise.state_dict()
 
 
 def test_the_state_is_plain_and_survives_a_file(batch, tmp_path):

@@ -52,7 +52,7 @@ def planned(steps=6, device="cpu", optimizer=OPTIMIZERS["sgd"]):
     for _ in range(steps):
         step(model, chosen, scaler, device)
     (track,) = scaler.layerwise.tracks
-    assert not track.plan.is_uniform and not scaler._layerwise._measures
+    assert not track.plan.is_uniform and not scaler.layerwise.timing.now
     return model, chosen, scaler
 
 
@@ -61,7 +61,7 @@ def resumed(state, measuring):
     model = network()
     scaler = GradScaler("cpu", layerwise=random_layerwise())
     scaler.load_state_dict(state)
-    scaler._layerwise._measures = measuring
+    scaler.layerwise.timing.now = measuring
     return model, scaler
 
 
@@ -80,8 +80,8 @@ def test_a_measuring_backward_pass_reads_nothing_either_only_the_next_plan_does(
     with FakeTensorMode():
         model, scaler = resumed(state, measuring=True)
         backward(model, scaler)
-        layerwise = scaler._layerwise
-        assert layerwise._measurings
+        layerwise = scaler.layerwise
+        assert layerwise._passes.measurings
         layerwise.update(scaler.last_step)
         with pytest.raises((DataDependentOutputException, RuntimeError)):
             layerwise.begin_step(scaler._scale)
@@ -119,7 +119,7 @@ def test_a_new_plan_for_the_same_edges_keeps_the_factors_where_they_are():
     (_, before) = track.factors(track.graph)
     storage = before.factors[torch.device("cpu")].data_ptr()
     doubled = ScalePlan(tuple(2 * k for k in track.plan.exponents), track.plan.signature)
-    track.move_to(doubled)
+    track.plan = doubled
     plan, after = track.factors(track.graph)
     assert after is before and after.factors[torch.device("cpu")].data_ptr() == storage
     assert plan == doubled == after.plan
@@ -129,9 +129,9 @@ def test_a_new_plan_for_other_edges_gets_factors_of_its_own():
     scaler = planned()[2]
     (track,) = scaler.layerwise.tracks
     (_, before) = track.factors(track.graph)
-    track.move_to(ScalePlan.uniform(track.graph))
+    track.plan = ScalePlan.uniform(track.graph)
     assert track.factors(track.graph)[1].edges == ()
-    track.move_to(ScalePlan.of(track.graph, {track.graph.names.index("GeluBackward0"): 3}))
+    track.plan = ScalePlan.of(track.graph, {track.graph.names.index("GeluBackward0"): 3})
     plan, after = track.factors(track.graph)
     assert after is not before and after.edges == plan.cuts(track.graph)
 

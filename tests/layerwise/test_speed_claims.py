@@ -57,7 +57,7 @@ def test_only_measuring_steps_of_a_uniform_plan_walk_the_graph(monkeypatch):
     begin = module.Layerwise._begin_pass
 
     def noted(self, walked):
-        begun.append(self.steps)
+        begun.append(self.timing.steps)
         begin(self, walked)
 
     monkeypatch.setattr(module.Layerwise, "_begin_pass", noted)

@@ -320,13 +320,13 @@ def test_on_an_accelerator_nothing_is_read_and_nothing_is_told_before_it_has_arr
         scaler, seen = absent_device_steps(5, metered=True)
         assert seen == [] and scaler.metrics().step == -1
         with pytest.raises(DataDependentOutputException):
-            scaler._wait_for_metrics()
+            scaler._books.wait()
 
 
 def test_without_a_listener_nothing_is_copied():
     with FakeTensorMode():
         scaler, _ = absent_device_steps(5, metered=False)
-        assert scaler._meter is None
+        assert scaler._books.meter is None
 
 
 def test_an_arrival_on_the_cpu_copies_nothing():
@@ -357,7 +357,7 @@ def test_metered_steps_never_wait_for_cuda(policy):
             one()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    scaler._wait_for_metrics()
+    scaler._books.wait()
     assert [metrics.step for metrics in seen] == [0, 1, 2, 3]
     assert {metrics.scale for metrics in seen} <= {2.0**k for k in range(128)}
 

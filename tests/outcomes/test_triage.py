@@ -97,6 +97,6 @@ def test_gradients_that_are_gone_name_nobody():
 def test_a_large_output_is_not_kept_for_triage():
     scaler = GradScaler("cpu")
     scaler.scale(torch.ones(1000))
-    assert [loss.numel() for loss in scaler._evidence.losses] == [1]
+    assert [loss.numel() for loss in scaler._step.evidence.losses] == [1]
     scaler.scale(torch.full((3,), math.inf))
-    assert not torch.isfinite(scaler._evidence.losses[1])
+    assert not torch.isfinite(scaler._step.evidence.losses[1])

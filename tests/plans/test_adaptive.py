@@ -8,12 +8,14 @@ from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.measure import measure
-from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.backward.plan import ScalePlan
 from gradscale.backward.rescale import rescale
+from gradscale.exponents import floor_exponent
 from gradscale.plans.adaptive import Adaptive
-from gradscale.plans.adaptive_rules import Statistics, floor_log2, lognormal_bounds, product_bounds
-from gradscale.plans.planner import Decision
+from gradscale.plans.adaptive_rules import Statistics, lognormal_bounds, product_bounds
+from gradscale.plans.decision import Decision
+from gradscale.plans.situation import Situation
 
 
 def layers(count: int, size: float, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
@@ -35,7 +37,11 @@ def decided(
     (loss * 2.0**log2_scale).backward(retain_graph=True)
     measurements = measuring.result()
     plan = ScalePlan.uniform(walked.graph)
-    return planner.decide(walked.graph, measurements, plan, log2_scale), walked.graph, measurements
+    return (
+        planner.decide(Situation(walked.graph, measurements, plan, log2_scale)),
+        walked.graph,
+        measurements,
+    )
 
 
 def absolute(decision: Decision) -> list[int]:
@@ -63,7 +69,7 @@ def test_each_product_scales_by_its_rule_on_top_of_what_arrived(rule: str) -> No
                 gradient, Statistics.of(weight.counts), 32, 1e-3, summed=rule == "output"
             )
             assert bounds.low == direct.low
-        arriving += floor_log2(bounds.raw)
+        arriving += floor_exponent(bounds.raw)
         assert exponents[node] == arriving
     assert arriving > 0 and exponents[products[-1]] == arriving
     assert decision.notes == ()
@@ -73,7 +79,7 @@ def test_a_cast_scales_before_it_rounds() -> None:
     decision, graph, found = decided(Adaptive(), layers(2, 1e-9, torch.float16)[0])
     (cast,) = [n for n in only(graph, "ToCopyBackward0") if n < only(graph, "MmBackward0")[0]]
     (counts,) = [r.counts for r in found.records if r.place == (cast, "arrived", -1)]
-    expected = floor_log2(lognormal_bounds(Statistics.of(counts), 1e-3).raw)
+    expected = floor_exponent(lognormal_bounds(Statistics.of(counts), 1e-3).raw)
     assert absolute(decision)[cast] == expected >= 10 and absolute(decision)[cast - 1] == 0
 
 
@@ -97,11 +103,11 @@ def test_what_is_added_has_one_exponent_at_which_the_sum_is_finite() -> None:
     graph = BackwardGraph.of(loss)
     join = only(graph, "SinBackward0")[0]
     records = [
-        Record(graph.edges[n].source, "produced", join, "fp16", 0, Counts(m, 0, 0, 15, (4,)))
+        PlaceRecord(graph.edges[n].source, "produced", join, "fp16", 0, Counts(m, 0, 0, 15, (4,)))
         for n, m in zip(graph.edges_into(join), (60000.0, 40000.0), strict=True)
     ]
     measurements = Measurements(graph.signature, tuple(records))
-    decision = Adaptive().decide(graph, measurements, ScalePlan.uniform(graph), 0)
+    decision = Adaptive().decide(Situation(graph, measurements, ScalePlan.uniform(graph), 0))
     assert absolute(decision)[join] == -1
 
 
@@ -130,10 +136,10 @@ def test_a_weight_that_cannot_be_read_is_named() -> None:
 def test_an_overflow_lowers_its_group_only() -> None:
     x = torch.ones(2, dtype=torch.float16, requires_grad=True)
     graph = BackwardGraph.of(x.sin().sin().sum())
-    record = Record(2, "arrived", -1, "fp16", 0, Counts(1.0, 0, 1, 0, (1,)))
+    record = PlaceRecord(2, "arrived", -1, "fp16", 0, Counts(1.0, 0, 1, 0, (1,)))
     start = ScalePlan.of(graph, {2: 6})
     measurements = Measurements(graph.signature, (record,))
-    decision = Adaptive(backoff=3).decide(graph, measurements, start, 4)
+    decision = Adaptive(backoff=3).decide(Situation(graph, measurements, start, 4))
     assert decision.plan.exponents == (0, 0, 3, 0) and decision.overflowed == (2,)
 
 
@@ -143,7 +149,9 @@ def test_measurements_without_moments_are_refused() -> None:
     measuring = measure(walked)
     loss.backward()
     with pytest.raises(ValueError, match=r"Measure with `measure\(\.\.\., moments=True\)`"):
-        Adaptive().decide(walked.graph, measuring.result(), ScalePlan.uniform(walked.graph), 0)
+        Adaptive().decide(
+            Situation(walked.graph, measuring.result(), ScalePlan.uniform(walked.graph), 0)
+        )
 
 
 @pytest.mark.parametrize(

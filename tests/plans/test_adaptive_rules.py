@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gradscale.backward.measure_counts import count_into, empty_counts, moments_into
 from gradscale.backward.measurements import unscaled_counts
+from gradscale.exponents import floor_exponent
 from gradscale.plans.adaptive_rules import (
     OVERFLOW,
     UNDERFLOW,
@@ -16,7 +17,6 @@ from gradscale.plans.adaptive_rules import (
     Statistics,
     capped,
     element_wise_bounds,
-    floor_log2,
     fork_exponent,
     gradient_bounds,
     kappa,
@@ -42,7 +42,7 @@ def with_log_moments(mean: float, std: float, zeros: int = 5) -> Statistics:
 
 
 def alpha(raw: float) -> float:
-    return 2.0 ** floor_log2(raw)
+    return 2.0 ** floor_exponent(raw)
 
 
 close = lambda value: pytest.approx(value, rel=1e-4)  # noqa: E731
@@ -77,7 +77,7 @@ def test_rounding_down_to_a_power_of_two(value: float, expected: float) -> None:
 
 @given(st.floats(1e-300, 1e300))
 def test_rounding_down_is_exact_everywhere(value: float) -> None:
-    assert 2.0 ** floor_log2(value) <= value < 2.0 ** (floor_log2(value) + 1)
+    assert 2.0 ** floor_exponent(value) <= value < 2.0 ** (floor_exponent(value) + 1)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_the_lognormal_rule(
     assert bounds.low == bounds.raw == close(raw)
     assert bounds.up == close(OVERFLOW / math.exp(mean + std))
     assert math.log2(bounds.raw) == close(log2_raw)
-    assert floor_log2(bounds.raw) == exponent
-    assert floor_log2(capped(bounds.raw, 1.0, 65504, 65504)) == bounded
+    assert floor_exponent(bounds.raw) == exponent
+    assert floor_exponent(capped(bounds.raw, 1.0, 65504, 65504)) == bounded
 
 
 def test_the_lognormal_rule_leaves_a_tensor_of_zeros_alone() -> None:  # L4
     bounds = lognormal_bounds(statistics_of(torch.zeros(4)), 1e-3)
-    assert bounds.raw == 1 and floor_log2(capped(bounds.raw, 1.0, 65504, 65504)) == 0
+    assert bounds.raw == 1 and floor_exponent(capped(bounds.raw, 1.0, 65504, 65504)) == 0
 
 
 def test_the_element_wise_rule() -> None:  # E1
@@ -220,7 +220,7 @@ def test_caps(
     ids=["F1", "F2", "F3", "F4", "F5"],
 )
 def test_forks(scales: list[float], maxima: list[float], target: float, bound_sum: bool) -> None:
-    exponents = [floor_log2(scale) for scale in scales]
+    exponents = [floor_exponent(scale) for scale in scales]
     assert 2.0 ** fork_exponent(exponents, maxima, bound_sum=bound_sum) == target
 
 

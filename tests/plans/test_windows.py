@@ -10,12 +10,15 @@ from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.measure import measure
-from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.backward.plan import ScalePlan
 from gradscale.backward.rescale import rescale
 from gradscale.formats import FloatFormat
-from gradscale.plans.planner import Decision, Excluding, UserGiven, fixed, groups_of
-from gradscale.plans.planner_report import report
+from gradscale.plans.decision import Decision
+from gradscale.plans.decision_report import decision_report
+from gradscale.plans.groups import connected_groups
+from gradscale.plans.planner import Excluding, UserGiven, fixed
+from gradscale.plans.situation import Situation
 from gradscale.plans.window import flushed_share
 from gradscale.plans.windows import Windows
 from gradscale.plans.windows_overflow import lowered, overflow_origins, suspects
@@ -35,7 +38,7 @@ def arrivals(graph: BackwardGraph, octaves: dict[int, int], nonfinite: int = 0) 
     return Measurements(
         graph.signature,
         tuple(
-            Record(node, "arrived", -1, "fp16", 0, Counts(2.0**o, 0, nonfinite, o, (100,)))
+            PlaceRecord(node, "arrived", -1, "fp16", 0, Counts(2.0**o, 0, nonfinite, o, (100,)))
             for node, o in octaves.items()
         ),
     )
@@ -45,21 +48,21 @@ def decide(
     graph: BackwardGraph, measurements: Measurements, log2_scale: int = 16, **settings: object
 ) -> Decision:
     planner = Windows(**settings)  # type: ignore[arg-type]
-    return planner.decide(graph, measurements, ScalePlan.uniform(graph), log2_scale)
+    return planner.decide(Situation(graph, measurements, ScalePlan.uniform(graph), log2_scale))
 
 
 def test_a_plan_that_fits_is_kept() -> None:
     graph = chain(4)
     decision = decide(graph, arrivals(graph, dict.fromkeys(range(5), -10)))
     assert not decision.changed and decision.plan.is_uniform and decision.log2_scale == 16
-    assert report(decision, graph) == "one loss scale is enough, 2^16"
+    assert decision_report(decision, graph) == "one loss scale is enough, 2^16"
 
 
 def test_one_scale_is_moved_when_one_is_enough() -> None:
     graph = chain(4)
     decision = decide(graph, arrivals(graph, dict.fromkeys(range(5), 5)))
     assert decision.plan.is_uniform and decision.scales == (6,) and decision.log2_scale == 6
-    assert report(decision, graph) == "one loss scale is enough, 2^6"
+    assert decision_report(decision, graph) == "one loss scale is enough, 2^6"
 
 
 def test_a_chain_that_no_scale_fits_gets_as_many_as_it_needs() -> None:
@@ -69,13 +72,13 @@ def test_a_chain_that_no_scale_fits_gets_as_many_as_it_needs() -> None:
     assert len(decision.scales) == 2 and len(decision.groups) == 2
     for group in decision.groups:
         assert group.needs is not None and group.allows is not None
-    assert "2 loss scales are needed, in 2 groups:" in report(decision, graph)
+    assert "2 loss scales are needed, in 2 groups:" in decision_report(decision, graph)
 
 
 def test_the_report_names_layers() -> None:
     graph = chain(2)
     decision = decide(graph, arrivals(graph, {0: 0, 1: 0, 2: -60}))
-    text = report(decision, graph, {2: "decoder.3"})
+    text = decision_report(decision, graph, {2: "decoder.3"})
     assert "decoder.3 (SinBackward0) needs at least 2^" in text
     assert "allows at most 2^" in text and "parameters are at 2^" in text
 
@@ -91,7 +94,9 @@ def test_leaves_take_the_scale_that_spares_most_edges_a_multiplication(few_are_s
     products = [node for node, name in enumerate(graph.names) if name == "MmBackward0"]
     octaves = {n: -60 if (index > 3) == few_are_small else 0 for index, n in enumerate(products)}
     windows = Windows(product_format="e5m2")
-    decision = windows.decide(graph, arrivals(graph, octaves), ScalePlan.uniform(graph), 16)
+    decision = windows.decide(
+        Situation(graph, arrivals(graph, octaves), ScalePlan.uniform(graph), 16)
+    )
     assert len(decision.scales) == 2
     assert decision.log2_scale == decision.scales[0 if few_are_small else 1]
     cuts = [graph.edges[number].target for number in decision.plan.cuts(graph)]
@@ -103,9 +108,9 @@ def test_only_what_left_its_window_is_planned_anew() -> None:
     start = ScalePlan.of(graph, {2: 20, 3: 20, 4: 20})
     planner = Windows(flushed=0)
     near, far = {0: -4, 1: -4, 2: -22}, {3: -40, 4: -40}
-    keep = planner.decide(graph, arrivals(graph, near | far), start, 10)
+    keep = planner.decide(Situation(graph, arrivals(graph, near | far), start, 10))
     assert not keep.changed and keep.plan == start
-    moved = planner.decide(graph, arrivals(graph, near | {3: -56, 4: -56}), start, 10)
+    moved = planner.decide(Situation(graph, arrivals(graph, near | {3: -56, 4: -56}), start, 10))
     exponents = [moved.plan.exponents[n] + moved.log2_scale for n in range(5)]
     # Node 2 produces what arrives at node 3, so it goes up with it, as far as its own input allows.
     assert exponents == [10, 10, 33, 33, 33]
@@ -117,14 +122,14 @@ def test_a_group_that_overflowed_goes_down_at_once_and_the_others_stay() -> None
     measurements = Measurements(
         graph.signature,
         tuple(
-            Record(n, "arrived", -1, "fp16", 0, Counts(1.0, 0, int(n >= 3), 0, (5,)))
+            PlaceRecord(n, "arrived", -1, "fp16", 0, Counts(1.0, 0, int(n >= 3), 0, (5,)))
             for n in range(5)
         ),
     )
-    decision = Windows(backoff=2).decide(graph, measurements, start, 10)
+    decision = Windows(backoff=2).decide(Situation(graph, measurements, start, 10))
     assert decision.overflowed == (3,) and decision.log2_scale == 10
     assert decision.plan.exponents == (0, 0, 0, 18, 18, 0)
-    assert "an overflow began at node 3" in report(decision, graph)
+    assert "an overflow began at node 3" in decision_report(decision, graph)
 
 
 def test_an_overflow_at_a_leaf_lowers_the_loss_scale_alone() -> None:
@@ -149,7 +154,7 @@ def test_an_origin_passes_through_nodes_that_were_not_measured() -> None:
     graph = chain(4)
     bad = {1: 1, 3: 1}
     records = tuple(
-        Record(n, "arrived", -1, "fp16", 0, Counts(1.0, 0, bad.get(n, 0), 0, (5,)))
+        PlaceRecord(n, "arrived", -1, "fp16", 0, Counts(1.0, 0, bad.get(n, 0), 0, (5,)))
         for n in (0, 1, 3)
     )
     assert overflow_origins(graph, Measurements(graph.signature, records)) == (1,)
@@ -166,10 +171,12 @@ def test_pinned_nodes_stay_at_the_loss_scale_and_limit_it() -> None:
 def test_what_no_scale_can_save_is_reported() -> None:
     graph = chain(1)
     counts = Counts(2.0**10, 0, 0, -40, (50, *[0] * 49, 50))
-    record = Record(1, "arrived", -1, "fp16", -20, counts)
+    record = PlaceRecord(1, "arrived", -1, "fp16", -20, counts)
     decision = decide(graph, Measurements(graph.signature, (record,)))
     (loss,) = {loss for loss in decision.losses if loss.node == 1}
-    assert loss.share == 0.5 and "50.0% of its gradient is flushed" in report(decision, graph)
+    assert loss.share == 0.5 and "50.0% of its gradient is flushed" in decision_report(
+        decision, graph
+    )
 
 
 @given(octaves=st.lists(st.integers(-70, 20), min_size=6, max_size=6), scale=st.integers(-10, 30))
@@ -180,7 +187,7 @@ def test_a_new_plan_puts_every_node_in_its_window_and_is_then_kept(
     graph = chain(5)
     measurements = arrivals(graph, dict(enumerate(octaves)))
     planner = Windows()
-    decision = planner.decide(graph, measurements, ScalePlan.uniform(graph), scale)
+    decision = planner.decide(Situation(graph, measurements, ScalePlan.uniform(graph), scale))
     decision.plan.check(graph)
     windows = planner.windows(graph, measurements)
     fixed_nodes = {*graph.leaves}
@@ -188,7 +195,7 @@ def test_a_new_plan_puts_every_node_in_its_window_and_is_then_kept(
         absolute = decision.plan.exponents[node] + decision.log2_scale
         if node not in fixed_nodes:
             assert window.lo <= absolute <= window.limit
-    again = planner.decide(graph, measurements, decision.plan, decision.log2_scale)
+    again = planner.decide(Situation(graph, measurements, decision.plan, decision.log2_scale))
     assert not again.changed and again.groups == decision.groups
 
 
@@ -235,7 +242,7 @@ def planned(
         rescale(walked, plan)
         (loss * 2.0**log2_scale).backward()
         measurements = measuring.result()
-        decision = planner.decide(walked.graph, measurements, plan, log2_scale)
+        decision = planner.decide(Situation(walked.graph, measurements, plan, log2_scale))
         if not decision.changed:
             break
         plan, log2_scale = decision.plan, decision.log2_scale
@@ -256,7 +263,7 @@ def test_planning_saves_a_network_that_no_single_scale_can() -> None:
 def test_parameters_in_half_precision_that_one_scale_cannot_serve_are_reported() -> None:
     decision, graph, _, directions = planned(12, 2.0**-5, torch.float16)
     assert not decision.changed and min(directions) < 0.5
-    assert "Keep the parameters in float32" in report(decision, graph)
+    assert "Keep the parameters in float32" in decision_report(decision, graph)
 
 
 def test_ten_thousand_nodes_are_planned_in_near_linear_time() -> None:
@@ -275,11 +282,13 @@ def test_ten_thousand_nodes_are_planned_in_near_linear_time() -> None:
 def test_a_users_function_decides() -> None:
     graph = chain(3)
     given = UserGiven(lambda graph, measurements: {1: 3, graph.leaves[0]: 9})
-    decision = given.decide(graph, Measurements(graph.signature), ScalePlan.uniform(graph), 16)
+    decision = given.decide(
+        Situation(graph, Measurements(graph.signature), ScalePlan.uniform(graph), 16)
+    )
     assert decision.plan == ScalePlan.of(graph, {1: 3}) and decision.scales == (16, 19)
-    assert decision.groups == groups_of(graph, decision.plan, 16)
+    assert decision.groups == connected_groups(graph, decision.plan, 16)
     plan = ScalePlan.of(graph, {2: 1})
-    again = fixed(plan).decide(graph, Measurements(graph.signature), plan, 16)
+    again = fixed(plan).decide(Situation(graph, Measurements(graph.signature), plan, 16))
     assert again.plan == plan and not again.changed
 
 
@@ -287,7 +296,7 @@ def test_a_users_plan_for_another_graph_is_refused() -> None:
     graph, other = chain(3), chain(4)
     with pytest.raises(ValueError, match="signature"):
         fixed(ScalePlan.uniform(other)).decide(
-            graph, Measurements(graph.signature), ScalePlan.uniform(graph), 16
+            Situation(graph, Measurements(graph.signature), ScalePlan.uniform(graph), 16)
         )
 
 
@@ -296,11 +305,11 @@ def test_excluded_modules_stay_at_the_loss_scale() -> None:
     planner = Excluding(Windows(), ["decoder"])
     names = {0: "head", 1: "head", 2: "decoder.0", 3: "decoder.1", 4: "encoder"}
     measurements = arrivals(graph, {0: 0, 1: 0, 2: -60, 3: -60, 4: -60})
-    decision = planner.decide(graph, measurements, ScalePlan.uniform(graph), 16, names)
+    decision = planner.decide(Situation(graph, measurements, ScalePlan.uniform(graph), 16, names))
     assert decision.plan.exponents[2] == decision.plan.exponents[3] == 0
     with pytest.raises(ValueError, match=r"no node of this graph belongs to 'dec'"):
         Excluding(Windows(), ["dec"]).decide(
-            graph, measurements, ScalePlan.uniform(graph), 16, names
+            Situation(graph, measurements, ScalePlan.uniform(graph), 16, names)
         )
 
 

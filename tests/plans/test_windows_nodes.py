@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measurements import Counts, Kind, Measurements, Record
+from gradscale.backward.measurements import Counts, Kind, Measurements, PlaceRecord
 from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import FAR, Window, highest_exponent, window_of
@@ -21,12 +21,12 @@ def graph_of(dtype: torch.dtype = torch.float16) -> BackwardGraph:
 
 def record(
     node: int, octave: int, kind: Kind = "arrived", target: int = -1, stored: int = 0
-) -> Record:
+) -> PlaceRecord:
     counts = Counts(2.0**octave, 0, 0, octave, (10,))
-    return Record(node, kind, target, "fp16", stored, counts)
+    return PlaceRecord(node, kind, target, "fp16", stored, counts)
 
 
-def windows(graph: BackwardGraph, *records: Record) -> list[Window]:
+def windows(graph: BackwardGraph, *records: PlaceRecord) -> list[Window]:
     measurements = Measurements(graph.signature, records)
     return node_windows(graph, measurements, flushed=0.0, headroom=4)
 
@@ -76,7 +76,7 @@ def test_a_join_keeps_room_for_the_sum_of_its_terms() -> None:
 
 def test_a_product_that_may_have_been_flushed_whole_raises_its_node() -> None:
     graph = graph_of()
-    nothing = Record(1, "produced", 2, "fp16", 0, Counts(0.0, 10))
+    nothing = PlaceRecord(1, "produced", 2, "fp16", 0, Counts(0.0, 10))
     low = windows(graph, record(1, -22), nothing)
     assert low[1].lo == 12 and low[1].extrapolated
     high = windows(graph, record(1, -2), nothing)

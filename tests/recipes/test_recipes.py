@@ -59,7 +59,7 @@ def test_evaluation_sees_every_test_item_once(recipe, data):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_it_trains_in_every_precision(recipe, data, precision):
     settings = settings_for(
-        recipe.name, precision=precision, device="cpu", steps=STEPS, batch_size=4, threads=1
+        recipe.name, format=precision, device="cpu", steps=STEPS, batch_size=4, threads=1
     )
     trial = Trial(settings, data)
     before = [parameter.clone() for parameter in trial.model.parameters()]
@@ -74,7 +74,7 @@ def test_half_precision_starts_from_the_loss_of_float32(recipe, data):
     first = {}
     for precision in PRECISIONS:
         settings = settings_for(
-            recipe.name, precision=precision, device="cpu", steps=1, batch_size=4, threads=1
+            recipe.name, format=precision, device="cpu", steps=1, batch_size=4, threads=1
         )
         first[precision] = Trial(settings, data).advance().loss
     assert first["fp16"] == first["e5m2"] == first["e4m3"], "8 bits are for the backward pass only"

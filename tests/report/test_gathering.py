@@ -20,7 +20,7 @@ from gradscale.report.network import WIDTH, depths, network_of
 from gradscale.report.payload import payload_of, to_json
 from gradscale.report.ranges import ranges_of
 from gradscale.report.run import Run
-from gradscale.report.summary import summarize
+from gradscale.report.summary import summary_of
 from gradscale.report.timeline import Timeline, extremes
 from report_recordings import MadeUp, from_tensors
 
@@ -146,7 +146,7 @@ def test_a_row_adds_up_over_the_run(run):
 
 
 def test_the_summary_tells_what_the_recording_holds(run):
-    it = summarize(run)
+    it = summary_of(run)
     gradients = [row for row in range(24) if row % 5 != 4]
     seen = [step.seen for step in run.recording.measured]
     flushed = sum(one.flushed[row] for one in seen for row in gradients)
@@ -165,7 +165,7 @@ def test_the_best_scale_of_a_run_loses_what_rounding_there_loses(tmp_path):
     tensors = {
         f"w{i}": torch.randn(500, generator=generator) * 2.0 ** (-26 - 3 * i) for i in range(3)
     }
-    it = summarize(Run.of(read(from_tensors(tmp_path / "recording.jsonl", tensors, 4))))["best"]
+    it = summary_of(Run.of(read(from_tensors(tmp_path / "recording.jsonl", tensors, 4))))["best"]
     half = FloatFormat.of("fp16")
 
     def lost(scale: int) -> int:
@@ -182,7 +182,7 @@ def test_a_run_without_a_watch_says_how_to_have_one(tmp_path):
     run = Run.of(read(path))
     assert "No gradients were measured" in run.missing[0]
     assert "gradscale.Recorder(path, scaler, watch)" in run.missing[0]
-    it = summarize(run)
+    it = summary_of(run)
     assert it["lost"] is None and it["best"] is None and it["worst"] == []
 
 

@@ -267,7 +267,7 @@ def test_the_scale_tensor_is_only_changed_in_place():
         warnings.simplefilter("ignore")
         scaler.load_state_dict(torch.amp.GradScaler("cpu").state_dict())
     assert scaler._scale is scale and scaler._growth_tracker is tracker
-    assert scale.item() == 2.0**16 and scaler._state.scale is scale
+    assert scale.item() == 2.0**16 and scaler._held.state.scale is scale
 
 
 @pytest.mark.parametrize(

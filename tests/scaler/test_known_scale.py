@@ -17,7 +17,7 @@ class SlowCopy(known_scale._Copy):
     steps = 0
 
     def __init__(self, scale):
-        self._value, self._factor, self._cap = scale.clone(), 1.0, math.inf
+        super().__init__(scale.clone())
 
     def moved(self, factor, cap):
         super().moved(factor, cap)
@@ -31,7 +31,7 @@ class SlowCopy(known_scale._Copy):
 @pytest.fixture
 def copies(monkeypatch):
     monkeypatch.setattr(known_scale, "_Copy", SlowCopy)
-    monkeypatch.setattr(known_scale, "_on_cuda", lambda scale: True)
+    monkeypatch.setattr(known_scale, "_travels", lambda scale: True)
     monkeypatch.setattr(known_scale, "_capturing", lambda scale: False)
 
 

@@ -67,9 +67,9 @@ def test_callbacks_do_not_make_it_read_and_counters_do():
 
 
 def test_outcomes_that_nobody_reads_do_not_pile_up(monkeypatch):
-    import gradscale.outcomes.ledger
+    import gradscale.waiting_line
 
-    monkeypatch.setattr(gradscale.outcomes.ledger, "LONGEST_QUEUE", 2)
+    monkeypatch.setattr(gradscale.waiting_line, "LONGEST_LINE", 2)
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         fake_step(FUSED["adam"], steps=3)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from gradscale.training import Comparison, Spread, Strategy, summaries_of
+from gradscale.training import Candidate, Comparison, Spread, summaries_of
 
 
 def comparison(**given) -> Comparison:
     fields = {
         "recipe": "digits",
-        "precision": "fp16",
-        "scalings": ("none", "dynamic"),
+        "format": "fp16",
+        "policies": ("none", "dynamic"),
         "loss_divisors": (1.0, 256.0),
         "seeds": 2,
         "options": {"device": "cpu", "steps": 10},
@@ -47,7 +47,7 @@ def test_it_survives_json():
 
 
 def test_the_summary_holds_means_deviations_and_sums():
-    asked = comparison(scalings=("dynamic",), loss_divisors=(1.0,))
+    asked = comparison(policies=("dynamic",), loss_divisors=(1.0,))
     values = iter(
         [
             result(1.0),
@@ -58,7 +58,7 @@ def test_the_summary_holds_means_deviations_and_sums():
     )
     results = {planned.folder: next(values) for planned in asked.runs()}
     truth, half = summaries_of(asked, results)
-    assert truth.row == Strategy("fp32", "none") and truth.versus == Spread(0.0, 0.0)
+    assert truth.row == Candidate("fp32", "none") and truth.versus == Spread(0.0, 0.0)
     assert half.loss == Spread(2.5, pytest.approx(2**0.5))
     assert half.versus == Spread(1.0, pytest.approx(0.5**0.5))
     assert half.lost_share == Spread(0.5, pytest.approx(0.125**0.5))
@@ -67,7 +67,7 @@ def test_the_summary_holds_means_deviations_and_sums():
 
 
 def test_a_loss_that_is_not_a_number_is_kept():
-    asked = comparison(scalings=("none",), loss_divisors=(1.0,), seeds=1)
+    asked = comparison(policies=("none",), loss_divisors=(1.0,), seeds=1)
     values = iter([result(1.0), result("nan")])
     results = {planned.folder: next(values) for planned in asked.runs()}
     half = summaries_of(asked, results)[1]
@@ -78,8 +78,8 @@ def test_a_loss_that_is_not_a_number_is_kept():
     ("given", "message"),
     [
         ({"seeds": 0}, "`--seeds 0` must be at least 1"),
-        ({"precision": "fp32"}, "`--precision fp32` is every comparison's first row already"),
-        ({"scalings": ("magic",)}, "`--scaling magic` must be one of"),
+        ({"format": "fp32"}, "`--format fp32` is every comparison's first row already"),
+        ({"policies": ("magic",)}, "`--policy magic` must be one of"),
     ],
 )
 def test_wrong_values_are_refused(given, message):

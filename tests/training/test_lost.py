@@ -18,8 +18,8 @@ from gradscale.truth import measure_lost
 def test_the_share_of_a_run_is_that_of_measure_lost(precision, scaling, monkeypatch):
     monkeypatch.setattr("gradscale.training.trial.LOST_SAMPLES", 1)
     settings = settings_for(
-        "digits", device="cpu", steps=2, batch_size=16, threads=1, precision=precision,
-        scaling=scaling, loss_divisor=2.0**14,
+        "digits", device="cpu", steps=2, batch_size=16, threads=1, format=precision,
+        policy=scaling, loss_divisor=2.0**14,
     )  # fmt: skip
     trial = Trial(settings, load_data(settings))
     trial.advance()
@@ -46,7 +46,7 @@ def test_a_plan_is_measured_as_it_is(monkeypatch):
     """A tensor that somebody hooks is moved to the loss scale, where it would be lost."""
     monkeypatch.setattr("gradscale.training.trial.LOST_SAMPLES", 1)
     settings = settings_for(
-        "towers", device="cpu", steps=40, batch_size=16, threads=1, scaling="layerwise"
+        "towers", device="cpu", steps=40, batch_size=16, threads=1, policy="layerwise"
     )
     trial = Trial(settings, load_data(settings))
     while not trial.done:

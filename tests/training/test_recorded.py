@@ -34,9 +34,9 @@ SCALINGS = ["dynamic", "torch", "lognormal", "layerwise", "none"]
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_recording_changes_nothing_and_agrees_with_the_runs_own_steps(scaling, tmp_path):
     plain, recorded = tmp_path / "plain", tmp_path / "recorded"
-    options = {"scaling": scaling, "init_scale": 2.0**24}
+    options = {"policy": scaling, "init_scale": 2.0**24}
     if scaling == "none":
-        options = {"scaling": scaling}
+        options = {"policy": scaling}
     train(plain, record=False, **options)
     train(recorded, **options)
     assert (plain / "steps.jsonl").read_text() == (recorded / "steps.jsonl").read_text()
@@ -46,14 +46,14 @@ def test_recording_changes_nothing_and_agrees_with_the_runs_own_steps(scaling, t
         assert (step.step, step.scale, step.skipped) == (line.step, line.scale, line.skipped)
         assert line.loss == pytest.approx(step.loss, rel=1e-8) and line.reason == step.reason
     assert any(step.seen is not None for step in mine.steps) and mine.structures
-    assert mine.header.note["scaling"] == scaling
+    assert mine.header.note["policy"] == scaling
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scaling", ["dynamic", "quantile"])
 def test_a_resumed_run_records_what_an_uninterrupted_one_does(scaling, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = {"scaling": scaling, "init_scale": 2.0**30}
+    options = {"policy": scaling, "init_scale": 2.0**30}
     train(whole, **options)
     with pytest.raises(Interrupted):
         train(broken, stop_after=7, **options)
@@ -85,7 +85,7 @@ def test_a_run_killed_between_checkpoints_records_what_an_unkilled_one_does(
     """To the byte: what is seen, its octaves, and the plan, each where it would have been."""
     monkeypatch.setattr("gradscale.training.recorded.MEASUREMENTS", 1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = {"scaling": scaling, "init_scale": 2.0**26}
+    options = {"policy": scaling, "init_scale": 2.0**26}
     train(whole, **options)
 
     def kill(record):
@@ -105,7 +105,7 @@ def test_a_run_killed_between_checkpoints_records_what_an_unkilled_one_does(
 def test_the_commands_record(tmp_path):
     torch.manual_seed(0)
     tiny = ["--device", "cpu", "--steps", "2", "--batch-size", "4", "--threads", "1", "--record"]
-    for command in (["train", "digits"], ["compare", "digits", "--scaling", "dynamic"]):
+    for command in (["train", "digits"], ["compare", "digits", "--policy", "dynamic"]):
         out = tmp_path / command[0]
         extra = [] if command[0] == "train" else ["--seeds", "1", "--loss-divisor", "1"]
         result = CliRunner().invoke(gradscale, [*command, *tiny, *extra, "--out", str(out)])

@@ -70,7 +70,7 @@ def assert_same_run(left: Path, right: Path) -> None:
 @pytest.mark.parametrize("scaling", COMPARED)
 def test_stopping_and_resuming_changes_nothing(scaling, data, tmp_path):
     # 2^40 overflows at first, so the scale moves.
-    chosen = settings(scaling=scaling, init_scale=None if scaling == "none" else 2.0**40)
+    chosen = settings(policy=scaling, init_scale=None if scaling == "none" else 2.0**40)
     whole = run(chosen, data, RunFolder(tmp_path / "whole"))
     parts = RunFolder(tmp_path / "parts")
     for _ in range(2):

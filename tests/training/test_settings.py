@@ -23,14 +23,14 @@ def test_what_is_not_given_comes_from_the_recipe():
     [("fp32", "none"), ("bf16", "none"), ("fp16", "dynamic"), ("e4m3", "dynamic")],
 )
 def test_narrow_precisions_are_scaled_unless_told_otherwise(precision, scaling):
-    assert settings_for("digits", precision=precision, device="cpu").scaling == scaling
+    assert settings_for("digits", format=precision, device="cpu").policy == scaling
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"precision": "fp12"}, r"`--precision fp12` must be one of fp32, bf16, fp16, e5m2, e4m3"),
-        ({"scaling": "magic"}, r"`--scaling magic` must be one of none, static, dynamic"),
+        ({"format": "fp12"}, r"`--format fp12` must be one of fp32, bf16, fp16, e5m2, e4m3"),
+        ({"policy": "magic"}, r"`--policy magic` must be one of none, static, dynamic"),
         ({"steps": 0}, r"`--steps 0` must be at least 1"),
         ({"batch_size": -1}, r"`--batch-size -1` must be at least 1"),
         ({"lr": float("nan")}, r"`--lr nan` must be a positive number"),
@@ -39,7 +39,7 @@ def test_narrow_precisions_are_scaled_unless_told_otherwise(precision, scaling):
         ({"seed": -1}, r"`--seed -1` must lie in"),
         ({"emulate": "maybe"}, r"`--emulate maybe` must be one of auto, on, off"),
         ({"device": "abacus"}, r"`--device abacus` is not there, .*; `--device cpu` always is"),
-        ({"precision": "e5m2", "emulate": "off"}, r"torch has no 8-bit autocast"),
+        ({"format": "e5m2", "emulate": "off"}, r"torch has no 8-bit autocast"),
     ],
 )
 def test_wrong_values_are_refused_with_the_option_and_the_rule(given, message):

@@ -32,40 +32,40 @@ def train(trial: Trial) -> Trial:
 
 
 def test_the_loss_of_digits_goes_down(data):
-    run = trial(data, precision="fp32", steps=12, batch_size=64)
+    run = trial(data, format="fp32", steps=12, batch_size=64)
     losses = [run.advance().loss for _ in range(12)]
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_dividing_by_a_power_of_two_changes_no_bit_in_float32(data):
-    ordinary = train(trial(data, precision="fp32"))
-    divided = train(trial(data, precision="fp32", loss_divisor=2.0**14))
+    ordinary = train(trial(data, format="fp32"))
+    divided = train(trial(data, format="fp32", loss_divisor=2.0**14))
     assert torch.equal(weights(ordinary), weights(divided))
 
 
 def test_a_scale_that_undoes_the_divisor_changes_no_bit_in_float16(data):
-    ordinary = train(trial(data, scaling="none"))
-    divided = train(trial(data, scaling="static", loss_divisor=2.0**10, init_scale=2.0**10))
+    ordinary = train(trial(data, policy="none"))
+    divided = train(trial(data, policy="static", loss_divisor=2.0**10, init_scale=2.0**10))
     assert torch.equal(weights(ordinary), weights(divided))
 
 
 def test_our_dynamic_scaling_trains_as_torchs(data):
-    ours = train(trial(data, scaling="dynamic", init_scale=2.0**30))
-    torchs = train(trial(data, scaling="torch", init_scale=2.0**30))
+    ours = train(trial(data, policy="dynamic", init_scale=2.0**30))
+    torchs = train(trial(data, policy="torch", init_scale=2.0**30))
     assert torch.equal(weights(ours), weights(torchs))
     assert ours.skips == torchs.skips == {"overflow": 4}
 
 
 def test_without_scaling_a_divided_loss_loses_gradients_that_scaling_keeps(data):
-    none = train(trial(data, scaling="none", loss_divisor=2.0**14))
-    scaled = train(trial(data, scaling="last-maximum", loss_divisor=2.0**14))
+    none = train(trial(data, policy="none", loss_divisor=2.0**14))
+    scaled = train(trial(data, policy="last-maximum", loss_divisor=2.0**14))
     assert none.lost["activations"].lost_share > 0.5
     assert scaled.lost["activations"].lost_share < 0.01
 
 
 def test_eight_bits_lose_more_than_sixteen(data):
     shares = [
-        train(trial(data, precision=precision, scaling="none", loss_divisor=2.0**8))
+        train(trial(data, format=precision, policy="none", loss_divisor=2.0**8))
         .lost["activations"]
         .lost_share
         for precision in ("fp16", "e5m2", "e4m3")
@@ -88,7 +88,7 @@ def test_measuring_what_is_lost_does_not_change_the_run(data, monkeypatch):
 
 def test_a_run_that_diverges_says_nan(data, tmp_path):
     chosen = settings_for(
-        "digits", precision="fp32", device="cpu", steps=3, batch_size=8, lr=1e30, threads=1
+        "digits", format="fp32", device="cpu", steps=3, batch_size=8, lr=1e30, threads=1
     )
     result = run(chosen, data, RunFolder(tmp_path))
     assert not math.isfinite(result["loss"])

@@ -14,7 +14,7 @@ from gradscale.backward.plan import ScalePlan
 from gradscale.emulation.computing import EIGHT_BIT, computing_in, is_emulated
 from gradscale.formats import FloatFormat
 from gradscale.layerwise import Layerwise
-from gradscale.layerwise.emulated import fitted
+from gradscale.layerwise.product_format import fitted
 from gradscale.layerwise.track import Track
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows import Windows

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradscale.advice.evidence import Evidence
 from gradscale.advice.verdict import TIGHT, Verdict, magnitude_text
+from gradscale.percent import percent
 
 if TYPE_CHECKING:
     from gradscale.advice.advice import Advice
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "e5m2": "float8_e5m2", "e4m3": "float8_e4m3fn"}
 MOST_ROWS = 5
 MUCH = 0.01
+LEAST = 1e-5
+"""Shares below are not told apart."""
 
 
 def said(advice: Advice) -> str:
@@ -94,7 +97,9 @@ def _numbers(evidence: Evidence) -> str:
         return "overflows"
     worst = f"worst module {evidence.where}: {evidence.worst:.3f}"
     tail = "; overflowed at times" if evidence.overflowed else ""
-    return f"{percent_text(evidence.lost_share)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
+    return (
+        f"{percent(evidence.lost_share, LEAST)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
+    )
 
 
 def _layers(verdict: Verdict) -> list[str]:
@@ -106,7 +111,9 @@ def _layers(verdict: Verdict) -> list[str]:
 def _losing(verdict: Verdict) -> list[str]:
     """Modules that a single scale serves badly, though the model as a whole is well served."""
     modules = [row for row in verdict.rows if row.kind == "module" and row.lost_share > MUCH]
-    named = ", ".join(f"{row.name} ({percent_text(row.lost_share)})" for row in modules[:MOST_ROWS])
+    named = ", ".join(
+        f"{row.name} ({percent(row.lost_share, LEAST)})" for row in modules[:MOST_ROWS]
+    )
     return [f"modules that lose most at it: {named}"] if modules else []
 
 
@@ -130,15 +137,3 @@ def few(names: Sequence[str]) -> str:
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]} … {names[-1]} ({len(names)} modules)"
-
-
-def percent_text(share: float) -> str:
-    """A share in percent with two significant places.
-
-    Example:
-        >>> percent_text(0.1234), percent_text(0.00012), percent_text(0.0), percent_text(1e-9)
-        ('12 %', '0.012 %', '0 %', 'under 0.001 %')
-    """
-    if 0 < share < 1e-5:
-        return "under 0.001 %"
-    return "100 %" if share >= 0.995 else f"{100 * share:.2g} %"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from gradscale.advice.activations import Largest
 from gradscale.advice.evidence import Evidence
 from gradscale.advice.format_trial import FormatTrial, Moment, ScaleGroup
-from gradscale.backward.measurements import ceil_log2
 from gradscale.emulation.computing import EIGHT_BIT
+from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 from gradscale.truth import Nonfinite
 from gradscale.truth.rows_of import carrier
@@ -205,4 +205,4 @@ def magnitude_text(value: float) -> str:
         >>> magnitude_text(5.0), magnitude_text(0.0)
         ('2^3', '0')
     """
-    return f"2^{ceil_log2(value)}" if value > 0 else "0"
+    return f"2^{ceil_exponent(value)}" if value > 0 else "0"

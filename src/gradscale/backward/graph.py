@@ -16,6 +16,8 @@ from gradscale.backward.structure import Arrival as Arrival
 from gradscale.backward.structure import Edge as Edge
 from gradscale.backward.structure import Structure, Topology, arrivals_of, topology_of
 from gradscale.backward.user_hooks import watched_numbers
+from gradscale.compiled.opened import Opening
+from gradscale.compiled.spans import spans_of
 
 Root = Tensor | Node | GradientEdge
 
@@ -189,14 +191,16 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     """
     one = isinstance(losses, GradientEdge) or not isinstance(losses, list | tuple)
     several = [losses] if one else list(cast(Sequence[Root], losses))
-    roots = list(dict.fromkeys(_root_node(cast(Root, loss)) for loss in several))
-    found_nodes, found = _discover(roots)
+    opening = Opening()
+    roots = list(dict.fromkeys(_root_node(cast(Root, loss), opening) for loss in several))
+    found_nodes, found = _discover(roots, opening)
     names = tuple([node.name() for node in found_nodes])
     topology = topology_of(names, found, len(roots))
     nodes = [found_nodes[place] for place in topology.order]
     variables = [nodes[leaf].variable for leaf in topology.leaves]
     casts = tuple(arrivals_of(nodes[cast_])[:1] for cast_ in topology.casts)
-    key = tuple((v.dtype, v.device) for v in variables), tuple(a[0][:2] for a in casts if a)
+    layout = opening.layout(nodes)
+    key = tuple((v.dtype, v.device) for v in variables), tuple(a[0][:2] for a in casts if a), layout
     structure = _structures(topology, key).of(nodes)
     graph = BackwardGraph(
         structure,
@@ -207,30 +211,35 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     return Walk(graph, nodes)
 
 
-def _root_node(loss: Root) -> Any:
+def _root_node(loss: Root, opening: Opening) -> Any:
     if isinstance(loss, Tensor):
         if not loss.requires_grad:
             raise ValueError(
                 f"`BackwardGraph.of(loss)` needs a loss that requires a gradient, got {loss!r}. "
                 "Is the forward pass under `torch.no_grad()`, or every parameter frozen?"
             )
-        return torch.autograd.graph.get_gradient_edge(loss).node
-    return loss.node if isinstance(loss, GradientEdge) else loss
+        loss = torch.autograd.graph.get_gradient_edge(loss)
+    if isinstance(loss, GradientEdge):
+        return opening.at(loss.node, loss.output_nr)[0] or loss.node
+    return loss
 
 
 def _is_shard(parameter: Tensor) -> bool:
     return hasattr(parameter, "_local_tensor") or hasattr(parameter, "_fsdp_flattened")
 
 
-def _discover(roots: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
+def _discover(roots: list[Any], opening: Opening) -> tuple[list[Any], tuple[int, ...]]:
     """Every node once, breadth first, and where its outputs lead; see `topology_of`."""
     nodes = list(roots)
     places = {node: place for place, node in enumerate(nodes)}
     count = len(nodes)
     found: list[int] = []
+    custom = torch.autograd.function.BackwardCFunction
     place_of, note, append = places.setdefault, found.append, nodes.append
     for node in nodes:  # grows as it goes
         for target, entry in node.next_functions:
+            if isinstance(target, custom):
+                target, entry = opening.at(target, entry)
             if target is None:
                 note(-1)
                 note(0)
@@ -256,7 +265,8 @@ class _Described:
         if self.structure is None:
             arrives = tuple(arrivals_of(node) for node in nodes)
             t = self.topology
-            self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives)
+            spans = spans_of(nodes, t.edges)
+            self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives, spans)
         return self.structure
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.graph import Walk, walk
-from gradscale.backward.one_pass import NONE, current_pass, executes, is_full
+from gradscale.backward.running_pass import NONE, current_pass, executes, is_full
 from gradscale.backward.user_hooks import watch_user_hooks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from gradscale.backward.measure_counts import (
     empty_counts,
     moments_into,
 )
-from gradscale.backward.measure_places import Place, places_of
+from gradscale.backward.measure_places import CountedPlace, places_of
 from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_weights import Weight, weights_of
-from gradscale.backward.measurements import Measurements, Record, ceil_log2, unscaled_counts
+from gradscale.backward.measurements import Measurements, PlaceRecord, unscaled_counts
+from gradscale.exponents import ceil_exponent
+from gradscale.host_copies import HostCopies
 from gradscale.ranks import reduce_max_, reduce_sum_
 
 _MOMENTS = 4
@@ -36,7 +38,7 @@ def measure(
     *,
     products: bool = False,
     moments: bool = False,
-    places: Sequence[Place] | None = None,
+    places: Sequence[CountedPlace] | None = None,
     cleaned: Cleaned | None = None,
 ) -> Measuring:
     """Hooks the nodes of a live graph, so that its next backward passes are counted.
@@ -85,7 +87,7 @@ class Measuring:
         self,
         signature: str,
         exponents: Sequence[int],
-        places: Sequence[Place],
+        places: Sequence[CountedPlace],
         weights: Sequence[Weight],
         scale: float | Tensor,
         moments: bool,
@@ -102,8 +104,7 @@ class Measuring:
         self._ceil = [exact and place.format in ("fp32", "bf16") for place in self.places]
         self._repeats = Repeats()
         self._scale = scale.detach().clone() if isinstance(scale, Tensor) else scale
-        self._host: list[Tensor] | None = None
-        self._events: list[torch.cuda.Event] = []
+        self._host: HostCopies[Tensor] | None = None
         for index, weight in enumerate(weights, len(places)):
             self._count(index, weight.tensor)
 
@@ -175,31 +176,29 @@ class Measuring:
     def fetch(self) -> None:
         """Begins to copy the rows to the host, without waiting for them; hooks are removed."""
         self.remove()
-        packed = [_packed(block, self._scale) for block in self._blocks.all]
-        self._host = [_to_host(tensor) for tensor in packed]
-        self._events = [_recorded(tensor.device) for tensor in packed if tensor.is_cuda]
+        self._host = HostCopies([_packed(block, self._scale) for block in self._blocks.all])
 
     @property
     def ready(self) -> bool:
         """Whether `result` need not wait."""
-        return self._host is not None and all(event.query() for event in self._events)
+        return self._host is not None and self._host.arrived
 
     def result(self) -> Measurements:
         """What was counted, in unscaled terms; waits for the copy if it is still under way."""
         if self._host is None:
             self.fetch()
-        for event in self._events:
-            event.synchronize()
-        records: dict[int, Record] = {}
-        for block, host in zip(self._blocks.all, self._host or (), strict=True):
-            rows, moments, scale = _unpacked(host, block)
+        host = cast(HostCopies[Tensor], self._host)
+        host.wait()
+        records: dict[int, PlaceRecord] = {}
+        for block, packed in zip(self._blocks.all, host.tensors, strict=True):
+            rows, moments, scale = _unpacked(packed, block)
             scales = [self._scale_of(place, scale) for place in block.places]
             counts = unscaled_counts(rows, scales, moments)
             for index, place, (factor, exponent), count in zip(
                 block.indices, block.places, scales, counts, strict=True
             ):
-                stored = ceil_log2(factor) + exponent
-                records[index] = Record(
+                stored = ceil_exponent(factor) + exponent
+                records[index] = PlaceRecord(
                     place.node, place.kind, place.target, place.format, stored, count,
                     self.fans[index],
                 )  # fmt: skip
@@ -208,7 +207,7 @@ class Measuring:
         )
         return merged
 
-    def _scale_of(self, place: Place, scale: float) -> tuple[float, int]:
+    def _scale_of(self, place: CountedPlace, scale: float) -> tuple[float, int]:
         return (1.0, 0) if place.kind == "weight" else (scale, self.exponents[place.node])
 
     def remove(self) -> None:
@@ -232,7 +231,7 @@ class _Block:
     def __init__(self, device: torch.device, moments: bool) -> None:
         self.device = device
         self.indices: list[int] = []
-        self.places: list[Place] = []
+        self.places: list[CountedPlace] = []
         self.rows = empty_counts(0)
         self.moments: Tensor | None = None
         self._with_moments = moments
@@ -252,7 +251,7 @@ class _Block:
 class _Blocks:
     """All rows, and where each place has its own."""
 
-    def __init__(self, places: Sequence[Place], moments: bool) -> None:
+    def __init__(self, places: Sequence[CountedPlace], moments: bool) -> None:
         by_device: dict[torch.device, _Block] = {}
         self.where: list[tuple[_Block, int]] = []
         for index, place in enumerate(places):
@@ -274,20 +273,6 @@ def _packed(block: _Block, scale: float | Tensor) -> Tensor:
     if block.moments is not None:
         parts.append(block.moments.reshape(-1).view(torch.int64))
     return torch.cat(parts)
-
-
-def _to_host(packed: Tensor) -> Tensor:
-    if not packed.is_cuda:
-        return packed
-    host = torch.empty(packed.shape, dtype=packed.dtype, device="cpu", pin_memory=True)
-    return host.copy_(packed, non_blocking=True)
-
-
-def _recorded(device: torch.device) -> torch.cuda.Event:
-    """An event behind the copy, in the stream that it runs on: its own device's."""
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event
 
 
 def _unpacked(host: Tensor, block: _Block) -> tuple[Tensor, Tensor | None, float]:

@@ -34,7 +34,7 @@ _REAL = {torch.complex32: torch.float16}
 _UNLIMITED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 
 
-class Place(NamedTuple):
+class CountedPlace(NamedTuple):
     """One row of a measurement; `output` is the edge's, -1 for what arrives or a weight."""
 
     node: int
@@ -54,11 +54,11 @@ def _floats(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-def format_of(dtype: torch.dtype) -> str:
+def format_name(dtype: torch.dtype) -> str:
     """The name of the format in which the components of a tensor are stored.
 
     Example:
-        >>> format_of(torch.bfloat16), format_of(torch.complex32), format_of(torch.float64)
+        >>> format_name(torch.bfloat16), format_name(torch.complex32), format_name(torch.float64)
         ('bf16', 'fp16', 'fp32')
     """
     if dtype in _UNLIMITED:
@@ -80,7 +80,7 @@ def multiplies(name: str) -> bool:
 
 def places_of(
     graph: BackwardGraph, exponents: Sequence[int], *, products: bool = False
-) -> list[Place]:
+) -> list[CountedPlace]:
     """What to count in a graph: see the module.
 
     Args:
@@ -91,7 +91,7 @@ def places_of(
     Returns:
         In the order of the nodes, what arrives before what is produced.
     """
-    places: list[Place] = []
+    places: list[CountedPlace] = []
     leaves = set(graph.leaves)
     for node, arrives in enumerate(graph.arrives):
         if node in leaves:
@@ -103,12 +103,14 @@ def places_of(
         if wanted or cast or (products and multiplies(graph.names[node])):
             dtype, device = _narrowest(graph, node)
             if dtype is not None and device is not None:
-                places.append(Place(node, "arrived", -1, -1, format_of(dtype), device))
+                places.append(CountedPlace(node, "arrived", -1, -1, format_name(dtype), device))
         for edge in reduced:
             target = graph.arrives[edge.target][edge.input]
             if _says_more(graph, edge, exponents, leaves) and target.device and target.dtype:
-                name = format_of(target.dtype)
-                place = Place(node, "produced", edge.target, edge.output, name, target.device)
+                name = format_name(target.dtype)
+                place = CountedPlace(
+                    node, "produced", edge.target, edge.output, name, target.device
+                )
                 places.append(place)
     return places
 

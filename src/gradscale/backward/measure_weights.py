@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure_places import Place, format_of
+from gradscale.backward.measure_places import CountedPlace, format_name
 
 _SAVED = {
     "AddmmBackward0": "mat2",
@@ -24,7 +24,7 @@ _UNKNOWN = object()
 class Weight(NamedTuple):
     """A saved weight, its row, and how many products one element of ``dX`` sums."""
 
-    place: Place
+    place: CountedPlace
     tensor: Tensor
     fan: int
 
@@ -46,7 +46,7 @@ def weights_of(graph: BackwardGraph, nodes: Sequence[Any]) -> list[Weight]:
         tensor = _saved(nodes[index], _SAVED[name])
         if tensor is not None:
             device = tensor.device
-            place = Place(index, "weight", -1, -1, format_of(tensor.dtype), device)
+            place = CountedPlace(index, "weight", -1, -1, format_name(tensor.dtype), device)
             weights.append(Weight(place, tensor, _fan(name, nodes[index], tensor)))
     return weights
 

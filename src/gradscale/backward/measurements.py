@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gradscale.backward.measure_counts import AMAX, NONFINITE, OCTAVES, ZERO
+from gradscale.exponents import ceil_exponent
 from gradscale.histogram import MIN_OCTAVE
 
 Kind = Literal["arrived", "produced", "weight"]
@@ -82,7 +83,7 @@ def _add_octaves(one: Counts, other: Counts) -> tuple[int, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class Record:
+class PlaceRecord:
     """One measured place of the graph.
 
     Attributes:
@@ -120,7 +121,7 @@ class Measurements:
     """
 
     signature: Hashable
-    records: tuple[Record, ...] = ()
+    records: tuple[PlaceRecord, ...] = ()
 
     @property
     def overflowed(self) -> bool:
@@ -178,7 +179,7 @@ class Measurements:
         """The inverse of `as_dict`.
 
         Example:
-            >>> record = Record(0, "arrived", -1, "fp16", 16, Counts(1.0, octaves=(2,)))
+            >>> record = PlaceRecord(0, "arrived", -1, "fp16", 16, Counts(1.0, octaves=(2,)))
             >>> measurements = Measurements("a", (record,))
             >>> Measurements.from_dict(measurements.as_dict()) == measurements
             True
@@ -189,10 +190,10 @@ class Measurements:
         )
 
 
-def _record_from(state: Mapping[str, Any]) -> Record:
+def _record_from(state: Mapping[str, Any]) -> PlaceRecord:
     fields: dict[str, Any] = dict(state)
     fields["counts"] = _counts_from(state["counts"])
-    return Record(**fields)
+    return PlaceRecord(**fields)
 
 
 def _counts_from(state: Mapping[str, Any]) -> Counts:
@@ -203,7 +204,7 @@ def _counts_from(state: Mapping[str, Any]) -> Counts:
     return Counts(**fields)
 
 
-def _merged(one: Record, other: Record) -> Record:
+def _merged(one: PlaceRecord, other: PlaceRecord) -> PlaceRecord:
     # What was flushed at the lower of two scales is the part that neither knows.
     exponent = min(one.exponent, other.exponent)
     return replace(one, exponent=exponent, counts=one.counts + other.counts)
@@ -240,7 +241,7 @@ def unscaled_counts(
             amax=math.ldexp(amax / scale, -exponent),
             zero=head[ZERO],
             nonfinite=head[NONFINITE],
-            lowest=MIN_OCTAVE + first - ceil_log2(scale) - exponent if filled else 0,
+            lowest=MIN_OCTAVE + first - ceil_exponent(scale) - exponent if filled else 0,
             octaves=octaves if filled else (),
         )
         if row_sums is not None:
@@ -249,17 +250,6 @@ def unscaled_counts(
             counts = replace(counts, moments=unscaled)
         result.append(counts)
     return result
-
-
-def ceil_log2(value: float) -> int:
-    """The smallest integer whose power of two is at least `value`.
-
-    Example:
-        >>> ceil_log2(1.0), ceil_log2(5), ceil_log2(0.3)
-        (0, 3, -1)
-    """
-    mantissa, exponent = math.frexp(value)
-    return exponent - (mantissa == 0.5)
 
 
 def _unscaled_moments(sums: Sequence[float], nonzero: int, log_scale: float) -> Moments:

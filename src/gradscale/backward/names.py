@@ -16,7 +16,7 @@ WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-class Place(NamedTuple):
+class ModulePlace(NamedTuple):
     """Where a node is: in the module that owns a parameter, or on the way from it to the loss."""
 
     module: str
@@ -26,7 +26,7 @@ class Place(NamedTuple):
         return self.module if self.inside else f"after {self.module}"
 
 
-def module_places(graph: BackwardGraph, model: nn.Module) -> tuple[Place | None, ...]:
+def module_places(graph: BackwardGraph, model: nn.Module) -> tuple[ModulePlace | None, ...]:
     """For each node the module whose parameter is nearest below it, by edges.
 
     A node lies *inside* a module if nothing but casts, transposes and views is between it and a
@@ -47,11 +47,11 @@ def module_places(graph: BackwardGraph, model: nn.Module) -> tuple[Place | None,
         AddmmBackward0 | 0
     """
     owners = {id(parameter): name for name, parameter in _owned(model)}
-    places: list[Place | None] = [None] * len(graph)
+    places: list[ModulePlace | None] = [None] * len(graph)
     ready: deque[int] = deque()
     for leaf, parameter in graph.parameters().items():
         if parameter is not None and id(parameter) in owners:
-            places[leaf] = Place(owners[id(parameter)], True)
+            places[leaf] = ModulePlace(owners[id(parameter)], True)
             ready.append(leaf)
     while ready:
         node = ready.popleft()
@@ -60,12 +60,12 @@ def module_places(graph: BackwardGraph, model: nn.Module) -> tuple[Place | None,
         for number in graph.edges_into(node):
             above = graph.edges[number].source
             if below is not None and places[above] is None:
-                places[above] = Place(below.module, below.inside and prepares)
+                places[above] = ModulePlace(below.module, below.inside and prepares)
                 ready.append(above)
     return tuple(places)
 
 
-def describe_node(graph: BackwardGraph, places: tuple[Place | None, ...], node: int) -> str:
+def describe_node(graph: BackwardGraph, places: tuple[ModulePlace | None, ...], node: int) -> str:
     """How to name a node to a person: `encoder.0.linear (AddmmBackward0)`."""
     place = places[node]
     kind = graph.names[node].rpartition("::")[2]

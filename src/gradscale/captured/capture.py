@@ -25,7 +25,7 @@ def capture_compiled(
     step: EagerStep, trained: Sequence[torch.Tensor], backend: str | Callable[..., Any]
 ) -> Captured:
     """The same step as a function of tensors, compiled; on the state that the scaler holds."""
-    scaler = step.scaler
-    if scaler._scale is None:
-        scaler._lazy_init_scale_growth_tracker(trained[0].device)
-    return CompiledStep(TensorStep(step, trained, scaler.policy, scaler._rebind()), backend)
+    held = step.scaler._held
+    if held.tensor is None:
+        held.begin_on(trained[0].device)
+    return CompiledStep(TensorStep(step, trained, held.policy, held.rebound()), backend)

@@ -17,6 +17,7 @@ from gradscale.checkpoints.systems.megatron import Megatron
 from gradscale.checkpoints.systems.own import Own
 from gradscale.checkpoints.systems.paddle import Paddle
 from gradscale.checkpoints.systems.torch_amp import TorchAmp
+from gradscale.entries import Entries, shown
 
 _KINDS: tuple[type[Layout], ...] = (
     Own,
@@ -54,7 +55,7 @@ def detect_source(state: Saved) -> str:
     found = [name for name, layout in _LAYOUTS.items() if layout.recognizes(state)]
     if len(found) == 1:
         return found[0]
-    keys = sorted(map(str, state))
+    keys = shown(sorted(map(str, state)))
     if found:
         raise ValueError(
             f"`detect_source(state)` found the keys of {' and '.join(found)} in {keys}. "
@@ -87,7 +88,7 @@ def read_state(state: Saved, source: str | None = None) -> ScalerState:
         (4096.0, 17, 2)
     """
     _check_mapping(state)
-    return _layout("source", source or detect_source(state)).read(state)
+    return _layout("source", source or detect_source(state)).read(Entries(state))
 
 
 def export_state(state: ScalerState, target: str) -> Exported:
@@ -139,7 +140,7 @@ def _layout(argument: str, name: str) -> Layout:
     return _LAYOUTS[name]
 
 
-def _check_mapping(state: Any) -> None:
+def _check_mapping(state: object) -> None:
     if not isinstance(state, Mapping):
         raise TypeError(
             f"`read_state({type(state).__name__}(…))` takes the dictionary that was saved. For a "
@@ -156,5 +157,5 @@ def _advice(state: Saved) -> str:
     return f"Pass `source=`, one of {', '.join(SYSTEMS)}, if it is one of them in another form."
 
 
-def _is_known(value: Any) -> bool:
+def _is_known(value: object) -> bool:
     return isinstance(value, Mapping) and any(x.recognizes(value) for x in _LAYOUTS.values())

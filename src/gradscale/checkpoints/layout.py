@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
 from gradscale.checkpoints.draft import Exported
 from gradscale.checkpoints.state import ScalerState
+from gradscale.entries import Entries
 
-Saved = Mapping[str, Any]
+Saved = Mapping[str, object]
 
 
 class Layout(ABC):
@@ -23,7 +23,7 @@ class Layout(ABC):
         """Whether this system saved `state`, and no other did."""
 
     @abstractmethod
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """`state` in the words of no particular system; raises where it is not of this layout."""
 
     @abstractmethod

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 Refill = Literal["growth", "clean", "clean_or_backoff"]
+REFILLS: tuple[Refill, ...] = ("growth", "clean", "clean_or_backoff")
 
 MIN_SCALE = 2.0**-126
 """The smallest normal float32: below it the reciprocal of a scale is not exact any more."""

@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 
 from gradscale.advice import Advice, Evidence, Verdict
-from gradscale.advice.sentences import percent_text
+from gradscale.advice.sentences import LEAST
+from gradscale.percent import percent
 
 MOST_LAYERS = 8
 _STYLES = {"safe": "green", "risky": "yellow", "unsafe": "red", "unknown": "red"}
@@ -54,7 +55,7 @@ def lost(evidence: Evidence | None) -> str:
     """
     if evidence is None:
         return "–"
-    return "overflow" if evidence.overflowed else percent_text(evidence.lost_share)
+    return "overflow" if evidence.overflowed else percent(evidence.lost_share, LEAST)
 
 
 def layer_table(verdict: Verdict) -> Table | None:
@@ -68,6 +69,6 @@ def layer_table(verdict: Verdict) -> Table | None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         needs = f"2^{row.needs}"
-        share = percent_text(row.lost_share)
+        share = percent(row.lost_share, LEAST)
         table.add_row(row.name, share, f"{row.nonzero:,}", f"2^{row.exponent}", needs)
     return table

@@ -19,6 +19,7 @@ from gradscale.cli.options import (
     several,
     shared_options,
 )
+from gradscale.cli.renamed import renamed
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.table import caption, comparison_table
 from gradscale.files.json_text import json_value, read_json, write_json
@@ -44,17 +45,17 @@ Results = dict[Path, dict[str, Any]]
 """What every run ended with, by its folder."""
 
 
-@click.command(short_help="Train with every scaling strategy; ends with a table.")
+@click.command(name="compare", short_help="Train with every scaling strategy; ends with a table.")
 @click.argument("recipe", type=click.Choice(list(RECIPES)), default="digits", metavar="[RECIPE]")
 @click.option(
-    "--precision",
+    "--format",
     type=click.Choice(["fp16", "bf16", "e5m2", "e4m3"]),
     default="fp16",
     show_default=True,
     help="Of every row but float32.",
 )
 @click.option(
-    "--scaling",
+    "--policy",
     type=several(scaling_name),
     metavar="NAME,…",
     help="Strategies, listed by `gradscale train --help`.  [none, all policies, torch]",
@@ -66,9 +67,11 @@ Results = dict[Path, dict[str, Any]]
     help="Divide the loss by this; one group of rows each.  [recipe's own]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@renamed("--precision", "--format")
+@renamed("--scaling", "--policy")
 @shared_options
 @click.pass_context
-def compare(context: click.Context, **given: Any) -> None:
+def compare_command(context: click.Context, **given: Any) -> None:
     """Train RECIPE in float32, in half precision without scaling, and with each scaling strategy.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
@@ -80,8 +83,8 @@ def compare(context: click.Context, **given: Any) -> None:
     \b
     Examples:
       gradscale compare
-      gradscale compare chars --scaling none,dynamic --loss-divisor 1,256 --seeds 1
-      gradscale compare --precision e5m2 --steps 200
+      gradscale compare chars --policy none,dynamic --loss-divisor 1,256 --seeds 1
+      gradscale compare --format e5m2 --steps 200
       gradscale compare --resume runs/compare-digits-20260101-120000
     """  # noqa: D301
     if given["resume"]:
@@ -100,8 +103,8 @@ def _asked(given: dict[str, Any]) -> Comparison:
     options = ("steps", "batch_size", "lr", "init_scale", "device", "emulate", "threads", "data")
     return Comparison(
         recipe=given["recipe"],
-        precision=given["precision"],
-        scalings=given["scaling"] or COMPARED,
+        format=given["format"],
+        policies=given["policy"] or COMPARED,
         loss_divisors=given["loss_divisor"] or defaults.compare_divisors,
         seeds=given["seeds"],
         options={name: given[name] for name in options if given[name] is not None},

@@ -32,12 +32,14 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     """
     if path is None:
         return
-    known = {_key(p): p for p in context.command.params if p.name not in NOT_IN_FILE}
+    options = {_key(p): p for p in context.command.params if p.name not in NOT_IN_FILE}
+    known = {key: option for key, option in options.items() if not getattr(option, "hidden", False)}
     values: dict[str, Any] = {}
     for key, value in _parse(path).items():
         option = known.get(key.replace("_", "-"))
         if option is None:
-            raise BadInput(_unknown(path, key, sorted(known)))
+            former = options.get(key.replace("_", "-"))
+            raise BadInput(_unknown(path, key, sorted(known), getattr(former, "help", None)))
         holds, rule = _rule(option)
         if not holds(value):
             raise BadInput(f"`{key} = {value!r}` in {path} must be {rule}.")
@@ -76,7 +78,9 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (str, int, float)
 
 
-def _unknown(path: Path, key: str, options: list[str]) -> str:
+def _unknown(path: Path, key: str, options: list[str], renamed: str | None) -> str:
+    if renamed is not None:
+        return f"`{key}` in {path} is called `{renamed.lstrip('-')}` now, as everywhere else."
     close = difflib.get_close_matches(key.replace("_", "-"), options, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return (

@@ -19,7 +19,10 @@ from gradscale.policies.presets import PRESETS
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
-@click.command(short_help="What the scaler state in a checkpoint means, and what is wrong with it.")
+@click.command(
+    name="doctor",
+    short_help="What the scaler state in a checkpoint means, and what is wrong with it.",
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--against",
@@ -29,7 +32,7 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def doctor(file: Path, against: str | None, as_json: bool, no_color: bool) -> None:
+def doctor_command(file: Path, against: str | None, as_json: bool, no_color: bool) -> None:
     """Say what the scaler state in FILE means, what is wrong with it, and what to do.
 
     FILE is a checkpoint of gradscale, torch.amp, DeepSpeed, Megatron, fairseq, apex, Keras, Paddle

@@ -6,13 +6,13 @@ from importlib.metadata import version
 
 import click
 
-from gradscale.cli.compare import compare
-from gradscale.cli.doctor import doctor
-from gradscale.cli.inspect import inspect
-from gradscale.cli.recipes import recipes
+from gradscale.cli.compare import compare_command
+from gradscale.cli.doctor import doctor_command
+from gradscale.cli.inspect import inspect_command
+from gradscale.cli.recipes import recipes_command
 from gradscale.cli.replay import replay_command
-from gradscale.cli.report import report
-from gradscale.cli.train import train
+from gradscale.cli.report import report_command
+from gradscale.cli.train import train_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,5 +32,13 @@ def gradscale() -> None:
     """  # noqa: D301
 
 
-for _command in (compare, train, inspect, doctor, recipes, report, replay_command):
+for _command in (
+    compare_command,
+    train_command,
+    inspect_command,
+    doctor_command,
+    recipes_command,
+    report_command,
+    replay_command,
+):
     gradscale.add_command(_command)

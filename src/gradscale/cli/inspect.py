@@ -28,7 +28,9 @@ def _format(value: Any) -> str:
     return str(value)
 
 
-@click.command(short_help="Which formats are safe for your own model, and how to scale them.")
+@click.command(
+    name="inspect", short_help="Which formats are safe for your own model, and how to scale them."
+)
 @click.argument("target", metavar="PACKAGE.MODULE:FUNCTION")
 @click.option(
     "--format",
@@ -56,7 +58,7 @@ def _format(value: Any) -> str:
 @click.option("--out", type=FOLDER, help="Folder of the report.  [runs/inspect-NAME-DATE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def inspect(target: str, **given: Any) -> None:
+def inspect_command(target: str, **given: Any) -> None:
     """Train your own model for a few steps and say which formats are safe for it.
 
     FUNCTION takes no argument and returns `(model, batches, loss)`: a torch.nn.Module, an iterable

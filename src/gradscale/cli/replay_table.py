@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from gradscale.cli.display import scale_text
-from gradscale.cli.table import share
+from gradscale.cli.table import percentage
 from gradscale.recording import Recording
 from gradscale.replay import Replay
 
@@ -31,7 +31,7 @@ def replay_table(recording: Recording, found: Found) -> Table:
         _range(min(scales), max(scales)),
         scale_text(scales[-1]),
         str(sum(step.skipped for step in steps)),
-        share(statistics.fmean(known)) if known else "–",
+        percentage(statistics.fmean(known)) if known else "–",
         "",
         "",
     )
@@ -44,7 +44,7 @@ def replay_table(recording: Recording, found: Found) -> Table:
             _range(low, high),
             scale_text(last),
             f"{one.skipped}" + (f" ({guessed} predicted)" if guessed else ""),
-            "–" if one.lost_share is None else share(one.lost_share),
+            "–" if one.lost_share is None else percentage(one.lost_share),
             "all steps" if one.exact else f"{one.count('exact')} steps",
             "never" if other is None else f"from step {other}",
         )

@@ -15,6 +15,7 @@ from rich.console import Console
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import several
+from gradscale.cli.renamed import renamed
 from gradscale.files.json_text import json_value
 from gradscale.files.replacement import check_ours
 
@@ -30,7 +31,7 @@ def _figure_format(value: Any) -> str:
     return str(value)
 
 
-@click.command(short_help="A recorded run as an HTML page, or several side by side.")
+@click.command(name="report", short_help="A recorded run as an HTML page, or several side by side.")
 @click.argument("runs", nargs=-1, metavar="RUN…", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -45,7 +46,7 @@ def _figure_format(value: Any) -> str:
     help="Also save figures for a paper into this folder.",
 )
 @click.option(
-    "--format",
+    "--figure-format",
     "formats",
     type=several(_figure_format),
     default="png,svg",
@@ -53,11 +54,12 @@ def _figure_format(value: Any) -> str:
     metavar="NAME,…",
     help="Of the figures: png, svg, pdf.",
 )
+@renamed("--format", "--figure-format")
 @click.option("--force", is_flag=True, help="Replace files that gradscale did not make, and links.")
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the runs come down to as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def report(runs: tuple[Path, ...], **given: Any) -> None:
+def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     """Write one HTML file that shows what RUN lost, where and why.
 
     RUN is a recording, a folder with one, or a folder of such folders, as `gradscale compare`
@@ -68,7 +70,7 @@ def report(runs: tuple[Path, ...], **given: Any) -> None:
     Examples:
       gradscale report runs/mine
       gradscale report runs/mine runs/other --out both.html
-      gradscale report runs/mine/recording.jsonl --figures paper/figures --format pdf
+      gradscale report runs/mine/recording.jsonl --figures paper/figures --figure-format pdf
       gradscale report runs/compare-digits-20260101-120000 --json
     """  # noqa: D301
     if not runs:
@@ -77,14 +79,18 @@ def report(runs: tuple[Path, ...], **given: Any) -> None:
     with bad_input((ValueError, OSError, ImportError)):
         out: Path = given["out"] or _beside(runs[0])
         check_ours(out, force=given["force"])
-        loaded = _write(runs, out, given, errors)
+        left_out: list[str] = []
+        loaded = _write(runs, out, given, errors, left_out)
     if given["as_json"]:
-        from gradscale.report.summary import summarize
+        from gradscale.report.summary import summary_of
 
-        found = json_value([summarize(run) for run in loaded])
-        click.echo(json.dumps({"report": str(out), "runs": found}, indent=2))
+        found = json_value([summary_of(run) for run in loaded])
+        written = {"report": str(out), "runs": found, "left_out": left_out}
+        click.echo(json.dumps(written, indent=2))
     else:
         _tell(loaded, out, given)
+    for reason in left_out:
+        errors.print(f"Left out: {reason}", soft_wrap=True, style="yellow")
     if given["show"]:
         webbrowser.open(out.resolve().as_uri())
 
@@ -93,12 +99,20 @@ def _beside(run: Path) -> Path:
     return (run if run.is_dir() else run.parent) / "report.html"
 
 
-def _write(paths: Sequence[Path], out: Path, given: dict[str, Any], errors: Console) -> list[Run]:
+def _write(
+    paths: Sequence[Path],
+    out: Path,
+    given: dict[str, Any],
+    errors: Console,
+    left_out: list[str],
+) -> list[Run]:
     from gradscale.report.figures.save import save_runs
     from gradscale.report.write import load_runs, write_runs
 
     with _spinner(errors) as tell:
-        loaded = load_runs(paths, on_run=lambda name: tell(f"reading {name}"))
+        loaded = load_runs(
+            paths, on_run=lambda name: tell(f"reading {name}"), on_damage=left_out.append
+        )
         tell("writing the page")
         write_runs(loaded, out, given["title"], force=given["force"])
         if given["figures"]:
@@ -127,11 +141,11 @@ def _silent(text: str) -> None:
 
 
 def _tell(runs: Sequence[Run], out: Path, given: dict[str, Any]) -> None:
-    from gradscale.report.words import words_of
+    from gradscale.report.sentences import sentences_of
 
     screen = console(no_color=given["no_color"])
     for run in runs:
-        for line in words_of(run, named=len(runs) > 1):
+        for line in sentences_of(run, named=len(runs) > 1):
             screen.print(line, soft_wrap=True)
     screen.print(f"Written to {out}", soft_wrap=True)
     if given["figures"]:

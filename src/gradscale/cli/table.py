@@ -88,9 +88,9 @@ def _cells(summary: Summary, recipe: Recipe) -> list[str]:
 
 def _extras(summary: Summary, columns: tuple[str, ...], *, roomy: bool) -> list[str]:
     texts = {
-        "lost %": "–" if summary.lost_share is None else share(summary.lost_share.mean),
+        "lost %": "–" if summary.lost_share is None else percentage(summary.lost_share.mean),
         "skipped": skips(summary, reasons=roomy),
-        "scale": "–" if summary.row.scaling == "none" else scales(summary.scales),
+        "scale": "–" if summary.row.policy == "none" else scales(summary.scales),
         "ms": "–" if summary.ms_per_step is None else milliseconds(summary.ms_per_step),
     }
     return [texts[name] for name in columns]
@@ -110,11 +110,11 @@ def spread(value: Spread, digits: int, *, percent: bool = False) -> str:
     return text
 
 
-def share(value: float) -> str:
+def percentage(value: float) -> str:
     """A share in percent, with two significant places.
 
     Example:
-        >>> share(0.7258), share(0.00008), share(0.0), share(1.0)
+        >>> percentage(0.7258), percentage(0.00008), percentage(0.0), percentage(1.0)
         ('73', '0.008', '0', '100')
     """
     if 100 * value >= 99.5:
@@ -137,7 +137,7 @@ def skips(summary: Summary, *, reasons: bool = True) -> str:
 
     Nothing skips a step where nobody scales.
     """
-    if summary.row.scaling == "none":
+    if summary.row.policy == "none":
         return "–"
     if not summary.skipped:
         return "0"

@@ -17,8 +17,9 @@ from gradscale.cli.options import (
     scaling_name,
     shared_options,
 )
+from gradscale.cli.renamed import renamed
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
-from gradscale.cli.table import share
+from gradscale.cli.table import percentage
 from gradscale.files.json_text import json_value, read_json
 from gradscale.recipes import RECIPES, Recipe, find
 from gradscale.training import (
@@ -34,28 +35,30 @@ from gradscale.training import (
 )
 
 OPTIONS = (
-    "precision scaling seed steps batch_size lr loss_divisor init_scale device emulate threads data"
+    "format policy seed steps batch_size lr loss_divisor init_scale device emulate threads data"
 ).split()
 
 
-@click.command()
+@click.command(name="train")
 @click.argument("recipe", type=click.Choice(list(RECIPES)), required=False, metavar="[RECIPE]")
-@click.option("--precision", type=PRECISION, default="fp16", show_default=True)
-@click.option("--scaling", type=scaling_name, metavar="NAME", help="See above.  [dynamic]")
+@click.option("--format", type=PRECISION, default="fp16", show_default=True)
+@click.option("--policy", type=scaling_name, metavar="NAME", help="See above.  [dynamic]")
+@renamed("--precision", "--format")
+@renamed("--scaling", "--policy")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--loss-divisor", type=parse_number, metavar="X", help="Divide the loss by this.  [1]"
 )
 @shared_options
 @click.pass_context
-def train(context: click.Context, **given: Any) -> None:
+def train_command(context: click.Context, **given: Any) -> None:
     """Train RECIPE once.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
     says what they are.
 
     \b
-    The loss scale is chosen by --scaling:
+    The loss scale is chosen by --policy:
       none               nobody
       static             one constant, 2^10
       dynamic            backs off on overflow, grows after 2000 good steps
@@ -72,8 +75,8 @@ def train(context: click.Context, **given: Any) -> None:
     \b
     Examples:
       gradscale train digits
-      gradscale train chars --precision fp16 --scaling dynamic --init-scale 2^24
-      gradscale train denoise --precision e5m2 --loss-divisor 256
+      gradscale train chars --format fp16 --policy dynamic --init-scale 2^24
+      gradscale train denoise --format e5m2 --loss-divisor 256
       gradscale train words --config run.toml --steps 500
       gradscale train digits --record --out runs/digits
       gradscale train --resume runs/train-chars-20260101-120000
@@ -123,7 +126,7 @@ def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any
                 settings,
                 data,
                 folder,
-                on_step=display.begin(f"{settings.precision}, {settings.scaling}", settings.steps),
+                on_step=display.begin(f"{settings.format}, {settings.policy}", settings.steps),
                 on_resume=display.skip,
                 stop=stop,
                 save_every=given["save_every"],
@@ -142,7 +145,7 @@ def _report(recipe: Recipe, result: dict[str, Any], path: Path, *, no_color: boo
     lines = {
         "test loss": f"{loss:.4f}",
         recipe.metric_name: f"{100 * metric:.2f} %" if recipe.metric_is_share else f"{metric:.4f}",
-        "lost gradients": "–" if lost is None else f"{share(lost)} %",
+        "lost gradients": "–" if lost is None else f"{percentage(lost)} %",
         "skipped steps": f"{result['skipped']}" + (f" ({reasons})" if reasons else ""),
         "final scale": scale_text(float(result["final_scale"])),
         "ms/step": "–" if result["ms_per_step"] is None else f"{result['ms_per_step']:.1f}",

@@ -17,11 +17,11 @@ from gradscale.doctor.finding import Finding
 from gradscale.doctor.inert.reading import read_file
 from gradscale.doctor.rank_agreement import across_ranks
 from gradscale.doctor.recorded_run import examine_run, is_run
-from gradscale.doctor.run_arguments import read_run_arguments
+from gradscale.doctor.run_arguments import count_in, read_run_arguments
 from gradscale.doctor.saved_state import examined
 from gradscale.doctor.state_search import FoundState, find_states
+from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.policies import Policy
-from gradscale.regular_file import LARGEST_SIDE_FILE, read_regular
 
 Progress = Callable[[int, int, str], object]
 
@@ -117,9 +117,9 @@ def _trainer_steps(part: Path) -> int | None:
         return None
     try:
         held = json.loads(read_regular(part.with_name("trainer_state.json"), LARGEST_SIDE_FILE))
-        return int(held["global_step"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+    except (OSError, ValueError, RecursionError):
         return None
+    return count_in(held, "global_step") if isinstance(held, dict) else None
 
 
 def _place(name: str, where: str) -> str:

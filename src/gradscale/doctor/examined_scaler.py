@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gradscale.doctor.run_course import Course
+from gradscale.entries import MOST
+
+Setting = float | int | bool | str
 
 NAMES = {
     "gradscale": "gradscale.GradScaler",
@@ -97,9 +100,9 @@ class Patient:
     scale: float
     policy: str | None = None
     dynamic: bool | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settings: Mapping[str, Setting] = field(default_factory=dict[str, Setting])
     from_beside: tuple[str, ...] = ()
-    beside: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    beside: Mapping[str, Setting] = field(default_factory=dict[str, Setting])
     good_steps: int | None = None
     hysteresis_left: int | None = None
     unread: tuple[str, ...] = ()
@@ -120,7 +123,10 @@ class Patient:
     @property
     def interval(self) -> int | None:
         """Finite steps in a row before a growth."""
-        return self.settings.get("growth_interval")
+        interval = self.settings.get("growth_interval")
+        return (
+            int(interval) if isinstance(interval, int | float) and 1 <= interval <= MOST else None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As words of JSON: numbers that are not finite are texts.

@@ -118,7 +118,7 @@ def _scales(folder: Path, course: Course | None) -> bool:
     """Whether a run that does not name its policy has a loss scale that is not 1 or NaN."""
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        if settings.get("scaling") == "none":
+        if settings.get("policy") == "none":
             return False
     except (OSError, ValueError, AttributeError):
         pass

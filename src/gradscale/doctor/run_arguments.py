@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from gradscale.doctor.examined_scaler import Setting
 from gradscale.doctor.inert.tree import SavedObject
+from gradscale.entries import MOST, plain_settings
 
 _STEPS = ("global_steps", "global_step", "iteration", "num_updates", "step")
 
@@ -40,13 +42,15 @@ class RunArguments:
         skipped: how many of them it skipped.
     """
 
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settings: Mapping[str, Setting] = field(default_factory=dict[str, Setting])
     steps: int | None = None
     skipped: int | None = None
 
 
-def read_run_arguments(tree: Any, system: str) -> RunArguments:
+def read_run_arguments(tree: object, system: str) -> RunArguments:
     """Reads the arguments and the step counters of a whole checkpoint.
+
+    What is there and is no number is passed over: it belongs to somebody else.
 
     Args:
         tree: what the file holds.
@@ -57,57 +61,67 @@ def read_run_arguments(tree: Any, system: str) -> RunArguments:
         RunArguments(settings={'growth_interval': 500}, steps=7, skipped=None)
     """
     root = _mapping(tree)
-    steps = next((n for key in _STEPS if (n := _count(root.get(key))) is not None), None)
+    steps = next((n for key in _STEPS if (n := count_in(root, key)) is not None), None)
     history = root.get("optimizer_history")
     if steps is None and isinstance(history, list) and history:
-        steps = _count(_mapping(cast("list[Any]", history)[-1]).get("num_updates"))
-    return RunArguments(_settings(root, system), steps, _count(root.get("skipped_steps")))
+        steps = count_in(_mapping(cast("list[object]", history)[-1]), "num_updates")
+    return RunArguments(_settings(root, system), steps, count_in(root, "skipped_steps"))
 
 
-def _settings(root: Mapping[str, Any], system: str) -> dict[str, Any]:
+def _settings(root: Mapping[str, object], system: str) -> dict[str, Setting]:
     if system == "megatron":
         return _named(_mapping(root.get("args")), _MEGATRON)
     if system.startswith("deepspeed"):
         config = _mapping(_mapping(root.get("ds_config")).get("fp16"))
-        power = _count(config.get("initial_scale_power"))
-        first = {} if power is None or power > 127 else {"init_scale": 2.0**power}
+        power = count_in(config, "initial_scale_power")
+        first: dict[str, Setting] = {}
+        if power is not None and power <= 127:  # as much as a float32 holds
+            first["init_scale"] = 2.0**power
         return {**_named(config, _DEEPSPEED), **first}
     return _fairseq(root) if system == "fairseq" else {}
 
 
-def _fairseq(root: Mapping[str, Any]) -> dict[str, Any]:
+def _fairseq(root: Mapping[str, object]) -> dict[str, Setting]:
     """Arguments of either age: one flat namespace, or sections of a configuration."""
     config = _mapping(root.get("cfg"))
-    sections = ("common", "optimization", "distributed_training")
-    flat: dict[str, Any] = dict(_mapping(root.get("args")))
-    for section in sections:
+    flat = dict(_mapping(root.get("args")))
+    for section in ("common", "optimization", "distributed_training"):
         flat |= _mapping(config.get(section))
     settings = _named(flat, _FAIRSEQ)
     if flat and "growth_interval" not in settings:
         # The window that its trainer sets where nobody asked for one.
         every = flat.get("update_freq")
-        often = cast("list[Any]", every)[0] if isinstance(every, list) and every else every
-        world = _count(flat.get("distributed_world_size"))
-        each = _count(often)
+        often = cast("list[object]", every)[0] if isinstance(every, list) and every else every
+        world = count_in(flat, "distributed_world_size")
+        each = count_in({"often": often}, "often")
         if world and each:
             settings["growth_interval"] = max(1, int(2**14 / world / each))
     return settings
 
 
-def _named(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        ours: found[theirs]
-        for theirs, ours in names.items()
-        if isinstance(found.get(theirs), int | float) and not isinstance(found[theirs], bool)
-    }
+def _named(found: Mapping[str, object], names: Mapping[str, str]) -> dict[str, Setting]:
+    numbers: dict[str, Setting] = {}
+    for theirs, ours in names.items():
+        value = found.get(theirs)
+        if not isinstance(value, bool | str):
+            numbers |= plain_settings([(ours, value)])
+    return numbers
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     if isinstance(value, SavedObject):
         return value.attributes or value.entries
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _count(value: Any) -> int | None:
-    whole = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if whole and 0 <= value < 2**62 else None
+def count_in(held: Mapping[str, object], key: str) -> int | None:
+    """A count if there is one, else None.
+
+    Example:
+        >>> count_in({"step": 3.0}, "step"), count_in({"step": -1}, "step")
+        (3, None)
+    """
+    value = held.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value <= MOST else None

@@ -1,17 +1,19 @@
-"""From a saved state to a patient: what the state says, and what stands beside it."""
+"""A scaler as its saved state, and what stands beside it, tell of it."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from gradscale.checkpoints import ScalerState, read_state
 from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE
-from gradscale.checkpoints.values import read_count, read_float
-from gradscale.doctor.examined_scaler import Patient, PlanFacts, Skips
+from gradscale.doctor.examined_scaler import Patient, PlanFacts, Setting, Skips
 from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.state_search import FoundState
+from gradscale.entries import Entries, plain_settings
 
 _SCALE_KEYS = {
     "deepspeed": "cur_scale",
@@ -20,11 +22,11 @@ _SCALE_KEYS = {
     "apex": "loss_scale",
     "keras": "dynamic_scale",
 }
-_UNREADABLE = (ValueError, TypeError, OverflowError, KeyError, AttributeError)
+_BOUNDS = ("min_scale", "max_scale")
 
 
 def examined(found: FoundState, beside: RunArguments) -> Patient:
-    """A patient from a state that `find_states` found.
+    """A scaler from a state that `find_states` found.
 
     Args:
         found: the state.
@@ -35,138 +37,142 @@ def examined(found: FoundState, beside: RunArguments) -> Patient:
         >>> examined(FoundState("megatron", "", saved), RunArguments()).scale
         0.0
     """
-    saved = found.state
     broken, state, scale = None, None, math.nan
     try:
-        scale, healthy = _scale(found.system, saved)
+        scale, healthy = _scale(found.system, found.state)
         state = read_state(healthy, found.system)
-    except _UNREADABLE as error:
-        broken = str(error) or type(error).__name__
-    settings = _settings(found.system, state, saved)
-    missing = {k: v for k, v in beside.settings.items() if settings.get(k) is None}
-    known = {**settings, **missing}
+    except (ValueError, TypeError) as error:
+        broken = str(error)
+    settings = _settings(found, state)
+    missing = {k: v for k, v in beside.settings.items() if k not in settings}
     patient = Patient(
         system=found.system,
         where=found.where,
         scale=scale,
-        settings={name: value for name, value in known.items() if value is not None},
+        settings={**settings, **missing},
         from_beside=tuple(missing),
-        beside={
-            name: value
-            for name, value in beside.settings.items()
-            if name in settings and settings[name] not in (None, value)
-        },
+        beside={k: v for k, v in beside.settings.items() if settings.get(k, v) != v},
         broken=broken,
     )
-    return _with_history(patient, state, saved, beside)
+    return patient if state is None else _with_history(patient, state, found.state, beside)
 
 
 def _scale(system: str, saved: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     """The scale as it is, and the state with one that can be read."""
     wanted = _SCALE_KEYS.get(system, "scale")
-    inner = next(iter(saved)) if system == "apex" else None
-    holder: Mapping[str, Any] = saved if inner is None else saved[inner]
-    key = next(key for key in holder if str(key).rsplit("/", 1)[-1] == wanted)
-    scale = read_float(holder, key)
+    loss = next(iter(saved)) if system == "apex" else None
+    holder = Entries(saved) if loss is None else Entries(saved).entries(loss)
+    # Keras' keys are paths, of which the last part is the name.
+    key = next((key for key in holder.held if str(key).rsplit("/", 1)[-1] == wanted), wanted)
+    scale = holder.number(key)
     if math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE:
         return scale, dict(saved)
-    mended = {**holder, key: 1.0}
-    return scale, mended if inner is None else {inner: mended}
+    mended = {**holder.held, key: 1.0}
+    return scale, mended if loss is None else {loss: mended}
 
 
-def _settings(system: str, state: ScalerState | None, saved: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(found: FoundState, state: ScalerState | None) -> dict[str, Setting]:
     if state is None:
         return {}
     settings = {name: getattr(state.settings, name) for name in state.settings.found}
     settings.pop("dynamic", None)
-    if system != "gradscale":
+    if found.system != "gradscale":
         return settings
-    return {**settings, **settings_in(_own(saved, "policy", "config"))}
+    policy = Entries(found.state).within("gradscale").within("policy")
+    return {**settings, **settings_in(policy.within("config").held)}
 
 
-def settings_in(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_in(config: Mapping[str, Any]) -> dict[str, Setting]:
     """The settings that a policy's saved configuration names, the bounds of a policy within it too.
 
     Example:
         >>> settings_in({"patience": 3, "inner": {"config": {"min_scale": 1.0}}})
         {'min_scale': 1.0, 'patience': 3}
     """
-    settings: dict[str, Any] = {}
-    for name, value in config.items():
+    settings: dict[str, Setting] = {}
+    for value in config.values():
         match value:
             case {"config": dict(inner)}:
-                bounds: dict[str, Any] = inner
-                settings = {k: bounds[k] for k in _BOUNDS if bounds.get(k) is not None} | settings
-            case None:
-                pass
+                held: dict[str, Any] = inner
+                bounds = plain_settings((k, held[k]) for k in _BOUNDS if k in held)
+                settings = bounds | settings
             case _:
-                settings[name] = value
-    return settings
-
-
-_BOUNDS = ("min_scale", "max_scale")
+                pass
+    return settings | plain_settings((str(name), value) for name, value in config.items())
 
 
 def _with_history(
-    patient: Patient, state: ScalerState | None, saved: Mapping[str, Any], beside: RunArguments
+    patient: Patient, state: ScalerState, saved: Mapping[str, Any], beside: RunArguments
 ) -> Patient:
-    if state is None:
-        return patient
-    policy = _own(saved, "policy").get("name") if patient.system == "gradscale" else None
-    changes: dict[str, Any] = {
-        "policy": policy,
-        "dynamic": False if policy == "Static" else state.settings.dynamic is not False,
-        "good_steps": state.good_steps,
-        "hysteresis_left": state.hysteresis_left,
-        "unsaved": state.missing,
-        "unread": state.unread if patient.system != "gradscale" else (),
-        "steps": beside.steps,
-    }
+    skips = None
     if beside.skipped is not None and beside.steps:
-        changes["skips"] = Skips(beside.steps, beside.skipped)
-    if patient.system == "deepspeed" and "last_overflow_iter" in saved:
-        changes["steps"] = read_count(saved, "cur_iter")
-        changes["never_overflowed"] = read_count(saved, "last_overflow_iter") < 0
+        skips = Skips(beside.steps, beside.skipped)
+    patient = dataclasses.replace(
+        patient,
+        dynamic=state.settings.dynamic is not False,
+        good_steps=state.good_steps,
+        hysteresis_left=state.hysteresis_left,
+        unsaved=state.missing,
+        steps=beside.steps,
+        skips=skips,
+    )
     if patient.system == "gradscale":
-        changes |= _counted(saved)
-        changes["plan"] = _plan(_own(saved, "layerwise"))
-    return Patient(**{**vars(patient), **changes})
+        return _of_ours(patient, Entries(saved).within("gradscale"))
+    patient = dataclasses.replace(patient, unread=state.unread)
+    if patient.system == "deepspeed" and "last_overflow_iter" in saved:
+        held = Entries(saved)
+        never = held.count("last_overflow_iter", least=-1) < 0
+        patient = dataclasses.replace(patient, steps=held.count("cur_iter"), never_overflowed=never)
+    return patient
 
 
-def _own(saved: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    value: Any = saved.get("gradscale", {})
-    for name in names:
-        value = cast("dict[str, Any]", value).get(name, {}) if isinstance(value, dict) else {}
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _counted(saved: Mapping[str, Any]) -> dict[str, Any]:
-    counters = _own(saved, "counters")
-    if not counters:
-        return {}
+def _of_ours(patient: Patient, own: Entries) -> Patient:
+    """What only our own state says: the policy by name, the counters, the plan."""
     try:
-        reasons = {str(name): int(n) for name, n in counters.get("reasons", {}).items()}
-        numbers = (read_count(counters, name) for name in ("steps", "skipped", "consecutive"))
-        skips = Skips(*numbers, reasons=reasons)
-        never = not reasons.get("overflow", 0) if skips.steps else None
-    except _UNREADABLE:
+        policy = own.within("policy").optional(own.within("policy").text, "name")
+        counted = _counted(own.within("counters"))
+        plan = _plan(_tracks(own.within("layerwise")))
+    except (ValueError, TypeError) as error:
+        return dataclasses.replace(patient, broken=str(error))
+    dynamic = False if policy == "Static" else patient.dynamic
+    return dataclasses.replace(patient, policy=policy, dynamic=dynamic, plan=plan, **counted)
+
+
+def _counted(counters: Entries) -> dict[str, Any]:
+    if not counters.held:
         return {}
-    steps = skips.steps if "updates" not in counters else read_count(counters, "updates")
-    return {"skips": skips, "never_overflowed": never, "steps": steps or skips.steps}
+    held = counters.within("reasons")
+    reasons = {name: held.count(name) for name in held.held}
+    numbers = (counters.count(name) for name in ("steps", "skipped", "consecutive"))
+    skips = Skips(*numbers, reasons=reasons)
+    never = not reasons.get("overflow", 0) if skips.steps else None
+    updates = counters.optional(counters.count, "updates")
+    return {"skips": skips, "never_overflowed": never, "steps": updates or skips.steps}
 
 
-def _plan(layerwise: Mapping[str, Any]) -> PlanFacts | None:
-    tracks: Any = layerwise.get("tracks")
-    if not isinstance(tracks, dict) or not tracks:
+def _tracks(layerwise: Entries) -> Entries:
+    """By signature; written as one text of JSON, formerly as a dictionary."""
+    held = layerwise.held.get("tracks")
+    if not isinstance(held, str):
+        return layerwise.within("tracks")
+    return Entries(json.loads(held), f"{layerwise.name}['tracks']")
+
+
+def _plan(tracks: Entries) -> PlanFacts | None:
+    if not tracks.held:
         return None
     frozen: list[str] = []
     scales = 1
-    for track in cast("dict[str, Any]", tracks).values():
-        match track:
-            case {"plan": {"exponents": list(exponents)}, "frozen": why}:
-                given: list[Any] = exponents
-                scales = max(scales, len({n for n in given if isinstance(n, int)}))
-                frozen += [str(why)] if why else []
-            case _:
-                pass
-    return PlanFacts(len(cast("dict[str, Any]", tracks)), scales, tuple(frozen))
+    for name in tracks.held:
+        track = tracks.entries(name)
+        exponents = track.within("plan")
+        if exponents.has("exponents"):
+            found = exponents.counts("exponents", least=-LARGEST_EXPONENT, most=LARGEST_EXPONENT)
+            scales = max(scales, len(set(found)))
+            why = track.optional(track.text, "frozen")
+            frozen += [why] if why else []
+    return PlanFacts(len(tracks.held), scales, tuple(frozen))
+
+
+LARGEST_EXPONENT = 2**15
+"""Of a plan: far beyond what the multipliers of any format reach."""

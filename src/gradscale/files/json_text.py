@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradscale.files.regular import read_regular
+from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.files.replacement import replace_file
-
-MOST_BYTES = 64 * 2**20
-"""Settings and results take a few thousand."""
 
 
 def json_value(value: Any) -> Any:
@@ -49,12 +46,19 @@ def read_json(path: Path) -> Any:
     """The file's content; None if it is missing.
 
     Raises:
-        ValueError: if it is not JSON, no regular file, or larger than `MOST_BYTES`; the message
-            names the file.
+        ValueError: if it is not JSON, no regular file, or larger than `LARGEST_SIDE_FILE`; the
+            message names the file.
     """
-    text = read_regular(path, MOST_BYTES)
     try:
-        return None if text is None else json.loads(text)
+        text = read_regular(path, LARGEST_SIDE_FILE)
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` is not valid JSON: {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"`{path}` cannot be read: {error}.") from None
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is not valid JSON: {error}.") from None
 
@@ -67,10 +71,10 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         Unwritable: if that fails; nothing is left behind.
     """
-    content = (json.dumps(json_value(value), indent=2) + "\n").encode()
+    text = json.dumps(json_value(value), indent=2) + "\n"
     try:
-        same = read_regular(path, MOST_BYTES) == content
+        same = read_regular(path, LARGEST_SIDE_FILE) == text
     except (OSError, ValueError):
         same = False
     if not same:
-        replace_file(path, content)
+        replace_file(path, text.encode())

@@ -1,10 +1,11 @@
-"""Files opened without following a link and without waiting for the other end of a pipe."""
+"""Regular files alone: read, or appended to, without waiting for the other end of a pipe."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from gradscale.files.unwritable import Unwritable, writing
 
@@ -13,6 +14,9 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
+LARGEST_SIDE_FILE = 2**24
+"""Bytes of settings or of a trainer's state beside what is read."""
+
 _KINDS = (
     (stat.S_ISDIR, "it is a folder"),
     (stat.S_ISLNK, "it is a symbolic link, which is not followed"),
@@ -20,11 +24,11 @@ _KINDS = (
 )
 
 
-def kind_of(mode: int) -> str:
+def obstacle_in(mode: int) -> str:
     """What is in the way of writing to a file of this mode; nothing if it is a regular one.
 
     Example:
-        >>> kind_of(stat.S_IFIFO), kind_of(stat.S_IFREG), kind_of(stat.S_IFCHR)
+        >>> obstacle_in(stat.S_IFIFO), obstacle_in(stat.S_IFREG), obstacle_in(stat.S_IFCHR)
         ('it is a pipe', '', 'it is a device')
     """
     if stat.S_ISREG(mode):
@@ -35,7 +39,7 @@ def kind_of(mode: int) -> str:
 def in_the_way(path: Path) -> str:
     """What is at `path` that is no regular file, in words; nothing if it is one, or not there."""
     try:
-        return kind_of(path.lstat().st_mode)
+        return obstacle_in(path.lstat().st_mode)
     except FileNotFoundError:
         return ""
 
@@ -53,37 +57,62 @@ def open_to_append(path: Path) -> int:
             raise Unwritable(path, obstacle)
         descriptor = os.open(path, flags, 0o666)
         # Looked at again: between the two somebody may have put something else there.
-        obstacle = kind_of(os.fstat(descriptor).st_mode)
+        obstacle = obstacle_in(os.fstat(descriptor).st_mode)
         if obstacle:
             os.close(descriptor)
             raise Unwritable(path, obstacle)
     return descriptor
 
 
-def read_regular(path: Path, most: int) -> bytes | None:
-    """The content of a regular file, or of one that a link leads to; None if there is none.
+def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+    """A file opened for reading, neither a pipe nor a device, and no longer than `most` bytes.
+
+    A pipe without a writer would block for ever, a link to an endless device fill the memory. What
+    was opened is asked, not the path, under which another file may lie a moment later.
 
     Args:
-        path: the file.
+        path: of the file; links are followed, as nothing is written.
         most: bytes that it may have.
 
     Raises:
-        ValueError: if it is no regular file, or larger; the message names it.
-        OSError: if it cannot be read.
+        OSError: if it cannot be opened.
+        ValueError: if it is no regular file, or longer than that.
 
     Example:
-        >>> read_regular(Path("nowhere.json"), 1000)
+        >>> with open_regular(Path(__file__)) as file:
+        ...     len(file.read(16))
+        16
+        >>> open_regular(Path("/dev/null"))
+        Traceback (most recent call last):
+            ...
+        ValueError: it is no regular file, but a device
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | NO_WAIT | BINARY)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(descriptor, "rb", closefd=True) as file:
-        found = os.fstat(descriptor)
-        obstacle = kind_of(found.st_mode)
-        if obstacle:
-            raise ValueError(f"`{path}` cannot be read: {obstacle}.")
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"`{path}` cannot be read: it has more than {most:,} bytes.")
-    return content
+    flags = os.O_RDONLY | NO_WAIT | BINARY
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))
+    facts = os.fstat(file.fileno())
+    obstacle = obstacle_in(facts.st_mode).replace("it is", "it is no regular file, but")
+    if not obstacle and most is not None and facts.st_size > most:
+        obstacle = f"it has {facts.st_size:,} bytes, and no more than {most:,} are read"
+    if obstacle:
+        file.close()
+        raise ValueError(obstacle)
+    return file
+
+
+def read_regular(path: Path, most: int) -> str:
+    """The text of a small file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no regular file, longer than that, or not UTF-8.
+
+    Example:
+        >>> len(read_regular(Path(__file__), 2**20)) > 1000
+        True
+    """
+    with open_regular(path, most) as file:
+        return file.read(most).decode()

@@ -11,16 +11,28 @@ None (`zero_grad()`, the usual case) cost a look at each parameter, those with z
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol
 from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
 from gradscale.gradients.verdict import Verdict
+
+
+class Handled(Protocol):
+    """What a step that ends knows of one optimizer."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether its gradients are where the backward pass has left them."""
+        ...
+
+    def left_at(self, scale: Tensor) -> Tensor | Verdict | None:
+        """The scale of its gradients after the step; None if they were divided for certain."""
+        ...
 
 
 class PendingGradients:
@@ -60,11 +72,11 @@ class PendingGradients:
         self._left_at[id(optimizer)] = None
         self._fresh = True
 
-    def leave(self, records: Mapping[int, Mapping[str, Any]], scale: Tensor) -> None:
+    def leave(self, records: Mapping[int, Handled], scale: Tensor) -> None:
         """Called by `update()` before the scale changes.
 
         Args:
-            records: of the step that ends, by `id(optimizer)`, as torch's scaler keeps them.
+            records: of the step that ends, by `id(optimizer)`.
             scale: the scale of the step that ends.
         """
         kept: Tensor | None = None
@@ -74,13 +86,13 @@ class PendingGradients:
                 self._left_at.pop(key, None)
                 continue
             record = records.get(key)
-            if record is None or record["stage"] is OptState.READY:
+            if record is None or record.untouched:
                 # A second `update` without a `scale` between finds the gradients where they were.
                 if not (self._fresh and key in self._left_at):
                     kept = scale.clone() if kept is None else kept
                     self._left_at[key] = kept
             else:
-                self._left_at[key] = _left_by(record, scale)
+                self._left_at[key] = record.left_at(scale)
         self._fresh = True
 
     def bring_to(self, scale: Tensor) -> None:
@@ -107,25 +119,6 @@ class PendingGradients:
                 factor = scale if left_at is None else scale / left_at
                 if not (factor.device.type == "cpu" and factor.item() == 1):
                     _multiply_(groups, factor)
-
-
-def _left_by(record: Mapping[str, Any], scale: Tensor) -> Tensor | Verdict | None:
-    """The scale of an optimizer's gradients after its step; None if they were divided for certain.
-
-    An outcome that is still on the device tells it to whoever comes to need it.
-
-    An optimizer that took the scale into its own numbers leaves them scaled.
-
-    A fused optimizer divides while it steps: it leaves gradients scaled only if it skips.
-    """
-    outcome: Verdict | None = record.get("outcome")
-    if record.get("scaled") or (outcome is None and "grad_scale" in record):
-        return scale.clone()
-    if record.get("divided") or outcome is None:
-        return None
-    if outcome.settled:
-        return scale.clone() if outcome.skipped else None
-    return outcome
 
 
 def _multiply_(groups: dict[torch.device, dict[torch.dtype, list[Tensor]]], factor: Tensor) -> None:

@@ -9,7 +9,7 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
-from gradscale.backward.one_pass import NONE, current_pass
+from gradscale.backward.running_pass import NONE, current_pass
 from gradscale.half.rounding import HALVES
 
 

@@ -40,4 +40,3 @@ def join_ranks(scaler: GradScaler) -> None:
     """
     if scaler.process_group is None and distributed():
         scaler.process_group = all_ranks()
-        scaler._begin_step()

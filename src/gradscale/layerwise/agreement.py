@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.measure import Measuring
+from gradscale.host_copies import HostCopies
 from gradscale.ranks import all_ranks, distributed, mesh_groups, reduce_max_
 
 
@@ -19,7 +20,7 @@ def rank_groups(process_group: Any) -> list[Any]:
     return mesh_groups(process_group or all_ranks()) if distributed() else []
 
 
-def reduced(
+def merged_over_ranks(
     measurings: Sequence[Measuring],
     situations: Sequence[object],
     groups: Sequence[Any],
@@ -68,7 +69,7 @@ class Wishes:
     """
 
     def __init__(self) -> None:
-        self._under_way: deque[tuple[Tensor, torch.Event]] = deque()
+        self._under_way: deque[HostCopies[Tensor]] = deque()
 
     def ask(self, wish: bool, flags: Sequence[Tensor], groups: Sequence[Any]) -> bool:
         """A collective.
@@ -88,16 +89,12 @@ class Wishes:
         return self._asked_before(wishes)
 
     def _asked_before(self, wishes: Tensor) -> bool:
-        host = torch.empty((), dtype=wishes.dtype, device="cpu", pin_memory=True)
-        host.copy_(wishes, non_blocking=True)
-        event = torch.Event(wishes.device)
-        event.record(torch.accelerator.current_stream(wishes.device))
-        self._under_way.append((host, event))
+        self._under_way.append(HostCopies([wishes]))
         if len(self._under_way) < 2:
             return False
-        answer, arrived = self._under_way.popleft()
-        arrived.synchronize()
-        return bool(answer.item())
+        before = self._under_way.popleft()
+        before.wait()
+        return bool(before.tensors[0].item())
 
 
 def same_on_all_ranks(

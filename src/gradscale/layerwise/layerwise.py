@@ -6,27 +6,28 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.loss_entry import LossEntry
-from gradscale.backward.measure import Measuring, measure
-from gradscale.backward.measurements import Measurements
+from gradscale.backward.measure import Measuring
 from gradscale.backward.rescale import rescale
 from gradscale.capturing import capturing
-from gradscale.layerwise.agreement import Wishes, on_any_rank, rank_groups, reduced
+from gradscale.compiled.preparing import prepare_compiled
+from gradscale.gradients.master_weights import trained_by
+from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
-from gradscale.layerwise.emulated import fitted
-from gradscale.layerwise.finished import Finished, has_bad_data, lost_to_scale
-from gradscale.layerwise.given import planner_given
-from gradscale.layerwise.hidden import Leaves, custom_nodes, owned, refusal
 from gradscale.layerwise.naming import Naming
-from gradscale.layerwise.own_exponents import carried, freed
-from gradscale.layerwise.suspicion import lower_suspects
-from gradscale.layerwise.track import Track, exponent_of
+from gradscale.layerwise.own_exponents import freed, with_held_exponents
+from gradscale.layerwise.planner_argument import planner_given
+from gradscale.layerwise.planning import Planning
+from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
+from gradscale.layerwise.timing import Timing, has_bad_data
 from gradscale.layerwise.tracks import Tracks
+from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
-from gradscale.plans.planner import Decision, Planner
+from gradscale.plans.planner import Planner
 from gradscale.plans.windows import Windows
 
 
@@ -46,6 +47,10 @@ class Layerwise:
         keep: how many graph structures are remembered; the one unused for longest is forgotten.
         process_group: the ranks that must have the same plan; None for all of them.
 
+    Attributes:
+        timing: when to measure.
+        planning: what to decide.
+
     Example:
         >>> from gradscale import GradScaler
         >>> model = torch.nn.Linear(4, 1)
@@ -64,24 +69,17 @@ class Layerwise:
         keep: int = 8,
         process_group: Any = None,
     ) -> None:
-        self.planner: Planner = planner if planner is not None else Windows()
-        self._planning = self.planner
-        self.calendar = Calendar(measure_every)
+        self.timing = Timing(Calendar(measure_every))
+        self.planning = Planning(planner if planner is not None else Windows(), keep)
         self.process_group = process_group
-        self.tracks = Tracks(keep)
-        self.steps = 0
+        self.taken = False
+        prepare_compiled(self)
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
-        self._again = False
-        self._unsettled: list[StepOutcome] = []
-        self._wishes = Wishes()
-        self.taken = False
-        self._finished: Finished | None = None
-        self._lowered: int | None = None
-        self.naming = Naming()
+        self._passes = StepPasses()
+        self._measured: MeasuredStep | None = None
         self._hiding = False
         self._warned: set[str] = set()
-        self._begin_step()
 
     @classmethod
     def of(cls, layerwise: Any, process_group: Any) -> Layerwise:
@@ -102,70 +100,84 @@ class Layerwise:
             return layerwise
         return cls(planner_given(layerwise), process_group=process_group)
 
+    @property
+    def planner(self) -> Planner:
+        """Who decides the exponents."""
+        return self.planning.planner
+
+    @property
+    def tracks(self) -> Tracks:
+        """The graph structures that are known, each with its plan."""
+        return self.planning.tracks
+
+    @property
+    def naming(self) -> Naming:
+        """What nodes and parameters are called."""
+        return self.planning.naming
+
     def begin_step(self, scale: Tensor) -> None:
-        """Before the first loss of a step is scaled: the last measurement becomes a plan.
+        """Before a loss is scaled: what the last step measured becomes a plan.
 
         Args:
             scale: the loss scale; changed in place if the planner moved it.
         """
         self._scale = scale
-        if self._fresh:
-            self._fresh = False
-            self._plan(scale)
+        self.planning.carry_out_lowering(scale)
+        if self._measured is not None:
+            self._plan(scale, self._measured)
 
     def attach(self, loss: Tensor) -> Tensor:
         """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
-        return self._entry.watch(loss) if self._measures or self.tracks.followed else loss
+        return self._entry.watch(loss) if self.timing.now or self.tracks.followed else loss
 
-    def after_unscale(self, optimizer: Any) -> None:
+    def after_unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuses gradients of which nobody knows whether the plan scaled them.
 
         Raises:
             RuntimeError: if a parameter's gradient came from a backward pass that was not seen.
         """
-        if not self._leaves.walked or not self._custom:
+        if not self._passes.walked or not self._passes.custom:
             return
-        missed = self._leaves.missed(owned(optimizer))
-        if missed and self._leaves.scaled and not self._hiding:
+        missed = self._passes.missed(trained_by(optimizer))
+        if missed and self._passes.scaled and not self._hiding:
             raise refusal(missed, self.naming.parameters)
         self._hiding |= bool(missed)
 
     def update(self, last_step: StepOutcome) -> None:
         """Ends a step: the measurements start on their way to the host."""
         groups = rank_groups(self.process_group)
-        if self._measurings or (self._measures and groups):
-            measurings = self._agreed(groups)
+        passes, self._passes = self._passes, StepPasses()
+        if passes.measurings or (self.timing.now and groups):
+            measurings = self._agreed(passes.measurings, groups)
             for measuring in measurings:
                 measuring.fetch()
             scale = cast(Tensor, self._scale).detach().clone()
             bad = on_any_rank(has_bad_data(last_step), groups, scale.device) if groups else None
-            self._finished = Finished(measurings, last_step, scale, bad)
-        self._watch_outcomes(last_step, groups)
-        self.steps += 1
-        self._begin_step()
+            self._measured = MeasuredStep(measurings, last_step, scale, bad)
+        if groups:
+            self.timing.ask_ranks(last_step, groups)
+        else:
+            self._watch_outcomes(last_step, passes)
+        self.timing.next_step()
 
     def _begin_pass(self, walk: Walk) -> None:
-        graph = walk.graph
-        track = self.tracks.of(graph)
-        self._again |= track.unmeasured
-        self._custom |= bool(custom_nodes(walk) - graph.structure.pinned)
+        track = self.tracks.of(walk.graph)
+        self.timing.again |= track.unmeasured
+        custom = custom_nodes(walk)
         if self._hiding:
-            graph = graph.pinning(custom_nodes(walk))
-            walk = Walk(graph, walk.nodes)
-        graph, walk, own = freed(walk)
-        track.graph = graph
+            walk = Walk(walk.graph.pinning(custom), walk.nodes)
+        walk, own = freed(walk)
+        graph = track.graph = walk.graph
         plan, factors = track.factors(graph)
         if own:
-            plan, factors = carried(graph, own, plan, factors)
-        if self._measures and not capturing():
+            plan, factors = with_held_exponents(graph, own, plan, factors)
+        if self.timing.now and not capturing():
             scale = cast(Tensor, self._scale)
-            self._planning = fitted(self.planner, walk.nodes)
-            products, moments = self._planning.products, self._planning.moments
-            measuring = measure(walk, plan.exponents, scale, products=products, moments=moments)
-            self._measurings.append(measuring)
+            self._passes.measurings.append(self.planning.measure(walk, plan.exponents, scale))
         if not plan.is_uniform:
             rescale(walk, plan, factors)
-        self._leaves.see(graph, scaled=not plan.is_uniform)
+        hiding = bool(custom - graph.structure.pinned)
+        self._passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
         self._report_reentrant(graph)
 
     def _report_reentrant(self, graph: BackwardGraph) -> None:
@@ -176,21 +188,15 @@ class Layerwise:
                 "scaled too."
             )
 
-    def _begin_step(self) -> None:
-        self._fresh = True
-        self._measures = self._again or self.calendar.due(self.steps)
-        self._again = False
-        self._measurings: list[Measuring] = []
-        self._leaves = Leaves()
-        self._custom = False
-
-    def _agreed(self, groups: Sequence[Any]) -> Sequence[Measuring]:
+    def _agreed(
+        self, measurings: Sequence[Measuring], groups: Sequence[Any]
+    ) -> Sequence[Measuring]:
         """The measurements of all ranks; where their graphs differ, one scale for all of them."""
         device = cast(Tensor, self._scale).device
-        situations = [self.tracks[m.signature].situation for m in self._measurings]
-        if reduced(self._measurings, situations, groups, device):
-            return self._measurings
-        for measuring in self._measurings:
+        situations = [self.tracks[m.signature].situation for m in measurings]
+        if merged_over_ranks(measurings, situations, groups, device):
+            return measurings
+        for measuring in measurings:
             measuring.remove()
             self.tracks[measuring.signature].freeze("ranks run different graphs")
         self._warn_once(
@@ -199,91 +205,43 @@ class Layerwise:
         )
         return []
 
-    def _watch_outcomes(self, last_step: StepOutcome, groups: Sequence[Any]) -> None:
+    def _watch_outcomes(self, last_step: StepOutcome, passes: StepPasses) -> None:
         """After an overflow: those groups go down at once, and the next step measures again."""
-        if groups:
-            flags = [flag for outcome in last_step for flag in outcome.found_inf]
-            self._again = self._wishes.ask(self._again, flags, groups)
-            return
-        self._unsettled.append(last_step)
-        while self._unsettled and all(outcome.settled for outcome in self._unsettled[0]):
-            step = self._unsettled.pop(0)
-            if not lost_to_scale(step):
-                continue
-            self._again = True
-            track = self.tracks.latest
-            alone = len(self._leaves.signatures) == 1  # else it may have been another graph's
-            if step is last_step and not self._measurings and alone and track is not None:
-                self._lowered = lower_suspects(track, exponent_of(step.scale))
+        for step in self.timing.lost_steps(last_step):
+            alone = len(passes.signatures) == 1  # else it may have been another graph's
+            if step is last_step and not passes.measurings and alone:
+                self.planning.lower_at_once(step)
 
-    def _plan(self, scale: Tensor) -> None:
-        """Turns the last step's measurements into plans, and sets the loss scale they ask for."""
-        if self._lowered is not None:
-            scale.fill_(2.0**self._lowered)
-            self._lowered = None
-        if self._finished is None:
+    def _plan(self, scale: Tensor, measured: MeasuredStep) -> None:
+        """Turns what a step measured into plans, and sets the loss scale they ask for."""
+        self._measured = None
+        merged = measured.merged()
+        overflowed = any(measurements.overflowed for measurements in merged.values())
+        if overflowed and not measured.blames_scale():
+            self.timing.at_once()
             return
-        finished, self._finished = self._finished, None
-        merged = finished.merged()
-        if any(m.overflowed for m in merged.values()) and not finished.blames_scale():
-            self._again = self._measures = True
-            return
-        log2_scale = exponent_of(float(finished.scale))
-        decisions = [
-            self._decide(self.tracks[key], measurements, log2_scale)
-            for key, measurements in merged.items()
-            if key in self.tracks and self.tracks[key].frozen is None
-        ]
-        if decisions:
-            lowest = min(decision.log2_scale for decision in decisions)
-            scale.fill_(2.0 ** max(-126, min(127, lowest)))
-            for track in self.tracks:
-                track.anchor_at(lowest)
-
-    def _decide(self, track: Track, measurements: Measurements, log2_scale: int) -> Decision:
-        overflowed = measurements.overflowed
-        seen = measurements if overflowed else measurements.with_maxima(track.history)
-        decision = self._planning.decide(
-            track.graph, seen, track.plan, log2_scale, self.naming.of(track)
-        )
-        if overflowed:
-            self._measures = True
-        else:
-            track.history.append(measurements)
-        track.adopt(decision)
-        return decision
+        self.timing.now |= self.planning.decide(merged, float(measured.scale), scale)
 
     def report(self) -> str:
         """How many loss scales each structure needs, where and why; the latest structure last."""
-        described = [self.naming.describe(track) for track in self.tracks]
-        unmeasured = "nothing has been measured yet"
-        if not described and self.tracks.followed:
-            unmeasured = "loaded plans come into force as their graphs are met"
-        return "\n".join(filter(None, described)) or unmeasured
+        return self.planning.report()
 
     def state_dict(self) -> dict[str, Any]:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
-        if self._finished is not None and self._scale is not None:
-            self._plan(self._scale)
-        return {
-            "steps": self.steps,
-            "again": self._measures,
-            "hiding": self._hiding,
-            "lowered": self._lowered,
-            "tracks": self.tracks.state_dict(),
-        }
+        if self._measured is not None and self._scale is not None:
+            self.begin_step(self._scale)
+        timing = {"steps": self.timing.steps, "again": self.timing.now}
+        return {**timing, "hiding": self._hiding, **self.planning.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave; each plan comes into force as its graph is met."""
-        self.tracks.load_state_dict(state["tracks"])
-        self.steps, self._hiding, self._lowered = state["steps"], state["hiding"], state["lowered"]
-        self._finished, self._unsettled = None, []
-        self._again = state["again"]
-        self._begin_step()
+        self.planning.load_state_dict(state)
+        self.timing.resume(state["steps"], state["again"])
+        self._hiding, self._measured, self._passes = state["hiding"], None, StepPasses()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "settings": (self.planner, self.calendar.every, self.tracks.keep),
+            "settings": (self.planner, self.timing.calendar.every, self.tracks.keep),
             "state": self.state_dict(),
         }
 

@@ -9,7 +9,7 @@ import torch
 
 from gradscale.backward.names import module_places
 from gradscale.layerwise.track import Track
-from gradscale.plans.planner_report import report
+from gradscale.plans.decision_report import decision_report
 
 
 class Naming:
@@ -38,4 +38,4 @@ class Naming:
             return f"one loss scale, because {track.frozen}"
         if track.decision is None:
             return ""
-        return report(track.decision, track.graph, self.of(track))
+        return decision_report(track.decision, track.graph, self.of(track))

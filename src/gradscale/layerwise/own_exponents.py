@@ -18,8 +18,8 @@ from gradscale.half.rounding import HALVES
 from gradscale.half.shared_gradient import Held
 
 
-def freed(walk: Walk) -> tuple[BackwardGraph, Walk, dict[int, Link]]:
-    """The graph with the leaves that may take an exponent of their own, and their links.
+def freed(walk: Walk) -> tuple[Walk, dict[int, Link]]:
+    """The walk with the leaves that may take an exponent of their own, and their links.
 
     Not those that hold a float32 gradient already, to which more is added at the loss scale, and
     none where a reentrant checkpoint may bring a part of the gradient at the loss scale.
@@ -31,13 +31,10 @@ def freed(walk: Walk) -> tuple[BackwardGraph, Walk, dict[int, Link]]:
             link = link_of(parameter)
             if link is not None and _divided_later(link):
                 own[leaf] = link
-    if not own:
-        return graph, walk, own
-    graph = graph.freeing(own)
-    return graph, Walk(graph, walk.nodes), own
+    return (Walk(graph.freeing(own), walk.nodes) if own else walk), own
 
 
-def carried(
+def with_held_exponents(
     graph: BackwardGraph, own: Mapping[int, Link], plan: ScalePlan, factors: Multipliers
 ) -> tuple[ScalePlan, Multipliers]:
     """The plan in which leaves stay at the exponent of what they hold; tells each its exponent."""

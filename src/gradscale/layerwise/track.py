@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
-from gradscale.plans.planner import Decision, moved
+from gradscale.plans.decision import Decision
+from gradscale.plans.groups import shifted
 
 HISTORY = 4
 """Earlier measurements whose maxima still count: gradients that were large once will be again."""
@@ -37,6 +37,7 @@ class Track:
         decision: how the plan came about; None before the first measurement.
         frozen: why the structure stays at one scale whatever is measured; None if it does not.
         anchor: the exponent of the loss scale that the plan was made for.
+        overflows: measurements in a row in which something overflowed.
     """
 
     def __init__(self, graph: BackwardGraph) -> None:
@@ -44,7 +45,7 @@ class Track:
         self.plan = ScalePlan.uniform(graph)
         self.decision: Decision | None = None
         self.frozen: str | None = None
-        self.anchor = 0
+        self.anchor = self.overflows = 0
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
         self._factors: dict[tuple[frozenset[int], frozenset[int]], _Factors] = {}
 
@@ -56,29 +57,25 @@ class Track:
     @property
     def situation(self) -> tuple[object, ...]:
         """What the next plan depends on, besides the measurements."""
-        return self.plan.exponents, self.frozen, self.anchor, len(self.history)
+        history = len(self.history)
+        return self.plan.exponents, self.frozen, self.anchor, history, self.overflows
 
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
-        self.decision, self.anchor = decision, decision.log2_scale
-        self.move_to(decision.plan)
+        self.decision, self.plan, self.anchor = decision, decision.plan, decision.log2_scale
+        self.overflows = self.overflows + 1 if decision.overflowed else 0
 
     def anchor_at(self, log2_scale: int) -> None:
         """Keeps the absolute exponents of a plan that was made for another loss scale."""
         difference, self.anchor = self.anchor - log2_scale, log2_scale
         if difference and not self.plan.is_uniform:
             nodes = range(len(self.plan.exponents))
-            self.move_to(moved(self.plan, nodes, difference).pinning(self.graph))
-
-    def move_to(self, plan: ScalePlan) -> None:
-        """Changes the plan; its factors are written when it is next used."""
-        if plan != self.plan:
-            self.plan = plan
+            self.plan = shifted(self.plan, nodes, difference).pinning(self.graph)
 
     def freeze(self, why: str) -> None:
         """One scale from now on."""
         self.frozen = why
-        self.move_to(ScalePlan.uniform(self.graph))
+        self.plan = ScalePlan.uniform(self.graph)
 
     def factors(self, graph: BackwardGraph) -> tuple[ScalePlan, Multipliers]:
         """The plan as this iteration's pinned nodes allow it, and its factors on the device.
@@ -88,7 +85,7 @@ class Track:
         """
         key = graph.pinned, graph.freed
         known = self._factors.get(key)
-        if known is not None and known.made_for is self.plan:
+        if known is not None and known.made_for == self.plan:
             return known.plan, known.multipliers
         plan = self.plan.pinning(graph)
         if known is not None and known.multipliers.edges == plan.cuts(graph):
@@ -107,6 +104,7 @@ class Track:
             "plan": self.plan.to_dict(),
             "frozen": self.frozen,
             "anchor": self.anchor,
+            "overflows": self.overflows,
             "history": [measurements.as_dict() for measurements in self.history],
         }
 
@@ -116,10 +114,6 @@ class Track:
         track = Track(graph)
         track.plan = ScalePlan.from_dict(state["plan"])
         track.frozen, track.anchor = state["frozen"], state["anchor"]
+        track.overflows = state["overflows"]
         track.history.extend(Measurements.from_dict(saved) for saved in state["history"])
         return track
-
-
-def exponent_of(scale: float) -> int:
-    """The base-2 exponent of a scale, rounded down."""
-    return math.frexp(scale)[1] - 1

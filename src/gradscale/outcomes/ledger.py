@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradscale.capturing import capturing
+from gradscale.host_copies import HostCopies
 from gradscale.outcomes.outcome import OptimizerOutcome
-
-LONGEST_QUEUE = 64
-"""Outcomes that may wait for the device; only accelerators other than CUDA ever get there."""
+from gradscale.waiting_line import WaitingLine
 
 
 @dataclass
@@ -52,6 +51,30 @@ class Counters:
         return twin
 
 
+@dataclass
+class _UnderWay:
+    """An outcome that the host does not know yet, and its flag on the way there.
+
+    A flag on the CPU is not sent: to read it is a host read all the same, so that waits for
+    somebody who asks.
+    """
+
+    outcome: OptimizerOutcome
+    copies: HostCopies[Tensor] | None
+
+    @property
+    def arrived(self) -> bool:
+        if not self.outcome.settled and self.copies is not None and self.copies.arrived:
+            self.outcome.arrive(bool(self.copies.tensors[0].item()))
+        return self.outcome.settled
+
+    def wait(self) -> None:
+        if self.copies is None:
+            _ = self.outcome.skipped
+        else:
+            self.copies.wait()
+
+
 class Ledger:
     """Outcomes in order, counted as soon as the host knows them and without waiting for the device.
 
@@ -63,17 +86,17 @@ class Ledger:
         self.on_skip = list(on_skip)
         self.copies = False
         self._counters = Counters()
-        self._waiting: list[tuple[OptimizerOutcome, Tensor | None, Any]] = []
+        self._line = WaitingLine(self._count_late)
 
     @property
     def counters(self) -> Counters:
         """Every outcome so far, counted. Waits for the device where one is still under way."""
-        self._drain(wait=True)
+        self._line.poll(wait=True)
         return self._counters
 
     @counters.setter
     def counters(self, counters: Counters) -> None:
-        self._waiting.clear()
+        self._line.clear()
         self._counters = counters
 
     def keep_copies(self, last_step: Iterable[OptimizerOutcome]) -> None:
@@ -83,7 +106,7 @@ class Ledger:
             last_step: the outcomes of the latest step, which are to have them too.
         """
         self.copies = True
-        if not self._waiting:
+        if not self._line:
             for outcome in last_step:
                 outcome.counted = self._counters.copied()
 
@@ -101,7 +124,7 @@ class Ledger:
         skipped = False
         self._counters.updates += 1
         for outcome in step:
-            if outcome.settled and not self._waiting:
+            if outcome.settled and not self._line:
                 skipped |= self._count(outcome)
             else:
                 self._queue(outcome)
@@ -119,28 +142,14 @@ class Ledger:
             callback(outcome)
         return True
 
-    def _queue(self, outcome: OptimizerOutcome) -> None:
-        arrived = event = None
-        flag = outcome.found_inf[0]
-        if not outcome.settled and flag.is_cuda and torch.cuda.is_available():
-            if torch.cuda.is_current_stream_capturing():
-                return  # The host runs this once, the graph many times: nobody can count.
-            arrived = torch.empty((), dtype=flag.dtype, device="cpu", pin_memory=True)
-            arrived.copy_(flag, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(flag.device))
-        self._waiting.append((outcome, arrived, event))
-        self._drain(wait=len(self._waiting) > LONGEST_QUEUE)
+    def _count_late(self, under_way: _UnderWay) -> None:
+        self._count(under_way.outcome)
 
-    def _drain(self, wait: bool) -> None:
-        while self._waiting:
-            outcome, arrived, event = self._waiting[0]
-            if event is not None and arrived is not None and not outcome.settled:
-                if wait:
-                    event.synchronize()
-                if event.query():
-                    outcome.arrive(bool(arrived.item()))
-            if not (wait or outcome.settled):
-                break
-            self._waiting.pop(0)
-            self._count(outcome)
+    def _queue(self, outcome: OptimizerOutcome) -> None:
+        copies = None
+        flag = outcome.found_inf[0]
+        if not outcome.settled and not flag.is_cpu and torch.accelerator.is_available():
+            if capturing():
+                return  # The host runs this once, the graph many times: nobody can count.
+            copies = HostCopies([flag])
+        self._line.add(_UnderWay(outcome, copies))

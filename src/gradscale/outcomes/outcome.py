@@ -82,6 +82,7 @@ class OptimizerOutcome:
             exceeds its own dtype, and no scale helps.
         blames_scale: whether the host found the scale at fault; the policy sees only such steps.
         counted: the scaler's counters with this outcome; None before it has reached the host.
+        settled: whether reading this outcome is free.
     """
 
     observation: Observation | None = None
@@ -89,7 +90,8 @@ class OptimizerOutcome:
     dropped_micro_batches: Tensor | int = 0
     blames_scale = False
     counted: Counters | None = None
-    _skipped: bool | None = None
+    settled = False
+    _skipped = False
     _reason: Reason | None = None
     _culprits: tuple[Culprit, ...] = ()
     _explained = False
@@ -108,7 +110,7 @@ class OptimizerOutcome:
 
     def settle(self, skipped: bool, scale: float, process_group: Any) -> None:
         """Records what the host has read. Of a skipped step, finds out why: a collective."""
-        self._skipped, self._scale = skipped, scale
+        self.settled, self._skipped, self._scale = True, skipped, scale
         if not skipped:
             return
         optimizer = self._optimizer()
@@ -126,12 +128,7 @@ class OptimizerOutcome:
 
     def arrive(self, skipped: bool) -> None:
         """Records the flag alone, once it has reached the host by itself."""
-        self._skipped = skipped
-
-    @property
-    def settled(self) -> bool:
-        """Whether reading this outcome is free."""
-        return self._skipped is not None
+        self.settled, self._skipped = True, skipped
 
     @property
     def found_inf(self) -> Sequence[Tensor]:
@@ -141,8 +138,8 @@ class OptimizerOutcome:
     @property
     def skipped(self) -> bool:
         """Whether the optimizer did not step."""
-        if self._skipped is None:
-            self._skipped = any(flag.item() for flag in self._found_inf)
+        if not self.settled:
+            self.arrive(any(flag.item() for flag in self._found_inf))
         return self._skipped
 
     @property

@@ -36,27 +36,27 @@ X7 (placement at the lower edge), X8, X9, X11, X13 and X14 are the method itself
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import PRODUCTS, is_reduced
-from gradscale.backward.measurements import Measurements, Record
-from gradscale.backward.plan import LARGEST_EXPONENT, ScalePlan
+from gradscale.backward.measurements import PlaceRecord
 from gradscale.backward.structure import CAST
+from gradscale.exponents import floor_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.adaptive_rules import (
     OVERFLOW,
     Bounds,
     Statistics,
     capped,
-    floor_log2,
     fork_exponent,
     gradient_bounds,
     lognormal_bounds,
     product_bounds,
 )
-from gradscale.plans.planner import Decision, Names, groups_of
+from gradscale.plans.decision import Decision
+from gradscale.plans.groups import bounded, connected_groups
+from gradscale.plans.situation import Situation
 from gradscale.plans.window import Window
 from gradscale.plans.windows_anchor import loss_exponent
 from gradscale.plans.windows_overflow import lowered, overflow_origins
@@ -126,36 +126,24 @@ class Adaptive:
         """The rules are about what arrives at products, in any dtype."""
         return True
 
-    def decide(
-        self,
-        graph: BackwardGraph,
-        measurements: Measurements,
-        current: ScalePlan,
-        log2_scale: int,
-        names: Names | None = None,
-    ) -> Decision:
-        """See the module and `Planner.decide`.
+    def decide(self, situation: Situation) -> Decision:
+        """See the module.
 
         Raises:
             ValueError: if the measurements lack moments.
         """
-        if measurements.overflowed:
-            origins = overflow_origins(graph, measurements)
-            plan, scale = lowered(graph, current, log2_scale, origins, self.backoff)
-            groups = groups_of(graph, plan, scale)
-            changed = (plan, scale) != (current, log2_scale)
-            return Decision(plan, scale, groups, overflowed=origins, changed=changed)
-        walked = _Chain(self, graph, measurements, log2_scale, names or {})
+        graph, log2_scale = situation.graph, situation.log2_scale
+        if situation.measurements.overflowed:
+            origins = overflow_origins(graph, situation.measurements)
+            plan, scale = lowered(graph, situation.current, log2_scale, origins, self.backoff)
+            groups = connected_groups(graph, plan, scale)
+            return situation.decision(plan, scale, groups, origins)
+        walked = _Chain(self, situation)
         exponents = walked.exponents()
         scale = loss_exponent(graph, [Window()] * len(graph), exponents, log2_scale)
-        relative = [
-            max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, exponents.get(node, scale) - scale))
-            for node in range(len(graph))
-        ]
-        plan = ScalePlan(tuple(relative), graph.signature)
-        changed = (plan, scale) != (current, log2_scale)
-        groups = groups_of(graph, plan, scale)
-        return Decision(plan, scale, groups, changed=changed, notes=tuple(walked.notes))
+        plan = situation.plan_of(exponents, scale)
+        decision = situation.decision(plan, scale, connected_groups(graph, plan, scale))
+        return replace(decision, notes=tuple(walked.notes))
 
     def product(self, gradient: Statistics, weight: Statistics | None, fan: int) -> Bounds:
         """The bounds that the rule sets for one matrix product; without a weight by `gradient`."""
@@ -180,26 +168,19 @@ class Adaptive:
             self.scale_upper_bound,
             self.accum_upper_bound,
         )
-        return floor_log2(raw)
+        return floor_exponent(raw)
 
 
 class _Chain:
     """The walk from the loss to the leaves that sets one exponent after the other."""
 
-    def __init__(
-        self,
-        rules: Adaptive,
-        graph: BackwardGraph,
-        measurements: Measurements,
-        log2_scale: int,
-        names: Names,
-    ) -> None:
+    def __init__(self, rules: Adaptive, situation: Situation) -> None:
         self.notes: list[str] = []
         self._rules = rules
-        self._graph = graph
-        self._log2_scale = log2_scale
-        self._names = names
-        self._records = {record.place: record for record in measurements.records}
+        self._graph = situation.graph
+        self._log2_scale = situation.log2_scale
+        self._names = situation.names
+        self._records = {record.place: record for record in situation.measurements.records}
 
     def exponents(self) -> dict[int, int]:
         """Absolute exponents of all nodes but leaves and pinned ones."""
@@ -209,7 +190,7 @@ class _Chain:
             if node not in fixed:
                 arriving = self._arriving(node, found)
                 exponent = arriving + self._factor(node, arriving)
-                found[node] = max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, exponent))
+                found[node] = bounded(exponent)
         return found
 
     def _arriving(self, node: int, found: dict[int, int]) -> int:
@@ -226,7 +207,7 @@ class _Chain:
         limit = OVERFLOW if reduced else FloatFormat.of("fp32").max
         return fork_exponent(branches, maxima, limit)
 
-    def _arrived(self, node: int) -> Record | None:
+    def _arrived(self, node: int) -> PlaceRecord | None:
         return self._records.get((node, "arrived", -1))
 
     def _factor(self, node: int, arriving: int) -> int:

@@ -197,16 +197,6 @@ def capped(
     return raw
 
 
-def floor_log2(value: float) -> int:
-    """The exponent of the largest power of two that is at most `value`.
-
-    Example:
-        >>> floor_log2(1.23), floor_log2(0.23), floor_log2(0.99), floor_log2(2)
-        (0, -3, -1, 1)
-    """
-    return math.frexp(value)[1] - 1
-
-
 def fork_exponent(
     exponents: Sequence[int],
     maxima: Sequence[float],

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gradscale.backward.measurements import Counts, ceil_log2
+from gradscale.backward.measurements import Counts
+from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 
 FAR = 63
@@ -197,7 +198,7 @@ def sum_window(largest_term: float, terms: int, format: FloatFormat) -> Window:
 
     Any partial sum is at most `terms` times the largest term, whatever cancels later.
     """
-    top = highest_exponent(largest_term, format) - ceil_log2(terms) - 1
+    top = highest_exponent(largest_term, format) - ceil_exponent(terms) - 1
     bound = max(-FAR, min(top, FAR))
     return Window(hi=bound, limit=bound)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
-from gradscale.backward.plan import LARGEST_EXPONENT, ScalePlan
+from gradscale.backward.plan import ScalePlan
 from gradscale.formats import FloatFormat
-from gradscale.plans.planner import Decision, Group, Loss, Names, connected
+from gradscale.plans.decision import Decision, Group, Loss
+from gradscale.plans.groups import connected_groups, members
+from gradscale.plans.situation import Situation
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows_anchor import anchored, loss_exponent
 from gradscale.plans.windows_nodes import node_windows
@@ -21,7 +23,9 @@ from gradscale.plans.windows_partition import Interval, partition
 class Windows:
     """Gives each node an exponent from its window; neighbours share one while they can.
 
-        overflow      the groups in which it began go down by `backoff`, the others stay
+        overflow      the groups in which it began go down by `backoff`, or into their windows of
+                      before, if those are lower; the others stay. A graph that has no windows yet
+                      goes down as a whole, by twice as much each time
         all in place  keep the plan
         otherwise     the groups with a node outside its window are formed anew, the others stay,
                       unless forming all anew takes fewer groups
@@ -33,7 +37,7 @@ class Windows:
         flushed: the share of a tensor's non-zero elements that may be lost.
         headroom: octaves between the largest gradient and overflow, at least 1; fewer are kept
             where both ends of a window press.
-        backoff: octaves by which a group goes down when it overflows, at least 1.
+        backoff: octaves by which a group goes down when it overflows first, at least 1.
         product_format: the format in which matrix products read their gradient if the tensor that
             carries it is wider, as under `gradscale.emulation`; a name such as ``"e5m2"``.
 
@@ -71,55 +75,35 @@ class Windows:
         """Whether products read a narrower format than the dtype that carries their gradient."""
         return self.product_format is not None
 
-    def decide(
-        self,
-        graph: BackwardGraph,
-        measurements: Measurements,
-        current: ScalePlan,
-        log2_scale: int,
-        names: Names | None = None,
-    ) -> Decision:
-        """See the class and `Planner.decide`.
+    def decide(self, situation: Situation) -> Decision:
+        """See the class.
 
         Bad data overflows too: do not ask after a step that was lost to it.
         """
-        del names
-        if measurements.overflowed:
-            return self.overflowed(
-                graph, current, log2_scale, overflow_origins(graph, measurements)
-            )
-        windows = self.windows(graph, measurements)
-        if _in_place(windows, current, log2_scale):
-            return Decision(
-                current,
-                log2_scale,
-                _described(graph, windows, current, log2_scale),
-                _losses(windows),
-                changed=False,
-                notes=_notes(graph, windows, log2_scale),
-            )
-        plan, scale = _replanned(graph, windows, current, log2_scale, self.headroom)
-        return Decision(
-            plan,
-            scale,
-            _described(graph, windows, plan, scale),
-            _losses(windows),
-            changed=(plan, scale) != (current, log2_scale),
-            notes=_notes(graph, windows, scale),
-        )
+        graph, current = situation.graph, situation.current
+        if situation.measurements.overflowed:
+            return self.overflowed(situation, overflow_origins(graph, situation.measurements))
+        windows = self.windows(graph, situation.measurements)
+        plan, scale = current, situation.log2_scale
+        if not _in_place(windows, current, scale):
+            plan, scale = _replanned(situation, windows, self.headroom)
+        decision = situation.decision(plan, scale, _described(graph, windows, plan, scale))
+        notes = _notes(graph, windows, scale)
+        return replace(decision, losses=_losses(windows), notes=notes)
 
-    def overflowed(
-        self,
-        graph: BackwardGraph,
-        current: ScalePlan,
-        log2_scale: int,
-        origins: Collection[int],
-    ) -> Decision:
+    def overflowed(self, situation: Situation, origins: Collection[int]) -> Decision:
         """The decision after an overflow that began at `origins`, measured or suspected."""
-        plan, scale = lowered(graph, current, log2_scale, origins, self.backoff)
-        groups = _described(graph, [Window()] * len(graph), plan, scale)
-        changed = (plan, scale) != (current, log2_scale)
-        return Decision(plan, scale, groups, overflowed=tuple(origins), changed=changed)
+        graph = situation.graph
+        known, plan, log2_scale = situation.known, situation.current, situation.log2_scale
+        if known is None and plan.is_uniform:
+            # Never seen whole: it may have begun at a scale made for another graph, any number of
+            # octaves too high. Twice as far each time comes down in a logarithm of them, and all
+            # of it does, or each node would overflow in its turn.
+            scale = log2_scale - (self.backoff << min(situation.overflows, _MOST_DOUBLINGS))
+        else:
+            windows = () if known is None else self.windows(graph, known)
+            plan, scale = lowered(graph, plan, log2_scale, origins, self.backoff, windows)
+        return situation.decision(plan, scale, connected_groups(graph, plan, scale), origins)
 
     def windows(self, graph: BackwardGraph, measurements: Measurements) -> list[Window]:
         """The window of every node."""
@@ -133,18 +117,19 @@ class Windows:
         )
 
 
+_MOST_DOUBLINGS = 5
+"""Times 2 octaves that is 64: as far as windows reach."""
+
+
 def _in_place(windows: Sequence[Window], plan: ScalePlan, log2_scale: int) -> bool:
     exponents = plan.exponents
     return all(w.lo <= k + log2_scale <= w.limit for w, k in zip(windows, exponents, strict=True))
 
 
 def _replanned(
-    graph: BackwardGraph,
-    windows: Sequence[Window],
-    current: ScalePlan,
-    log2_scale: int,
-    slack: int,
+    situation: Situation, windows: Sequence[Window], slack: int
 ) -> tuple[ScalePlan, int]:
+    graph, current, log2_scale = situation.graph, situation.current, situation.log2_scale
     fixed = graph.fixed
     free = [node for node in range(len(graph)) if node not in fixed]
     intervals = {node: (windows[node].lo, windows[node].hi) for node in free}
@@ -162,26 +147,21 @@ def _replanned(
         intervals.update((node, (windows[node].lo, windows[node].hi)) for node in free)
     exponents = anchored(chosen, intervals, slack)
     scale = loss_exponent(graph, windows, exponents, log2_scale)
-    relative = [
-        max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, exponents.get(node, scale) - scale))
-        for node in range(len(graph))
-    ]
-    return ScalePlan(tuple(relative), graph.signature), scale
+    return situation.plan_of(exponents, scale), scale
 
 
 def _kept_groups(
     graph: BackwardGraph, windows: Sequence[Window], current: ScalePlan, log2_scale: int
 ) -> dict[int, list[int]]:
     """The groups of the current plan all of whose nodes are within their windows."""
-    members: dict[int, list[int]] = {}
-    broken: set[int] = set()
-    for node, group in enumerate(connected(graph, current)):
-        exponent = current.exponents[node] + log2_scale
-        if group >= 0:
-            members.setdefault(group, []).append(node)
-            if not windows[node].lo <= exponent <= windows[node].limit:
-                broken.add(group)
-    return {group: nodes for group, nodes in members.items() if group not in broken}
+    return {
+        group: nodes
+        for group, nodes in members(graph, current).items()
+        if all(
+            windows[node].lo <= current.exponents[node] + log2_scale <= windows[node].limit
+            for node in nodes
+        )
+    }
 
 
 def _groups(
@@ -205,32 +185,28 @@ def _groups(
         if edge.source in place and edge.target in place
     }
     groups = partition(pieces, sorted((a, b) for a, b in edges if a != b))
-    members: list[list[int]] = [[] for _ in range(max(groups, default=-1) + 1)]
+    formed: list[list[int]] = [[] for _ in range(max(groups, default=-1) + 1)]
     for node in free:
-        members[groups[place[node]]].append(node)
-    return members
+        formed[groups[place[node]]].append(node)
+    return formed
 
 
 def _described(
     graph: BackwardGraph, windows: Sequence[Window], plan: ScalePlan, log2_scale: int
 ) -> tuple[Group, ...]:
-    members: dict[int, list[int]] = {}
-    for node, group in enumerate(connected(graph, plan)):
-        if group >= 0:
-            members.setdefault(group, []).append(node)
     groups: list[Group] = []
-    for nodes in members.values():
+    for group in connected_groups(graph, plan, log2_scale):
+        nodes = group.nodes
         low = max(nodes, key=lambda node: windows[node].lo)
         high = min(nodes, key=lambda node: windows[node].hi)
         groups.append(
-            Group(
-                plan.exponents[nodes[0]] + log2_scale,
-                tuple(nodes),
+            replace(
+                group,
                 needs=(low, windows[low].lo) if windows[low].lo > -FAR else None,
                 allows=(high, windows[high].hi) if windows[high].hi < FAR else None,
             )
         )
-    return tuple(sorted(groups, key=lambda group: (-len(group.nodes), group.nodes)))
+    return tuple(groups)
 
 
 def _losses(windows: Sequence[Window]) -> tuple[Loss, ...]:

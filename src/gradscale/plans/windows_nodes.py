@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure_places import format_of, is_reduced, multiplies
-from gradscale.backward.measurements import Counts, Measurements, Record
+from gradscale.backward.measure_places import format_name, is_reduced, multiplies
+from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.backward.structure import CAST
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import (
@@ -59,7 +59,7 @@ def node_windows(
         record = finder.of_edge(number)
         if dtype is None or not is_reduced(dtype) or record is None:
             continue
-        window = finder.window(record, format_of(dtype))
+        window = finder.window(record, format_name(dtype))
         windows[edge.source].append(window)
         if record.counts.octaves == () and finder.may_have_flushed(edge.source):
             raised = record.exponent + _UNSEEN_OCTAVES
@@ -68,7 +68,7 @@ def node_windows(
         if terms > 1:
             largest = record.counts.amax
             windows[edge.target].append(
-                sum_window(largest, terms, FloatFormat.of(format_of(dtype)))
+                sum_window(largest, terms, FloatFormat.of(format_name(dtype)))
             )
         if finder.is_leaf(edge.target):
             windows[edge.target].append(window)
@@ -93,7 +93,7 @@ class _Finder:
         self._headroom = headroom
         self._known: dict[tuple[tuple[int, str, int], str], Window] = {}
         self._whole: dict[tuple[int, str, int], Counts] = {}
-        self.arrived: Mapping[int, Record] = {
+        self.arrived: Mapping[int, PlaceRecord] = {
             record.node: record for record in measurements.records if record.kind == "arrived"
         }
         self._produced = {
@@ -113,7 +113,7 @@ class _Finder:
         top = record.counts.lowest + len(record.counts.octaves) + record.exponent
         return top <= flush_octave(FloatFormat.of(record.format)) + _UNSEEN_OCTAVES
 
-    def of_edge(self, number: int) -> Record | None:
+    def of_edge(self, number: int) -> PlaceRecord | None:
         """What says most of a product: a cast's is known before the cast lost anything."""
         edge = self._graph.edges[number]
         if self._graph.names[edge.source] == CAST and edge.source in self.arrived:
@@ -121,7 +121,7 @@ class _Finder:
         produced = self._produced.get((edge.source, edge.target))
         return produced or self.arrived.get(edge.target)
 
-    def window(self, record: Record, format: FloatFormat | str) -> Window:
+    def window(self, record: PlaceRecord, format: FloatFormat | str) -> Window:
         format = FloatFormat.of(format)
         key = (record.place, format.name)
         if key not in self._known:
@@ -131,7 +131,7 @@ class _Finder:
             self._known[key] = replace(window, extrapolated=True) if guessed else window
         return self._known[key]
 
-    def _counts(self, record: Record) -> Counts:
+    def _counts(self, record: PlaceRecord) -> Counts:
         if record.place not in self._whole:
             storage = FloatFormat.of(record.format)
             self._whole[record.place] = with_flushed(record.counts, storage, record.exponent)

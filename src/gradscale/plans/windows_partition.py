@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradscale.plans.disjoint_sets import DisjointSets
+
 Interval = tuple[int, int]
 Edge = tuple[int, int]
 
@@ -52,28 +54,8 @@ def _shared(one: Interval, other: Interval) -> int:
     return min(one[1], other[1]) - max(one[0], other[0]) + 1
 
 
-class _Sets:
-    """Disjoint sets of the integers below `size`, united in almost constant time."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = list(range(size))
-
-    def find(self, item: int) -> int:
-        parent = self.parent
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    def unite(self, one: int, other: int) -> bool:
-        """Whether the two were in different sets until now."""
-        one, other = self.find(one), self.find(other)
-        self.parent[max(one, other)] = min(one, other)
-        return one != other
-
-
 def _spanning_forest(size: int, edges: Sequence[Edge]) -> list[Edge]:
-    sets = _Sets(size)
+    sets = DisjointSets(size)
     return [edge for edge in edges if sets.unite(*edge)]
 
 
@@ -88,7 +70,7 @@ def _cut_tree(intervals: Sequence[Interval], tree: Sequence[Edge]) -> list[int]:
         best[node] = _most_counted(allowed[node], planes[node])
         if parents[node] >= 0:
             _add(planes[parents[node]], best[node])
-    sets = _Sets(len(intervals))
+    sets = DisjointSets(len(intervals))
     chosen = [0] * len(intervals)
     for node in order:
         parent = parents[node]
@@ -146,7 +128,7 @@ def _joined(
     groups: Sequence[int], intervals: Sequence[Interval], edges: Sequence[Edge]
 ) -> list[int]:
     """Neighbouring groups with a common exponent become one, the widest agreement first."""
-    sets = _Sets(len(groups))
+    sets = DisjointSets(len(groups))
     shared: dict[int, Interval] = {}
     for group, (lo, hi) in zip(groups, intervals, strict=True):
         low, high = shared.get(group, (lo, hi))

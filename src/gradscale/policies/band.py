@@ -10,18 +10,10 @@ from torch import Tensor
 
 from gradscale.formats import FloatFormat
 from gradscale.policies.bits import MIN_SCALE
-from gradscale.policies.needs import amax_of, overflowed
-from gradscale.policies.placement import MAX_PREDICTED_SCALE, scale_under
+from gradscale.policies.observed import Maximum
+from gradscale.policies.placement import MAX_PREDICTED_SCALE, backed_off, scale_under
 from gradscale.policies.policy import Need, Observation, Policy
-from gradscale.policies.settings import (
-    check,
-    check_backoff,
-    check_count,
-    check_format,
-    check_powers_of_two,
-    check_range,
-    check_share,
-)
+from gradscale.policies.setting_checks import check, check_count, check_placing, check_share
 
 
 class BandState(NamedTuple):
@@ -92,16 +84,13 @@ class Band(Policy):
     needs: ClassVar[frozenset[Need]] = frozenset({"amax"})
 
     def __post_init__(self) -> None:
-        check_format(self)
         check_count(self, "min_headroom", 0, "Pass 0 to leave no octave free.")
         check_count(self, "max_headroom", 0, "It counts the same octaves as `min_headroom`.")
         fits = self.min_headroom <= self.max_headroom
         rule = f"must be at least `min_headroom` ({self.min_headroom})"
         check(self, "max_headroom", fits, rule, "Swap the two, or widen the band.")
         check_share(self, "decay", "To follow every step alone, use `LastMaximum`.")
-        check_range(self, cap_required=True)
-        check_backoff(self)
-        check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
+        check_placing(self)
 
     def init(self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu") -> BandState:
         """`init_scale` before any maximum, shape `shape`."""
@@ -110,15 +99,12 @@ class Band(Policy):
 
     def update(self, state: BandState, observation: Observation) -> BandState:
         """The state with the maximum back inside the band."""
-        amax = amax_of(self, observation)
-        found = overflowed(observation, amax)
-        seen = ~found & (amax > 0)
+        amax, overflowed = Maximum.of(self, observation)
+        seen = ~overflowed & (amax > 0)
         maximum = torch.where(seen, torch.maximum(amax, state.maximum * self.decay), state.maximum)
         top = FloatFormat.of(self.format).max_exponent
         highest = scale_under(maximum, top - self.min_headroom, self.min_scale, self.max_scale)
         lowest = scale_under(maximum, top - self.max_headroom, self.min_scale, self.max_scale)
         inside = torch.minimum(torch.maximum(state.scale, lowest), highest)
-        lowered = (state.scale * self.backoff_factor).clamp(min=self.min_scale)
-        return BandState(
-            torch.where(found, lowered, torch.where(seen, inside, state.scale)), maximum
-        )
+        held = torch.where(seen, inside, state.scale)
+        return BandState(torch.where(overflowed, backed_off(self, state.scale), held), maximum)

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.policy import Observation, Policy, advance
-from gradscale.policies.product import times
-from gradscale.policies.settings import (
+from gradscale.policies.product import rounded_product
+from gradscale.policies.setting_checks import (
     check,
     check_backoff,
     check_count,
     check_flag,
     check_number,
-    check_range,
+    check_scale_range,
 )
 
 Refill = Literal["growth", "clean", "clean_or_backoff"]
 
+# Half of int32, so that a window may double once more before it is cut back.
 _LONGEST_WINDOW = 2**30
-# Where torch._amp_update_scale_ has a kernel that multiplies as `times` does.
 
 
 class DynamicState(NamedTuple):
@@ -111,7 +111,7 @@ class Dynamic(Policy):
     window_follows_scale: bool = False
 
     def __post_init__(self) -> None:
-        check_range(self)
+        check_scale_range(self)
         check_number(self, "growth_factor", "tolerance")
         fits = 1 < self.growth_factor <= MAX_FLOAT32
         way_out = "To change how fast the scale falls, pass `backoff_factor`."
@@ -186,6 +186,7 @@ class Dynamic(Policy):
         """
         if not (
             self.fast
+            # Where torch._amp_update_scale_ has a kernel that multiplies as `rounded_product` does.
             and (state.scale.is_cpu or state.scale.is_cuda)
             and (state.scale.dim() == 0 or state.scale.numel() == 1)
         ):
@@ -222,8 +223,8 @@ class Dynamic(Policy):
         return steps, overflows, overflows / steps < self.tolerance
 
     def _move(self, scale: Tensor, due: Tensor, grows: Tensor) -> Tensor:
-        lowered = times(scale, self.backoff_factor).clamp(min=self.min_scale)
-        raised = times(scale, self.growth_factor)
+        lowered = rounded_product(scale, self.backoff_factor).clamp(min=self.min_scale)
+        raised = rounded_product(scale, self.growth_factor)
         if self.max_scale is not None:
             raised = raised.clamp(max=self.max_scale)
         raised = torch.where(torch.isfinite(raised), raised, scale)

@@ -11,7 +11,7 @@ import torch
 
 from gradscale.policies.dynamic import Dynamic, DynamicState
 from gradscale.policies.policy import Need, Observation, Policy
-from gradscale.policies.settings import quote
+from gradscale.policies.setting_checks import quote
 
 
 @dataclass(frozen=True)

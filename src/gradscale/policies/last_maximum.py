@@ -10,16 +10,10 @@ from torch import Tensor
 
 from gradscale.formats import FloatFormat
 from gradscale.policies.bits import MIN_SCALE
-from gradscale.policies.needs import amax_of, overflowed
-from gradscale.policies.placement import MAX_PREDICTED_SCALE, scale_under
+from gradscale.policies.observed import Maximum
+from gradscale.policies.placement import MAX_PREDICTED_SCALE, backed_off, scale_under
 from gradscale.policies.policy import Need, Observation, Policy
-from gradscale.policies.settings import (
-    check_backoff,
-    check_count,
-    check_format,
-    check_powers_of_two,
-    check_range,
-)
+from gradscale.policies.setting_checks import check_count, check_placing
 
 
 class LastMaximumState(NamedTuple):
@@ -72,11 +66,8 @@ class LastMaximum(Policy):
     needs: ClassVar[frozenset[Need]] = frozenset({"amax"})
 
     def __post_init__(self) -> None:
-        check_format(self)
         check_count(self, "headroom", 0, "Pass 0 to leave no octave free.")
-        check_range(self, cap_required=True)
-        check_backoff(self)
-        check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
+        check_placing(self)
 
     def init(
         self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu"
@@ -88,10 +79,8 @@ class LastMaximum(Policy):
 
     def update(self, state: LastMaximumState, observation: Observation) -> LastMaximumState:
         """The scale that suits `observation.amax`."""
-        amax = amax_of(self, observation)
-        found = overflowed(observation, amax)
+        amax, overflowed = Maximum.of(self, observation)
         exponent = FloatFormat.of(self.format).max_exponent - self.headroom
         placed = scale_under(amax, exponent, self.min_scale, self.max_scale)
-        lowered = (state.scale * self.backoff_factor).clamp(min=self.min_scale)
         held = torch.where(amax > 0, placed, state.scale)
-        return LastMaximumState(torch.where(found, lowered, held))
+        return LastMaximumState(torch.where(overflowed, backed_off(self, state.scale), held))

@@ -11,24 +11,16 @@ from torch import Tensor
 
 from gradscale.formats import FloatFormat
 from gradscale.policies.bits import MIN_SCALE
-from gradscale.policies.needs import amax_of, overflowed
+from gradscale.policies.observed import Maximum
 from gradscale.policies.placement import (
     MAX_PREDICTED_SCALE,
+    backed_off,
     log2_max,
-    scale_of,
-    unseen_log2_amax,
+    log2_maximum,
+    scale_between,
 )
 from gradscale.policies.policy import Need, Observation, Policy
-from gradscale.policies.settings import (
-    check,
-    check_backoff,
-    check_flag,
-    check_format,
-    check_number,
-    check_powers_of_two,
-    check_range,
-    check_share,
-)
+from gradscale.policies.setting_checks import check_flag, check_octaves, check_placing, check_share
 
 _ORIGINAL_LOG_MAX = 16.0
 # Before enough steps were seen, the deviation is taken to be two octaves, with the weight of ten
@@ -118,19 +110,12 @@ class LogNormal(Policy):
     needs: ClassVar[frozenset[Need]] = frozenset({"amax"})
 
     def __post_init__(self) -> None:
-        check_format(self)
         check_flag(self, "power_of_two")
         check_flag(self, "compat")
-        check_number(self, "headroom", "deviations")
-        for name in ("headroom", "deviations"):
-            fits = 0 <= getattr(self, name) < math.inf
-            check(self, name, fits, "must be finite and at least 0", "Pass 0 for no extra room.")
+        check_octaves(self, "headroom", "deviations")
         check_share(self, "mean_decay", "Closer to 1 averages over more steps.")
         check_share(self, "deviation_decay", "Closer to 1 averages over more steps.")
-        check_range(self, cap_required=True)
-        check_backoff(self)
-        if self.power_of_two and not self.compat:
-            check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
+        check_placing(self, self._rounds)
 
     def init(
         self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu"
@@ -143,14 +128,13 @@ class LogNormal(Policy):
 
     def update(self, state: LogNormalState, observation: Observation) -> LogNormalState:
         """The state with the step's maximum learned, and the scale predicted for the next."""
-        amax = amax_of(self, observation)
-        found = overflowed(observation, amax)
-        learns = found | (amax > 0)
-        seen, mean, slow_mean, variance = self._learn(state, self._log2_amax(state, amax, found))
+        amax, overflowed = maximum = Maximum.of(self, observation)
+        learns = overflowed | (amax > 0)
+        seen, mean, slow_mean, variance = self._learn(state, self._x(state, maximum))
         cutoff = mean + self.deviations * torch.sqrt(self._cautious(variance, seen))
-        rounded = self.power_of_two and not self.compat
-        scale = scale_of(self._target - cutoff, self.min_scale, self.max_scale, rounded)
-        scale = torch.where(found, torch.minimum(scale, self._lowered(state.scale)), scale)
+        scale = scale_between(self._target - cutoff, self.min_scale, self.max_scale, self._rounds)
+        lowered = state.scale if self.compat else backed_off(self, state.scale)
+        scale = torch.where(overflowed, torch.minimum(scale, lowered), scale)
         fields = LogNormalState(scale, seen, mean, slow_mean, variance)
         return LogNormalState(
             *(torch.where(learns, new, old) for old, new in zip(state, fields, strict=True))
@@ -162,11 +146,13 @@ class LogNormal(Policy):
             return _ORIGINAL_LOG_MAX
         return log2_max(FloatFormat.of(self.format)) - self.headroom
 
-    def _log2_amax(self, state: LogNormalState, amax: Tensor, found: Tensor) -> Tensor:
-        seen = torch.log2(amax.clamp(min=MIN_SCALE))
-        if self.compat:
-            return torch.where(found, 2.0**_ORIGINAL_LOG_MAX, seen)
-        return torch.where(found, unseen_log2_amax(state.scale, FloatFormat.of(self.format)), seen)
+    @property
+    def _rounds(self) -> bool:
+        return self.power_of_two and not self.compat
+
+    def _x(self, state: LogNormalState, maximum: Maximum) -> Tensor:
+        x = log2_maximum(maximum, state.scale, FloatFormat.of(self.format))
+        return torch.where(maximum.overflowed, 2.0**_ORIGINAL_LOG_MAX, x) if self.compat else x
 
     def _learn(self, state: LogNormalState, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         seen = state.seen + 1
@@ -183,11 +169,6 @@ class LogNormal(Policy):
         if self.compat:
             return variance
         return (seen * variance + _PRIOR_STEPS * _PRIOR_VARIANCE) / (seen + _PRIOR_STEPS)
-
-    def _lowered(self, scale: Tensor) -> Tensor:
-        if self.compat:
-            return scale
-        return (scale * self.backoff_factor).clamp(min=self.min_scale)
 
 
 def _rate(decay: float, seen: Tensor) -> Tensor:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gradscale.formats import FloatFormat
 from gradscale.policies.bits import MIN_SCALE, ceil_log2, power_of_two
+from gradscale.policies.observed import Maximum
 
 MAX_PREDICTED_SCALE = 2.0**60
 """How far policies that measure may raise the scale: well inside float32, so that a scaled loss
 stays finite."""
 
+# Measured on heavy-tailed maxima; see `unseen_log2_amax`.
 _UNSEEN_OCTAVES = 2.0
 
 
@@ -41,7 +44,7 @@ def scale_under(
     return torch.where(amax > 0, scale, max_scale)
 
 
-def scale_of(
+def scale_between(
     log2_scale: Tensor, min_scale: float, max_scale: float, to_power_of_two: bool
 ) -> Tensor:
     """``2**log2_scale`` between the two bounds, rounded down to a power of two if asked.
@@ -56,7 +59,7 @@ def scale_of(
         The same shape, float32.
 
     Example:
-        >>> scale_of(torch.tensor([3.9, 99.0]), 1.0, 1024.0, to_power_of_two=True)
+        >>> scale_between(torch.tensor([3.9, 99.0]), 1.0, 1024.0, to_power_of_two=True)
         tensor([   8., 1024.])
     """
     bounded = log2_scale.clamp(math.log2(min_scale), math.log2(max_scale))
@@ -68,6 +71,28 @@ def scale_of(
 def log2_max(format: FloatFormat) -> float:
     """The base-2 logarithm of the format's largest value, 15.9993 for float16."""
     return math.log2(format.max)
+
+
+class _Backing(Protocol):
+    @property
+    def backoff_factor(self) -> float: ...
+    @property
+    def min_scale(self) -> float: ...
+
+
+def backed_off(policy: _Backing, scale: Tensor) -> Tensor:
+    """The scale after an overflow: `backoff_factor` times what it was, not below `min_scale`."""
+    return (scale * policy.backoff_factor).clamp(min=policy.min_scale)
+
+
+def log2_maximum(maximum: Maximum, scale: Tensor, format: FloatFormat) -> Tensor:
+    """What a policy that predicts the next maximum learns of this one.
+
+    Returns:
+        The shape of `scale`, float32: log2 of the unscaled maximum, or what an overflow says of it.
+    """
+    seen = torch.log2(maximum.amax.clamp(min=MIN_SCALE))
+    return torch.where(maximum.overflowed, unseen_log2_amax(scale, format), seen)
 
 
 def unseen_log2_amax(scale: Tensor, format: FloatFormat) -> Tensor:

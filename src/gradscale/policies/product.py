@@ -10,7 +10,7 @@ from torch import Tensor
 from gradscale.accelerators import has_float64
 
 
-def times(scale: Tensor, factor: float) -> Tensor:
+def rounded_product(scale: Tensor, factor: float) -> Tensor:
     """`scale * factor`, taken in float64 and rounded once to float32.
 
     A factor that float32 holds exactly needs no float64: its product with a float32 is exact there
@@ -25,7 +25,7 @@ def times(scale: Tensor, factor: float) -> Tensor:
         The same shape, float32; inf where the product exceeds it.
 
     Example:
-        >>> times(torch.tensor([3.0]), 0.1), torch.tensor([3.0]) * 0.1
+        >>> rounded_product(torch.tensor([3.0]), 0.1), torch.tensor([3.0]) * 0.1
         (tensor([0.3000]), tensor([0.3000]))
     """
     if _is_float32(factor) or not has_float64(scale.device):

@@ -11,23 +11,21 @@ from torch import Tensor
 
 from gradscale.formats import FloatFormat
 from gradscale.policies.bits import MIN_SCALE
-from gradscale.policies.needs import amax_of, overflowed
+from gradscale.policies.observed import Maximum
 from gradscale.policies.placement import (
     MAX_PREDICTED_SCALE,
+    backed_off,
     log2_max,
-    scale_of,
-    unseen_log2_amax,
+    log2_maximum,
+    scale_between,
 )
 from gradscale.policies.policy import Need, Observation, Policy
-from gradscale.policies.settings import (
+from gradscale.policies.setting_checks import (
     check,
-    check_backoff,
     check_count,
     check_flag,
-    check_format,
-    check_number,
-    check_powers_of_two,
-    check_range,
+    check_octaves,
+    check_placing,
     check_share,
 )
 
@@ -101,20 +99,14 @@ class Quantile(Policy):
     needs: ClassVar[frozenset[Need]] = frozenset({"amax"})
 
     def __post_init__(self) -> None:
-        check_format(self)
         check_flag(self, "power_of_two")
-        check_number(self, "headroom")
-        fits = 0 <= self.headroom < math.inf
-        check(self, "headroom", fits, "must be finite and at least 0", "Pass 0 for no extra room.")
+        check_octaves(self, "headroom")
         check_share(self, "overflow_share", "0.001 lets one step in a thousand overflow.")
         check_count(self, "window", 1, "It is the number of steps to remember.")
         least = math.ceil(1 / self.overflow_share - 1 - 1e-6)
         rule = f"must be at least 1 / overflow_share - 1 = {least}"
         check(self, "window", self.window >= least, rule, "Or raise `overflow_share`.")
-        check_range(self, cap_required=True)
-        check_backoff(self)
-        if self.power_of_two:
-            check_powers_of_two(self, "init_scale", "min_scale", "max_scale", "backoff_factor")
+        check_placing(self, self.power_of_two)
 
     def init(
         self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu"
@@ -127,23 +119,18 @@ class Quantile(Policy):
 
     def update(self, state: QuantileState, observation: Observation) -> QuantileState:
         """The state with the step's maximum in the ring, and the scale that the ring asks for."""
-        amax = amax_of(self, observation)
-        found = overflowed(observation, amax)
-        learns = found | (amax > 0)
-        format = FloatFormat.of(self.format)
-        x = torch.where(
-            found,
-            unseen_log2_amax(state.scale, format),
-            torch.log2(amax.clamp(min=MIN_SCALE)),
-        )
+        amax, overflowed = maximum = Maximum.of(self, observation)
+        learns = overflowed | (amax > 0)
+        x = log2_maximum(maximum, state.scale, FloatFormat.of(self.format))
         place = torch.arange(self.window, dtype=torch.int32, device=x.device)
         here = learns[..., None] & (place == (state.seen % self.window)[..., None])
         recent = torch.where(here, x[..., None], state.recent)
         seen = state.seen + learns.to(torch.int32)
-        log2_scale = log2_max(format) - self.headroom - self._top(recent, seen)
-        scale = scale_of(log2_scale, self.min_scale, self.max_scale, self.power_of_two)
-        lowered = (state.scale * self.backoff_factor).clamp(min=self.min_scale)
-        scale = torch.where(found, torch.minimum(scale, lowered), scale)
+        target = log2_max(FloatFormat.of(self.format)) - self.headroom
+        log2_scale = target - self._top(recent, seen)
+        scale = scale_between(log2_scale, self.min_scale, self.max_scale, self.power_of_two)
+        lowered = torch.minimum(scale, backed_off(self, state.scale))
+        scale = torch.where(overflowed, lowered, scale)
         return QuantileState(torch.where(learns, scale, state.scale), seen, recent)
 
     def _top(self, recent: Tensor, seen: Tensor) -> Tensor:

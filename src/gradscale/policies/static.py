@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.policy import Observation, Policy
-from gradscale.policies.settings import check, check_number
+from gradscale.policies.setting_checks import check, check_number
 
 
 class StaticState(NamedTuple):

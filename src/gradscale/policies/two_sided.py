@@ -11,16 +11,16 @@ from torch import Tensor
 from gradscale.formats import FloatFormat
 from gradscale.histogram import EXPONENT_BINS, MIN_OCTAVE
 from gradscale.policies.bits import MIN_SCALE, floor_log2
-from gradscale.policies.needs import exponents_of
+from gradscale.policies.observed import octave_counts_of
 from gradscale.policies.placement import MAX_PREDICTED_SCALE
 from gradscale.policies.policy import Need, Observation, Policy
-from gradscale.policies.settings import (
+from gradscale.policies.setting_checks import (
     check,
     check_count,
     check_format,
     check_number,
     check_powers_of_two,
-    check_range,
+    check_scale_range,
 )
 
 
@@ -93,7 +93,7 @@ class TwoSided(Policy):
             check_number(self, "lost_share")
             way_out = "Pass None to raise the scale whenever the top is empty."
             check(self, "lost_share", 0 <= self.lost_share < 1, "must lie in [0, 1)", way_out)
-        check_range(self, cap_required=True)
+        check_scale_range(self, cap_required=True)
         check_powers_of_two(self, "init_scale", "min_scale", "max_scale")
 
     def init(
@@ -104,7 +104,7 @@ class TwoSided(Policy):
 
     def update(self, state: TwoSidedState, observation: Observation) -> TwoSidedState:
         """Half, the same, or double the scale."""
-        counts = exponents_of(self, observation)
+        counts = octave_counts_of(self, observation)
         log2_scale = floor_log2(state.scale)
         upper = self._upper(counts, log2_scale) > self.upper_share
         lowers = (observation.found_inf > 0) | upper

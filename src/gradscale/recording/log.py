@@ -19,7 +19,14 @@ from gradscale.recording.header import header
 from gradscale.recording.pending import Pending
 from gradscale.recording.schema import FILE_NAME, MOST_CULPRITS
 from gradscale.recording.sketch import Sketch
-from gradscale.recording.table import RowTable, first_nonfinite, octaves, plan_of, rounded, seen
+from gradscale.recording.table import (
+    RowTable,
+    first_nonfinite,
+    nine_digits,
+    octave_lists,
+    plan_of,
+    seen,
+)
 from gradscale.watching.rows import Row
 
 
@@ -121,7 +128,7 @@ class Log:
         if plan != self._plan:
             self._plan = line["plan"] = plan
         if self._budget.affords_octaves(step):
-            line["octaves"] = octaves(rows, self._table)
+            line["octaves"] = octave_lists(rows, self._table)
 
     def _account(self, line: Mapping[str, Any], size: int) -> None:
         budget = self._budget
@@ -151,9 +158,9 @@ def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:
     line: dict[str, Any] = {"kind": "step", "step": step, "scale": facts.scale}
     line |= {"skipped": facts.skipped, "reason": facts.reason}
     if loss is not None:
-        line["loss"] = rounded(loss)
+        line["loss"] = nine_digits(loss)
     if facts.amax is not None:
-        line["amax"] = rounded(facts.amax)
+        line["amax"] = nine_digits(facts.amax)
     if facts.exponents is not None:
         line["exponents"] = _octaves(facts.exponents.tolist())
     if facts.overflow != (facts.skipped and facts.reason == "overflow"):

@@ -1,12 +1,17 @@
-"""A line of a recording as a value: what JSON cannot say is put back, what is missing is None."""
+"""A line of a recording as a value: what JSON cannot say is put back, what is missing is None.
+
+Every entry is checked here for its kind and its range, so that whoever reads the value need not.
+"""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from gradscale.entries import Entries
 from gradscale.metrics.lost_count import METHODS
 from gradscale.recording.schema import (
     VERSION,
@@ -22,116 +27,207 @@ from gradscale.recording.schema import (
 )
 
 _LETTERS = {method[0]: method for method in METHODS}
-_LISTS = ("id", "flushed", "nonzero", "zero", "nonfinite", "amax", "exponent", "lo", "hi")
+_WORDS = ("nan", "inf", "-inf")
+_LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
+
+FARTHEST = 2**14
+"""Octaves from 1 that an exponent may be: float64 has 2,098 of them, and a plan adds its own."""
+
+MOST_BINS = 2**12
+"""Of a histogram, likewise."""
 
 
-def header_of(line: Mapping[str, Any]) -> Header:
+def header_of(line: Entries) -> Header:
     """The first line of a recording.
 
     Raises:
         ValueError: if a later gradscale wrote it.
     """
-    version = line["version"]
+    version = line.count("version")
     if version > VERSION:
         raise ValueError(
             f"it is version {version}, and this gradscale reads up to {VERSION}. Upgrade it"
         )
-    known = {name: line[name] for name in Header.__dataclass_fields__ if name in line}
-    known |= {name: _floats(known.get(name)) for name in ("policy", "state")}
-    return Header(**known)
+    texts = ("gradscale", "torch", "started", "scaler", "layerwise")
+    policy = line.entries("policy") if line.has("policy") else None
+    if policy is not None and policy.has("config"):
+        policy.entries("config")
+    return Header(
+        version=version,
+        format=line.text("format") if line.has("format") else Header.format,
+        policy=None if policy is None else _floats({**policy.held, "name": policy.text("name")}),
+        state=_floats(line.entries("state").held) if line.has("state") else None,
+        measure_every=line.optional(line.count, "measure_every"),
+        note=line.within("note").held,
+        **{name: line.optional(line.text, name) for name in texts},
+    )
 
 
-def row_infos(line: Mapping[str, Any]) -> tuple[RowInfo, ...]:
+def row_infos(line: Entries) -> tuple[RowInfo, ...]:
     """A line that introduces rows."""
     return tuple(
-        RowInfo(r["id"], r["name"], r["row_kind"], r["format"], r["numel"], r["order"])
-        for r in line["rows"]
+        RowInfo(
+            row.count("id"),
+            row.text("name"),
+            row.text("row_kind"),
+            row.text("format"),
+            row.count("numel"),
+            row.count("order"),
+        )
+        for row in line.each("rows")
     )
 
 
-def structure_of(line: Mapping[str, Any]) -> RecordedNetwork:
+def structure_of(line: Entries) -> RecordedNetwork:
     """A line with the network."""
+    nodes, rows = line.texts("nodes"), line.entries("rows")
+    edges = Entries(dict(enumerate(line.list("edges"))), "edges")
+    ends = [edges.counts(edge, most=len(nodes) - 1) for edge in edges.held]
     return RecordedNetwork(
-        nodes=tuple(line["nodes"]),
-        edges=tuple((u, v) for u, v in line["edges"]),
-        rows={int(node): row for node, row in line["rows"].items()},
+        nodes=nodes,
+        edges=tuple((source, target) for source, target in ends),
+        rows={_number_of(node): rows.count(node) for node in rows.held},
     )
 
 
-def step_of(line: Mapping[str, Any]) -> Step:
+def step_of(line: Entries) -> Step:
     """A line about a step: of a recording, or of the ``steps.jsonl`` of `gradscale train`."""
-    skipped, reason = bool(line["skipped"]), line.get("reason")
-    first, seen = line.get("first_nonfinite"), line.get("seen")
-    plan, exponents = line.get("plan"), line.get("exponents")
-    return Step(
-        step=line["step"],
-        scale=number(line["scale"]),
+    skipped, reason = line.flag("skipped"), line.optional(line.text, "reason")
+    overflowed = skipped and reason == "overflow"
+    step = Step(
+        step=line.count("step"),
+        scale=_scale(line),
         skipped=skipped,
         reason=reason,
-        loss=_optional(line.get("loss")),
-        amax=_single(line.get("amax")),
-        exponents=None if exponents is None else _octaves(exponents),
-        overflow=line.get("overflow", skipped and reason == "overflow"),
-        asked=line.get("asked", True),
-        groups=line.get("groups"),
-        optimizers=tuple(line.get("optimizers", ())),
-        culprits=tuple(line.get("culprits", ())),
-        culprits_left_out=line.get("culprits_left_out", 0),
-        first_nonfinite=None if first is None else FirstNonfinite(**first),
-        seen=None if seen is None else _seen(seen),
-        octaves={int(row): _octaves(it) for row, it in line.get("octaves", {}).items()},
-        plan=None if plan is None else _plan(plan),
+        loss=_float(line, "loss"),
+        amax=_single(line),
+        overflow=line.flag("overflow") if line.has("overflow") else overflowed,
+        asked=line.flag("asked") if line.has("asked") else True,
+        groups=line.optional(line.count, "groups"),
+    )
+    # Most steps of a long run have none of these, and nine lookups would take as long as all above.
+    return step if line.held.keys().isdisjoint(_RARE) else replace(step, **_rare(line))
+
+
+def _rare(line: Entries) -> dict[str, Any]:
+    """What a step has if it was skipped, or measured."""
+    has = line.has
+    return {
+        "exponents": _octaves(line, "exponents") if has("exponents") else None,
+        "optimizers": tuple(map(bool, line.list("optimizers"))) if has("optimizers") else (),
+        "culprits": line.texts("culprits") if has("culprits") else (),
+        "culprits_left_out": line.optional(line.count, "culprits_left_out") or 0,
+        "first_nonfinite": _first_nonfinite(line) if has("first_nonfinite") else None,
+        "seen": _seen(line.entries("seen")) if has("seen") else None,
+        "octaves": _octaves_by_row(line.entries("octaves")) if has("octaves") else {},
+        "plan": _plan(line.entries("plan")) if has("plan") else None,
+    }
+
+
+_RARE = frozenset(
+    {"exponents", "optimizers", "culprits", "culprits_left_out", "first_nonfinite"}
+    | {"seen", "octaves", "plan"}
+)
+
+
+def _float(line: Entries, key: str) -> float | None:
+    """A float, whether JSON had a number for it or not; None where there is none."""
+    value = line.held.get(key)
+    if value is None:
+        return None
+    return float(value) if value in _WORDS else line.number(key)
+
+
+def _scale(line: Entries) -> float:
+    value = _float(line, "scale")
+    if value is None or value < 0:
+        return line.number("scale", least=0.0)
+    return value
+
+
+def _single(line: Entries) -> float | None:
+    """The float32 whose nine digits were written: a policy must see the same bits again."""
+    value = _float(line, "amax")
+    if value is None or not math.isfinite(value):
+        return value
+    # Nine digits of the largest float32 may round above it, and half an ulp leads back.
+    value = line.number("amax", least=0.0, most=_LARGEST_FLOAT32 * (1 + 2.0**-25))
+    return struct.unpack("<f", struct.pack("<f", min(value, _LARGEST_FLOAT32)))[0]
+
+
+def _first_nonfinite(line: Entries) -> FirstNonfinite:
+    held = line.entries("first_nonfinite")
+    return FirstNonfinite(held.optional(held.text, "backward"), held.optional(held.text, "forward"))
+
+
+def _octaves(line: Entries, key: str) -> Octaves:
+    lowest, counts = line.list(key)
+    held = Entries({"lowest": lowest, "counts": counts}, key)
+    if len(held.list("counts")) > MOST_BINS:
+        raise ValueError(
+            f"{key} has {len(counts):,} octaves; no format has more than {MOST_BINS:,}"
+        )
+    return Octaves(held.count("lowest", -FARTHEST, FARTHEST), held.counts("counts"))
+
+
+def _octaves_by_row(held: Entries) -> dict[int, Octaves]:
+    return {_number_of(row): _octaves(held, row) for row in held.held}
+
+
+def _number_of(key: str) -> int:
+    """A number that is a key, which JSON writes as a text."""
+    if not (key.isdecimal() and len(key) < 16):
+        raise ValueError(f"the key {key!r:.60} is no number")
+    return int(key)
+
+
+def _seen(held: Entries) -> Seen:
+    method = held.choice("method", METHODS)
+    ids = held.counts("id")
+    letters = held.text("methods") if held.has("methods") else method[0] * len(ids)
+    exponent, lo, hi = (held.counts(n, -FARTHEST, FARTHEST) for n in ("exponent", "lo", "hi"))
+    flushed, nonzero, zero, nonfinite = (held.counts(name) for name in _COUNTS)
+    amax = held.list("amax")
+    if not all(value is None or isinstance(value, int | float) for value in amax):
+        raise TypeError("amax holds what is no number")
+    columns = (flushed, nonzero, zero, nonfinite, exponent, lo, hi, amax, letters)
+    if any(len(column) != len(ids) for column in columns):
+        raise ValueError(f"its lists differ in length from the {len(ids)} of id")
+    return Seen(
+        lost_share=None if held.held.get("lost") is None else held.number("lost", 0.0, 1.0),
+        method=method,
+        id=ids,
+        flushed=flushed,
+        nonzero=nonzero,
+        zero=zero,
+        nonfinite=nonfinite,
+        amax=tuple(amax),
+        exponent=exponent,
+        lo=lo,
+        hi=hi,
+        methods=tuple(_LETTERS[letter] for letter in letters),
+        negligible=frozenset(held.counts("negligible") if held.has("negligible") else ()),
     )
 
 
-def number(value: Any) -> float:
-    """A float, whether JSON had a number for it or not.
+_COUNTS = ("flushed", "nonzero", "zero", "nonfinite")
 
-    Example:
-        >>> number(2), number("inf")
-        (2.0, inf)
-    """
-    return float(value)
+
+def _plan(held: Entries) -> Plan:
+    groups = held.each("groups")
+    return Plan(
+        held.count("log2_scale", -FARTHEST, FARTHEST),
+        tuple(
+            PlanGroup(group.count("exponent", -FARTHEST, FARTHEST), group.counts("rows"))
+            for group in groups
+        ),
+    )
 
 
 def _floats(value: Any) -> Any:
     """`value` with the floats that were written as strings."""
-    if value in ("nan", "inf", "-inf"):
+    if isinstance(value, str) and value in _WORDS:
         return float(value)
     if isinstance(value, Mapping):
         return {name: _floats(part) for name, part in value.items()}
     return [_floats(part) for part in value] if isinstance(value, list) else value
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else number(value)
-
-
-def _single(value: Any) -> float | None:
-    """The float32 whose nine digits were written: a policy must see the same bits again."""
-    if value is None:
-        return None
-    read = number(value)
-    return struct.unpack("<f", struct.pack("<f", read))[0] if math.isfinite(read) else read
-
-
-def _octaves(value: Iterable[Any]) -> Octaves:
-    lowest, counts = value
-    return Octaves(lowest, tuple(counts))
-
-
-def _seen(value: Mapping[str, Any]) -> Seen:
-    lists: dict[str, Any] = {name: tuple(value[name]) for name in _LISTS}
-    letters = value.get("methods", value["method"][0] * len(lists["id"]))
-    return Seen(
-        lost_share=_optional(value["lost"]),
-        method=value["method"],
-        methods=tuple(_LETTERS[letter] for letter in letters),
-        negligible=frozenset(value.get("negligible", ())),
-        **lists,
-    )
-
-
-def _plan(value: Mapping[str, Any]) -> Plan:
-    groups = (PlanGroup(group["exponent"], tuple(group["rows"])) for group in value["groups"])
-    return Plan(value["log2_scale"], tuple(groups))

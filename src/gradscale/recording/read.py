@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from gradscale.entries import Absent, Entries
+from gradscale.files.regular import open_regular
 from gradscale.recording.parse import header_of, row_infos, step_of, structure_of
 from gradscale.recording.schema import FILE_NAME, Header, RecordedNetwork, RowInfo, Step
 
 TRAIN_FILE = "steps.jsonl"
-_SYMPTOMS = (LookupError, TypeError, ValueError, AttributeError)
+
+LARGEST_RECORDING = 2**28
+"""Bytes: five times what a `Recorder` writes in 100,000 steps unless it is told otherwise."""
+
+LONGEST_LINE = 2**23
+"""Bytes: of a measuring step with histograms of ten thousand rows, and more."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +94,44 @@ class _Contents:
             kind = line.get("kind", "step" if self.file.name == TRAIN_FILE else None)
             if self.header is None and kind != "run":
                 raise ValueError("a recording begins with a line of kind 'run'")
-            self._take(kind, line)
-        except _SYMPTOMS as error:
+            self._take(kind, Entries(line, "line"))
+        except (ValueError, TypeError, LookupError) as error:
             raise ValueError(_damage(self.file, number, error)) from error
+        except RecursionError:
+            raise ValueError(_damage(self.file, number, _TOO_DEEP)) from None
 
-    def _take(self, kind: Any, line: dict[str, Any]) -> None:
+    def _take(self, kind: object, line: Entries) -> None:
         if kind == "run":
             self.header = header_of(line)
         elif kind == "rows":
-            self.rows += row_infos(line)
+            self.rows += self._next_rows(row_infos(line))
         elif kind == "structure":
-            self.structures.append(structure_of(line))
+            network = structure_of(line)
+            self._check_rows(network.rows.values())
+            self.structures.append(network)
         elif kind == "step":
-            self.steps.append(step_of(line))
+            self.steps.append(self._known(step_of(line)))
         elif kind == "end":
-            self.end = line
+            self.end = dict(line.held)
         # Other kinds are of a later minor version, and say nothing that must be known.
+
+    def _next_rows(self, rows: tuple[RowInfo, ...]) -> tuple[RowInfo, ...]:
+        if [row.id for row in rows] != list(range(len(self.rows), len(self.rows) + len(rows))):
+            raise ValueError(f"the ids of its rows do not count up from {len(self.rows)}")
+        return rows
+
+    def _known(self, step: Step) -> Step:
+        if step.seen is not None:
+            self._check_rows((*step.seen.id, *step.seen.negligible))
+        self._check_rows(step.octaves)
+        for group in () if step.plan is None else step.plan.groups:
+            self._check_rows(group.rows)
+        return step
+
+    def _check_rows(self, ids: Iterable[int]) -> None:
+        highest = max(ids, default=-1)
+        if highest >= len(self.rows):
+            raise ValueError(f"it is about row {highest}, and no line has introduced one")
 
     def recording(self) -> Recording:
         if self.header is None:
@@ -127,7 +156,7 @@ def recording_file(path: str | Path) -> Path:
     given = Path(path)
     inside = [given / FILE_NAME, given / TRAIN_FILE] if given.is_dir() else [given]
     for file in inside:
-        if file.is_file():
+        if file.exists():  # what is no regular file is refused when it is opened
             return file
     if given.is_dir():
         raise FileNotFoundError(
@@ -139,12 +168,10 @@ def recording_file(path: str | Path) -> Path:
 
 def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Numbered lines; None for a last one that was cut off."""
-    with file.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
+    with _opened(file) as lines:
+        for number, raw in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
             try:
-                value = json.loads(raw)
-                if not isinstance(value, dict):
-                    raise ValueError("it is no object")
+                value = _object(raw)
             except ValueError as error:
                 if raw.endswith(b"\n"):
                     raise ValueError(_damage(file, number, error)) from error
@@ -152,6 +179,28 @@ def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
             yield number, value
 
 
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open_regular(file, LARGEST_RECORDING)
+    except ValueError as error:
+        raise ValueError(f"`{file}` is no recording that can be read: {error}.") from None
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    if len(raw) == LONGEST_LINE:
+        raise ValueError(f"it is longer than {LONGEST_LINE:,} bytes")
+    try:
+        value = json.loads(raw)
+    except RecursionError:
+        raise _TOO_DEEP from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return cast("dict[str, Any]", value)
+
+
+_TOO_DEEP = ValueError("it is nested too deeply")
+
+
 def _damage(file: Path, number: int, error: Exception) -> str:
-    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    reason = f"it lacks {error.key!r}" if isinstance(error, Absent) else str(error).rstrip(".")
     return f"`{file}`, line {number}, is no line of a recording: {reason}."

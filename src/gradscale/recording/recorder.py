@@ -110,7 +110,7 @@ class Recorder:
         if watch is not None:
             watch.on_measured(self._measured)
             self._sketching = Sketching(watch.model)
-            if isinstance(scaler, GradScaler) and not scaler._names:
+            if isinstance(scaler, GradScaler) and not scaler._step.names:
                 scaler.name_parameters(watch.model)
 
     def _ask(self, scaler: Any, *, amax: bool, exponents: bool) -> None:

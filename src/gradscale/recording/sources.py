@@ -63,7 +63,7 @@ class OurSource:
 
     def wait(self) -> None:
         """Has everything arrive. Waits for the device."""
-        self._scaler._wait_for_metrics()
+        self._scaler._books.wait()
 
     def leave(self) -> None:
         """Listens no more."""

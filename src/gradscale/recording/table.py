@@ -55,7 +55,7 @@ def seen(rows: Sequence[Row], table: RowTable) -> dict[str, Any]:
     lost = count_lost(rows)
     letters = "".join(row.method[0] for row in rows)
     value: dict[str, Any] = {
-        "lost": None if lost.lost_share is None else rounded(lost.lost_share),
+        "lost": None if lost.lost_share is None else nine_digits(lost.lost_share),
         "method": lost.method,
         "id": [table.id_of(row) for row in rows],
         "flushed": [row.flushed for row in rows],
@@ -75,7 +75,7 @@ def seen(rows: Sequence[Row], table: RowTable) -> dict[str, Any]:
     return value
 
 
-def octaves(rows: Sequence[Row], table: RowTable) -> dict[str, list[Any]]:
+def octave_lists(rows: Sequence[Row], table: RowTable) -> dict[str, list[Any]]:
     """The histograms of a measuring step, by row id; rows without a non-zero element have none."""
     return {
         str(table.id_of(row)): [row.counts.lowest, list(row.counts.octaves)]
@@ -107,11 +107,11 @@ def first_nonfinite(rows: Sequence[Row]) -> dict[str, str | None] | None:
     return {"backward": backward, "forward": forward}
 
 
-def rounded(value: float) -> float:
+def nine_digits(value: float) -> float:
     """Nine digits: enough to give back the same float32.
 
     Example:
-        >>> rounded(0.1 + 0.2)
+        >>> nine_digits(0.1 + 0.2)
         0.3
     """
     return float(f"{value:.9g}")

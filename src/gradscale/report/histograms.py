@@ -47,7 +47,7 @@ class Histogram(NamedTuple):
 
 
 @dataclass
-class Snapshot:
+class HistogramSnapshot:
     """The latest histogram of each row that was measured since the snapshot before.
 
     Attributes:
@@ -61,7 +61,7 @@ class Snapshot:
     rows: dict[int, Histogram] = field(default_factory=dict[int, Histogram])
 
 
-def snapshots_of(recording: Recording, limit: int = LIMIT) -> list[Snapshot]:
+def snapshots_of(recording: Recording, limit: int = LIMIT) -> list[HistogramSnapshot]:
     """At most `limit` snapshots, evenly spread over the steps that have histograms.
 
     The last of those steps is always one. A row that was not measured at a snapshot's own step is
@@ -69,18 +69,18 @@ def snapshots_of(recording: Recording, limit: int = LIMIT) -> list[Snapshot]:
     """
     measured = [step for step in recording.steps if step.octaves]
     kept = _spread(len(measured), limit)
-    found: list[Snapshot] = []
+    found: list[HistogramSnapshot] = []
     formats = [row.format for row in recording.rows]
     pending: dict[int, Histogram] = {}
     for index, step in enumerate(measured):
         pending |= _histograms(step, formats)
         if index in kept:
-            found.append(Snapshot(step.step, log2(step.scale), pending))
+            found.append(HistogramSnapshot(step.step, log2(step.scale), pending))
             pending = {}
     return found
 
 
-def latest(snapshots: Iterable[Snapshot]) -> dict[int, Histogram]:
+def latest(snapshots: Iterable[HistogramSnapshot]) -> dict[int, Histogram]:
     """Of each row the last histogram that there is."""
     found: dict[int, Histogram] = {}
     for snapshot in snapshots:

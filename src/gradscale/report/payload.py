@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from gradscale.report.arrays import Arrays
 from gradscale.report.columns import Column
-from gradscale.report.histograms import Snapshot
+from gradscale.report.histograms import HistogramSnapshot
 from gradscale.report.network import Network
 from gradscale.report.ranges import ranges_of
 from gradscale.report.rows import RowStory
 from gradscale.report.run import Run
 from gradscale.report.shares import encode_shares
-from gradscale.report.summary import summarize
+from gradscale.report.summary import summary_of
 from gradscale.report.timeline import LIMIT, Timeline, extremes
 from gradscale.version import __version__
 
@@ -55,7 +55,7 @@ def _run(run: Run, arrays: Arrays, points: int) -> dict[str, Any]:
         "note": dict(header.note),
         "ended": run.recording.end is not None,
         "torn": run.recording.torn,
-        "summary": summarize(run),
+        "summary": summary_of(run),
         "timeline": _timeline(run.timeline, arrays, points),
         "skips": _skips(run.timeline, arrays),
         "rows": [_row(row) for row in run.rows],
@@ -104,7 +104,7 @@ def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
             {
                 "step": step.step,
                 "reason": step.reason or "unknown",
-                "scale": number(step.scale),
+                "scale": finite_or_none(step.scale),
                 "culprits": list(step.culprits),
                 "first": None if step.first_nonfinite is None else step.first_nonfinite._asdict(),
             }
@@ -166,14 +166,14 @@ def _steps(values: Floats, steps: int) -> NDArray[np.int16]:
     return np.where(finite, rounded, NOTHING).astype(np.int16)
 
 
-def _snapshot(snapshot: Snapshot, arrays: Arrays) -> dict[str, Any]:
+def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, Any]:
     rows = sorted(snapshot.rows)
     found = [snapshot.rows[row] for row in rows]
     counts = [count for it in found for count in it.octaves.counts]
     wide = "u4" if max(counts, default=0) < 2**32 else "f8"
     return {
         "step": snapshot.step,
-        "log2_scale": number(snapshot.log2_scale),
+        "log2_scale": finite_or_none(snapshot.log2_scale),
         "id": arrays.add(rows, "u4"),
         "measured": arrays.add([it.step for it in found], "u4"),
         "scale": arrays.add([it.log2_scale for it in found], "f8"),
@@ -199,11 +199,11 @@ def _network(network: Network) -> dict[str, Any]:
     }
 
 
-def number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """A finite number, or None, which JSON has.
 
     Example:
-        >>> number(2.0), number(math.nan)
+        >>> finite_or_none(2.0), finite_or_none(math.nan)
         (2.0, None)
     """
     return value if math.isfinite(value) else None
@@ -222,7 +222,7 @@ def to_json(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
-        return number(value)
+        return finite_or_none(value)
     if isinstance(value, dict):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, str) or not isinstance(value, Iterable):

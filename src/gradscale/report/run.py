@@ -9,7 +9,7 @@ from functools import cached_property
 from gradscale.recording import Header, Recording
 from gradscale.recording.schema import Plan
 from gradscale.report.columns import Column, Columns
-from gradscale.report.histograms import Snapshot, snapshots_of
+from gradscale.report.histograms import HistogramSnapshot, snapshots_of
 from gradscale.report.network import Network, network_of
 from gradscale.report.rows import RowStory, stories_of
 from gradscale.report.seen import SeenArrays
@@ -38,7 +38,7 @@ class Run:
     timeline: Timeline
     rows: tuple[RowStory, ...]
     columns: tuple[Column, ...]
-    snapshots: tuple[Snapshot, ...]
+    snapshots: tuple[HistogramSnapshot, ...]
     network: Network
     plans: tuple[tuple[int, Plan], ...]
 

@@ -13,7 +13,7 @@ from gradscale.report.run import Run
 WORST = 5
 
 
-def summarize(run: Run) -> dict[str, Any]:
+def summary_of(run: Run) -> dict[str, Any]:
     """What a run comes down to, as plain values; None for what was not recorded.
 
     Returns:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.flags import inverse, read_together
 from gradscale.gradients.master_weights import masters_of
-from gradscale.scaler.clipping import ClippingScaler
-from gradscale.undo.carry import carried
-from gradscale.undo.degrees import degrees_once
+from gradscale.scaler.current_step import CurrentStep
+from gradscale.scaler.dividing import divide, quotient_overflowed, unscale
+from gradscale.scaler.held_scale import HeldScale
+from gradscale.scaler.order import NOT_SCALED, refuse
+from gradscale.scaler.record import At, Record, steps_fused
+from gradscale.scaler.stepping import outcome_of
 from gradscale.undo.restore import Snapshot
+from gradscale.undo.undo import Undo
 
 Closure = Callable[[], Any]
 
@@ -25,8 +28,8 @@ class Abandoned(Exception):
     """Leaves an optimizer's step from within, after an evaluation that overflowed."""
 
 
-class ClosureScaler(ClippingScaler):
-    """A scaler that steps LBFGS, SAM and whatever else calls a closure.
+class ClosureStep:
+    """One step of LBFGS, SAM and whatever else calls a closure.
 
     snapshot;  optimizer.step(evaluate);  on overflow: restore, and the step counts as skipped
 
@@ -35,131 +38,123 @@ class ClosureScaler(ClippingScaler):
                  return loss
     """
 
-    def _closure_step(
+    def __init__(
         self,
+        held: HeldScale,
+        step: CurrentStep,
+        undo: Undo,
         optimizer: torch.optim.Optimizer,
-        record: dict[str, Any],
-        closure: Closure,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if "evaluating" in record:
-            raise RuntimeError(
-                "`step(optimizer, closure)` was called inside that optimizer's own closure. The "
-                "closure computes the loss and calls `scaler.scale(loss).backward()`, no more."
-            )
-        if self._scale is None:
-            self._lazy_init_scale_growth_tracker(_device_of(optimizer))
-        if not self._divide_what_is_there(optimizer, record):
-            self._settle(optimizer, record)
-            return None
+        record: Record,
+    ) -> None:
+        self._held, self._step, self._undo = held, step, undo
+        self._optimizer, self._record = optimizer, record
+
+    def take(self, closure: Closure, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Steps the optimizer, with the arguments of its `step`, the closure among them."""
+        refuse(self._record, "step a closure")
+        if self._held.tensor is None:
+            self._held.begin_on(_device_of(self._optimizer))
+        result = None
+        if self._divide_what_is_there():
+            result = self._take(closure, args, kwargs)
+        self._settle()
+        self._record.stepped()
+        return result
+
+    def _take(self, closure: Closure, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        optimizer, record = self._optimizer, self._record
         masters = masters_of(optimizer)
         if masters is not None:
             masters.take_changes()  # before the copy: weights that somebody wrote are to stay
         snapshot = Snapshot(optimizer)
-        evaluate = self._evaluation(optimizer, record, closure)
-        args, kwargs = _replaced(args, kwargs, closure, evaluate)
-        record["evaluating"] = self._in_between = True
+        args, kwargs = _replaced(args, kwargs, closure, self._evaluation(closure))
+        record.evaluating = self._step.in_between = True
         try:
-            with self._at_scale_one(optimizer):
-                result = optimizer.step(*args, **kwargs)
+            with self._at_scale_one():
+                return optimizer.step(*args, **kwargs)
         except Abandoned:
             _restore(snapshot)
-            self._settle(optimizer, record)
             return None
         except BaseException:
             _restore(snapshot)
-            record["stage"] = OptState.READY
-            record["found_inf_per_device"] = {}
+            record.move(At.SCALED, {})
             raise
         finally:
-            del record["evaluating"]
-        self._settle(optimizer, record)
-        return result
+            record.evaluating = False
 
-    def _divide_what_is_there(
-        self, optimizer: torch.optim.Optimizer, record: dict[str, Any]
-    ) -> bool:
+    def _divide_what_is_there(self) -> bool:
         """Unscales gradients from before the step, as SAM needs them; False if they overflowed."""
-        known_divided = self._pending.divided(optimizer)
-        if record["stage"] is OptState.READY and not known_divided:
-            scaled = bool(self._evidence.losses) or self._pending.knows(optimizer)
-            if scaled:
-                self._pending.bring_to(cast(Tensor, self._scale))
-                self.unscale_(optimizer)
-        elif "scaled" in record or "grad_scale" in record:
-            raise RuntimeError(
-                "`step(optimizer, closure)` after `clip_grad_norm_` or `clip_grad_value_`: they "
-                "left the gradients scaled for a step without a closure. Clip inside the closure, "
-                "after backward()."
-            )
-        return not self._overflowed(optimizer, record)
+        step, optimizer, record = self._step, self._optimizer, self._record
+        if record.untouched and not step.pending.divided(optimizer):
+            if step.evidence.losses or step.pending.knows(optimizer):
+                step.pending.bring_to(self._held.ready("step"))
+                unscale(self._held, step, optimizer, record)
+        return not self._overflowed()
 
-    def _evaluation(
-        self, optimizer: torch.optim.Optimizer, record: dict[str, Any], closure: Closure
-    ) -> Closure:
+    def _evaluation(self, closure: Closure) -> Closure:
+        step, optimizer, record = self._step, self._optimizer, self._record
+
         def evaluate() -> Any:
-            record["stage"] = OptState.READY
-            self._pending.expect_divided(optimizer)
-            self._gradients.forget_divided()
+            record.move(At.SCALED)
+            step.pending.expect_divided(optimizer)
+            step.gradients.forget_divided()
             before = _gradients_of(optimizer)
             with self._noting_outputs() as outputs:
                 loss = closure()
             if not outputs:
                 if _changed(optimizer, before):
-                    raise RuntimeError(
-                        "`step(optimizer, closure)`: the closure ran backward() on a loss that was "
-                        "not scaled. Write `scaler.scale(loss).backward()` in it, and return "
-                        "`loss`."
-                    )
+                    raise RuntimeError(NOT_SCALED)
                 return loss
-            if record["stage"] is OptState.READY:
-                self._divide(optimizer, record, inverse(cast(Tensor, self._scale)))
-            if self._overflowed(optimizer, record):
+            if record.untouched:
+                divide(self._held, step, optimizer, record, inverse(self._held.ready("step")))
+            if self._overflowed():
                 raise Abandoned
             # An optimizer that compares losses must see them as they are.
             return next((own for scaled, own in outputs if scaled is loss), loss)
 
         return evaluate
 
-    def _overflowed(self, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> bool:
-        flags = list(record["found_inf_per_device"].values())
+    def _overflowed(self) -> bool:
+        record, scale = self._record, self._held.ready("step")
+        flags = list(record.flags.values())
         if not flags:
             return False
-        found, scale = read_together(flags, cast(Tensor, self._scale))
-        record["unrepresentable"] = False
-        if not found and scale < 1:
-            found = record["unrepresentable"] = self._quotient_overflowed(optimizer, flags)
+        found, value = read_together(flags, scale)
+        record.unrepresentable = False
+        if not found and value < 1:
+            found = quotient_overflowed(self._step, self._optimizer, scale, flags)
+            record.unrepresentable = found
         return found
 
-    def _settle(self, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
+    def _settle(self) -> None:
         """Records what became of the step, with the flags of its last evaluation."""
-        scale = cast(Tensor, self._scale)
-        if not record["found_inf_per_device"]:
-            record["found_inf_per_device"] = {scale.device: torch.zeros((), device=scale.device)}
-        flags = list(record["found_inf_per_device"].values())
+        step, optimizer, record = self._step, self._optimizer, self._record
+        scale = self._held.ready("step")
+        if not record.flags:
+            record.flags = {scale.device: torch.zeros((), device=scale.device)}
+        flags = list(record.flags.values())
         skipped, value = read_together(flags, scale)
-        outcome = self._outcome(optimizer, record, flags, scale)
-        outcome.unrepresentable = record.get("unrepresentable", False)
-        outcome.settle(skipped, value, self.process_group)
-        record["divided"] = True
-        self._pending.note(optimizer)
+        outcome = outcome_of(step, optimizer, record, flags, scale)
+        outcome.unrepresentable = record.unrepresentable
+        outcome.settle(skipped, value, step.process_group)
+        record.move(At.DIVIDED)
+        step.pending.note(optimizer)
 
-    def _at_scale_one(self, optimizer: torch.optim.Optimizer) -> Any:
-        if self._undo == "gradient" or getattr(optimizer, "_step_supports_amp_scaling", False):
+    def _at_scale_one(self) -> AbstractContextManager[None]:
+        if not self._undo.absorbs or steps_fused(self._optimizer):
             return nullcontext()
-        return carried(optimizer, degrees_once(optimizer, self._undo), 1.0)
+        return self._undo.carrying(self._optimizer, 1.0)
 
     @contextmanager
     def _noting_outputs(self) -> Generator[list[tuple[Tensor, Tensor]]]:
-        outer, self._outputs = self._outputs, []
+        outer, self._step.outputs = self._step.outputs, []
         try:
-            yield self._outputs
+            yield self._step.outputs
         finally:
-            self._outputs = outer
+            self._step.outputs = outer
 
 
-def closure_in(args: Sequence[Any], kwargs: dict[str, Any]) -> Closure | None:
+def closure_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Closure | None:
     """The closure among the arguments of `step`, positional or by keyword; None without one."""
     given = kwargs.get("closure")
     if given is not None:
@@ -168,7 +163,7 @@ def closure_in(args: Sequence[Any], kwargs: dict[str, Any]) -> Closure | None:
 
 
 def _replaced(
-    args: Sequence[Any], kwargs: dict[str, Any], closure: Closure, by: Closure
+    args: Sequence[Any], kwargs: Mapping[str, Any], closure: Closure, by: Closure
 ) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of `optimizer.step`, with another closure in the place of the user's."""
     return (

@@ -8,22 +8,20 @@ gradients are divided already is looked at when the pass begins and when it has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.master_weights import trained_by
+from gradscale.scaler.current_step import CurrentStep
+from gradscale.scaler.record import At, Record
 
-MIXED = "mixed"
-"""The entry of a record whose divided gradients a backward pass has added to."""
-
-Record = dict[str, Any]
+Counts = tuple[int, int]
+"""How many losses and inputs a step had before a loss was scaled."""
 
 
-class Divided(NamedTuple):
+class Handled(NamedTuple):
     """An optimizer's gradients before a backward pass, of which it expects none any more."""
 
     key: int
@@ -42,47 +40,42 @@ class Divided(NamedTuple):
         return all(gradient is None for _, gradient, _ in self.seen)
 
 
-def divided(record: Mapping[str, Any]) -> bool:
-    """Whether a record's gradients are complete, and a backward pass must leave them alone."""
-    return record["stage"] is OptState.UNSCALED and "evaluating" not in record
-
-
-def before_backward(
-    records: Mapping[int, Record],
-    optimizer_of: Callable[[int], torch.optim.Optimizer | None],
-    after: Callable[[list[Divided]], None],
-) -> None:
-    """Called as a backward pass begins; calls `after` when it has ended.
+def look_for_new_step(step: CurrentStep, earlier: Counts, gradient: Tensor) -> None:
+    """Called as the backward pass of a loss begins; looks again when the pass has ended.
 
     Args:
-        records: of the step under way, by `id(optimizer)`.
-        optimizer_of: the optimizer of such an id.
-        after: is given those whose gradients the pass has touched, if any.
+        step: the one under way.
+        earlier: what it had before this loss was scaled.
+        gradient: of the loss.
     """
-    found: list[Divided] = []
-    for key, record in records.items():
-        optimizer = optimizer_of(key) if divided(record) else None
+    step.note_backward(gradient)
+    found: list[Handled] = []
+    for key, record in step.records.items():
+        optimizer = step.pending.optimizer(key) if record.complete else None
         if optimizer is not None:
             seen = [(p, p.grad, _version(p.grad)) for p in trained_by(optimizer)]
-            found.append(Divided(key, record, optimizer, seen))
+            found.append(Handled(key, record, optimizer, seen))
 
     def ended() -> None:
-        touched = [each for each in found if divided(each.record) and each.touched]
+        touched = [each for each in found if each.record.complete and each.touched]
         if touched:
-            after(touched)
+            _begin_anew(step, earlier, touched)
 
     if found:
         torch.autograd.Variable._execution_engine.queue_callback(ended)
 
 
-def refuse_mixed(record: Mapping[str, Any], call: str) -> None:
-    """Raises if the gradients of an optimizer are partly divided and partly not."""
-    if MIXED in record:
-        raise RuntimeError(
-            f"`{call}(optimizer)`: backward() has added to gradients that `unscale_` or clipping "
-            "had divided already, so they are at no scale. Call them after the last backward() of "
-            "a step; to give up the step that was begun, call `scaler.abandon()`."
-        )
+def _begin_anew(step: CurrentStep, earlier: Counts, touched: list[Handled]) -> None:
+    """Forgets what a step that was given up had done to these optimizers' gradients."""
+    for each in touched:
+        if not each.empty:
+            each.record.move(At.MIXED)
+            continue
+        del step.records[each.key]
+        step.gradients.forget(each.optimizer)
+    if not step.records:
+        losses, inputs = earlier
+        del step.evidence.losses[:losses], step.evidence.inputs[:inputs]
 
 
 def _version(gradient: Tensor | None) -> int:

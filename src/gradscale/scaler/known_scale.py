@@ -9,12 +9,12 @@ by how much a policy lowers it at most, and now and then a copy of it arrives by
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradscale.capturing import capturing
+from gradscale.host_copies import HostCopies
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
 from gradscale.policies.static import Static
@@ -86,7 +86,7 @@ class KnownScale:
             if self._copy.arrived:
                 self._bound = max(self._bound, self._copy.at_least)
                 self._copy = None
-        elif self._steps >= COPY_AFTER and factor and not self._captured and _on_cuda(scale):
+        elif self._steps >= COPY_AFTER and factor and not self._captured and _travels(scale):
             self._copy, self._steps = _Copy(scale), 0
 
 
@@ -94,10 +94,7 @@ class _Copy:
     """The scale of a moment ago, on its way to the host, and what has become of it since."""
 
     def __init__(self, scale: Tensor) -> None:
-        self._value = torch.empty((), dtype=scale.dtype, device="cpu", pin_memory=True)
-        self._value.copy_(scale, non_blocking=True)
-        self._event: Any = torch.cuda.Event()
-        self._event.record(torch.cuda.current_stream(scale.device))
+        self._copies = HostCopies([scale])
         self._factor, self._cap = 1.0, math.inf
 
     def moved(self, factor: float, cap: float) -> None:
@@ -105,11 +102,11 @@ class _Copy:
 
     @property
     def arrived(self) -> bool:
-        return self._event.query()
+        return self._copies.arrived
 
     @property
     def at_least(self) -> float:
-        return min(self._value.item() * self._factor, self._cap)
+        return min(self._copies.tensors[0].item() * self._factor, self._cap)
 
 
 def lowest_factor(policy: Policy, clean: bool) -> float:
@@ -124,8 +121,8 @@ def lowest_factor(policy: Policy, clean: bool) -> float:
     return 1.0 if isinstance(policy, Static) else 0.0
 
 
-def _on_cuda(scale: Tensor) -> bool:
-    return scale.is_cuda and torch.cuda.is_available()
+def _travels(scale: Tensor) -> bool:
+    return not scale.is_cpu and torch.accelerator.is_available()
 
 
 def _capturing(scale: Tensor) -> bool:

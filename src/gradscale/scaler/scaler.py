@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import OptState, _refresh_per_optimizer_state
+from torch import Tensor
 
 from gradscale.gradients.flags import inverse
-from gradscale.gradients.pending import PendingGradients
-from gradscale.outcomes.alarm import FloorAlarm
-from gradscale.outcomes.ledger import Ledger
-from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
+from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.policies.policy import Policy
-from gradscale.scaler.closures import ClosureScaler, closure_in
+from gradscale.scaler.advancing import end_step
+from gradscale.scaler.books import Books
+from gradscale.scaler.closures import ClosureStep, closure_in
+from gradscale.scaler.current_step import CurrentStep
+from gradscale.scaler.dividing import deliver, divide
 from gradscale.scaler.eager import eager
-from gradscale.scaler.given_up import refuse_mixed
-from gradscale.scaler.known_scale import KnownScale
+from gradscale.scaler.gradient_verbs import GradientVerbs
+from gradscale.scaler.held_scale import HeldScale
+from gradscale.scaler.order import refuse
+from gradscale.scaler.scaling import scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
-    check_undo,
     choose_policy,
     present_device,
 )
+from gradscale.scaler.stepping import divided_first, take_or_skip
 from gradscale.undo.degrees import Degrees, Way
+from gradscale.undo.undo import Undo
 
 
-class GradScaler(ClosureScaler):
+class GradScaler(GradientVerbs):
     """Drop-in for `torch.amp.GradScaler`: every policy, every optimizer, nothing silent.
 
         scaler.scale(loss).backward()   # gradients at S times their value
@@ -93,26 +96,42 @@ class GradScaler(ClosureScaler):
         on_skip: Callable[[OptimizerOutcome], object] | None = None,
     ) -> None:
         numbers = (init_scale, growth_factor, backoff_factor, growth_interval)
-        self.policy = choose_policy(policy, enabled, dict(zip(TORCH_NUMBERS, numbers, strict=True)))
+        chosen = choose_policy(policy, enabled, dict(zip(TORCH_NUMBERS, numbers, strict=True)))
         device = present_device(device) if enabled else device
         super().__init__(device, enabled=False)
         self._enabled = enabled
-        first = getattr(self.policy, "init_scale", None)
-        self._init_scale = float(self.policy.init().scale if first is None else first)
-        self._init_growth_tracker = 0
-        self._scale = self._growth_tracker = self._state = self._loaded = None
-        self._per_optimizer_states = defaultdict(_refresh_per_optimizer_state)
-        self.process_group = process_group
-        self.last_step = StepOutcome()
-        self._names = {}
-        self._ledger = Ledger()
+        self._undo = Undo(undo, sync_free)
+        plan = build_layerwise(layerwise, process_group) if enabled else None
+        self._held, self._step, self._books = (
+            HeldScale(chosen, plan),
+            CurrentStep(process_group),
+            Books(),
+        )
         if on_skip is not None:
             self.on_skip(on_skip)
-        self._alarm = FloorAlarm()
-        self._pending, self._known = PendingGradients(), KnownScale()
-        self._undo, self._sync_free = check_undo(undo, sync_free), sync_free
-        self._layerwise = build_layerwise(layerwise, process_group) if enabled else None
-        self._begin_step()
+        self._step.begin(chosen, plan)
+
+    @eager
+    def scale(self, outputs: Any, *, inputs: Any = None) -> Any:
+        """Multiplies a loss, or a nesting of lists and tuples of them, by the scale.
+
+        Half-precision losses are promoted to float32 first, where the product cannot overflow.
+        Gradients left over from before the last `update` are brought to the current scale.
+
+        Args:
+            outputs: tensors of any shape.
+            inputs: the batch, kept until the step ends, so that a bad one can be named
+                (`nonfinite_input`).
+
+        Returns:
+            The same nesting, scaled; `outputs` itself if scaling is disabled.
+
+        Raises:
+            ValueError: if something in `outputs` is no tensor.
+        """
+        if not self._enabled:
+            return outputs
+        return scaled(self._held, self._step, outputs, inputs)
 
     @eager
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
@@ -123,25 +142,14 @@ class GradScaler(ClosureScaler):
         """
         if not self._enabled:
             return
-        scale = self._scale
-        if scale is None:
-            scale, _ = self._check_scale_growth_tracker("unscale_")
-        record = self._per_optimizer_states[id(optimizer)]
-        if record["stage"] is OptState.UNSCALED:
-            refuse_mixed(record, "unscale_")
-            raise RuntimeError(
-                "`unscale_(optimizer)` has already been called on this optimizer since the last "
-                "update(). Call it once, after the last backward()."
-            )
-        if record["stage"] is OptState.STEPPED:
-            raise RuntimeError(
-                "`unscale_(optimizer)` is being called after step(). Call it before, or call "
-                "update() first to begin the next step."
-            )
-        if "micro_batches" in record:
-            self._deliver(optimizer, record)
+        scale = self._held.ready("unscale_")
+        record = self._step.records[id(optimizer)]
+        if not record.untouched:
+            refuse(record, "unscale_")
+        if record.sums is None:
+            divide(self._held, self._step, optimizer, record, inverse(scale))
         else:
-            self._divide(optimizer, record, inverse(scale))
+            deliver(self._held, self._step, optimizer, record)
 
     @eager
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
@@ -166,31 +174,32 @@ class GradScaler(ClosureScaler):
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
         closure = closure_in(args, kwargs) if args or kwargs else None
-        if closure is None and self._scale is None:
-            self._check_scale_growth_tracker("step")
-        if self._step_closed:
-            self.last_step, self._step_closed = StepOutcome(), False
-        record = self._per_optimizer_states[id(optimizer)]
-        if record["stage"] is OptState.STEPPED:
-            raise RuntimeError(
-                "`step(optimizer)` has already been called since the last update(). Call update() "
-                "once a step, also if an exception came between the two."
-            )
-        refuse_mixed(record, "step")
+        held, step, undo = self._held, self._step, self._undo
+        if closure is None and held.tensor is None:
+            held.ready("step")
+        step.open()
+        record = step.records[id(optimizer)]
+        if not record.untouched:
+            refuse(record, "step")
+        elif closure is None and divided_first(step, undo, optimizer, record):
+            self.unscale_(optimizer)
         if closure is not None:
-            result = self._closure_step(optimizer, record, closure, args, kwargs)
-            record["stage"] = OptState.STEPPED
-            return result
-        if record["stage"] is OptState.READY:
-            if "micro_batches" in record:
-                self._deliver(optimizer, record)
-            elif self._carries(optimizer):
-                self._leave_scaled(optimizer, record)
-            elif not (
-                getattr(optimizer, "_step_supports_amp_scaling", False)
-                and self._gradients.deferrable(optimizer)
-            ):
-                self.unscale_(optimizer)
-        result = self._take_step(optimizer, record, *args, **kwargs)
-        record["stage"] = OptState.STEPPED
-        return result
+            return ClosureStep(held, step, undo, optimizer, record).take(closure, args, kwargs)
+        return take_or_skip(held, step, undo, optimizer, record, *args, **kwargs)
+
+    @eager
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """Ends the step: the policy sees what happened and chooses the next scale.
+
+        A step lost to bad data (a non-finite loss, parameter or input) leaves the policy untouched.
+
+        Args:
+            new_scale: sets the scale instead; a finite normal number above 0, or a tensor of one
+                element, which is brought into that range if it is on an accelerator.
+
+        Raises:
+            AssertionError: if no optimizer stepped or was unscaled since the last `update`.
+            ValueError: if `new_scale` is zero, negative, subnormal, infinite or NaN.
+        """
+        if self._enabled:
+            end_step(self._held, self._step, self._books, new_scale)

@@ -15,7 +15,6 @@ from gradscale.layerwise import Layerwise
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
-from gradscale.undo.degrees import Degrees, Way, check_way
 
 TORCH_NUMBERS: dict[str, Any] = {
     "init_scale": 2.0**16,
@@ -67,22 +66,6 @@ def _refuse_no_policy(policy: Any) -> None:
     raise TypeError(f"`GradScaler(policy={policy!r})` must be a policy. {hint}")
 
 
-def check_undo(undo: Way | Degrees, sync_free: bool) -> Way | Degrees:
-    """`undo`, if it is a way to undo the scale, and `sync_free` goes with it.
-
-    Raises:
-        ValueError: if it is not, or both are asked for.
-        TypeError: if it is neither a name nor `Degrees`.
-    """
-    check_way(undo)
-    if sync_free and undo != "gradient":
-        raise ValueError(
-            f"`GradScaler(undo={undo!r}, sync_free=True)`: an optimizer's settings are numbers on "
-            "the host, which must read the scale to follow it. Leave one of the two out."
-        )
-    return undo
-
-
 def listed(
     name: str, optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]
 ) -> list[torch.optim.Optimizer]:
@@ -100,6 +83,31 @@ def listed(
                 f"`unscale_(optimizer)` and then `torch.nn.utils.{name}(parameters, …)`."
             )
     return optimizers
+
+
+def check_optimizers(call: str, optimizers: Iterable[Any]) -> None:
+    """Refuses what is no optimizer.
+
+    Raises:
+        TypeError: if one is something else.
+    """
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"`{call}({type(optimizer).__name__})` must be given optimizers, such as "
+                f"`{call}(slow_optimizer)`."
+            )
+
+
+def check_needs(call: str, needs: Iterable[str]) -> None:
+    """Refuses what nobody can measure.
+
+    Raises:
+        ValueError: if one is neither ``"amax"`` nor ``"exponents"``.
+    """
+    for need in needs:
+        if need not in ("amax", "exponents"):
+            raise ValueError(f"`{call}({need!r})` must be 'amax' or 'exponents'. Pass one of them.")
 
 
 def distinct_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
@@ -225,21 +233,6 @@ def replace_setting(policy: Policy, name: str, value: Any) -> Policy:
         return dataclasses.replace(policy, **{name: value})
     except ValueError as error:
         raise InvalidSetting(str(error)) from None
-
-
-class PolicySetting:
-    """Torch's private attribute for a hyperparameter, kept where it belongs: in the policy."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, scaler: Any, owner: type) -> Any:
-        if scaler is None:
-            return self
-        return getattr(scaler.policy, self.name, TORCH_NUMBERS[self.name])
-
-    def __set__(self, scaler: Any, value: Any) -> None:
-        scaler.policy = replace_setting(scaler.policy, self.name, value)
 
 
 def scale_to_set(new_scale: float | Tensor) -> float | Tensor:

@@ -1,223 +1,145 @@
-"""How an optimizer's gradients are divided and its step is taken or skipped."""
+"""How an optimizer's step is taken or skipped, on gradients that were divided or are kept at S."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
-from gradscale.gradients.flags import combined, inverse, read_together
-from gradscale.gradients.pending import PendingGradients
-from gradscale.gradients.step_gradients import StepGradients
-from gradscale.gradients.unscale import Flags
-from gradscale.outcomes.outcome import Evidence, OptimizerOutcome
+from gradscale.gradients.flags import combined, read_together
+from gradscale.outcomes.outcome import OptimizerOutcome
+from gradscale.scaler.current_step import CurrentStep
+from gradscale.scaler.dividing import check_fused, keep, quotient_overflowed, with_quotients
 from gradscale.scaler.fused import handed_over
-from gradscale.scaler.reporting import ReportingScaler
-from gradscale.undo.carry import carried
-from gradscale.undo.degrees import Degrees, Way, degrees_once
+from gradscale.scaler.held_scale import HeldScale
+from gradscale.scaler.record import Record, steps_fused
 from gradscale.undo.select import mark_taken, prepared, selected
-
-SQUARES_OVERFLOW = 2.0**65
-"""Times a gradient of 2^63 or more, it overflows: its square would not be finite."""
-SUMS_OVERFLOW = 2.0**24
-"""Times a gradient of 2^104 or more, it overflows: momentum would, summing millions of them."""
-LOW = 2.0**60
-"""Up to this scale gradients that reach 2^104 scaled are beyond 2^44 themselves."""
+from gradscale.undo.undo import Undo
 
 
-class SteppingScaler(ReportingScaler):
-    """A scaler that knows how unfused and fused optimizers step.
+def divided_first(
+    step: CurrentStep, undo: Undo, optimizer: torch.optim.Optimizer, record: Record
+) -> bool:
+    """Whether gradients that are as backward left them are to be divided before the step."""
+    by_itself = undo.absorbs or steps_fused(optimizer)
+    return record.sums is not None or not (by_itself and step.gradients.deferrable(optimizer))
 
-    What a step needs to know of an optimizer is in its record, beside torch's entries: `divided`
-    (its gradients are), `scaled` (they stay at S until after its step), `grad_scale` (what a fused
-    optimizer divides by) and `degrees` (how its numbers follow the scale).
-    """
 
-    _evidence: Evidence
-    _gradients: StepGradients
-    _pending: PendingGradients
-    _undo: Way | Degrees = "gradient"
-    _sync_free = False
+def take_or_skip(
+    held: HeldScale,
+    step: CurrentStep,
+    undo: Undo,
+    optimizer: torch.optim.Optimizer,
+    record: Record,
+    *args: Any,
+    **kwargs: Any,
+) -> float | None:
+    """Steps an optimizer, unless a gradient of it is not finite."""
+    if steps_fused(optimizer):
+        result = _fused_step(held, step, optimizer, record, *args, **kwargs)
+    elif undo.sync_free and prepared(optimizer):
+        result = _selected_step(held, step, optimizer, record, *args, **kwargs)
+    else:
+        if undo.absorbs and record.untouched:
+            keep(held, step, undo, optimizer, record)
+        result = host_step(held, step, undo, optimizer, record, *args, **kwargs)
+    record.stepped()
+    return result
 
-    def _unscale_grads_(
-        self,
-        optimizer: torch.optim.Optimizer,
-        inv_scale: Tensor,
-        found_inf: Tensor,
-        allow_fp16: bool,
-    ) -> Flags:
-        self._pending.note(optimizer)
-        # `torch.no_grad()`, without the five calls that it makes each step.
-        before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # pyright: ignore[reportPrivateUsage]
-        try:
-            return self._gradients.divide_(optimizer, inv_scale, found_inf)
-        finally:
-            torch._C._set_grad_enabled(before)  # pyright: ignore[reportPrivateUsage]
 
-    def _divide(
-        self, optimizer: torch.optim.Optimizer, record: dict[str, Any], factor: Tensor
-    ) -> None:
-        """Multiplies the gradients by 1/S, or by 1/S and more, and notes what they are now."""
-        found_inf = torch.zeros_like(factor)
-        record["found_inf_per_device"] = self._unscale_grads_(optimizer, factor, found_inf, True)
-        record["stage"], record["divided"] = OptState.UNSCALED, True
-        self._gradients.mark_divided(optimizer)
-        if self._layerwise is not None:
-            self._layerwise.after_unscale(optimizer)
+def outcome_of(
+    step: CurrentStep,
+    optimizer: torch.optim.Optimizer,
+    record: Record,
+    flags: list[Tensor],
+    scale: Tensor,
+) -> OptimizerOutcome:
+    """The outcome of an optimizer's step, entered where everybody looks for it."""
+    outcome = OptimizerOutcome(optimizer, flags, scale, step.evidence)
+    if record.dropped is not None:
+        outcome.dropped_micro_batches = record.dropped
+    record.outcome = outcome
+    step.outcome.add(outcome)
+    return outcome
 
-    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
-        scale, _ = self._check_scale_growth_tracker("_check_inf_per_device")
-        self._pending.note(optimizer)
-        fits = self._scale_at_least(scale) >= 1
-        with torch.no_grad():
-            flags = self._gradients.check(optimizer, scale, None if fits else inverse(scale))
-        self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = flags
-        return flags
 
-    def _scale_at_least(self, scale: Tensor) -> float:
-        """A bound from below that costs nothing: no quotient overflows from 1 on."""
-        return scale.item() if scale.is_cpu else self._known.at_least(scale)
-
-    def _carries(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the optimizer's own numbers absorb the scale."""
-        return (
-            self._undo != "gradient"
-            and not getattr(optimizer, "_step_supports_amp_scaling", False)
-            and self._gradients.deferrable(optimizer)
-        )
-
-    def _leave_scaled(self, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
-        """Checks gradients that the optimizer will take as they are."""
-        degrees = degrees_once(optimizer, self._undo)
-        scale = cast(Tensor, self._scale)
-        # On an accelerator a factor means the check that writes nothing: that is what this saves.
-        factor = None if scale.is_cpu and scale.item() >= 1 else inverse(scale)
-        least = 0.0
-        if degrees.squares:
-            least = SQUARES_OVERFLOW
-        elif degrees.state and (factor is not None or scale.item() > LOW):
-            least = SUMS_OVERFLOW
-        if least:
-            factor = torch.full_like(scale, least) if factor is None else factor.clamp(min=least)
-        self._pending.note(optimizer)
-        with torch.no_grad():
-            flags = self._gradients.check(optimizer, scale, factor)
-        record |= {"found_inf_per_device": flags, "degrees": degrees, "scaled": True}
-
-    def _outcome(
-        self,
-        optimizer: torch.optim.Optimizer,
-        record: dict[str, Any],
-        flags: list[Tensor],
-        scale: Tensor,
-    ) -> OptimizerOutcome:
-        outcome = OptimizerOutcome(optimizer, flags, scale, self._evidence)
-        if "dropped" in record:
-            outcome.dropped_micro_batches = record["dropped"]
-        record["outcome"] = outcome
-        self.last_step.add(outcome)
-        return outcome
-
-    def _take_step(
-        self, optimizer: torch.optim.Optimizer, record: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> float | None:
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
-            return self._fused_opt_step(optimizer, record, *args, **kwargs)
-        if self._undo != "gradient":
-            record.setdefault("degrees", degrees_once(optimizer, self._undo))
-        elif self._sync_free and prepared(optimizer):
-            return self._selected_opt_step(optimizer, record, *args, **kwargs)
-        return self._maybe_opt_step(optimizer, record, *args, **kwargs)
-
-    def _maybe_opt_step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        optimizer_state: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> float | None:
-        flags = list(optimizer_state["found_inf_per_device"].values())
-        scale = cast(Tensor, self._scale)
-        outcome = self._outcome(optimizer, optimizer_state, flags, scale)
-        skipped, value = read_together(flags, scale)
-        if not scale.is_cpu:
-            self._known.note(scale, value)
-        scaled = "scaled" in optimizer_state
-        if not skipped and value < 1 and not scaled:
-            skipped = outcome.unrepresentable = self._quotient_overflowed(optimizer, flags)
-        outcome.settle(skipped, value, self.process_group)
-        if skipped:
-            return None
-        degrees: Degrees | None = optimizer_state.get("degrees")
-        if degrees is None:
-            result = optimizer.step(*args, **kwargs)
-            if self._sync_free:
-                mark_taken(optimizer)
-            return result
-        with carried(optimizer, degrees, value if scaled else 1.0):
+def host_step(
+    held: HeldScale,
+    step: CurrentStep,
+    undo: Undo,
+    optimizer: torch.optim.Optimizer,
+    record: Record,
+    *args: Any,
+    **kwargs: Any,
+) -> float | None:
+    """A step that the host decides, with one read; torch's `_maybe_opt_step`."""
+    if undo.absorbs:
+        undo.accept(optimizer)  # before anything is entered
+    flags = list(record.flags.values())
+    scale = held.ready("step")
+    outcome = outcome_of(step, optimizer, record, flags, scale)
+    skipped, value = read_together(flags, scale)
+    if not scale.is_cpu:
+        held.known.note(scale, value)
+    if not skipped and value < 1 and not record.kept:
+        skipped = outcome.unrepresentable = quotient_overflowed(step, optimizer, scale, flags)
+    outcome.settle(skipped, value, step.process_group)
+    if skipped:
+        return None
+    if undo.absorbs:
+        with undo.carrying(optimizer, value if record.kept else 1.0):
             return optimizer.step(*args, **kwargs)
+    result = optimizer.step(*args, **kwargs)
+    if undo.sync_free:
+        mark_taken(optimizer)
+    return result
 
-    def _quotient_overflowed(self, optimizer: torch.optim.Optimizer, flags: list[Tensor]) -> bool:
-        with torch.no_grad():
-            found = self._gradients.check(optimizer, cast(Tensor, self._scale))
-        overflowed = any(flag.item() for flag in found.values())
-        if overflowed:
-            flags[0].fill_(1.0)
-        return overflowed
 
-    def _selected_opt_step(
-        self, optimizer: torch.optim.Optimizer, record: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> float | None:
-        """A step that the device takes or leaves: nothing is read on the host."""
-        scale = cast(Tensor, self._scale)
-        flags: Flags = record["found_inf_per_device"]
-        if self._scale_at_least(scale) < 1:
-            flags = self._with_quotients(optimizer, record)
-        found_inf = combined(list(flags.values()), scale.device)
-        self._outcome(optimizer, record, [found_inf], scale.clone())
-        with selected(optimizer, found_inf):
-            return optimizer.step(*args, **kwargs)
+def _selected_step(
+    held: HeldScale,
+    step: CurrentStep,
+    optimizer: torch.optim.Optimizer,
+    record: Record,
+    *args: Any,
+    **kwargs: Any,
+) -> float | None:
+    """A step that the device takes or leaves: nothing is read on the host."""
+    scale = held.ready("step")
+    flags = record.flags
+    if held.at_least(scale) < 1:
+        flags = with_quotients(step, optimizer, scale, record)
+    found_inf = combined(list(flags.values()), scale.device)
+    outcome_of(step, optimizer, record, [found_inf], scale.clone())
+    with selected(optimizer, found_inf):
+        return optimizer.step(*args, **kwargs)
 
-    def _with_quotients(self, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> Flags:
-        """The flags, also of divided gradients that are not finite, though they were before.
 
-        Those are no fault of the scale, so the record keeps them apart, under "beyond".
-        """
-        scale = cast(Tensor, self._scale)
-        flags: Flags = record["found_inf_per_device"]
-        with torch.no_grad():
-            again = self._gradients.check(optimizer, scale)
-        both = {d: torch.maximum(flag, again.get(d, flag)) for d, flag in flags.items()}
-        after, before = (combined(list(f.values()), scale.device) for f in (both, flags))
-        record["beyond"] = after - before
-        return both
-
-    def _fused_opt_step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        optimizer_state: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> float | None:
-        scale = cast(Tensor, self._scale)
-        on_cpu = scale.device.type == "cpu"
-        at = scale if on_cpu else scale.clone()
-        divisor: Tensor | None = optimizer_state.get("grad_scale")
-        flags: Flags = optimizer_state["found_inf_per_device"]
-        if optimizer_state["stage"] is not OptState.UNSCALED:
-            flags, divisor = self._check_inf_per_device(optimizer), at
-        elif divisor is None and self._scale_at_least(scale) < 1:
-            flags = self._with_quotients(optimizer, optimizer_state)
-        found_inf = combined(list(flags.values()), scale.device)
-        outcome = self._outcome(optimizer, optimizer_state, [found_inf], at)
-        if on_cpu:
-            outcome.unrepresentable = bool(optimizer_state.get("beyond", False))
-            outcome.settle(bool(found_inf.item()), scale.item(), self.process_group)
-        with handed_over(optimizer, divisor, found_inf):
-            result = optimizer.step(*args, **kwargs)
-        if divisor is not None:
-            self._gradients.mark_divided(optimizer, outcome)
-        return result
+def _fused_step(
+    held: HeldScale,
+    step: CurrentStep,
+    optimizer: torch.optim.Optimizer,
+    record: Record,
+    *args: Any,
+    **kwargs: Any,
+) -> float | None:
+    """A step that the optimizer's own kernel takes or leaves, dividing on the way."""
+    scale = held.ready("step")
+    on_cpu = scale.is_cpu
+    # On an accelerator `update` changes the scale before anybody reads this one.
+    at = scale if on_cpu else scale.clone()
+    divisor, flags = record.divisor, record.flags
+    if record.untouched:
+        flags, divisor = check_fused(held, step, optimizer, record), at
+    elif divisor is None and held.at_least(scale) < 1:
+        flags = with_quotients(step, optimizer, scale, record)
+    found_inf = combined(list(flags.values()), scale.device)
+    outcome = outcome_of(step, optimizer, record, [found_inf], at)
+    if on_cpu:
+        outcome.unrepresentable = record.beyond is not None and bool(record.beyond)
+        outcome.settle(bool(found_inf.item()), scale.item(), step.process_group)
+    with handed_over(optimizer, divisor, found_inf):
+        result = optimizer.step(*args, **kwargs)
+    if divisor is not None:
+        step.gradients.mark_divided(optimizer, outcome)
+    return result

@@ -1,9 +1,9 @@
 """One training run, a comparison of runs, and the folder they are kept in."""
 
+from gradscale.training.comparison import Candidate as Candidate
 from gradscale.training.comparison import Comparison as Comparison
 from gradscale.training.comparison import Planned as Planned
 from gradscale.training.comparison import Spread as Spread
-from gradscale.training.comparison import Strategy as Strategy
 from gradscale.training.comparison import Summary as Summary
 from gradscale.training.comparison import summaries_of as summaries_of
 from gradscale.training.damage import DamagedRun as DamagedRun

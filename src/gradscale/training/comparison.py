@@ -10,28 +10,28 @@ from typing import Any, NamedTuple
 
 from gradscale.training.settings import Settings, settings_for
 
-_LISTS = ("scalings", "loss_divisors")
+_LISTS = ("policies", "loss_divisors")
 
 
-class Strategy(NamedTuple):
-    """One line of the table: a precision, and who chooses the scale."""
+class Candidate(NamedTuple):
+    """One line of the table: a format, and who chooses the scale."""
 
-    precision: str
-    scaling: str
+    format: str
+    policy: str
 
     @property
     def label(self) -> str:
         """As the table shows it."""
-        if self.precision == "fp32":
+        if self.format == "fp32":
             return "float32"
         names = {"none": "no scaling", "torch": "torch.amp"}
-        return f"{self.precision}, {names.get(self.scaling, self.scaling)}"
+        return f"{self.format}, {names.get(self.policy, self.policy)}"
 
 
 class Planned(NamedTuple):
     """One run of a comparison, and where it is kept, relative to the comparison's folder."""
 
-    row: Strategy
+    row: Candidate
     settings: Settings
     folder: Path
 
@@ -42,8 +42,8 @@ class Comparison:
 
     Attributes:
         recipe: the task.
-        precision: of every row but the first, which is float32.
-        scalings: one row each.
+        format: of every row but the first, which is float32.
+        policies: one row each.
         loss_divisors: one group of rows each.
         seeds: runs a row, with seeds 0, 1, …
         options: further fields of `Settings`; None means the recipe's default.
@@ -55,8 +55,8 @@ class Comparison:
     """
 
     recipe: str
-    precision: str
-    scalings: tuple[str, ...]
+    format: str
+    policies: tuple[str, ...]
     loss_divisors: tuple[float, ...]
     seeds: int
     options: dict[str, Any]
@@ -64,16 +64,16 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"`--seeds {self.seeds}` must be at least 1.")
-        if self.precision == "fp32":
-            raise ValueError("`--precision fp32` is every comparison's first row already.")
+        if self.format == "fp32":
+            raise ValueError("`--format fp32` is every comparison's first row already.")
         for _ in self.runs():
             pass
 
     @property
-    def rows(self) -> list[Strategy]:
-        """Float32 first, then one row a scaling."""
-        halves = [Strategy(self.precision, scaling) for scaling in self.scalings]
-        return [Strategy("fp32", "none"), *halves]
+    def rows(self) -> list[Candidate]:
+        """Float32 first, then one row a policy."""
+        halves = [Candidate(self.format, policy) for policy in self.policies]
+        return [Candidate("fp32", "none"), *halves]
 
     def runs(self) -> Iterator[Planned]:
         """All runs, in the order in which they are trained.
@@ -86,16 +86,16 @@ class Comparison:
                 for seed in range(self.seeds):
                     yield self._planned(divisor, row, seed)
 
-    def _planned(self, divisor: float, row: Strategy, seed: int) -> Planned:
+    def _planned(self, divisor: float, row: Candidate, seed: int) -> Planned:
         settings = settings_for(
             self.recipe,
-            precision=row.precision,
-            scaling=row.scaling,
+            format=row.format,
+            policy=row.policy,
             seed=seed,
             loss_divisor=divisor,
             **self.options,
         )
-        name = f"{row.precision}-{row.scaling}"
+        name = f"{row.format}-{row.policy}"
         return Planned(row, settings, Path(f"divisor-{divisor:g}") / name / f"seed-{seed}")
 
     def to_json(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Summary:
     """
 
     loss_divisor: float
-    row: Strategy
+    row: Candidate
     loss: Spread
     versus: Spread
     metric: Spread
@@ -184,18 +184,21 @@ def summaries_of(comparison: Comparison, results: dict[Path, dict[str, Any]]) ->
         comparison: what was run.
         results: every run's result, by its folder.
     """
-    groups: dict[tuple[float, Strategy], list[dict[str, Any]]] = {}
-    steps: dict[tuple[float, Strategy], int] = {}
+    groups: dict[tuple[float, Candidate], list[dict[str, Any]]] = {}
+    steps: dict[tuple[float, Candidate], int] = {}
     for planned in comparison.runs():
         key = planned.settings.loss_divisor, planned.row
         groups.setdefault(key, []).append(results[planned.folder])
         steps[key] = steps.get(key, 0) + planned.settings.steps
-    truth = Strategy("fp32", "none")
+    truth = Candidate("fp32", "none")
     return [_summary(key, runs, groups[key[0], truth], steps[key]) for key, runs in groups.items()]
 
 
 def _summary(
-    key: tuple[float, Strategy], runs: list[dict[str, Any]], truth: list[dict[str, Any]], steps: int
+    key: tuple[float, Candidate],
+    runs: list[dict[str, Any]],
+    truth: list[dict[str, Any]],
+    steps: int,
 ) -> Summary:
     losses = [float(run["loss"]) for run in runs]
     true = [float(run["loss"]) for run in truth]

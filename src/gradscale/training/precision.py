@@ -23,6 +23,6 @@ def check_precision(precision: str, choice: str) -> None:
     """
     if precision in EIGHT_BIT and choice == "off":
         raise ValueError(
-            f"`--precision {precision} --emulate off` cannot be computed: torch has no 8-bit "
+            f"`--format {precision} --emulate off` cannot be computed: torch has no 8-bit "
             "autocast. Leave `--emulate auto`."
         )

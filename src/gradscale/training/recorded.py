@@ -40,7 +40,7 @@ def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
             watching,
             amax=ours,
             exponents=ours,
-            format=settings.precision,
+            format=settings.format,
             step=trial.step,
             note=settings.to_json(),
         ) as recorder,

@@ -133,5 +133,5 @@ def _result(trial: Trial) -> dict[str, Any]:
         "reasons": dict(sorted(trial.skips.items())),
         "final_scale": 1.0 if trial.scaler is None else trial.scaler.get_scale(),
         "ms_per_step": 1000 * statistics.median(trial.seconds) if trial.seconds else None,
-        "emulated": is_emulated(settings.precision, settings.device, settings.emulate),
+        "emulated": is_emulated(settings.format, settings.device, settings.emulate),
     }

@@ -22,8 +22,8 @@ class Settings:
 
     Attributes:
         recipe: the task.
-        precision: what the network computes in: a name of `PRECISIONS`.
-        scaling: who chooses the loss scale: a name of `SCALINGS`.
+        format: what the network computes in: a name of `PRECISIONS`.
+        policy: who chooses the loss scale: a name of `SCALINGS`.
         seed: of the initial weights, the order of the data and every random number after.
         steps: how many.
         batch_size: items a step.
@@ -31,7 +31,7 @@ class Settings:
         loss_divisor: the loss is divided by it before the backward pass, as gradient accumulation,
             a mean over more items or a small loss weight do; the unscaled gradients are multiplied
             by it again, so that in exact arithmetic it changes nothing.
-        init_scale: where the scale starts; None leaves it to `scaling`.
+        init_scale: where the scale starts; None leaves it to `policy`.
         device: where the network lives.
         emulate: ``auto``, ``on`` or ``off``: whether half precision is emulated in float32.
         threads: CPU threads; the order of summation, and so the last bit, depends on it.
@@ -39,8 +39,8 @@ class Settings:
     """
 
     recipe: str
-    precision: str
-    scaling: str
+    format: str
+    policy: str
     seed: int
     steps: int
     batch_size: int
@@ -58,8 +58,8 @@ class Settings:
             if value is not None and not holds(value):
                 option = name.replace("_", "-")
                 raise ValueError(f"`--{option} {value}` {rule}.")
-        check_precision(self.precision, self.emulate)
-        make_scaler(self.scaling, self.device, self.init_scale, self.precision)
+        check_precision(self.format, self.emulate)
+        make_scaler(self.policy, self.device, self.init_scale, self.format)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -92,15 +92,15 @@ def settings_for(recipe: str, **given: Any) -> Settings:
         ValueError: if a value is out of range; the message quotes the option and the rule.
 
     Example:
-        >>> settings_for("digits", steps=10).scaling
+        >>> settings_for("digits", steps=10).policy
         'dynamic'
     """
     defaults = find(recipe).defaults
     chosen = {name: value for name, value in given.items() if value is not None}
-    precision = chosen.setdefault("precision", "fp16")
+    precision = chosen.setdefault("format", "fp16")
     wide = precision in ("fp32", "bf16")
     fields: dict[str, Any] = {
-        "scaling": "none" if wide else "dynamic",
+        "policy": "none" if wide else "dynamic",
         "seed": 0,
         "steps": defaults.steps,
         "batch_size": defaults.batch_size,
@@ -129,8 +129,8 @@ def _can_train(name: str) -> bool:
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "precision": (PRECISIONS.__contains__, f"must be one of {', '.join(PRECISIONS)}"),
-    "scaling": (SCALINGS.__contains__, f"must be one of {', '.join(SCALINGS)}"),
+    "format": (PRECISIONS.__contains__, f"must be one of {', '.join(PRECISIONS)}"),
+    "policy": (SCALINGS.__contains__, f"must be one of {', '.join(SCALINGS)}"),
     "steps": (_positive, "must be at least 1"),
     "batch_size": (_positive, "must be at least 1"),
     "seed": (lambda value: 0 <= value < 2**31, "must lie in [0, 2^31)"),

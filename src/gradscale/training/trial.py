@@ -62,7 +62,7 @@ class Trial:
             self._groups(), lr=settings.lr, eps=self.recipe.defaults.eps, foreach=True
         )
         self.scaler = make_scaler(
-            settings.scaling, settings.device, settings.init_scale, settings.precision
+            settings.policy, settings.device, settings.init_scale, settings.format
         )
         self.step = 0
         self.samples = 0
@@ -118,7 +118,7 @@ class Trial:
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
 
     def _sample_is_due(self) -> bool:
-        if self.settings.precision == "fp32":
+        if self.settings.format == "fp32":
             return False
         steps = self.settings.steps
         due = sum(
@@ -138,7 +138,7 @@ class Trial:
         settings = self.settings
         with ExitStack() as stack:
             stored = stack.enter_context(capture_gradients(self.model)) if sampling else None
-            with computing_in(settings.precision, settings.device, settings.emulate):
+            with computing_in(settings.format, settings.device, settings.emulate):
                 loss = self._loss(self.model, batch)
                 divided = loss / settings.loss_divisor
                 scaled = divided if self.scaler is None else self.scaler.scale(divided)
@@ -173,7 +173,7 @@ class Trial:
             )
 
     def _count(self, true: Gradients, stored: Gradients) -> None:
-        precision = self.settings.precision
+        precision = self.settings.format
         format = FloatFormat.of(precision if precision in EIGHT_BIT else "fp16")
         lost = compared(true, stored, format)
         for name, kind in (("activations", "module"), ("parameters", "parameter")):

@@ -7,7 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gradscale.backward.measurements import Counts, ceil_log2
+from gradscale.backward.measurements import Counts
+from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import flushed_share, with_flushed
 from gradscale.truth.gradients import Gradients
@@ -65,7 +66,7 @@ def by_probe(higher_scale: float) -> Judge:
 
 def by_octaves(stored: Gradients, format: FloatFormat) -> Judge:
     """What must have lain below the octaves that are left: an estimate."""
-    exponent = ceil_log2(stored.scale)
+    exponent = ceil_exponent(stored.scale)
     gone = vanished_gradients(stored, format)
 
     def judge(pair: Pair, format: FloatFormat, counts: Counts) -> Found:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gradscale.backward.cancellation import mostly
 from gradscale.backward.measure_counts import count_into, empty_counts
-from gradscale.backward.measurements import Counts, ceil_log2, unscaled_counts
+from gradscale.backward.measurements import Counts, unscaled_counts
+from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import window_of
 from gradscale.truth.gradients import Gradients, Output
@@ -127,7 +128,7 @@ def _row(place: RowTensors, format: FloatFormat, scale: float, method: Method, j
         seen, true, flushed = seen + counts, true + found.counts, flushed + found.flushed
     zeros = [pair.zeros for pair in place.pairs if pair.zeros is not None]
     negligible = bool(zeros) and all(bool(mostly(each)) for each in zeros)
-    exponent, window = ceil_log2(scale), window_of(true, shown)
+    exponent, window = ceil_exponent(scale), window_of(true, shown)
     return Row(
         place.name, place.kind, shown.name, seen, exponent, flushed, method, window, negligible
     )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.backward.measure_counts import count_into, empty_counts
-from gradscale.backward.measure_places import format_of
+from gradscale.backward.measure_places import format_name
 from gradscale.backward.measurements import unscaled_counts
 from gradscale.backward.names import WRAPPERS
-from gradscale.backward.one_pass import current_pass
+from gradscale.backward.running_pass import current_pass
 from gradscale.backward.structure import REENTRANT
 from gradscale.host_copies import HostCopies
 from gradscale.nested_tensors import tensors_in
@@ -95,7 +95,7 @@ class Taken:
         last, self._last = self._last, (weakref.ref(tensor), tensor._version)
         if last is not None and last[0]() is tensor and last[1] == tensor._version:
             return
-        key = name, format_of(tensor.dtype)
+        key = name, format_name(tensor.dtype)
         with torch.no_grad():
             if key not in self._rows:
                 self._rows[key] = empty_counts(1, tensor.device)[0]

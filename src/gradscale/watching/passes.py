@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gradscale.backward.one_pass import current_pass
+from gradscale.backward.running_pass import current_pass
 
 Around = Callable[[Any], AbstractContextManager[object]]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure_places import Place, format_of, is_reduced, multiplies
+from gradscale.backward.measure_places import CountedPlace, format_name, is_reduced, multiplies
 from gradscale.backward.names import ParameterName, module_places
 from gradscale.backward.structure import CAST
 from gradscale.emulation.direction_formats import DirectionFormats
@@ -42,7 +42,7 @@ class RowSpot(NamedTuple):
 
     name: str
     kind: RowKind
-    place: Place
+    place: CountedPlace
     rounded: str | None = None
     sources: tuple[int, ...] = ()
     leaf: int = -1
@@ -169,7 +169,7 @@ class _Finder:
         leaf: int = -1,
     ) -> RowSpot:
         sources = {self.graph.edges[number].source for number in self.graph.edges_into(node)}
-        place = Place(node, "arrived", -1, -1, stored, self._device(node))
+        place = CountedPlace(node, "arrived", -1, -1, stored, self._device(node))
         return RowSpot(name, kind, place, rounded, tuple(sorted(sources)), leaf)
 
     def _multiplies(self, node: int) -> bool:
@@ -204,14 +204,14 @@ class _Finder:
             edge = self.graph.edges[number]
             dtype = self.graph.arrives[edge.target][edge.input].dtype
             if dtype is not None and is_reduced(dtype):
-                return format_of(dtype)
+                return format_name(dtype)
         return None
 
     def _format(self, node: int) -> str:
         dtypes = [a.dtype for a in self.graph.arrives[node] if a.dtype is not None]
         floats = [d for d in dtypes if d.is_floating_point or d.is_complex]
         narrow = [dtype for dtype in floats if is_reduced(dtype)]
-        return format_of(narrow[0]) if narrow else _WIDE
+        return format_name(narrow[0]) if narrow else _WIDE
 
     def _device(self, node: int) -> torch.device:
         devices = [a.device for a in self.graph.arrives[node] if a.device is not None]

@@ -8,7 +8,7 @@ from typing import final
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_float
+from gradscale.entries import Entries, shown
 
 _ENTRY = re.compile(r"loss_scaler\d+")
 
@@ -23,25 +23,25 @@ class Apex(Layout):
         """True for `apex.amp.state_dict()`."""
         return any(_ENTRY.fullmatch(str(key)) for key in state)
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of `apex.amp.state_dict()`, which must hold one loss.
 
         `amp.initialize` has no way to change the factor 2 nor the window of 2000: both are known.
         """
-        entries = [key for key in state if _ENTRY.fullmatch(str(key))]
-        if len(entries) != 1:
+        losses = [key for key in state.held if _ENTRY.fullmatch(str(key))]
+        if len(losses) != 1:
             raise ValueError(
-                f"`read_state(state)` found {len(entries)} apex loss scalers, {entries}; it takes "
-                "one. Pass them one by one, as in "
+                f"`read_state(state)` found {len(losses)} apex loss scalers, {shown(losses)}; it "
+                "takes one. Pass them one by one, as in "
                 '`read_state({"loss_scaler0": state["loss_scaler0"]})`.'
             )
-        entry = state[entries[0]]
+        entry = state.entries(losses[0])
         settings = ScalerSettings(
             growth_factor=2.0, backoff_factor=0.5, growth_interval=2000, hysteresis=1
         )
         return ScalerState(
-            read_float(entry, "loss_scale"),
-            good_steps=read_count(entry, "unskipped"),
+            entry.number("loss_scale"),
+            good_steps=entry.count("unskipped"),
             hysteresis_left=1,
             settings=settings,
         )

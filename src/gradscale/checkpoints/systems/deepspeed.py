@@ -6,8 +6,8 @@ from typing import Any, final
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
-from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_flag, read_float
+from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE, ScalerSettings, ScalerState
+from gradscale.entries import Entries
 
 
 @final
@@ -20,28 +20,28 @@ class DeepSpeedScaler(Layout):
         """True for `vars(loss_scaler)` of a ZeRO checkpoint."""
         return has(state, "cur_scale") and not has(state, "dynamic_loss_scale")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of DeepSpeed's `DynamicLossScaler`, or of its static `LossScaler`.
 
         It grows on a finite step when ``cur_iter - last_overflow_iter`` divides by the window.
         """
-        scale = read_float(state, "cur_scale")
-        if not has(state, "scale_window"):
+        scale = state.number("cur_scale")
+        if not state.has("scale_window"):
             return ScalerState(scale, settings=ScalerSettings(dynamic=False))
-        interval = read_count(state, "scale_window")
+        interval = state.count("scale_window", least=1)
         settings = ScalerSettings(
             dynamic=True,
-            growth_factor=read_float(state, "scale_factor"),
-            backoff_factor=1 / read_float(state, "scale_factor"),
+            growth_factor=state.number("scale_factor", MIN_SCALE, MAX_SCALE),
+            backoff_factor=1 / state.number("scale_factor", MIN_SCALE, MAX_SCALE),
             growth_interval=interval,
-            hysteresis=read_count(state, "delayed_shift"),
-            hysteresis_refill="clean" if read_flag(state, "consecutive_hysteresis") else "growth",
-            min_scale=read_float(state, "min_scale"),
+            hysteresis=state.count("delayed_shift"),
+            hysteresis_refill="clean" if state.flag("consecutive_hysteresis") else "growth",
+            min_scale=state.number("min_scale"),
         )
         return ScalerState(
             scale,
             good_steps=(_since_overflow(state) - 1) % interval,
-            hysteresis_left=read_count(state, "cur_hysteresis"),
+            hysteresis_left=state.count("cur_hysteresis"),
             settings=settings,
         )
 
@@ -76,21 +76,21 @@ class DeepSpeedFused(Layout):
         """True for the state of DeepSpeed's `FP16_Optimizer`, fused or not."""
         return has(state, "cur_scale", "dynamic_loss_scale", "cur_iter")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of DeepSpeed's `FP16_Optimizer`, whose growth comes late by a step.
 
         After an overflow it waits for the window and one finite step more, then for the window. The
         count says when growth is due, except right after an overflow, where it is one step early.
         """
-        scale = read_float(state, "cur_scale")
-        if not read_flag(state, "dynamic_loss_scale"):
+        scale = state.number("cur_scale")
+        if not state.flag("dynamic_loss_scale"):
             return ScalerState(scale, settings=ScalerSettings(dynamic=False))
-        interval = read_count(state, "scale_window")
+        interval = state.count("scale_window", least=1)
         stable = _since_overflow(state) - 1
         settings = ScalerSettings(
             dynamic=True,
-            growth_factor=read_float(state, "scale_factor"),
-            backoff_factor=1 / read_float(state, "scale_factor"),
+            growth_factor=state.number("scale_factor", MIN_SCALE, MAX_SCALE),
+            backoff_factor=1 / state.number("scale_factor", MIN_SCALE, MAX_SCALE),
             growth_interval=interval,
             hysteresis=1,
         )
@@ -127,5 +127,5 @@ def _common(draft: Draft) -> dict[str, Any]:
     }
 
 
-def _since_overflow(state: Saved) -> int:
-    return read_count(state, "cur_iter") - read_count(state, "last_overflow_iter")
+def _since_overflow(state: Entries) -> int:
+    return state.count("cur_iter") - state.count("last_overflow_iter", least=-1)

@@ -7,7 +7,7 @@ from typing import final
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_float
+from gradscale.entries import Entries
 
 
 @final
@@ -20,10 +20,10 @@ class Fairseq(Layout):
         """True for the state of fairseq's `FP16Optimizer`."""
         return has(state, "loss_scale") and not has(state, "unskipped")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The scale in the state of fairseq's `FP16Optimizer`; it saves no counter."""
         settings = ScalerSettings(dynamic=True, growth_factor=2.0, backoff_factor=0.5)
-        return ScalerState(read_float(state, "loss_scale"), settings=settings)
+        return ScalerState(state.number("loss_scale"), settings=settings)
 
     def write(self, state: ScalerState) -> Exported:
         """The entry that fairseq's `FP16Optimizer` looks for beside the optimizer's own."""

@@ -7,7 +7,7 @@ from typing import final
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import MIN_SCALE, ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_float
+from gradscale.entries import Entries
 
 
 @final
@@ -20,7 +20,7 @@ class Flax(Layout):
         """True for `to_state_dict(dynamic_scale)` of flax, and for `dataclasses.asdict` of it."""
         return has(state, "fin_steps", "scale")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of flax' `DynamicScale`, with its settings where they were saved too.
 
         flax grows the scale on the finite step *after* ``growth_interval`` of them; torch would
@@ -29,15 +29,15 @@ class Flax(Layout):
         interval = "growth_interval"
         settings = ScalerSettings(
             dynamic=True,
-            growth_factor=_optional(state, "growth_factor"),
-            backoff_factor=_optional(state, "backoff_factor"),
-            growth_interval=read_count(state, interval) + 1 if interval in state else None,
+            growth_factor=state.optional(state.number, "growth_factor"),
+            backoff_factor=state.optional(state.number, "backoff_factor"),
+            growth_interval=state.count(interval) + 1 if state.has(interval) else None,
             hysteresis=1,
-            min_scale=_optional(state, "minimum_scale"),
+            min_scale=state.optional(state.number, "minimum_scale"),
         )
         return ScalerState(
-            read_float(state, "scale"),
-            good_steps=read_count(state, "fin_steps"),
+            state.number("scale"),
+            good_steps=state.count("fin_steps"),
             hysteresis_left=1,
             settings=settings,
         )
@@ -48,7 +48,3 @@ class Flax(Layout):
         draft.fixed(dynamic=True, min_scale=MIN_SCALE)
         saved = {"fin_steps": draft.take("good_steps", 0), "scale": draft.take("scale", 2.0**16)}
         return draft.finish(saved)
-
-
-def _optional(state: Saved, key: str) -> float | None:
-    return None if state.get(key) is None else read_float(state, key)

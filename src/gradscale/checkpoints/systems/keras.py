@@ -7,7 +7,7 @@ from typing import final
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_float
+from gradscale.entries import Entries
 
 _STORE = {"step_counter": "2", "dynamic_scale": "3"}
 """Where `Optimizer.save_own_variables` puts them: after its own iteration and learning rate."""
@@ -27,25 +27,25 @@ class Keras(Layout):
         """True for ``{v.path: v.numpy() for v in optimizer.variables}``."""
         return has(_by_name(state), "step_counter", "dynamic_scale")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of `LossScaleOptimizer`, by name or as `save_own_variables` numbers it.
 
         ``dynamic_growth_steps`` belongs to `get_config()`; it is read where `state` has it too.
         """
-        named = _by_name(state)
-        numbered = not has(named, "dynamic_scale") and has(state, *_STORE.values())
+        named = Entries(_by_name(state.held))
+        numbered = not named.has("dynamic_scale") and all(map(named.has, _STORE.values()))
         keys = _STORE if numbered else {name: name for name in _STORE}
         interval = "dynamic_growth_steps"
         settings = ScalerSettings(
             dynamic=True,
             growth_factor=2.0,
             backoff_factor=0.5,
-            growth_interval=read_count(named, interval) if interval in named else None,
+            growth_interval=named.count(interval) if named.has(interval) else None,
             hysteresis=1,
         )
         return ScalerState(
-            read_float(named, keys["dynamic_scale"]),
-            good_steps=read_count(named, keys["step_counter"]),
+            named.number(keys["dynamic_scale"]),
+            good_steps=named.count(keys["step_counter"]),
             hysteresis_left=1,
             settings=settings,
         )

@@ -9,7 +9,7 @@ import torch
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_float
+from gradscale.entries import MOST, Entries
 
 
 @final
@@ -22,15 +22,15 @@ class Megatron(Layout):
         """True for `DynamicGradScaler.state_dict()`."""
         return has(state, "scale", "growth_tracker", "hysteresis_tracker")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of Megatron's `DynamicGradScaler.state_dict()`.
 
         Its hysteresis tracker may fall below zero, where every overflow backs off: that is 1 left.
         """
         return ScalerState(
-            read_float(state, "scale"),
-            good_steps=read_count(state, "growth_tracker"),
-            hysteresis_left=max(1, read_count(state, "hysteresis_tracker")),
+            state.number("scale"),
+            good_steps=state.count("growth_tracker"),
+            hysteresis_left=max(1, state.count("hysteresis_tracker", least=-MOST)),
             settings=ScalerSettings(dynamic=True, hysteresis_refill="growth"),
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, final
+from collections.abc import Iterator
+from typing import Any, cast, final
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
-from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_float
+from gradscale.checkpoints.state import REFILLS, Refill, ScalerSettings, ScalerState
+from gradscale.entries import MOST, Entries, shown
 
 _SHARED = ("scale", "growth_tracker", "hysteresis_tracker")
 _TORCH = ("growth_factor", "backoff_factor", "growth_interval")
@@ -31,23 +31,23 @@ class Own(Layout):
         """True for `gradscale.GradScaler.state_dict()`."""
         return has(state, "gradscale", "scale")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of `gradscale.GradScaler.state_dict()`.
 
         Only `Dynamic` has counterparts elsewhere; what other policies keep is listed as unread.
         """
-        own: Mapping[str, Any] = state.get("gradscale", {})
-        policy, fields = own.get("policy", {"name": "Dynamic"}), own.get("state", {})
-        config: Saved = policy.get("config", {})
-        known = {name: config.get(name, state.get(name)) for name in _SETTINGS}
-        if not own:
-            known["hysteresis"] = 1
-        left = read_count(fields, "hysteresis_tracker") if "hysteresis_tracker" in fields else 1
+        own = state.within("gradscale")
+        policy, fields = own.within("policy"), own.within("state")
+        if not own.held:
+            settings = _settings(Entries({**state.held, "hysteresis": 1}))
+        else:
+            settings = _settings(Entries({**state.held, **policy.within("config").held}))
+        left = fields.optional(lambda key: fields.count(key, least=-MOST), "hysteresis_tracker")
         return ScalerState(
-            read_float(state, "scale"),
-            good_steps=read_count(state, "_growth_tracker"),
-            hysteresis_left=max(1, left),
-            settings=ScalerSettings(True, **known),
+            state.number("scale"),
+            good_steps=state.count("_growth_tracker"),
+            hysteresis_left=1 if left is None else max(1, left),
+            settings=settings,
             unread=tuple(_unread(own, policy, fields)),
         )
 
@@ -76,11 +76,26 @@ class Own(Layout):
         return draft.finish({**saved, "gradscale": own})
 
 
-def _unread(own: Saved, policy: Saved, fields: Saved) -> Iterator[str]:
-    dynamic = policy.get("name") == "Dynamic"
-    if not dynamic:
-        yield f"policy {policy.get('name')}"
-    config: Saved = policy.get("config", {})
-    if not dynamic or config.get("tolerance") or config.get("window_follows_scale"):
-        yield from (f"state.{name}" for name in fields if name not in _SHARED)
-    yield from (name for name in ("counters", "layerwise") if own.get(name))
+def _settings(held: Entries) -> ScalerSettings:
+    number, count = held.number, held.count
+    refill = held.choice("hysteresis_refill", REFILLS) if held.has("hysteresis_refill") else None
+    return ScalerSettings(
+        dynamic=True,
+        growth_factor=held.optional(number, "growth_factor"),
+        backoff_factor=held.optional(number, "backoff_factor"),
+        growth_interval=held.optional(count, "growth_interval"),
+        hysteresis=held.optional(count, "hysteresis"),
+        hysteresis_refill=cast("Refill | None", refill),
+        min_scale=held.optional(number, "min_scale"),
+        max_scale=held.optional(number, "max_scale"),
+    )
+
+
+def _unread(own: Entries, policy: Entries, fields: Entries) -> Iterator[str]:
+    name = policy.held.get("name", "Dynamic")
+    if name != "Dynamic":
+        yield f"policy {shown(name)}" if not isinstance(name, str) else f"policy {name:.60}"
+    config = policy.within("config").held
+    if name != "Dynamic" or config.get("tolerance") or config.get("window_follows_scale"):
+        yield from (f"state.{field:.60}" for field in fields.held if field not in _SHARED)
+    yield from (name for name in ("counters", "layerwise") if own.held.get(name))

@@ -7,7 +7,7 @@ from typing import final
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_flag, read_float
+from gradscale.entries import Entries
 
 
 @final
@@ -20,25 +20,25 @@ class Paddle(Layout):
         """True for `paddle.amp.GradScaler.state_dict()`."""
         return has(state, "scale", "incr_ratio", "incr_count", "decr_count")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of `paddle.amp.GradScaler.state_dict()`.
 
         Paddle counts overflows in a row upwards from 0 and backs off when the count reaches
         ``decr_every_n_nan_or_inf``; what is left is the difference.
         """
-        hysteresis = read_count(state, "decr_every_n_nan_or_inf")
+        hysteresis = state.count("decr_every_n_nan_or_inf")
         settings = ScalerSettings(
-            dynamic=read_flag(state, "use_dynamic_loss_scaling"),
-            growth_factor=read_float(state, "incr_ratio"),
-            backoff_factor=read_float(state, "decr_ratio"),
-            growth_interval=read_count(state, "incr_every_n_steps"),
+            dynamic=state.flag("use_dynamic_loss_scaling"),
+            growth_factor=state.number("incr_ratio"),
+            backoff_factor=state.number("decr_ratio"),
+            growth_interval=state.count("incr_every_n_steps"),
             hysteresis=hysteresis,
             hysteresis_refill="clean_or_backoff",
         )
         return ScalerState(
-            read_float(state, "scale"),
-            good_steps=read_count(state, "incr_count"),
-            hysteresis_left=hysteresis - read_count(state, "decr_count"),
+            state.number("scale"),
+            good_steps=state.count("incr_count"),
+            hysteresis_left=hysteresis - state.count("decr_count"),
             settings=settings,
         )
 

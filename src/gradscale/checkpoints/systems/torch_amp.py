@@ -7,7 +7,7 @@ from typing import final
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
-from gradscale.checkpoints.values import read_count, read_float
+from gradscale.entries import Entries
 
 KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 
@@ -22,17 +22,17 @@ class TorchAmp(Layout):
         """True for the five keys of `torch.amp.GradScaler.state_dict()`."""
         return has(state, *KEYS) and not has(state, "gradscale")
 
-    def read(self, state: Saved) -> ScalerState:
+    def read(self, state: Entries) -> ScalerState:
         """The state of `torch.amp.GradScaler.state_dict()`."""
         settings = ScalerSettings(
-            growth_factor=read_float(state, "growth_factor"),
-            backoff_factor=read_float(state, "backoff_factor"),
-            growth_interval=read_count(state, "growth_interval"),
+            growth_factor=state.number("growth_factor"),
+            backoff_factor=state.number("backoff_factor"),
+            growth_interval=state.count("growth_interval"),
             hysteresis=1,
         )
         return ScalerState(
-            read_float(state, "scale"),
-            good_steps=read_count(state, "_growth_tracker"),
+            state.number("scale"),
+            good_steps=state.count("_growth_tracker"),
             hysteresis_left=1,
             settings=settings,
         )

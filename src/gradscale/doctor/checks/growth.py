@@ -58,7 +58,7 @@ def _as_if_never(patient: Patient) -> tuple[bool, str]:
         return False, ""
     first = patient.settings.get("init_scale") or defaults_of(patient.system).get("init_scale")
     growths = steps // interval
-    if not first or growths > 200 or good != steps % interval:
+    if not isinstance(first, int | float) or growths > 200 or good != steps % interval:
         return False, ""
     why = f"After {counted(steps, 'step')} it is where {counted(growths, 'growth')} and no "
     why += f"overflow lead from {scale_words(float(first))}"

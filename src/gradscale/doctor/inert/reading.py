@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gradscale.doctor.inert.tree import rebuild
-from gradscale.regular_file import open_regular
+from gradscale.files.regular import open_regular
 
 MEGABYTES = 384
 """Of memory, beside four times what the file takes on the disk."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradscale.percent import percent
 from gradscale.report.counting import fate
 from gradscale.report.figures.style import (
     KEPT,
@@ -14,7 +15,6 @@ from gradscale.report.figures.style import (
     empty,
     in_our_style,
     new_figure,
-    percent,
     power_ticks,
     shortened,
 )

@@ -19,7 +19,7 @@ function drawVerdict() {
 
 function lostTiles(it) {
   const tiles = [tile("Lost", percent(it.lost.share), `of the non-zero gradients; ${it.lost.method}, ${plural(it.lost.measured_steps, "step")}`)];
-  if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), escaped(rowWordsOf(it.worst[0])).replaceAll(".", ".<wbr>")));
+  if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), breakable(rowWordsOf(it.worst[0]))));
   if (it.best) {
     tiles.push(tile("Best loss scale", powerHtml(it.best.log2_scale), bestWords(it.best)));
   }

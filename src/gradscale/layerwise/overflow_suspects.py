@@ -1,0 +1,39 @@
+"""After an overflow that nobody measured: who must have been to blame goes down at once."""
+
+from __future__ import annotations
+
+import torch
+
+from gradscale.gradients.unscale import gradient_values
+from gradscale.layerwise.track import Track
+from gradscale.plans.windows_overflow import lowered, suspects
+
+
+def lower_suspects(track: Track, log2_scale: int) -> int | None:
+    """Lowers the groups that must have overflowed by an octave; the others stay.
+
+    Judged by which parameters' gradients are finite, while a skipped step has left them in place:
+    what is infinite stays so on its way down. Reads the host.
+
+    Args:
+        track: its plan is changed, unless it is uniform (then the policy's backoff says it all).
+        log2_scale: the exponent of the loss scale at which the step overflowed.
+
+    Returns:
+        The exponent of the loss scale for the next step; None to leave it to the policy.
+    """
+    if track.plan.is_uniform:
+        return None
+    leaves = [
+        leaf
+        for leaf, parameter in track.graph.parameters().items()
+        if parameter is not None
+        and (values := gradient_values(parameter)) is not None
+        and not bool(torch.isfinite(values).all())
+    ]
+    nodes = suspects(track.graph, leaves)
+    if not nodes:
+        return None
+    plan, log2_lowered = lowered(track.graph, track.plan, log2_scale, nodes, 1)
+    track.plan, track.anchor = plan, log2_lowered
+    return log2_lowered

@@ -1,0 +1,117 @@
+"""What to decide: the planner, the plan of each structure, and the loss scale that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gradscale.backward.graph import Walk
+from gradscale.backward.measure import Measuring, measure
+from gradscale.backward.measurements import Measurements
+from gradscale.exponents import floor_exponent
+from gradscale.layerwise.naming import Naming
+from gradscale.layerwise.overflow_suspects import lower_suspects
+from gradscale.layerwise.product_format import fitted
+from gradscale.layerwise.track import Track
+from gradscale.layerwise.tracks import Tracks
+from gradscale.outcomes.outcome import StepOutcome
+from gradscale.plans.decision import Decision
+from gradscale.plans.planner import Planner
+from gradscale.plans.situation import Situation
+
+
+class Planning:
+    """Turns measurements into plans.
+
+    Attributes:
+        planner: decides the exponents.
+        tracks: the structures that are known, with their plans.
+        naming: what their nodes are called.
+    """
+
+    def __init__(self, planner: Planner, keep: int) -> None:
+        self.planner = planner
+        self.tracks = Tracks(keep)
+        self.naming = Naming()
+        self._fitted = planner
+        self._lowered: int | None = None
+
+    def measure(self, walk: Walk, exponents: tuple[int, ...], scale: Tensor) -> Measuring:
+        """Counts what the planner needs in one backward pass."""
+        self._fitted = fitted(self.planner)
+        products, moments = self._fitted.products, self._fitted.moments
+        return measure(walk, exponents, scale, products=products, moments=moments)
+
+    def lower_at_once(self, step: StepOutcome) -> None:
+        """After an overflow that nobody measured: the groups that must be to blame go down."""
+        track = self.tracks.latest
+        if track is not None:
+            self._lowered = lower_suspects(track, floor_exponent(step.scale))
+
+    def carry_out_lowering(self, scale: Tensor) -> None:
+        """Sets the loss scale that `lower_at_once` asked for."""
+        if self._lowered is not None:
+            scale.fill_(2.0**self._lowered)
+            self._lowered = None
+
+    def decide(self, merged: Mapping[str, Measurements], before: float, scale: Tensor) -> bool:
+        """Plans anew for all graphs that were measured.
+
+        Args:
+            merged: by signature, what was measured.
+            before: the loss scale at which it was.
+            scale: changed in place into the lowest that the plans ask for.
+
+        Returns:
+            Whether one of them overflowed, so that its new plan wants to be measured at once.
+        """
+        open_to_change = {
+            key: measurements
+            for key, measurements in merged.items()
+            if key in self.tracks and self.tracks[key].frozen is None
+        }
+        if not open_to_change:
+            return False
+        log2_scale = floor_exponent(before)
+        lowest = min(
+            self._decide(self.tracks[key], measurements, log2_scale).log2_scale
+            for key, measurements in open_to_change.items()
+        )
+        # No scale is ever below the smallest normal float32, nor infinite.
+        scale.fill_(2.0 ** max(-126, min(127, lowest)))
+        for track in self.tracks:
+            track.anchor_at(lowest)
+        return any(measurements.overflowed for measurements in open_to_change.values())
+
+    def _decide(self, track: Track, measurements: Measurements, log2_scale: int) -> Decision:
+        overflowed = measurements.overflowed
+        seen = measurements if overflowed else measurements.with_maxima(track.history)
+        names = self.naming.of(track)
+        known = track.history[-1] if track.history else None
+        situation = Situation(
+            track.graph, seen, track.plan, log2_scale, names, known, track.overflows
+        )
+        decision = self._fitted.decide(situation)
+        if not overflowed:
+            track.history.append(measurements)
+        track.adopt(decision)
+        return decision
+
+    def report(self) -> str:
+        """How many loss scales each structure needs, where and why; the latest structure last."""
+        described = [self.naming.describe(track) for track in self.tracks]
+        unmeasured = "nothing has been measured yet"
+        if not described and self.tracks.followed:
+            unmeasured = "loaded plans come into force as their graphs are met"
+        return "\n".join(filter(None, described)) or unmeasured
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries."""
+        return {"lowered": self._lowered, "tracks": self.tracks.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.tracks.load_state_dict(state["tracks"])
+        self._lowered = state["lowered"]

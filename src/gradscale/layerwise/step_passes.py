@@ -1,0 +1,73 @@
+"""The backward passes of one step: what was measured in them, and which leaves they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.measure import Measuring
+from gradscale.backward.measurements import Measurements
+from gradscale.layerwise.timing import has_bad_data
+from gradscale.outcomes.outcome import StepOutcome
+
+
+class StepPasses:
+    """What the passes of the step under way leave behind; begun anew with each step.
+
+    Attributes:
+        measurings: one for each pass that was measured.
+        signatures: of the graphs that the passes ran through.
+        walked: whether any graph was walked.
+        scaled: whether some pass followed a plan that is not uniform.
+        custom: whether some graph has custom functions, which may hide leaves.
+    """
+
+    def __init__(self) -> None:
+        self.measurings: list[Measuring] = []
+        self.signatures: set[str] = set()
+        self.walked = self.scaled = self.custom = False
+        self._seen: set[int] = set()
+
+    def see(self, graph: BackwardGraph, *, scaled: bool, custom: bool) -> None:
+        """A pass that runs through `graph`."""
+        self.walked = True
+        self.scaled |= scaled
+        self.custom |= custom
+        self.signatures.add(graph.signature)
+        self._seen.update(id(parameter) for parameter in graph.parameters().values())
+
+    def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:
+        """Those with a gradient that no walked graph leads to."""
+        return [p for p in parameters if p.grad is not None and id(p) not in self._seen]
+
+
+class MeasuredStep(NamedTuple):
+    """A step that measured, between its end and the plan that is made of it.
+
+    Attributes:
+        measurings: one for each backward pass, on their way to the host.
+        step: what became of the step.
+        scale: the loss scale at which it was measured.
+        bad_data: whether the data of some rank were bad; None if there is only this one.
+    """
+
+    measurings: Sequence[Measuring]
+    step: StepOutcome
+    scale: Tensor
+    bad_data: bool | None = None
+
+    def merged(self) -> dict[str, Measurements]:
+        """By signature, the passes through equal graphs counted as one. Waits for the copy."""
+        merged: dict[str, Measurements] = {}
+        for measuring in self.measurings:
+            result = measuring.result()
+            known = merged.get(measuring.signature)
+            merged[measuring.signature] = result if known is None else known.merged([result])
+        return merged
+
+    def blames_scale(self) -> bool:
+        """Whether a skipped step was lost to the scale, not to bad data. Waits for the device."""
+        return not (has_bad_data(self.step) if self.bad_data is None else self.bad_data)

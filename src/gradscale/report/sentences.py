@@ -1,0 +1,32 @@
+"""A run in a few lines of text."""
+
+from __future__ import annotations
+
+from gradscale.percent import percent
+from gradscale.report.run import Run
+from gradscale.report.summary import summary_of
+
+
+def sentences_of(run: Run, *, named: bool = False) -> list[str]:
+    """What a run comes down to, and what its recording lacks.
+
+    Args:
+        run: the run.
+        named: whether to begin with its name, as beside others.
+    """
+    it = summary_of(run)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in it["reasons"].items())
+    skipped = f"{it['skipped']:,} skipped" + (f" ({reasons})" if reasons else "")
+    parts = [f"{it['steps']:,} steps", skipped]
+    if it["log2_scale"] is not None:
+        low, high = (f"2^{it['log2_scale'][name]:g}" for name in ("lowest", "highest"))
+        parts.append(f"scale {low if low == high else f'{low} to {high}'}")
+    if it["lost"] is not None and it["lost"]["share"] is not None:
+        parts.append(f"{percent(it['lost']['share'])} lost ({it['lost']['method']})")
+    line = ", ".join(parts) + "."
+    if named:
+        return [f"{run.name}: {line}"]
+    lines = [line]
+    if it["worst"]:
+        lines.append(f"Most in {it['worst'][0]['row']}: {percent(it['worst'][0]['share'])}.")
+    return lines + it["missing"]
