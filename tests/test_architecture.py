@@ -31,6 +31,7 @@ GROUND = {
     "host_copies",
     "nested_tensors",
     "percent",
+    "random_state",
     "ranks",
     "triton_kernels",
     "version",

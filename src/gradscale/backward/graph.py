@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,10 +13,10 @@ from torch.autograd.graph import GradientEdge, Node
 
 from gradscale.backward.structure import Arrival as Arrival
 from gradscale.backward.structure import Edge as Edge
-from gradscale.backward.structure import Structure, Topology, arrivals_of, topology_of
+from gradscale.backward.structure import Structure, arrivals_of, structure_of, topology_of
+from gradscale.backward.user_functions import is_users
 from gradscale.backward.user_hooks import watched_numbers
 from gradscale.compiled.opened import Opening
-from gradscale.compiled.spans import spans_of
 
 Root = Tensor | Node | GradientEdge
 
@@ -35,6 +34,7 @@ class BackwardGraph:
         pinned: nodes that must stay at the loss scale: those whose gradient the user watches
             with a hook or `retain_grad`, and reentrant checkpoints.
         freed: leaves that need not: whoever divides their gradient knows their exponent.
+        unproven: nodes of users' functions that were not seen to be linear; they must stay, too.
 
     Example:
         >>> w = torch.ones(3, requires_grad=True)
@@ -52,6 +52,7 @@ class BackwardGraph:
     _parameters: tuple[weakref.ref[Tensor], ...]
     _losses: tuple[weakref.ref[Tensor], ...]
     freed: frozenset[int] = frozenset()
+    unproven: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, losses: Root | Sequence[Root]) -> BackwardGraph:
@@ -138,10 +139,20 @@ class BackwardGraph:
         """The same graph with leaves that take exponents of their own."""
         return replace(self, freed=self.freed | frozenset(leaves))
 
+    def proving(self, nodes: Iterable[int]) -> BackwardGraph:
+        """The same graph with users' functions that were seen to be linear."""
+        unproven = self.unproven.difference(nodes)
+        return self if unproven == self.unproven else replace(self, unproven=unproven)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The inner nodes that must stay at the loss scale: pinned ones and unproven ones."""
+        return self.pinned | self.unproven
+
     @property
     def fixed(self) -> frozenset[int]:
-        """The nodes at the loss scale, whatever the plan: leaves that are not freed, and pinned."""
-        return frozenset(self.leaves).difference(self.freed) | self.pinned
+        """The nodes at the loss scale, whatever the plan: leaves that are not freed, and held."""
+        return frozenset(self.leaves).difference(self.freed) | self.held
 
     def walk_again(self) -> Walk:
         """Walks from the same losses, which must still be alive; leaves no node in the graph.
@@ -158,7 +169,8 @@ class BackwardGraph:
         again = walk(cast(list[Tensor], losses))
         if again.graph.signature != self.signature:
             raise RuntimeError("the losses of this BackwardGraph changed since it was read.")
-        return Walk(again.graph.pinning(self.pinned).freeing(self.freed), again.nodes)
+        graph = again.graph.pinning(self.pinned).freeing(self.freed)
+        return Walk(replace(graph, unproven=self.unproven), again.nodes)
 
 
 class Walk(NamedTuple):
@@ -201,12 +213,13 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     casts = tuple(arrivals_of(nodes[cast_])[:1] for cast_ in topology.casts)
     layout = opening.layout(nodes)
     key = tuple((v.dtype, v.device) for v in variables), tuple(a[0][:2] for a in casts if a), layout
-    structure = _structures(topology, key).of(nodes)
+    structure = structure_of(topology, key).of(nodes)
     graph = BackwardGraph(
         structure,
         _pinned(structure, nodes),
         tuple(weakref.ref(variable) for variable in variables),
         tuple(weakref.ref(loss) for loss in several if isinstance(loss, Tensor)),
+        unproven=frozenset(i for i in structure.custom if is_users(nodes[i])),
     )
     return Walk(graph, nodes)
 
@@ -252,28 +265,6 @@ def _discover(roots: list[Any], opening: Opening) -> tuple[list[Any], tuple[int,
                 append(target)
         note(-2)
     return nodes, tuple(found)
-
-
-class _Described:
-    """The structure of one topology with one assignment of dtypes, read off its first nodes."""
-
-    def __init__(self, topology: Topology) -> None:
-        self.topology = topology
-        self.structure: Structure | None = None
-
-    def of(self, nodes: list[Any]) -> Structure:
-        if self.structure is None:
-            arrives = tuple(arrivals_of(node) for node in nodes)
-            t = self.topology
-            spans = spans_of(nodes, t.edges)
-            self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives, spans)
-        return self.structure
-
-
-@lru_cache(maxsize=32)
-def _structures(topology: Topology, key: Any) -> _Described:
-    del key
-    return _Described(topology)
 
 
 def _pinned(structure: Structure, nodes: list[Any]) -> frozenset[int]:

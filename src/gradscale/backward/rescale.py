@@ -63,8 +63,9 @@ def rescale(
     """Stores every node's gradient at its exponent, by hooks on the edges whose ends differ.
 
     The gradient on an edge u -> v is multiplied by `2^(k_v - k_u)` as it leaves u. Every backward
-    node is linear in what it receives and powers of two commute with rounding, so the gradients of
-    the leaves keep their bits, except where a value would have over- or underflowed.
+    node that torch wrote is linear in what it receives and powers of two commute with rounding, so
+    the gradients of the leaves keep their bits, except where a value would have over- or
+    underflowed. Users' functions stay at the loss scale unless they are proven (`graph.proving`).
 
     Only a pass that goes from the losses to all of their leaves is scaled. `autograd.grad`,
     `backward(inputs=…)` and passes that start elsewhere in the graph find the hooks inert and so

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gradscale.compiled.spans import Span
+from gradscale.backward.user_functions import is_custom
+from gradscale.compiled.spans import Span, spans_of
 
 LEAF = "torch::autograd::AccumulateGrad"
 CAST = "ToCopyBackward0"
@@ -123,6 +124,7 @@ class Structure:
         leaves: the nodes that accumulate into a parameter's `.grad`, each once.
         arrives: per node what it expects at each of its inputs, as first walked.
         spans: the nodes that lie inside one compiled node, for each of these.
+        custom: the nodes of custom functions, whoever wrote them.
     """
 
     names: tuple[str, ...]
@@ -131,6 +133,7 @@ class Structure:
     leaves: tuple[int, ...]
     arrives: tuple[tuple[Arrival, ...], ...]
     spans: tuple[Span, ...] = ()
+    custom: tuple[int, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.signature)
@@ -210,3 +213,27 @@ def _arrival(entry: Any) -> Arrival:
     except (RuntimeError, TypeError):  # nested tensors and symbolic sizes have no plain shape
         shape = ()
     return Arrival(entry.dtype, entry.device, shape)
+
+
+class _Described:
+    """The structure of one topology with one assignment of dtypes, read off its first nodes."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.structure: Structure | None = None
+
+    def of(self, nodes: list[Any]) -> Structure:
+        if self.structure is None:
+            arrives = tuple(arrivals_of(node) for node in nodes)
+            t = self.topology
+            spans = spans_of(nodes, t.edges)
+            custom = tuple(i for i, node in enumerate(nodes) if is_custom(node))
+            self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives, spans, custom)
+        return self.structure
+
+
+@lru_cache(maxsize=32)
+def structure_of(topology: Topology, key: Any) -> _Described:
+    """What tells a topology's structure from its live nodes, once for each set of dtypes."""
+    del key
+    return _Described(topology)

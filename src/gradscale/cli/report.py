@@ -70,7 +70,7 @@ def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     Examples:
       gradscale report runs/mine
       gradscale report runs/mine runs/other --out both.html
-      gradscale report runs/mine/recording.jsonl --figures paper/figures --figure-format pdf
+      gradscale report runs/mine --figures figures --figure-format pdf
       gradscale report runs/compare-digits-20260101-120000 --json
     """  # noqa: D301
     if not runs:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.master_weights import masters_of
+from gradscale.gradients.step_fate import StepFate
 from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
-from gradscale.gradients.verdict import Verdict
 
 
 class Handled(Protocol):
@@ -30,7 +30,7 @@ class Handled(Protocol):
         """Whether its gradients are where the backward pass has left them."""
         ...
 
-    def left_at(self, scale: Tensor) -> Tensor | Verdict | None:
+    def left_at(self, scale: Tensor) -> Tensor | StepFate | None:
         """The scale of its gradients after the step; None if they were divided for certain."""
         ...
 
@@ -40,7 +40,7 @@ class PendingGradients:
 
     def __init__(self) -> None:
         self._optimizers: dict[int, ref[torch.optim.Optimizer]] = {}
-        self._left_at: dict[int, Tensor | Verdict | None] = {}
+        self._left_at: dict[int, Tensor | StepFate | None] = {}
         self._fresh = False
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:

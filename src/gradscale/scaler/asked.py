@@ -172,8 +172,7 @@ class AskedScaler(torch.amp.GradScaler):
     def name_parameters(self, model: torch.nn.Module) -> None:
         """Lets outcomes and plans name this model's parts; else optimizers' own names are used."""
         self._step.names.update({id(p): name for name, p in model.named_parameters()})
-        if self._held.layerwise is not None:
-            self._held.layerwise.naming.know(model)
+        self._held.functions.naming.know(model)
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
         """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.

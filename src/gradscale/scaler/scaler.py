@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.flags import inverse
+from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.policies.policy import Policy
 from gradscale.scaler.advancing import end_step
@@ -58,6 +59,10 @@ class GradScaler(GradientVerbs):
             Fused optimizers undo it themselves, in any case.
         sync_free: skip bad steps on the device, without a host read, whatever the optimizer.
         layerwise: True, or a planner: every part of the network gets its own scale.
+        injected: what to do about `autograd.Function`s whose backward returns a gradient of its
+            own, such as the auxiliary loss of a router, which no loss scaler multiplies: ``"warn"``
+            looks for them in the first step and names them once, ``"scale"`` multiplies what they
+            add by the scale, ``"ignore"`` is for functions that do so themselves.
         process_group: the ranks that must decide alike, as a group or a device mesh; all ranks if
             `layerwise`. Sharded parameters (DTensor) are recognized without it. Without it, with
             several ranks, bad data counts as overflow: who cannot ask must not differ.
@@ -92,6 +97,7 @@ class GradScaler(GradientVerbs):
         undo: Way | Degrees = "gradient",
         sync_free: bool = False,
         layerwise: Any = False,
+        injected: Injected = "warn",
         process_group: Any = None,
         on_skip: Callable[[OptimizerOutcome], object] | None = None,
     ) -> None:
@@ -103,7 +109,7 @@ class GradScaler(GradientVerbs):
         self._undo = Undo(undo, sync_free)
         plan = build_layerwise(layerwise, process_group) if enabled else None
         self._held, self._step, self._books = (
-            HeldScale(chosen, plan),
+            HeldScale(chosen, plan, FunctionVerdicts(injected)),
             CurrentStep(process_group),
             Books(),
         )
