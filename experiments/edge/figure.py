@@ -16,7 +16,7 @@ from task import Task
 GREY = "#7d7d7d"
 LINES = {
     "torch": ("#d55e00", "s", "torch's scaler"),
-    "guarded": ("#b07d00", "^", "best single scale that follows (`Guarded`)"),
+    "guarded": ("#b07d00", "^", "one scale that follows (`Guarded`)"),
     "layerwise": ("#0072b2", "o", "layerwise=True"),
 }
 FORMATS = ("fp16", "e5m2", "e4m3")

@@ -2,7 +2,8 @@
 
     python experiments/edge/pages.py
 
-Replaces what stands in the page between the marks of each task, and its figure in ``docs/images``.
+Replaces what stands in the page between the marks of each task that has results, and its figure in
+``docs/images``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from edge import RESULTS
 from figure import draw
+from strategy import LINES
 from summary import TRUTH, Cell, Found, read
 from task import Task
 from tasks import TASKS
@@ -31,9 +33,8 @@ def table(found: Found) -> str:
         "|---" * (len(values) + 2) + "|",
     ]
     base = found.cells[TRUTH]
-    for strategy, cells in found.cells.items():
-        if "static" in strategy:
-            continue
+    for strategy in (line.label for line in LINES if line.label in found.cells):
+        cells = found.cells[strategy]
         shown = [_shown(cells[v], strategy) if v in cells else "" for v in values]
         both = [v for v in values if v in cells]
         ratio = sum(cells[v].ms for v in both) / sum(base[v].ms for v in both)
@@ -71,14 +72,15 @@ def constants(found: Found) -> str:
 
 def section(task: Task, found: Found) -> str:
     """What stands between the marks of a task."""
-    seeds = max(len(cell.scores) for cells in found.cells.values() for cell in cells.values())
+    count = max(len(cell.scores) for cells in found.cells.values() for cell in cells.values())
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
     where = ", ".join(f"{key} {value}" for key, value in found.machine.items())
     parts = [
-        f"*{task.about}; {task.steps} steps, {seeds} seeds. {where}.*",
+        f"*{task.about}; {task.steps} steps, {seeds}. {where}.*",
         f"![{task.score} along {task.knob}](images/edge-{task.name}.svg)",
-        f"{task.score[0].upper()}{task.score[1:]} by {task.knob}; in brackets the paired "
-        "difference to float32 with its 95 % interval; *step*: time of a step, float32 = 1, on a "
-        "shared machine.",
+        f"{task.score[0].upper()}{task.score[1:]} by {task.knob}"
+        + ("; in brackets the paired difference to float32 with its 95 % interval" * (count > 1))
+        + "; *step*: time of a step on a shared machine, float32 = 1: most of it is emulation.",
         table(found),
         constants(found),
     ]
