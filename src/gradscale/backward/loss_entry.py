@@ -73,6 +73,9 @@ class LossEntry:
 
     def _entered(self, grads: Any) -> None:
         del grads
+        if torch.compiler.is_compiling():  # compiled autograd traces hooks, and could not follow
+            self.partial_passes += 1
+            return
         running = current_pass()
         if running == self._pass:
             return
