@@ -34,6 +34,7 @@ GROUND = {
     "random_state",
     "ranks",
     "triton_kernels",
+    "untraced",
     "version",
     "waiting_line",
 }
