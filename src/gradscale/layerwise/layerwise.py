@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -270,16 +270,11 @@ class Layerwise:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._measured is not None and self._scale is not None:
             self.begin_step(self._scale)
-        timing = {"steps": self.timing.steps, "again": self.timing.now}
-        functions = {"linear": self.functions.state_dict()}
-        return {**timing, "hiding": self._hiding, **functions, **self.planning.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave, or nothing; plans come into force as graphs are met."""
-        self.take_over(read_plans(Entries(state)))
+        timing = {"steps": self.timing.steps, "again": self.timing.now, "hiding": self._hiding}
+        return {**timing, "linear": self.functions.state_dict(), **self.planning.state_dict()}
 
     def take_over(self, saved: SavedPlans) -> None:
-        """Goes on where another run stopped."""
+        """Goes on where another run stopped; each plan comes into force as its graph is met."""
         self.planning.take_over(saved)
         self.functions.load_state_dict(saved.linear)
         self.timing.resume(saved.steps, saved.again)
@@ -297,7 +292,7 @@ class Layerwise:
         linear, functions = state["functions"]
         self.__init__(planner, measure_every=every, keep=keep, linear=linear)
         self.use_functions(functions)
-        self.load_state_dict(state["state"])
+        self.take_over(read_plans(Entries(state["state"])))
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
