@@ -53,7 +53,9 @@ class Evidence:
             Float32 0-d, 0 or 1; None if nobody can tell.
         """
         losses = self.losses if losses is None else losses
-        if not losses or (distributed() and process_group is None):
+        groups = mesh_groups(process_group) if distributed() else []
+        # A stage of a pipeline has no loss, and takes part: another rank has one.
+        if not (losses or groups) or (distributed() and not groups):
             return None
         # In as few launches as there are: a loss less itself is 0, or NaN.
         flag = found_inf
@@ -61,7 +63,6 @@ class Evidence:
             loss = loss.reshape(()).to(found_inf.device, non_blocking=True)
             flag = flag + (loss - loss)
         flag = flag.to(torch.float32).nan_to_num(nan=0.0)
-        groups = mesh_groups(process_group)
         if groups:
             bad = found_inf - flag
             reduce_max_([bad], groups)
@@ -82,6 +83,7 @@ class OptimizerOutcome:
             exceeds its own dtype, and no scale helps.
         blames_scale: whether the host found the scale at fault; the policy sees only such steps.
         counted: the scaler's counters with this outcome; None before it has reached the host.
+        scaling: whether all ranks together blame the scale, as a flag; None if nobody asked them.
         settled: whether reading this outcome is free.
     """
 
@@ -90,6 +92,7 @@ class OptimizerOutcome:
     dropped_micro_batches: Tensor | int = 0
     blames_scale = False
     counted: Counters | None = None
+    scaling: Tensor | None = None
     settled = False
     _skipped = False
     _reason: Reason | None = None
@@ -184,6 +187,8 @@ class OptimizerOutcome:
         optimizer = self._optimizer()
         parameters = trained_by(optimizer) if optimizer else []
         self._reason = find_reason(parameters, self._evidence.losses, self._evidence.inputs)
+        if self._reason == "overflow" and self.scaling is not None and not self.scaling.item():
+            self._reason = "nonfinite_loss"  # of another rank, which this one does not hold
         if optimizer is not None:
             self._culprits = tuple(find_culprits(optimizer, self._evidence.names))
         self._explained = True
