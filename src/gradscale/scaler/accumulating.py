@@ -73,9 +73,8 @@ def _add(
 
 def _blame(step: CurrentStep, record: Record, flag: Tensor) -> None:
     """Notes that this micro-batch overflowed, unless its loss was not finite."""
-    losses = step.evidence.losses[record.losses :]
-    record.losses = len(step.evidence.losses)
-    blamed = step.evidence.blamed(flag, step.process_group, losses)
+    since, record.losses = record.losses, len(step.evidence.losses)
+    blamed = step.evidence.blamed(flag, step.process_group, since)
     overflow = flag if blamed is None else blamed
     before = record.overflowed
     record.overflowed = overflow if before is None else torch.maximum(before, overflow)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.pending import PendingGradients
 from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
-from gradscale.outcomes.outcome import Evidence, StepOutcome
+from gradscale.outcomes.evidence import Evidence
+from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import all_ranks
+from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.record import Records
 
 
@@ -30,7 +34,11 @@ class CurrentStep:
         outputs: scaled losses and the losses themselves, while a closure is running.
         pending: the optimizers that were handled, and where each left its gradients.
         names: of parameters, by id, as the user has given them.
+        models: those that were named.
         process_group: the ranks that must decide alike.
+        candidates: gradients that outlived a skip, until a backward pass finds them there.
+        after_skip: whether the step before was skipped, or the host does not know.
+        depends: whether losses are known to depend on the scale; None if nothing is known.
         also_needed: what is measured beside the needs of the policy.
     """
 
@@ -46,15 +54,19 @@ class CurrentStep:
         self.outcome = StepOutcome()
         self.outputs: list[tuple[Tensor, Tensor]] | None = None
         self.names: dict[int, str] = {}
+        self.models = KnownModels()
         self.process_group = process_group
         self.also_needed: frozenset[Need] = frozenset()
+        self.candidates: dict[int, LeftOver] = {}
+        self.after_skip = False
+        self.depends: bool | None = None
 
     def begin(self, policy: Policy, layerwise: Layerwise | None) -> None:
         """Forgets the step that has ended; `outcome` stays until the next one has its own."""
         self.records.clear()
         if layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
-        self.evidence = Evidence(self.names)
+        self.evidence = Evidence(self.names, self.depends)
         needs = policy.needs
         if self.also_needed:
             needs |= self.also_needed
@@ -73,10 +85,27 @@ class CurrentStep:
         if not self.records:
             self.gradients.needs = policy.needs | self.also_needed
 
-    def note_backward(self, gradient: Tensor) -> None:
-        """A hook: a backward pass fills gradients."""
+    def bring_along(self, scale: Tensor) -> None:
+        """Before a loss is scaled: gradients that an earlier step has left are brought to S."""
+        left = self.pending.bring_to(scale, self.after_skip)
+        if left:
+            self.candidates = left
+
+    def note_backward(self, number: int, gradient: Tensor) -> None:
+        """A hook: a backward pass fills gradients, or makes some that can be differentiated.
+
+        Args:
+            number: of the loss that it begins at.
+            gradient: of that loss.
+        """
         del gradient
         self.backward_ran = True
+        if torch.is_grad_enabled():  # as the engine sets it for `create_graph`
+            self.evidence.note_inner(number)
+        if self.candidates:  # cleared meanwhile, they are no evidence
+            there = {key: left for key, left in self.candidates.items() if left.still_there}
+            self.evidence.left_over |= there
+            self.candidates = {}
 
     @property
     def so_far(self) -> StepOutcome:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.flags import inverse
+from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
+from gradscale.outcomes.schedule import step_if_taken
 from gradscale.policies.policy import Policy
 from gradscale.scaler.advancing import end_step
 from gradscale.scaler.books import Books
@@ -24,6 +26,7 @@ from gradscale.scaler.scaling import scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
+    check_callback,
     choose_policy,
     present_device,
 )
@@ -203,3 +206,55 @@ class GradScaler(GradientVerbs):
         """
         if self._enabled:
             end_step(self._held, self._step, self._books, new_scale)
+
+    def on_skip(self, callback: Callable[[OptimizerOutcome], object]) -> None:
+        """Calls `callback` with the outcome of every skipped step from now on."""
+        check_callback(f"on_skip({callback!r})", callback)
+        self._books.ledger.on_skip.append(callback)
+
+    def on_alarm(self, callback: Callable[[Alarm], object]) -> None:
+        """Calls `callback` when steps are skipped again and again; `raise` in it to stop the run.
+
+        After 10 skips of an optimizer in a row (100 for overflow, which a first scale may take
+        some of), after ten times as many, and before the scale reaches its floor. A warning with
+        the same words follows; the error comes out of `update()`, after the step has ended.
+
+        Example:
+            >>> from gradscale import GradScaler
+            >>> def stop(alarm):
+            ...     raise SystemExit(alarm.message)
+            >>> GradScaler("cpu").on_alarm(stop)
+        """
+        check_callback(f"on_alarm({callback!r})", callback)
+        self._books.alarm.on_alarm.append(callback)
+
+    def name_parameters(self, model: torch.nn.Module) -> None:
+        """Lets outcomes and plans name this model's parts; else optimizers' own names are used.
+
+        After a step lost to bad data its buffers are looked at, too: those that the forward pass
+        has left infinite or NaN are named in a warning.
+        """
+        self._step.models.know(model)
+        self._step.names.update({id(p): name for name, p in model.named_parameters()})
+        if self._held.layerwise is not None:
+            self._held.layerwise.naming.know(model)
+
+    def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
+        """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.
+
+        Example:
+            >>> from gradscale import GradScaler
+            >>> model = torch.nn.Linear(4, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+            >>> scaler = GradScaler("cpu")
+            >>> scaler.scale(model(torch.full((2, 4), torch.inf)).mean()).backward()
+            >>> scaler.step(optimizer)
+            >>> scaler.update()
+            >>> scaler.step_scheduler(scheduler), scheduler.get_last_lr()
+            (False, [0.1])
+        """
+        if not self._enabled:
+            scheduler.step(*args, **kwargs)
+            return True
+        return step_if_taken(self._step.outcome, scheduler, *args, **kwargs)

@@ -47,8 +47,8 @@ def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts)
     if layerwise is not None:
         layerwise.begin_step(scale)
     # Before more is added to what an earlier step has left.
-    step.pending.bring_to(scale)
-    step.evidence.note_loss(output)
+    step.bring_along(scale)
+    number = step.evidence.note_loss(output)
     given = output
     if output.dim() and output.dtype in (torch.float16, torch.bfloat16):
         output = output.to(torch.float32)
@@ -57,9 +57,9 @@ def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts)
     product = output * scale.to(device=output.device, non_blocking=True)
     if product.requires_grad:
         if any(record.complete for record in step.records.values()):
-            product.register_hook(partial(look_for_new_step, step, earlier))
-        elif not step.backward_ran:
-            product.register_hook(step.note_backward)
+            product.register_hook(partial(look_for_new_step, step, earlier, number))
+        else:
+            product.register_hook(partial(step.note_backward, number))
     if step.outputs is not None:
         step.outputs.append((product, given))
     return product
