@@ -23,7 +23,8 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, deliver, divide, handled, keep, unscale
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
-from gradscale.scaler.record import At, Record, steps_fused
+from gradscale.scaler.record import At, Record
+from gradscale.undo.readers import steps_fused
 from gradscale.undo.undo import Undo
 
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -94,7 +95,7 @@ def clip_value_(
     """Clamps the gradients of several optimizers; see `GradScaler.clip_grad_value_`."""
     scale = held.ready("clip_grad_value_")
     scaled = _scaled_still(held, step, "clip_grad_value_", optimizers, len(parameters))
-    if scaled and not all(_stays_scaled(undo, each) for each in optimizers):
+    if scaled and not all(undo.by_itself(each) for each in optimizers):
         for each in optimizers:
             unscale(held, step, each, _record(step, each))
         scaled = False
@@ -112,10 +113,6 @@ def clip_value_(
 
 def _record(step: CurrentStep, optimizer: torch.optim.Optimizer) -> Record:
     return step.records[id(optimizer)]
-
-
-def _stays_scaled(undo: Undo, optimizer: torch.optim.Optimizer) -> bool:
-    return undo.absorbs or steps_fused(optimizer)
 
 
 def _scaled_still(
@@ -165,7 +162,7 @@ def _clip_scaled(
     """Clips gradients at S: dividing them, or leaving that to the optimizer."""
     record, scale = _record(step, optimizer), held.ready("clip_grad_norm_")
     norm, true, coefficient, factor = clipping
-    if not _stays_scaled(undo, optimizer):
+    if not undo.by_itself(optimizer):
         divide(held, step, optimizer, record, factor)
         if not alone:
             _flag_all(step, [optimizer], not_finite(true))

@@ -9,8 +9,11 @@ from gradscale.policies.static import Static
 from gradscale.ranks import distributed
 from gradscale.scaler.held_scale import HeldScale
 
-AFTER = 7
-"""Skips in a row before a lower scale is tried; and again after each ten times as many."""
+AFTER = 24
+"""Skips in a row before a lower scale is tried, and again after each ten times as many.
+
+Fewer would try it on a run of bad batches, where every trial is a step at a scale of 1.
+"""
 
 TRIAL = 1.0
 """The scale of the trial: what is not finite there is not so because it was scaled."""
@@ -53,11 +56,8 @@ class Patience:
         """Takes note of a step, in order; may change the scale of the next one."""
         scale = held.tensor
         # Ranks that hear by themselves may hear different things, and must not act on them.
-        if (
-            scale is None
-            or isinstance(held.policy, Static)
-            or (distributed() and outcome.skipped and not outcome.agreed)
-        ):
+        alone = distributed() and outcome.skipped and not outcome.agreed
+        if scale is None or alone or isinstance(held.policy, Static):
             return
         bad = outcome.skipped and (outcome.reason == "nonfinite_loss" or outcome.suspected)
         if self._trial is not None:

@@ -27,11 +27,13 @@ from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
     check_callback,
+    check_optimizer,
     choose_policy,
     present_device,
 )
-from gradscale.scaler.stepping import divided_first, take_or_skip
+from gradscale.scaler.stepping import divided_first, step_of_its_own, take_or_skip
 from gradscale.undo.degrees import Degrees, Way
+from gradscale.undo.readers import takes_scaler
 from gradscale.undo.undo import Undo
 
 
@@ -104,7 +106,7 @@ class GradScaler(GradientVerbs):
         super().__init__(device, enabled=False)
         self._enabled = enabled
         self._undo = Undo(undo, sync_free)
-        plan = build_layerwise(layerwise, process_group) if enabled else None
+        plan = build_layerwise(layerwise, process_group)
         self._held, self._step, self._books = (
             HeldScale(chosen, plan),
             CurrentStep(process_group),
@@ -145,6 +147,7 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return
+        check_optimizer("unscale_", optimizer)
         scale = self._held.ready("unscale_")
         record = self._step.records[id(optimizer)]
         if not record.untouched:
@@ -176,6 +179,7 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
+        check_optimizer("step", optimizer)
         closure = closure_in(args, kwargs) if args or kwargs else None
         held, step, undo = self._held, self._step, self._undo
         if closure is None and held.tensor is None:
@@ -184,7 +188,9 @@ class GradScaler(GradientVerbs):
         record = step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "step")
-        elif closure is None and divided_first(step, undo, optimizer, record):
+        if takes_scaler(optimizer):
+            return step_of_its_own(self, held, step, optimizer, record, *args, **kwargs)
+        if record.untouched and closure is None and divided_first(step, undo, optimizer, record):
             self.unscale_(optimizer)
         if closure is not None:
             return ClosureStep(held, step, undo, optimizer, record).take(closure, args, kwargs)

@@ -7,7 +7,7 @@ twice, one pair inside the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,9 +76,10 @@ def own_step(
 
 
 def _hooked(optimizer: torch.optim.Optimizer, ours: Callable[..., Any] | None) -> bool:
-    kinds = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
+    # A wrapper that never called `Optimizer.__init__` has none, and its inner optimizer its own.
+    kinds: tuple[Mapping[int, Any], ...] = (
+        getattr(optimizer, "_optimizer_step_pre_hooks", {}),
+        getattr(optimizer, "_optimizer_step_post_hooks", {}),
         _global_optimizer_pre_hooks,
         _global_optimizer_post_hooks,
     )
