@@ -15,11 +15,14 @@ PATIENCE = 5
 HORIZON = 10
 """Overflows left before the floor at which the alarm sounds."""
 
-FIRST = 10
-"""Skips in a row that bad data, weights or gradients explain, at which the alarm sounds first."""
+FIRST = 20
+"""Skips in a row at which the alarm sounds first: more than a stretch of bad batches."""
 
-FIRST_OVERFLOW = 100
-"""The same for overflows: from 2^64 down to 2^-35, where no healthy run ends up."""
+LATER: dict[Reason, int] = {"overflow": 100, "nonfinite_gradient": 100}
+"""The same where overflows are expected, or a warning of its own has come before.
+
+From 2^64 a hundred overflows lead to 2^-36, where no healthy run ends up.
+"""
 
 WAYS_OUT: dict[Reason, str] = {
     "overflow": "Gradients overflow at every scale that was tried: look for a layer or a learning "
@@ -73,7 +76,7 @@ class SkipAlarm:
             reason: of this skip.
             hint: what else is known, asked for only if the alarm sounds.
         """
-        first = FIRST_OVERFLOW if reason == "overflow" else FIRST
+        first = LATER.get(reason, FIRST)
         if in_a_row < first or not _is_power_of_ten(in_a_row / first):
             return
         since = update - in_a_row + 1

@@ -131,24 +131,26 @@ class Evidence:
     def _reaching(self, parameters: set[int]) -> list[int]:
         """The numbers of the losses whose graph leads to a parameter; all where that is hidden."""
         everyone = list(range(len(self.losses)))
-        reached = [_leaves(graph) for graph in self.graphs]
+        reached = [leaves_of(graph) for graph in self.graphs]
         if any(leaves is None for leaves in reached):
             return everyone
-        return [n for n in everyone if parameters & (reached[n] or set())] or everyone
+        found = [n for n in everyone if any(id(p) in parameters for p in reached[n] or ())]
+        return found or everyone
 
 
-def _leaves(graph: Node | None) -> set[int] | None:
-    """The ids of the tensors that a backward pass would fill; None if some are hidden from it."""
+def leaves_of(graph: Node | None) -> list[Tensor] | None:
+    """The tensors that a backward pass would fill; None if some are hidden from it."""
     if graph is None:
-        return set()
-    seen, leaves, stack = {graph}, set[int](), [graph]
+        return []
+    seen, stack = {graph}, [graph]
+    leaves: list[Tensor] = []
     while stack:
         node = stack.pop()
         if node.name() == "CheckpointFunctionBackward":  # reentrant: it runs a graph of its own
             return None
-        variable = getattr(node, "variable", None)
+        variable: Tensor | None = getattr(node, "variable", None)
         if variable is not None:
-            leaves.add(id(variable))
+            leaves.append(variable)
         fresh = {following for following, _ in node.next_functions if following is not None} - seen
         seen |= fresh
         stack += fresh

@@ -167,7 +167,7 @@ def _clip_scaled(
         if not alone:
             _flag_all(step, [optimizer], not_finite(true))
         return
-    step.pending.note(optimizer)
+    step.note(optimizer)
     fits = true < math.inf
     if steps_fused(optimizer):
         record.divisor = factor.reciprocal()

@@ -16,7 +16,6 @@ from gradscale.scaler.eager import eager
 from gradscale.scaler.order import SWITCHED_OFF
 from gradscale.scaler.settings import (
     check_clip,
-    check_optimizer,
     check_optimizers,
     distinct_parameters,
     listed,
@@ -175,7 +174,6 @@ class GradientVerbs(AskedScaler):
         """
         if not self._enabled:
             raise RuntimeError(SWITCHED_OFF)
-        check_optimizer("accumulate_", optimizer)
         accumulate(self._held, self._step, optimizer, weight, drop_overflow, divide_by)
 
     def expect(self, *optimizers: torch.optim.Optimizer) -> None:

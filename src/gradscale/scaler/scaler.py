@@ -27,7 +27,6 @@ from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
     check_callback,
-    check_optimizer,
     choose_policy,
     present_device,
 )
@@ -147,7 +146,6 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return
-        check_optimizer("unscale_", optimizer)
         scale = self._held.ready("unscale_")
         record = self._step.records[id(optimizer)]
         if not record.untouched:
@@ -179,7 +177,6 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
-        check_optimizer("step", optimizer)
         closure = closure_in(args, kwargs) if args or kwargs else None
         held, step, undo = self._held, self._step, self._undo
         if closure is None and held.tensor is None:
@@ -221,7 +218,7 @@ class GradScaler(GradientVerbs):
     def on_alarm(self, callback: Callable[[Alarm], object]) -> None:
         """Calls `callback` when steps are skipped again and again; `raise` in it to stop the run.
 
-        After 10 skips of an optimizer in a row (100 for overflow, which a first scale may take
+        After 20 skips of an optimizer in a row (100 for overflow, which a first scale may take
         some of), after ten times as many, and before the scale reaches its floor. A warning with
         the same words follows; the error comes out of `update()`, after the step has ended.
 

@@ -85,21 +85,18 @@ def listed(
     return optimizers
 
 
-def check_optimizer(call: str, optimizer: Any) -> None:
-    """Refuses what has no parameters to step; wrappers of optimizers have some.
-
-    Raises:
-        TypeError: if it is a model, a method, or several optimizers.
-    """
-    if hasattr(optimizer, "param_groups"):
-        return
-    hint = f"`scaler.{call}(optimizer)`"
-    if isinstance(getattr(optimizer, "__self__", None), torch.optim.Optimizer):
+def no_optimizer(given: Any) -> TypeError:
+    """What to say of something that has no parameters to step; wrappers of optimizers have some."""
+    hint = "`scaler.step(optimizer)`"
+    if isinstance(getattr(given, "__self__", None), torch.optim.Optimizer):
         hint = "the optimizer itself, and what it evaluates: `scaler.step(optimizer, closure)`"
-    elif isinstance(optimizer, list | tuple):
-        hint = f"one at a time: `for optimizer in optimizers: scaler.{call}(optimizer)`"
-    shown = getattr(optimizer, "__qualname__", type(optimizer).__name__)
-    raise TypeError(f"`scaler.{call}({shown})` must be given an optimizer. Pass {hint}.")
+    elif isinstance(given, list | tuple):
+        hint = "one at a time: `for optimizer in optimizers: scaler.step(optimizer)`"
+    shown = getattr(given, "__qualname__", type(given).__name__)
+    return TypeError(
+        f"`scaler.step({shown})`, and every other call that is given an optimizer, must be given "
+        f"an optimizer. Pass {hint}."
+    )
 
 
 def check_optimizers(call: str, optimizers: Iterable[Any]) -> None:

@@ -83,4 +83,11 @@ def _hooked(optimizer: torch.optim.Optimizer, ours: Callable[..., Any] | None) -
         _global_optimizer_pre_hooks,
         _global_optimizer_post_hooks,
     )
-    return any(hook is not ours for hooks in kinds for hook in hooks.values())
+    hooks = (hook for kind in kinds for hook in kind.values())
+    return any(hook is not ours and not _only_looks(hook) for hook in hooks)
+
+
+def _only_looks(hook: Callable[..., Any]) -> bool:
+    """Whether it is the scaler's own, which compares gradients in a first step, and no more."""
+    function = getattr(hook, "func", hook)
+    return getattr(function, "__module__", None) == "gradscale.scaler.bare_step"

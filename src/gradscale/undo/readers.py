@@ -35,7 +35,8 @@ def read_by_others(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _is_ours(hook: Callable[..., Any]) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("gradscale.")
+    function = getattr(hook, "func", hook)  # of a `functools.partial`
+    return str(getattr(function, "__module__", "")).startswith("gradscale.")
 
 
 @cache
