@@ -187,19 +187,6 @@ def test_wrappers_that_are_no_complete_optimizers_step(settings):
     assert parameter.item() == 0.25
 
 
-def test_float16_weights_without_masters_are_warned_of_once():
-    net = torch.nn.Linear(4, 1).half()
-    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), GradScaler("cpu")
-    scaler.name_parameters(net)
-    with pytest.warns(UserWarning, match=r"'weight' in float16 itself.*half_precision") as caught:
-        for _ in range(2):
-            optimizer.zero_grad()
-            scaler.scale(net(torch.ones(1, 4, dtype=torch.half)).float().sum()).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert len(caught) == 1
-
-
 def test_a_cast_in_mid_run_is_an_error():
     net = torch.nn.Linear(4, 1)
     optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), GradScaler("cpu")

@@ -22,7 +22,7 @@ from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
-from gradscale.scaler.storage import refuse_cast, warn_of_half
+from gradscale.scaler.storage import refuse_cast
 
 
 class CurrentStep:
@@ -109,11 +109,9 @@ class CurrentStep:
             return self.pending.note(optimizer)
         except AttributeError:
             raise no_optimizer(optimizer) from None
-        if known is None or known[0]() is not optimizer:
-            warn_of_half(optimizer, self.names)
-        elif known[1] is first.dtype:
-            return
-        else:
+        if known is not None and known[0]() is optimizer:
+            if known[1] is first.dtype:
+                return
             refuse_cast(optimizer, known[1], first.dtype)
         self.trains[id(optimizer)] = ref(optimizer), first.dtype
         self.pending.note(optimizer)
