@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
 WORKERS ?= 2
 
-.PHONY: help setup browser demo test test-all test-hosts lint types docs wheel-test bench bench-peers gpu clean
+.PHONY: help setup browser experiments demo test test-all test-hosts lint types docs wheel-test bench bench-peers gpu clean
 
 help:
-	@echo 'make demo        train in float32 and fp16 under every scaling strategy, about 3 minutes'
+	@echo 'make demo        train two networks in float32 and in fp16 under seven strategies, about 3 minutes'
 	@echo 'make test        the tests, without the slow ones'
 	@echo 'make test-all    all tests'
 	@echo 'make test-hosts  the tests of trainers of other packages, in an environment of their own'
@@ -25,6 +25,7 @@ help:
 	@echo 'make wheel-test  build the wheel, install it into an empty environment, train with it'
 	@echo 'make bench       time one scaler step against torch.amp.GradScaler'
 	@echo 'make bench-peers time a half-precision step against DeepSpeed and fairseq'
+	@echo 'make experiments  how far each knob can be turned before one scale is not enough: hours; FAST=1: minutes'
 	@echo 'make gpu         on a machine with a GPU: its tests and benchmarks, results in build/gpu'
 	@echo 'make clean       remove what was built, the virtual environment included'
 
@@ -42,8 +43,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
+# An ordinary network, on which every strategy is as good as float32, and one on which only layer-wise scaling is.
+DEMO := none,torch,static,dynamic,guarded,lognormal,layerwise
 demo: $(READY)
-	$(BIN)/gradscale compare
+	$(BIN)/gradscale compare digits --loss-divisor 1 --policy $(DEMO)
+	$(BIN)/gradscale compare towers --policy $(DEMO)
 
 # The report is tested in a real browser. Where it cannot be installed, those tests are skipped and say how to get it.
 browser:
@@ -88,6 +92,11 @@ wheel-test: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
+
+# Every training that has ended is kept, so a run that is stopped goes on: see experiments/edge/edge.py.
+experiments: $(READY)
+	$(BIN)/python experiments/edge/edge.py
+	$(BIN)/python experiments/edge/pages.py
 
 # DeepSpeed and fairseq pin old packages, so they get an environment of their own.
 PEERS := .venv-peers

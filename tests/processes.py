@@ -22,7 +22,12 @@ ON_RANKS = [
 
 
 def on_two_ranks(work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` returns in each of two processes.
+    """What `work(rank, *arguments)` returns in each of two processes."""
+    return on_ranks(2, work, *arguments)
+
+
+def on_ranks(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(rank, *arguments)` returns in each of `count` processes.
 
     A process started afresh imports `work` by its name, so it is a function of a module that is no
     test; what it is given and what it returns is pickled.
@@ -32,8 +37,8 @@ def on_two_ranks(work: Callable[..., Any], *arguments: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
         processes = [
-            context.Process(target=_enter, args=(rank, store, work, arguments, queue))
-            for rank in (0, 1)
+            context.Process(target=_enter, args=((rank, count), store, work, arguments, queue))
+            for rank in range(count)
         ]
         for process in processes:
             process.start()
@@ -42,16 +47,21 @@ def on_two_ranks(work: Callable[..., Any], *arguments: Any) -> list[Any]:
             process.join()
     failed = [error for _, error in results.values() if error]
     assert not failed, "\n".join(failed)
-    return [results[rank][0] for rank in (0, 1)]
+    return [results[rank][0] for rank in range(count)]
 
 
-def _enter(rank: int, store: str, work: Callable[..., Any], arguments: Any, queue: Any) -> None:
+def _enter(
+    place: tuple[int, int], store: str, work: Callable[..., Any], arguments: Any, queue: Any
+) -> None:
+    rank, count = place
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     short = datetime.timedelta(seconds=60)  # a rank that waits for another one must not wait long
     try:
-        dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2, timeout=short)
+        dist.init_process_group(
+            "gloo", f"file://{store}", rank=rank, world_size=count, timeout=short
+        )
         queue.put((rank, (work(rank, *arguments), "")))
         dist.destroy_process_group()
     except BaseException:

@@ -8,10 +8,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gradscale import functional
 from gradscale.accelerators import has_float64, widest_float
 from gradscale.gradients.flags import inverse
 from gradscale.gradients.norm import gradient_norm
-from gradscale.policies.product import times
+from gradscale.policies.product import rounded_product
 
 
 class WithoutFloat64(TorchDispatchMode):
@@ -47,9 +48,11 @@ def test_the_stand_in_refuses_float64(device):
 def test_nothing_in_a_step_asks_for_float64_where_there_is_none(device):
     scale, gradient = torch.ones((), device=device), torch.ones(3, device=device)
     assert inverse(scale).dtype is torch.float32
-    assert times(scale, 0.1).dtype is torch.float32
+    assert rounded_product(scale, 0.1).dtype is torch.float32
     for order in (1.0, 2.0, 3.0, float("inf")):
         assert gradient_norm([owner_of(gradient)], order).value.dtype is torch.float32
+        clipped, norm = functional.clip_by_norm([gradient], 1.0, order)
+        assert clipped[0].dtype is norm.dtype is torch.float32
 
 
 def test_an_intel_gpu_says_itself_whether_it_has_float64(monkeypatch):

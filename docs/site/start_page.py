@@ -1,7 +1,7 @@
 """An mkdocs hook: what the start page shows of the README is taken from there, and said once.
 
 ``<!-- readme: drop-in -->`` becomes the README's first block of code with the lines below it, and
-``<!-- readme: compare -->`` its table with what is written around it.
+``<!-- readme: compare -->`` its first table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 README = Path(__file__).parents[2] / "README.md"
 PARTS = {
     "drop-in": re.compile(r"^(```diff\n.*?\n```\n\n.*?)\n\n", re.MULTILINE | re.DOTALL),
-    "compare": re.compile(r"<!-- compare: begin;.*?-->\n(.*?)<!-- compare: end -->", re.DOTALL),
+    "compare": re.compile(
+        r"<!-- first table: begin;.*?-->\n(.*?)<!-- first table: end -->", re.DOTALL
+    ),
 }
 PLACE = re.compile(r"<!-- readme: ([\w-]+) -->")
 

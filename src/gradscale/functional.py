@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from gradscale.gradients.clip import clip_coefficient
 from gradscale.gradients.flags import inverse
-from gradscale.gradients.norm import SMALLEST_NORM
+from gradscale.gradients.norm_rule import with_norm
 from gradscale.histogram import count_exponents
 from gradscale.policies.policy import Need, Observation, Policy, advance
 
@@ -95,15 +95,15 @@ def clipping(
         (5.0, 2.0)
     """
     filled = [leaf for leaf in tree_leaves(gradients) if leaf.numel()]
-    device, inv_scale = filled[0].device.type, inverse(scale)
-    norm, coefficient = _clipping(filled, inv_scale, max_norm, norm_type, torch.float32)
-    if device != "mps":
-        # As `gradient_norm`, which reads the norm: the CPU needs float64 where squares do not fit.
-        wide, exact = _clipping(filled, inv_scale, max_norm, norm_type, torch.float64)
-        fits = (norm >= SMALLEST_NORM) & (norm < torch.inf) & (device == "cpu")
-        coefficient = torch.where(fits, coefficient, exact)
-        norm = torch.where(fits, norm, wide.to(norm.dtype))
-    return coefficient, norm
+    inv_scale = inverse(scale)
+
+    def unscaled(norm: Tensor) -> tuple[Tensor, Tensor]:
+        true = norm * inv_scale.to(norm.dtype)
+        return clip_coefficient(true, max_norm), true
+
+    coefficient, norm = with_norm(filled, norm_type, unscaled)
+    wide = any(leaf.real.dtype is torch.float64 for leaf in filled)
+    return coefficient, norm.to(torch.float64 if wide else torch.float32)
 
 
 def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tuple[Tree, Tensor]:
@@ -127,26 +127,6 @@ def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tu
     coefficient, norm = clipping(leaves, one, max_norm, norm_type)
     clipped = [leaf * coefficient.to(leaf.real.dtype) for leaf in leaves]
     return tree_unflatten(clipped, structure), norm
-
-
-def _clipping(
-    gradients: Sequence[Tensor],
-    inv_scale: Tensor,
-    max_norm: float,
-    norm_type: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The common unscaled norm, summed in `dtype` or wider, and its coefficient."""
-    norms = [
-        torch.linalg.vector_norm(each, norm_type, dtype=torch.promote_types(each.dtype, dtype))
-        for each in gradients
-    ]
-    widest = norms[0].dtype
-    for norm in norms[1:]:
-        widest = torch.promote_types(widest, norm.dtype)
-    norm = torch.linalg.vector_norm(torch.stack([norm.to(widest) for norm in norms]), norm_type)
-    true = norm * inv_scale.to(widest)
-    return true, clip_coefficient(true, max_norm)
 
 
 def observe(found_inf: Tensor, gradients: Any, needs: Set[Need] = frozenset()) -> Observation:

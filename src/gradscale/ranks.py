@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_FLAT = "_fsdp_flattened"
+"""What FSDP1 marks its flat parameters with, and the views of them that optimizers are given."""
+
 
 def distributed() -> bool:
     """Whether there is more than this one rank."""
@@ -24,13 +27,17 @@ def groups_of(optimizer: torch.optim.Optimizer, process_group: Any) -> list[Any]
     """The process groups over which the ranks that share this optimizer's step must agree.
 
     Args:
-        optimizer: its sharded parameters (DTensor) bring the groups of their mesh along.
-        process_group: one more, or None; a `DeviceMesh` stands for all of its dimensions.
+        optimizer: its sharded parameters bring their groups along: DTensors those of their mesh,
+            flat ones (FSDP1), which do not tell theirs, all ranks.
+        process_group: one more, or None; a `DeviceMesh` stands for all of its dimensions. It is
+            taken for the ranks of flat parameters.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return []
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    groups = sharding_groups(parameters)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = _deciding_groups(parameters)
+    if process_group is None and any(getattr(p, _FLAT, False) for p in parameters):
+        process_group = all_ranks()
     own = mesh_groups(process_group)
     return groups + [group for group in own if not any(group is other for other in groups)]
 
@@ -55,12 +62,28 @@ def agreed_index(index: int, groups: Iterable[Any], like: Tensor) -> int:
     return int(code.item())
 
 
+def _deciding_groups(parameters: Iterable[Tensor]) -> list[Any]:
+    """The groups of all dimensions of the meshes of distributed parameters, each once.
+
+    Those of replicas, too: their gradients are alike after the reduction, unless a hook or a
+    flipped bit makes them differ, and then one replica would step where the other skips.
+    """
+    groups: dict[int, Any] = {}
+    meshes: dict[Any, None] = dict.fromkeys(getattr(it, "device_mesh", None) for it in parameters)
+    meshes.pop(None, None)
+    for mesh in meshes:
+        for dimension in range(mesh.ndim):
+            if mesh.size(dimension) > 1:
+                group = mesh.get_group(dimension)
+                groups[id(group)] = group
+    return list(groups.values())
+
+
 def sharding_groups(parameters: Iterable[Tensor]) -> list[Any]:
     """The process groups over which distributed parameters (DTensor) are split, each once.
 
-    What is replicated over a mesh dimension is alike on its ranks and needs no group. Asked of the
-    parameters rather than of their gradients, because a rank may lack a gradient, and a collective
-    that it leaves out would never end.
+    A norm is summed over these. Asked of the parameters rather than of their gradients, because a
+    rank may lack a gradient, and a collective that it leaves out would never end.
     """
     groups: dict[int, Any] = {}
     for parameter in parameters:

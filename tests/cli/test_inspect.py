@@ -244,3 +244,15 @@ def test_cuda_is_refused_in_words_where_there_is_none():
         pytest.skip("there is one")
     result = inspect("mine:model_step", "--device", "cuda")
     assert result.exit_code == 2 and "`--device cuda` cannot be used" in result.stderr
+
+
+def test_the_page_has_the_verdict_the_line_to_write_and_the_scale_that_the_table_has(folder):
+    result = inspect("mine:model_step", "--steps", "1", "--format", "fp16,bf16", "--out", "out")
+    state = json.loads((folder / "out" / "advice.json").read_text())
+    for verdict in state["verdicts"]:
+        advice = read(folder / "out" / verdict["format"]).header.note["advice"]
+        assert advice["lines"][0].startswith(f"{verdict['format']} is ")
+        assert advice["lines"][1] == f"Write: `{verdict['code']}`"
+        one = verdict["scaling"] == "one scale"
+        assert advice["log2_scale"] == (verdict["log2_scale"] if one else None)
+        assert f"\n{verdict['format']}, {verdict['level']}:\n  {verdict['code']}" in result.stdout

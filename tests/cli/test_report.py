@@ -63,6 +63,20 @@ def test_what_gradscale_train_and_compare_wrote_is_shown_as_far_as_it_goes(tmp_p
     assert names == ["divisor-1/fp16-dynamic/seed-0", "divisor-1/fp32-none/seed-0"]
 
 
+def test_a_damaged_run_is_named_and_the_others_are_shown(run, tmp_path):
+    MadeUp(steps=30, seed=1).write(tmp_path / "other" / "recording.jsonl")
+    broken = tmp_path / "broken" / "recording.jsonl"
+    broken.parent.mkdir()
+    broken.write_text('{"kind": "run", "version": 1}\nnonsense\n{}\n')
+    result = call("report", tmp_path)
+    assert result.exit_code == 0
+    assert f"Left out: `{broken}`, line 2, is no line of a recording" in result.stderr
+    names = [one["name"] for one in payload(tmp_path / "report.html")["runs"]]
+    assert names == ["mine", "other"]
+    printed = json.loads(call("report", tmp_path, "--json").stdout)
+    assert len(printed["runs"]) == 2 and str(broken) in printed["left_out"][0]
+
+
 def test_json_is_the_summary_of_every_run(run):
     printed = json.loads(call("report", run, "--json").stdout)
     assert printed["report"] == str(run / "report.html")

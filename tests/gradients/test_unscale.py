@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gradscale
 from assertions import assert_same_bits
 from gradscale.gradients.unscale import (
     check_groups,
@@ -140,3 +141,28 @@ def test_cuda_checks_as_the_reference_does(tensors, exponent):
     flags = check_groups(collect_gradients(owner_of(gradients))[0], torch.tensor(2.0**-exponent))
     (flag,) = flags.values()
     assert bool(flag) == unscale_reference(copies, 2.0**exponent)
+
+
+# Not two passes in half precision: torch cannot add sparse float16 tensors on the CPU.
+@pytest.mark.parametrize(("converted", "passes"), [(False, 1), (False, 2), (True, 1)])
+def test_what_a_policy_sees_of_a_sparse_gradient_is_the_sum_of_its_duplicates(converted, passes):
+    seen = []
+
+    class Watching(gradscale.Static):
+        needs = frozenset({"amax", "exponents"})
+
+        def update(self, state, observation):
+            seen.append(observation)
+            return super().update(state, observation)
+
+    table = torch.nn.Embedding(4, 1, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.0)
+    if converted:
+        gradscale.half_precision(table, optimizer)
+    scaler = gradscale.GradScaler("cpu", policy=Watching(4.0))
+    for _ in range(passes):
+        scaler.scale(table(torch.zeros(500, dtype=torch.int64)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert seen[0].amax.item() == 500 * passes
+    assert seen[0].exponents.sum() == 1

@@ -220,7 +220,7 @@ def test_logits_that_were_changed_in_place_are_returned_as_they_are(mode):
     half_precision(model, sgd(model), keep="head")
     with mode():
         assert torch.allclose(model(x), expected, rtol=2**-9, atol=2**-9)
-        assert torch.equal(model.head(x), F.linear(x, model.head.weight, model.head.bias).half())
+        assert torch.equal(model.head(x), F.linear(x, model.head.weight, model.head.bias))
 
 
 def test_logits_of_a_kept_head_are_not_rounded_in_inference_mode():
@@ -404,10 +404,29 @@ def test_hooks_run_before_the_users_own_and_lie_in_the_order_in_which_they_run()
         module.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
     half_precision(model, sgd(model))
     model(torch.randn(3, 4))
-    assert seen == [torch.float16, torch.float16, torch.float32]
+    assert seen == [torch.float32, torch.float16, torch.float32]
     for module in model.modules():
         hooks = module._forward_pre_hooks
         assert [*dict.__iter__(hooks)] == [*hooks], "dynamo goes by the dict inside an OrderedDict"
 
     compiled = torch.compile(model, backend="aot_eager")
     assert torch.equal(compiled(torch.ones(3, 4)), model(torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_float_model_is_made_of_weights_that_a_module_computes_anew(old):
+    torch.manual_seed(0)
+    model = nn.Sequential(old(nn.Linear(4, 4)), nn.Linear(4, 2))
+    optimizer = sgd(model)
+    half = half_precision(model, optimizer)
+    x = torch.randn(3, 4)
+    model(x).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model(x).sum().backward()  # leaves a weight that autograd made
+    plain = half.float_model().eval()
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    assert torch.allclose(plain(x), model.eval()(x), atol=2**-8)
+    plain.train()(x).sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())

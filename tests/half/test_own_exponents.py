@@ -238,3 +238,19 @@ def test_gradients_cleared_to_zeros_take_the_exponents_of_the_next_plan():
         scaler.step(torch.optim.SGD([model.norm.weight], lr=0.0))  # the others are thrown away
         scaler.update()
     assert exponents[-1] != exponents[-2]
+
+
+def test_a_step_past_the_scaler_under_a_plan_is_refused():
+    model, optimizer, _, scaler = converted(lambda: random_plans(low=2))
+    for seed in range(3):
+        ((x, y),) = batches(1, seed)
+        optimizer.zero_grad()
+        scaler.scale(F.mse_loss(model(x), y)).backward()
+        if seed == 2:
+            with pytest.raises(
+                RuntimeError, match=r"`SGD\.step\(\)`.*under a plan.*scaler\.step\("
+            ):
+                optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.counters.skipped == 0

@@ -185,3 +185,59 @@ def test_three_dtypes_of_gradients_in_one_optimizer(fused):
     scaler.step(optimizer)
     scaler.update()
     assert [w.flatten().tolist() for w in (net.weight, *others)] == [[0.5, 0.5]] * 3
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As in many copies: an optimizer by class, which never calls `Optimizer.__init__`."""
+
+    def __init__(self, wrapped):
+        self.wrapped, self.defaults = wrapped, wrapped.defaults
+        self.param_groups, self.state = wrapped.param_groups, wrapped.state
+
+    def step(self, closure=None):
+        return self.wrapped.step(closure)
+
+
+class Initialised(Lookahead):
+    def __init__(self, wrapped):
+        torch.optim.Optimizer.__init__(self, wrapped.param_groups, wrapped.defaults)
+        self.wrapped = wrapped
+
+
+def test_wrappers_that_are_no_whole_optimizer_are_refused_with_the_way_out():
+    net = model()
+    message = r"half_precision\(model, Lookahead\)`.*never called `Optimizer\.__init__`.*super\(\)"
+    with pytest.raises(TypeError, match=message):
+        half_precision(net, Lookahead(sgd(net)))
+    assert unchanged(net)
+
+
+def test_a_wrapper_that_follows_that_advice_trains_as_what_it_wraps():
+    found = []
+    for wrap in (lambda optimizer: optimizer, Initialised):
+        net = model()
+        optimizer = wrap(sgd(net))
+        half_precision(net, optimizer)
+        scaler = gradscale.GradScaler("cpu")
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(net(torch.ones(3, 2)).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append([p.detach().clone() for p in net.parameters()])
+    assert all(map(torch.equal, *found))
+    assert not torch.equal(found[0][0], model()[0].weight.half())
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "float", "double"])
+def test_a_cast_in_mid_run_is_named_at_the_next_forward_pass(cast):
+    net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    optimizer = sgd(net)
+    half_precision(net, optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(torch.ones(3, 2)).sum().backward()
+        optimizer.step()
+    getattr(net, cast)()
+    with pytest.raises(RuntimeError, match=r"something changed it since, such as `model\.float"):
+        net(torch.ones(3, 2))

@@ -70,3 +70,17 @@ def test_a_disabled_scaler_always_moves_it():
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
     optimizer.step()
     assert GradScaler("cpu", enabled=False).step_scheduler(scheduler)
+
+
+def test_an_optimizer_is_no_follower_and_does_not_step_again():
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    before = [parameter.clone() for parameter in model.parameters()]
+    for wrong in (optimizer, lambda: None):
+        with pytest.raises(TypeError, match=r"`step_scheduler\(\w+\)` needs what follows an opt"):
+            scaler.step_scheduler(wrong)
+    assert all(map(torch.equal, before, model.parameters()))

@@ -65,6 +65,36 @@ def page(browser: Page) -> Iterator[Page]:
     assert browser.requests() == []
 
 
+@pytest.mark.parametrize("width", [1300, 1600])
+def test_no_table_is_cut(width, reports):
+    with chromium(width, 900) as wide:
+        wide.open(reports / "two.html")
+        for table in ("run-table", "row-table"):
+            overhang = (
+                f"const e = document.getElementById('{table}').parentElement;"
+                "return e.scrollWidth - e.clientWidth"
+            )
+            assert wide.run(overhang) <= 1, table
+
+
+def test_small_shares_have_no_exponent(page, reports):
+    page.open(reports / "planned.html")
+    assert "^" not in re.sub(r"2\^-?\d+(\.\d+)?", "", page.text("#report"))
+
+
+def test_names_in_the_drawing_of_the_network_do_not_meet(page, reports):
+    page.open(reports / "planned.html")
+    boxes = page.run(
+        "return [...document.querySelectorAll('#plan-plot .annotation')].map(e => {"
+        "const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]})"
+    )
+    assert len(boxes) > 10
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[index + 1 :]:
+            apart = other[0] >= right or other[2] <= left or other[1] >= bottom or other[3] <= top
+            assert apart, (boxes[index], other)
+
+
 def test_the_page_shows_every_part_and_asks_for_nothing(page, reports):
     page.open(reports / "planned.html")
     sections = (

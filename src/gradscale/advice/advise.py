@@ -17,9 +17,9 @@ from gradscale.advice.batches import device_of, moved, taken
 from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.verdict import verdict_of
+from gradscale.random_state import same_random_numbers
 from gradscale.truth import find_nonfinite, reference
 from gradscale.truth.one_pass import Loss, checked_loss
-from gradscale.truth.random_state import same_random_numbers
 from gradscale.truth.reference import copied
 from gradscale.truth.wider import NARROW, wider
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,8 +13,10 @@ from torch.autograd.graph import GradientEdge, Node
 
 from gradscale.backward.structure import Arrival as Arrival
 from gradscale.backward.structure import Edge as Edge
-from gradscale.backward.structure import Structure, Topology, arrivals_of, topology_of
+from gradscale.backward.structure import Structure, arrivals_of, structure_of, topology_of
+from gradscale.backward.user_functions import is_users
 from gradscale.backward.user_hooks import watched_numbers
+from gradscale.compiled.opened import Opening
 
 Root = Tensor | Node | GradientEdge
 
@@ -33,6 +34,7 @@ class BackwardGraph:
         pinned: nodes that must stay at the loss scale: those whose gradient the user watches
             with a hook or `retain_grad`, and reentrant checkpoints.
         freed: leaves that need not: whoever divides their gradient knows their exponent.
+        unproven: nodes of users' functions that were not seen to be linear; they must stay, too.
 
     Example:
         >>> w = torch.ones(3, requires_grad=True)
@@ -50,6 +52,7 @@ class BackwardGraph:
     _parameters: tuple[weakref.ref[Tensor], ...]
     _losses: tuple[weakref.ref[Tensor], ...]
     freed: frozenset[int] = frozenset()
+    unproven: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, losses: Root | Sequence[Root]) -> BackwardGraph:
@@ -136,10 +139,20 @@ class BackwardGraph:
         """The same graph with leaves that take exponents of their own."""
         return replace(self, freed=self.freed | frozenset(leaves))
 
+    def proving(self, nodes: Iterable[int]) -> BackwardGraph:
+        """The same graph with users' functions that were seen to be linear."""
+        unproven = self.unproven.difference(nodes)
+        return self if unproven == self.unproven else replace(self, unproven=unproven)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The inner nodes that must stay at the loss scale: pinned ones and unproven ones."""
+        return self.pinned | self.unproven
+
     @property
     def fixed(self) -> frozenset[int]:
-        """The nodes at the loss scale, whatever the plan: leaves that are not freed, and pinned."""
-        return frozenset(self.leaves).difference(self.freed) | self.pinned
+        """The nodes at the loss scale, whatever the plan: leaves that are not freed, and held."""
+        return frozenset(self.leaves).difference(self.freed) | self.held
 
     def walk_again(self) -> Walk:
         """Walks from the same losses, which must still be alive; leaves no node in the graph.
@@ -156,7 +169,8 @@ class BackwardGraph:
         again = walk(cast(list[Tensor], losses))
         if again.graph.signature != self.signature:
             raise RuntimeError("the losses of this BackwardGraph changed since it was read.")
-        return Walk(again.graph.pinning(self.pinned).freeing(self.freed), again.nodes)
+        graph = again.graph.pinning(self.pinned).freeing(self.freed)
+        return Walk(replace(graph, unproven=self.unproven), again.nodes)
 
 
 class Walk(NamedTuple):
@@ -189,48 +203,56 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     """
     one = isinstance(losses, GradientEdge) or not isinstance(losses, list | tuple)
     several = [losses] if one else list(cast(Sequence[Root], losses))
-    roots = list(dict.fromkeys(_root_node(cast(Root, loss)) for loss in several))
-    found_nodes, found = _discover(roots)
+    opening = Opening()
+    roots = list(dict.fromkeys(_root_node(cast(Root, loss), opening) for loss in several))
+    found_nodes, found = _discover(roots, opening)
     names = tuple([node.name() for node in found_nodes])
     topology = topology_of(names, found, len(roots))
     nodes = [found_nodes[place] for place in topology.order]
     variables = [nodes[leaf].variable for leaf in topology.leaves]
     casts = tuple(arrivals_of(nodes[cast_])[:1] for cast_ in topology.casts)
-    key = tuple((v.dtype, v.device) for v in variables), tuple(a[0][:2] for a in casts if a)
-    structure = _structures(topology, key).of(nodes)
+    layout = opening.layout(nodes)
+    key = tuple((v.dtype, v.device) for v in variables), tuple(a[0][:2] for a in casts if a), layout
+    structure = structure_of(topology, key).of(nodes)
     graph = BackwardGraph(
         structure,
         _pinned(structure, nodes),
         tuple(weakref.ref(variable) for variable in variables),
         tuple(weakref.ref(loss) for loss in several if isinstance(loss, Tensor)),
+        unproven=frozenset(i for i in structure.custom if is_users(nodes[i])),
     )
     return Walk(graph, nodes)
 
 
-def _root_node(loss: Root) -> Any:
+def _root_node(loss: Root, opening: Opening) -> Any:
     if isinstance(loss, Tensor):
         if not loss.requires_grad:
             raise ValueError(
                 f"`BackwardGraph.of(loss)` needs a loss that requires a gradient, got {loss!r}. "
                 "Is the forward pass under `torch.no_grad()`, or every parameter frozen?"
             )
-        return torch.autograd.graph.get_gradient_edge(loss).node
-    return loss.node if isinstance(loss, GradientEdge) else loss
+        loss = torch.autograd.graph.get_gradient_edge(loss)
+    if isinstance(loss, GradientEdge):
+        return opening.at(loss.node, loss.output_nr)[0] or loss.node
+    return loss
 
 
 def _is_shard(parameter: Tensor) -> bool:
     return hasattr(parameter, "_local_tensor") or hasattr(parameter, "_fsdp_flattened")
 
 
-def _discover(roots: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
+def _discover(roots: list[Any], opening: Opening) -> tuple[list[Any], tuple[int, ...]]:
     """Every node once, breadth first, and where its outputs lead; see `topology_of`."""
     nodes = list(roots)
     places = {node: place for place, node in enumerate(nodes)}
     count = len(nodes)
     found: list[int] = []
+    custom = torch.autograd.function.BackwardCFunction
     place_of, note, append = places.setdefault, found.append, nodes.append
     for node in nodes:  # grows as it goes
         for target, entry in node.next_functions:
+            if isinstance(target, custom):
+                target, entry = opening.at(target, entry)
             if target is None:
                 note(-1)
                 note(0)
@@ -243,27 +265,6 @@ def _discover(roots: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
                 append(target)
         note(-2)
     return nodes, tuple(found)
-
-
-class _Described:
-    """The structure of one topology with one assignment of dtypes, read off its first nodes."""
-
-    def __init__(self, topology: Topology) -> None:
-        self.topology = topology
-        self.structure: Structure | None = None
-
-    def of(self, nodes: list[Any]) -> Structure:
-        if self.structure is None:
-            arrives = tuple(arrivals_of(node) for node in nodes)
-            t = self.topology
-            self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives)
-        return self.structure
-
-
-@lru_cache(maxsize=32)
-def _structures(topology: Topology, key: Any) -> _Described:
-    del key
-    return _Described(topology)
 
 
 def _pinned(structure: Structure, nodes: list[Any]) -> frozenset[int]:

@@ -39,8 +39,11 @@ class Multipliers:
         self, graph: BackwardGraph, plan: ScalePlan, edges: Sequence[int] | None = None
     ) -> None:
         """Prepares factors for the edges that `plan` cuts, or for a superset named by `edges`."""
-        self.edges = plan.cuts(graph) if edges is None else tuple(edges)
         self._graph = graph.structure
+        inner = self._graph.inner_edges
+        chosen = plan.cuts(graph) if edges is None else edges
+        self.edges = tuple(edge for edge in chosen if edge not in inner)
+        self._spans = [torch.ones(len(s.targets), device=s.device) for s in graph.structure.spans]
         self._places: dict[torch.device, list[int]] = {}
         for place, node in enumerate((*graph.roots, *(graph.edges[e].target for e in self.edges))):
             entry = 0 if place < len(graph.roots) else graph.edges[self._edge(place)].input
@@ -69,10 +72,9 @@ class Multipliers:
             edge = self._graph.edges[number]
             values.append(exponents[edge.target] - exponents[edge.source])
         for device, places in self._places.items():
-            new = torch.tensor([2.0 ** values[place] for place in places], device="cpu")
-            if device.type == "cuda":
-                new = new.pin_memory()
-            self.factors[device].copy_(new, non_blocking=True)
+            _write(self.factors[device], [values[place] for place in places])
+        for factors, span in zip(self._spans, self._graph.spans, strict=True):
+            _write(factors, span.steps(exponents))
         self.plan = plan
         self.root_exponents = tuple(values[: len(self._graph.roots)])
 
@@ -102,6 +104,10 @@ class Multipliers:
         """For each root the factor that its incoming gradient needs, shape `()`."""
         return tuple(self._by_place[i] for i in range(len(self._graph.roots)))
 
+    def of_spans(self) -> tuple[Tensor, ...]:
+        """For each compiled node the factors of all its crossings, shape `(crossings,)`."""
+        return tuple(self._spans)
+
     def _edge(self, place: int) -> int:
         return self.edges[place - len(self._graph.roots)]
 
@@ -119,10 +125,17 @@ class Multipliers:
             )
 
     def _refuse_missing(self, exponents: tuple[int, ...]) -> None:
-        known = set(self.edges)
+        known = self._graph.inner_edges.union(self.edges)
         for number, edge in enumerate(self._graph.edges):
             if exponents[edge.source] != exponents[edge.target] and number not in known:
                 raise ValueError(
                     f"`Multipliers.set(plan)`: the plan cuts edge {number}, for which there is no "
                     "factor. Name it in `Multipliers(graph, plan, edges=…)`, or make new ones."
                 )
+
+
+def _write(factors: Tensor, exponents: Sequence[int]) -> None:
+    new = torch.tensor([2.0**exponent for exponent in exponents], device="cpu")
+    if factors.is_cuda:
+        new = new.pin_memory()
+    factors.copy_(new, non_blocking=True)

@@ -102,7 +102,7 @@ class ScalePlan:
                 "`ScalePlan.of(graph, …)`."
             )
         leaves = [leaf for leaf in graph.leaves if leaf not in graph.freed]
-        for kind, nodes in (("leaf", leaves), ("pinned node", sorted(graph.pinned))):
+        for kind, nodes in (("leaf", leaves), ("pinned node", sorted(graph.held))):
             for node in nodes:
                 if self.exponents[node]:
                     raise ValueError(

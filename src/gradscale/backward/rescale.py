@@ -15,6 +15,7 @@ from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.multiply import is_unshared, multiply_gradient
 from gradscale.backward.plan import ScalePlan
 from gradscale.backward.running_pass import PassGate, current_pass
+from gradscale.compiled.under_way import under_way
 
 Grads = Sequence[Tensor | None]
 Scaled = tuple[Tensor | None, ...]
@@ -25,7 +26,7 @@ class Rescaled:
     """The hooks of one plan on one graph. They go with the graph, with `remove()` or with `with`.
 
     Attributes:
-        edges: how many edges were hooked; 0 for a uniform plan.
+        edges: how many edges are multiplied; 0 for a uniform plan.
     """
 
     def __init__(self, gate: PassGate | None, handles: list[RemovableHandle], edges: int) -> None:
@@ -62,8 +63,9 @@ def rescale(
     """Stores every node's gradient at its exponent, by hooks on the edges whose ends differ.
 
     The gradient on an edge u -> v is multiplied by `2^(k_v - k_u)` as it leaves u. Every backward
-    node is linear in what it receives and powers of two commute with rounding, so the gradients of
-    the leaves keep their bits, except where a value would have over- or underflowed.
+    node that torch wrote is linear in what it receives and powers of two commute with rounding, so
+    the gradients of the leaves keep their bits, except where a value would have over- or
+    underflowed. Users' functions stay at the loss scale unless they are proven (`graph.proving`).
 
     Only a pass that goes from the losses to all of their leaves is scaled. `autograd.grad`,
     `backward(inputs=…)` and passes that start elsewhere in the graph find the hooks inert and so
@@ -102,7 +104,9 @@ def rescale(
     if current_pass() < 0:  # during a pass, `LossEntry` has joined all that takes part in it
         _claim(walked, gate)
     handles = _hook_roots(walked, gate, multipliers) + _hook_edges(walked, gate, multipliers)
-    rescaled = Rescaled(gate, handles, len(multipliers.edges))
+    _scale_inside(walked, gate, multipliers)
+    edges = {*multipliers.edges, *plan.cuts(walked.graph)}
+    rescaled = Rescaled(gate, handles, len(edges))
     if current_pass() >= 0:
         gate.open_for_this_pass()
         torch.autograd.Variable._execution_engine.queue_callback(rescaled.remove)
@@ -166,6 +170,13 @@ def _hook_edges(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[
         for source, outputs in jobs.items()
         for node in (walked.nodes[source],)
     ]
+
+
+def _scale_inside(walked: Walk, gate: PassGate, multipliers: Multipliers) -> None:
+    """Hands compiled nodes the factors of what crosses inside them, and of what leaves them."""
+    spans = walked.graph.structure.spans
+    for span, factors in zip(spans, multipliers.of_spans(), strict=True):
+        under_way(walked.nodes[span.nodes[0]].live).scale(factors, gate)
 
 
 def _edge_hook(

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gradscale.backward.user_functions import is_custom
+from gradscale.compiled.spans import Span, spans_of
+
 LEAF = "torch::autograd::AccumulateGrad"
 CAST = "ToCopyBackward0"
 # Reentrant checkpointing runs a backward pass of its own inside this node, over leaves that no walk
@@ -120,6 +123,8 @@ class Structure:
         roots: the nodes at which gradients enter.
         leaves: the nodes that accumulate into a parameter's `.grad`, each once.
         arrives: per node what it expects at each of its inputs, as first walked.
+        spans: the nodes that lie inside one compiled node, for each of these.
+        custom: the nodes of custom functions, whoever wrote them.
     """
 
     names: tuple[str, ...]
@@ -127,6 +132,8 @@ class Structure:
     roots: tuple[int, ...]
     leaves: tuple[int, ...]
     arrives: tuple[tuple[Arrival, ...], ...]
+    spans: tuple[Span, ...] = ()
+    custom: tuple[int, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.signature)
@@ -135,7 +142,9 @@ class Structure:
     def signature(self) -> str:
         """A digest of names, edges, roots and dtypes; not of shapes, so batches may vary."""
         dtypes = [[str(arrival.dtype) for arrival in arrivals] for arrivals in self.arrives]
-        parts = (self.names, [tuple(e) for e in self.edges], self.roots, dtypes)
+        parts: tuple[Any, ...] = (self.names, [tuple(e) for e in self.edges], self.roots, dtypes)
+        if self.spans:
+            parts += (self.spans,)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     @cached_property
@@ -157,6 +166,12 @@ class Structure:
         return tuple(tuple(numbers) for numbers in into)
 
     @cached_property
+    def inner_edges(self) -> frozenset[int]:
+        """The edges that leave a node inside a compiled one, which multiplies them itself."""
+        inner = {node for span in self.spans for node in span.nodes}
+        return frozenset(i for i, edge in enumerate(self.edges) if edge.source in inner)
+
+    @cached_property
     def reentrant(self) -> frozenset[int]:
         """The nodes that run a backward pass of their own over leaves hidden from this graph."""
         return frozenset(i for i, name in enumerate(self.names) if name == REENTRANT)
@@ -166,6 +181,7 @@ class Structure:
         """The nodes that stay at the loss scale in every iteration."""
         kinds = (REENTRANT, WATCHING, ENTRY)
         pinned = {i for i, name in enumerate(self.names) if name in kinds}
+        pinned.update(node for span in self.spans for node in span.pinned)
         # A gradient from outside joins those from inside there, and only the latter are scaled.
         return frozenset(pinned | {root for root in self.roots if self.edges_into[root]})
 
@@ -197,3 +213,27 @@ def _arrival(entry: Any) -> Arrival:
     except (RuntimeError, TypeError):  # nested tensors and symbolic sizes have no plain shape
         shape = ()
     return Arrival(entry.dtype, entry.device, shape)
+
+
+class _Described:
+    """The structure of one topology with one assignment of dtypes, read off its first nodes."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.structure: Structure | None = None
+
+    def of(self, nodes: list[Any]) -> Structure:
+        if self.structure is None:
+            arrives = tuple(arrivals_of(node) for node in nodes)
+            t = self.topology
+            spans = spans_of(nodes, t.edges)
+            custom = tuple(i for i, node in enumerate(nodes) if is_custom(node))
+            self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives, spans, custom)
+        return self.structure
+
+
+@lru_cache(maxsize=32)
+def structure_of(topology: Topology, key: Any) -> _Described:
+    """What tells a topology's structure from its live nodes, once for each set of dtypes."""
+    del key
+    return _Described(topology)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gradscale.advice import Advice, Moment, Verdict
+from gradscale.advice.words import headline
 from gradscale.host_copies import HostCopies
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
@@ -33,13 +35,24 @@ def write_recordings(advice: Advice, path: Path, target: str) -> list[Path]:
 
 def _write_recording(verdict: Verdict, folder: Path, target: str) -> None:
     log = Log(folder, SIZE, None)
-    log.begin(None, verdict.format, None, {"inspect": target, "verdict": verdict.level})
+    log.begin(None, verdict.format, None, note_of(verdict, target))
     for moment in verdict.moments:
         exponent = moment.rows[0].exponent if moment.rows else verdict.log2_scale
         loss = HostCopies([torch.tensor(moment.loss)])
         facts = Facts(scale=2.0**exponent)
         log.write(Pending(moment.step, loss, None, facts, backward_order(moment)))
     log.end(len(verdict.moments), None)
+
+
+def note_of(verdict: Verdict, target: str) -> dict[str, Any]:
+    """What the page says of a format: the verdict, and the line to write."""
+    lines = [f"{verdict.format} is {headline(verdict)}."]
+    ran = verdict.level in ("safe", "risky")
+    if ran:
+        lines.append(f"Write: `{verdict.code}`")
+    advised = verdict.log2_scale if ran and verdict.scaling == "one scale" else None
+    advice = {"lines": lines, "log2_scale": advised}
+    return {"inspect": target, "verdict": verdict.level, "advice": advice}
 
 
 def backward_order(moment: Moment) -> list[Row]:

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import math
+from itertools import compress
 
 from rich import box
 from rich.table import Table
 
 from gradscale.advice import Advice, Evidence, Verdict
 from gradscale.advice.words import LEAST
+from gradscale.cli.fitting import fitting
 from gradscale.percent import percent
 
 MOST_LAYERS = 8
 _STYLES = {"safe": "green", "risky": "yellow", "unsafe": "red", "unknown": "red"}
 
 
-def advice_table(advice: Advice) -> Table:
-    """One line a format."""
+COLUMNS = ("lost: none", "one scale", "plan", "worst cosine", "headroom")
+# What a narrow screen does without, the first one first; advice.json has it all.
+EXPENDABLE = ("headroom", "worst cosine", "lost: none")
+
+
+def advice_table(advice: Advice, width: int = 100) -> Table:
+    """One line a format; where `width` is small, without the columns of `EXPENDABLE`."""
+    left = (EXPENDABLE[:count] for count in range(len(EXPENDABLE) + 1))
+    return fitting((_advice_table(advice, names) for names in left), width)
+
+
+def _advice_table(advice: Advice, left_out: tuple[str, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("format", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("scaling", no_wrap=True)
-    for name in ("lost: none", "one scale", "plan", "worst cosine", "headroom"):
+    for name in ("format", "verdict", "scaling"):
+        table.add_column(name, no_wrap=True)
+    kept = [name not in left_out for name in COLUMNS]
+    for name in compress(COLUMNS, kept):
         table.add_column(name, justify="right", no_wrap=True)
     for verdict in advice.verdicts:
-        table.add_row(*_cells(verdict), style=_STYLES[verdict.level])
+        first, rest = _cells(verdict)[:3], _cells(verdict)[3:]
+        table.add_row(*first, *compress(rest, kept), style=_STYLES[verdict.level])
     return table
 
 

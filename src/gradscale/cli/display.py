@@ -28,7 +28,7 @@ def console(*, stderr: bool = False, no_color: bool = False) -> Console:
     """A console that honors `--no-color` and the variable NO_COLOR, and never guesses at markup."""
     plain = no_color or bool(os.environ.get("NO_COLOR"))
     screen = Console(stderr=stderr, highlight=False, markup=False)
-    if not screen.is_terminal:
+    if not (screen.is_terminal or os.environ.get("COLUMNS")):
         screen.width = 100
     if not plain:
         return screen
@@ -42,6 +42,11 @@ def console(*, stderr: bool = False, no_color: bool = False) -> Console:
         highlight=False,
         markup=False,
     )
+
+
+def flows(screen: Console) -> bool:
+    """Whether a long line stays one line: in a file or a pipe, for which nobody set a width."""
+    return not (screen.is_terminal or os.environ.get("COLUMNS"))
 
 
 class _Progress(Progress):

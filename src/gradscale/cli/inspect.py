@@ -75,7 +75,7 @@ def inspect_command(target: str, **given: Any) -> None:
     \b
     Examples:
       gradscale inspect my_training:model_step
-      gradscale inspect my_training:model_step --format fp16,bf16 --steps 20 --device cuda
+      gradscale inspect my_training:model_step --format fp16,bf16 --device cuda
       gradscale inspect my_training:model_step --format fp16 --limit 0.001 --json
     """  # noqa: D301
     function = user_function(target)
@@ -134,11 +134,15 @@ def _show(advice: Advice, path: Path, page: Path | None, given: dict[str, Any]) 
         return
     screen = console(no_color=given["no_color"])
     if advice.verdicts:
-        screen.print(advice_table(advice))
+        screen.print(advice_table(advice, screen.width))
         layers = layer_table(advice.verdicts[0])
         if layers is not None:
             screen.print(layers)
     screen.print(str(advice), soft_wrap=True)
+    # The answer above has the line of the best format only.
+    for verdict in advice.verdicts if len(advice.verdicts) > 1 else ():
+        if verdict.level in ("safe", "risky"):
+            screen.print(f"\n{verdict.format}, {verdict.level}:\n  {verdict.code}", soft_wrap=True)
     screen.print(f"\nWritten to {path}" if page is None else f"\nWritten to {path}; see {page}")
     if page is None and advice.verdicts:
         screen.print(INSTALL, style="dim")

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gradscale.cli.display import console
+from gradscale.cli.display import console, flows
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.replay_table import replay_table, words
 from gradscale.files.json_text import json_value
@@ -51,8 +51,9 @@ def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
     Examples:
       gradscale replay runs/mine
       gradscale replay runs/mine --policy lognormal
-      gradscale replay runs/mine --policy "dynamic(init_scale=2^20)" --policy deepspeed
-      gradscale replay runs/mine --policy "guarded(policy=lognormal(deviations=4))" --json
+      gradscale replay runs/mine --policy "dynamic(init_scale=2^20)"
+      gradscale replay runs/mine --policy lognormal --policy deepspeed
+      gradscale replay runs/mine --policy "guarded(policy=lognormal)" --json
     """  # noqa: D301
     if given["with_steps"] and not given["as_json"]:
         raise BadInput("`--steps` goes with `--json`. Pass both, or neither.")
@@ -70,9 +71,9 @@ def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
         click.echo(json.dumps(json_value(_as_json(recording, found, **given)), indent=2))
         return
     screen = console(no_color=given["no_color"])
-    screen.print(replay_table(recording, found))
+    screen.print(replay_table(recording, found, screen.width))
     for line in words(recording, found):
-        screen.print(line, style="dim", soft_wrap=not screen.is_terminal)
+        screen.print(line, style="dim", soft_wrap=flows(screen))
 
 
 @contextmanager

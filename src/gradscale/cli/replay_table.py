@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from itertools import compress
 
 from rich import box
 from rich.table import Table
 
 from gradscale.cli.display import scale_text
+from gradscale.cli.fitting import fitting
 from gradscale.cli.table import percentage
 from gradscale.recording import Recording
 from gradscale.replay import Replay
@@ -16,17 +18,35 @@ from gradscale.replay import Replay
 Found = Sequence[tuple[str, Replay]]
 
 
-def replay_table(recording: Recording, found: Found) -> Table:
+COLUMNS = ("scale", "last", "skipped", "lost %", "exact", "counterfactual")
+# What a narrow screen does without, the first one first; `--json` has it all.
+EXPENDABLE = ("last", "exact")
+
+
+def replay_table(recording: Recording, found: Found, width: int = 100) -> Table:
     """The recorded run first, then a line a policy."""
+    rows = list(_rows(recording, found))
+    left = (EXPENDABLE[:count] for count in range(len(EXPENDABLE) + 1))
+    return fitting((_replay_table(rows, names) for names in left), width)
+
+
+def _replay_table(rows: Sequence[Sequence[str]], left_out: tuple[str, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold", min_width=16)
-    for name in ("scale", "last", "skipped", "lost %", "exact", "counterfactual"):
+    kept = [name not in left_out for name in COLUMNS]
+    for name in compress(COLUMNS, kept):
         table.add_column(name, justify="right", no_wrap=True)
+    for name, *cells in rows:
+        table.add_row(name, *compress(cells, kept))
+    return table
+
+
+def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
     steps = recording.steps
     scales = [step.scale for step in steps]
     lost = [step.seen.lost for step in steps if step.seen is not None and not step.skipped]
     known = [share for share in lost if share is not None]
-    table.add_row(
+    yield (
         "as recorded",
         _range(min(scales), max(scales)),
         scale_text(scales[-1]),
@@ -39,7 +59,7 @@ def replay_table(recording: Recording, found: Found) -> Table:
         low, high, last = one.scales
         guessed = sum(step.skipped and not step.certain for step in one.steps)
         other = one.first("counterfactual")
-        table.add_row(
+        yield (
             text,
             _range(low, high),
             scale_text(last),
@@ -48,7 +68,6 @@ def replay_table(recording: Recording, found: Found) -> Table:
             "all steps" if one.exact else f"{one.count('exact')} steps",
             "never" if other is None else f"from step {other}",
         )
-    return table
 
 
 def words(recording: Recording, found: Found) -> Iterator[str]:

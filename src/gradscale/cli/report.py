@@ -70,7 +70,7 @@ def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     Examples:
       gradscale report runs/mine
       gradscale report runs/mine runs/other --out both.html
-      gradscale report runs/mine/recording.jsonl --figures paper/figures --figure-format pdf
+      gradscale report runs/mine --figures figures --figure-format pdf
       gradscale report runs/compare-digits-20260101-120000 --json
     """  # noqa: D301
     if not runs:
@@ -79,14 +79,18 @@ def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     with bad_input((ValueError, OSError, ImportError)):
         out: Path = given["out"] or _beside(runs[0])
         check_ours(out, force=given["force"])
-        loaded = _write(runs, out, given, errors)
+        left_out: list[str] = []
+        loaded = _write(runs, out, given, errors, left_out)
     if given["as_json"]:
         from gradscale.report.summary import summary_of
 
         found = json_value([summary_of(run) for run in loaded])
-        click.echo(json.dumps({"report": str(out), "runs": found}, indent=2))
+        written = {"report": str(out), "runs": found, "left_out": left_out}
+        click.echo(json.dumps(written, indent=2))
     else:
         _tell(loaded, out, given)
+    for reason in left_out:
+        errors.print(f"Left out: {reason}", soft_wrap=True, style="yellow")
     if given["show"]:
         webbrowser.open(out.resolve().as_uri())
 
@@ -95,12 +99,20 @@ def _beside(run: Path) -> Path:
     return (run if run.is_dir() else run.parent) / "report.html"
 
 
-def _write(paths: Sequence[Path], out: Path, given: dict[str, Any], errors: Console) -> list[Run]:
+def _write(
+    paths: Sequence[Path],
+    out: Path,
+    given: dict[str, Any],
+    errors: Console,
+    left_out: list[str],
+) -> list[Run]:
     from gradscale.report.figures.save import save_runs
     from gradscale.report.write import load_runs, write_runs
 
     with _spinner(errors) as tell:
-        loaded = load_runs(paths, on_run=lambda name: tell(f"reading {name}"))
+        loaded = load_runs(
+            paths, on_run=lambda name: tell(f"reading {name}"), on_damage=left_out.append
+        )
         tell("writing the page")
         write_runs(loaded, out, given["title"], force=given["force"])
         if given["figures"]:

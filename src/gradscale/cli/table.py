@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
+from itertools import chain
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gradscale.cli.display import scale_text
+from gradscale.cli.fitting import fitting
 from gradscale.recipes import Recipe
 from gradscale.training import Comparison, Spread, Summary
 
@@ -35,14 +35,13 @@ def comparison_table(
     Where `width` is small the gaps between columns close, skipped steps lose their reasons, and
     then the columns of `EXPENDABLE` go, until the rest fits.
     """
-    ruler = Console(width=1000, file=io.StringIO())
-    table = _table(comparison, summaries, recipe, COLUMNS, roomy=True)
-    for count in range(len(EXPENDABLE) + 1):
-        if ruler.measure(table).maximum <= width:
-            break
-        kept = tuple(name for name in COLUMNS if name not in EXPENDABLE[:count])
-        table = _table(comparison, summaries, recipe, kept, roomy=False)
-    return table
+    roomy = _table(comparison, summaries, recipe, COLUMNS, roomy=True)
+    kept = (
+        tuple(name for name in COLUMNS if name not in EXPENDABLE[:count])
+        for count in range(len(EXPENDABLE) + 1)
+    )
+    tight = (_table(comparison, summaries, recipe, columns, roomy=False) for columns in kept)
+    return fitting(chain([roomy], tight), width)
 
 
 def _table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -130,7 +131,7 @@ def _of_ours(patient: Patient, own: Entries) -> Patient:
     try:
         policy = own.within("policy").optional(own.within("policy").text, "name")
         counted = _counted(own.within("counters"))
-        plan = _plan(own.within("layerwise").within("tracks"))
+        plan = _plan(_tracks(own.within("layerwise")))
     except (ValueError, TypeError) as error:
         return dataclasses.replace(patient, broken=str(error))
     dynamic = False if policy == "Static" else patient.dynamic
@@ -147,6 +148,14 @@ def _counted(counters: Entries) -> dict[str, Any]:
     never = not reasons.get("overflow", 0) if skips.steps else None
     updates = counters.optional(counters.count, "updates")
     return {"skips": skips, "never_overflowed": never, "steps": updates or skips.steps}
+
+
+def _tracks(layerwise: Entries) -> Entries:
+    """By signature; written as one text of JSON, formerly as a dictionary."""
+    held = layerwise.held.get("tracks")
+    if not isinstance(held, str):
+        return layerwise.within("tracks")
+    return Entries(json.loads(held), f"{layerwise.name}['tracks']")
 
 
 def _plan(tracks: Entries) -> PlanFacts | None:

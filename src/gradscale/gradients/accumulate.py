@@ -166,6 +166,7 @@ class MicroBatches:
             master = self._masters.get(id(source))
             if master is not None:  # whoever clips the model's parameters must find it there
                 master.replace(target.grad)
+                master.exponent = 0
             if target.dtype is torch.float16:  # what the sum holds may be beyond its range
                 values = tensor_values(target.grad)
                 flags.append(_scalar(0.0, values.device))

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gradscale.accelerators import widest_float
-from gradscale.gradients.norm_rule import SMALLEST_NORM as SMALLEST_NORM
 from gradscale.gradients.norm_rule import joined, smallest_norm, sum_dtype
 from gradscale.gradients.unscale import gradient_values, tensor_values
 from gradscale.ranks import sharding_groups

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.master_weights import masters_of
+from gradscale.gradients.step_fate import StepFate
 from gradscale.gradients.unscale import (
     Flags,
     Groups,
@@ -26,7 +27,6 @@ from gradscale.gradients.unscale import (
     collect_gradients,
     multiply_and_check_,
 )
-from gradscale.gradients.verdict import Verdict
 
 
 class Handled(Protocol):
@@ -37,7 +37,7 @@ class Handled(Protocol):
         """Whether its gradients are where the backward pass has left them."""
         ...
 
-    def left_at(self, scale: Tensor) -> Tensor | Verdict | None:
+    def left_at(self, scale: Tensor) -> Tensor | StepFate | None:
         """The scale of its gradients after the step; None if they were divided for certain."""
         ...
 
@@ -47,7 +47,7 @@ class PendingGradients:
 
     def __init__(self) -> None:
         self._optimizers: dict[int, ref[torch.optim.Optimizer]] = {}
-        self._left_at: dict[int, Tensor | Verdict | None] = {}
+        self._left_at: dict[int, Tensor | StepFate | None] = {}
         self._fresh = False
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.gradients.clip import sum_duplicates_
 from gradscale.gradients.master_weights import masters_of
+from gradscale.gradients.step_fate import StepFate
 from gradscale.gradients.unscale import (
     Flags,
     Groups,
@@ -18,7 +20,6 @@ from gradscale.gradients.unscale import (
     finite_amax,
     unscale_groups_,
 )
-from gradscale.gradients.verdict import Verdict
 from gradscale.policies.policy import Need, Observation
 from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
 
@@ -34,11 +35,11 @@ class StepGradients:
     def __init__(self, needs: Set[Need], process_group: Any) -> None:
         self.needs = needs
         self.process_group = process_group
-        self._divided: list[tuple[torch.optim.Optimizer, Verdict | None]] = []
+        self._divided: list[tuple[torch.optim.Optimizer, StepFate | None]] = []
         self._measured: list[tuple[torch.optim.Optimizer, dict[str, Tensor]]] = []
 
     def mark_divided(
-        self, optimizer: torch.optim.Optimizer, outcome: Verdict | None = None
+        self, optimizer: torch.optim.Optimizer, outcome: StepFate | None = None
     ) -> None:
         """Notes that an optimizer's gradients are divided; by an `outcome`, unless skipped."""
         self._divided.append((optimizer, outcome))
@@ -83,6 +84,8 @@ class StepGradients:
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor
     ) -> Flags:
         """Multiplies by `inv_scale` what is not divided yet; flags by device what is not finite."""
+        if self.needs:
+            sum_duplicates_(_parameters(optimizer))  # what is measured is the sum of their parts
         if not self._divided and not self.needs and masters_of(optimizer) is None:
             groups, _ = collect_gradients(optimizer)
             return self.agreed(optimizer, unscale_groups_(groups, inv_scale, found_inf), found_inf)
@@ -149,6 +152,7 @@ class StepGradients:
     def measure(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         """Measures divided gradients for the policy, if it needs that."""
         if self.needs:
+            sum_duplicates_(_parameters(optimizer))
             self._measure(optimizer, collect_gradients(optimizer)[0], device)
 
     def _measure(

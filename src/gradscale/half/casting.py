@@ -1,12 +1,15 @@
 """Hooks that cast what modules read and return, so that a plain forward pass fits together.
 
-Every module with half-precision parameters reads half precision; a module kept in float32 reads
-float32 and returns half precision; the model itself returns float32. The hooks hold a dtype and
-nothing else: they are copied and pickled with their module.
+Every layer with half-precision parameters reads half precision; a module kept in float32 reads
+float32, and returns half precision unless it was named; the model itself returns float32. What the
+model is given stays as it is until a layer or a product reads it: some of it only a loss reads. The
+hooks hold a dtype and nothing else: they are copied and pickled with their module.
 """
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
@@ -16,88 +19,136 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from gradscale.half.rounding import floating
+from gradscale.half.operations import Float32Where
+from gradscale.half.rounding import HALVES, floating
 
-_WIDE = "_gradscale_float32"
+_running = threading.local()
 
 
 class ReadsIn:
-    """A forward pre-hook: floating-point inputs are cast to a dtype.
+    """A forward pre-hook: floating-point inputs are cast to a dtype."""
 
-    Args:
-        dtype: of what the module reads.
-        without_ddp: refuse to run inside DistributedDataParallel.
-    """
-
-    def __init__(self, dtype: torch.dtype, *, without_ddp: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.without_ddp = without_ddp
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs, cast."""
         del module
-        if self.without_ddp and DistributedDataParallel._active_ddp_module is not None:
-            raise RuntimeError(
-                "`half_precision(gradients=torch.float32)` under DistributedDataParallel: DDP "
-                "reduces gradients in the dtype of their parameters. Leave `gradients` out, and "
-                "sum micro-batches in float32 with `scaler.accumulate_(optimizer)`."
-            )
         return (
             tuple([cast_to(argument, self.dtype) for argument in args]),
             {name: cast_to(argument, self.dtype) for name, argument in kwargs.items()},
         )
 
 
-class Returns:
-    """A forward hook: floating-point outputs are cast to a dtype.
+class Begins:
+    """A forward pre-hook of what computes by itself: from here on, some of it in float32.
+
+    Beside the model those of its parts that are nobody's layers: a checkpoint runs them again when
+    the model has long returned, and others call them by themselves.
 
     Args:
-        dtype: of what is returned.
-        keep_wide: leave the float32 output within reach, in case the model returns it.
+        format: the half-precision format.
+        model: whether this is the whole model.
+        without_ddp: refuse to run inside DistributedDataParallel.
     """
 
-    def __init__(self, dtype: torch.dtype, *, keep_wide: bool = False) -> None:
+    def __init__(self, format: torch.dtype, *, model: bool, without_ddp: bool = False) -> None:
+        self.mode = Float32Where(format)
+        self.model = model
+        self.without_ddp = without_ddp
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Enters the mode, unless it is at work."""
+        if self.without_ddp and DistributedDataParallel._active_ddp_module is not None:
+            raise RuntimeError(
+                "`half_precision(gradients=torch.float32)` under DistributedDataParallel: DDP "
+                "reduces gradients in the dtype of their parameters. Leave `gradients` out, and "
+                "sum micro-batches in float32 with `scaler.accumulate_(optimizer)`."
+            )
+        if torch.compiler.is_compiling():  # which sees the whole model at once
+            if self.model:
+                self.mode.__enter__()
+            return
+        begun = _begun()
+        at_work = bool(begun) and begun[-1][1].format == self.mode.format
+        begun.append((id(module), self.mode, not at_work))
+        if not at_work:
+            self.mode.__enter__()
+
+
+class Ends:
+    """A forward hook, called after errors as well: takes back what `Begins` has entered."""
+
+    def __init__(self, format: torch.dtype, *, model: bool) -> None:
+        self.mode = Float32Where(format)
+        self.model = model
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Leaves the mode, if it was entered for this module."""
+        if torch.compiler.is_compiling():
+            if self.model:
+                self.mode.__exit__(None, None, None)
+            return
+        begun = _begun()
+        if begun and begun[-1][0] == id(module):
+            _, mode, entered = begun.pop()
+            if entered:
+                mode.__exit__(None, None, None)
+
+
+def _begun() -> list[tuple[int, Float32Where, bool]]:
+    """Of this thread: modules that are running, by id, and whether each has entered its mode."""
+    if not hasattr(_running, "begun"):
+        _running.begun = []
+    return _running.begun
+
+
+class Returns:
+    """A forward hook: floating-point outputs are cast to a dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.keep_wide = keep_wide
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The outputs, cast."""
         del module, args
-        result = cast_to(output, self.dtype)
-        if self.keep_wide and isinstance(output, Tensor) and result is not output:
-            setattr(result, _WIDE, (output, _version(result)))
-        return result
+        return cast_to(output, self.dtype)
 
 
 class ReturnsFloat32:
     """A forward hook of the whole model: outputs in float32, for the loss.
 
-    What a module kept in float32 returned last comes as it was, without the way through half
-    precision, unless it was changed in place since.
+    Warns once of a loss that is half precision: float16 tells few of them apart, and its gradient
+    begins there.
     """
+
+    def __init__(self) -> None:
+        self.warned = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The outputs, cast."""
-        del module, args
-        kept = getattr(output, _WIDE, None) if isinstance(output, Tensor) else None
-        if kept is None:
-            return cast_to(output, torch.float32)
-        wide, version = cast("tuple[Tensor, int | None]", kept)
-        now = _version(output)
-        if version is None or now is None:
-            # Nobody counts its changes. Where it was not changed, it is the rounding of this.
-            return torch.where(wide.to(output.dtype) == output, wide, output.to(torch.float32))
-        return wide if now == version else output.to(torch.float32)
+        del args
+        if not (self.warned or torch.compiler.is_compiling()):
+            losses = [each for each in tree_leaves(output) if _half_loss(each)]
+            self.warned = bool(losses)
+            if losses:
+                name = str(losses[0].dtype).removeprefix("torch.")
+                warnings.warn(
+                    f"{type(module).__name__} computed a loss in {name}, after `half_precision`: a "
+                    "number of few digits that ends early. Compute it from `output.float()`, or "
+                    "by one of torch's losses, which are computed in float32.",
+                    stacklevel=2,
+                )
+        return cast_to(output, torch.float32)
 
 
-def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place; None of inference tensors, and for a compiler."""
-    if torch.compiler.is_compiling() or tensor.is_inference():
-        return None
-    return tensor._version
+def _half_loss(value: Any) -> bool:
+    scalar = isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad
+    return scalar and value.dtype in HALVES
 
 
 def cast_to(value: Any, dtype: torch.dtype) -> Any:
@@ -109,14 +160,20 @@ def cast_to(value: Any, dtype: torch.dtype) -> Any:
     """
     if isinstance(value, Tensor):
         return value.to(dtype) if floating(value) and value.dtype != dtype else value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    leaves, structure = tree_flatten(value)
+    return tree_unflatten([_leaf(leaf, dtype) for leaf in leaves], structure)
+
+
+def _leaf(value: Any, dtype: torch.dtype) -> Any:
+    """What torch knows no way into: a tensor, or a container that a library or a user wrote."""
+    if isinstance(value, Tensor):
+        return cast_to(value, dtype)
     if isinstance(value, PackedSequence):
         return value.to(dtype) if floating(value.data) else value
     if isinstance(value, Mapping):
         return _mapping(cast("Mapping[Any, Any]", value), dtype)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[cast_to(item, dtype) for item in cast("tuple[Any, ...]", value)])
-    if type(value) in (tuple, list):
-        return type(value)([cast_to(item, dtype) for item in value])
     if is_dataclass(value) and not isinstance(value, type):
         return _dataclass(value, dtype)
     return value
@@ -140,8 +197,6 @@ def _dataclass(value: Any, dtype: torch.dtype) -> Any:
 
 def _mapping(value: Mapping[Any, Any], dtype: torch.dtype) -> Any:
     """Of the same class where that can be filled (as Hugging Face's outputs can), else a dict."""
-    if type(value) is dict:
-        return {key: cast_to(item, dtype) for key, item in value.items()}
     changed = {key: cast_to(item, dtype) for key, item in value.items()}
     if all(changed[key] is item for key, item in value.items()):
         return value

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from gradscale.half.half_model import HalfPrecision
 from gradscale.half.kept import Keep, kept_of
 from gradscale.half.refusals import (
+    check_fits,
     check_gradients,
     check_kinds,
     check_model,
-    check_range,
     check_sharding,
 )
 from gradscale.half.rounding import HALVES
@@ -86,6 +86,6 @@ def half_precision(
     check_model(model, optimizers)
     kept = kept_of(model, keep)
     check_gradients(optimizers)
-    check_range(model, format, kept.tensors, saturate=saturate)
+    check_fits(model, format, kept.tensors, saturate=saturate)
     check_sharding(model, format, kept.tensors)
     return HalfPrecision(model, optimizers, format, keep, kept, gradients or format, saturate)

@@ -17,7 +17,7 @@ from gradscale.half.hooks import hook_model, hook_settling, unhook_model
 from gradscale.half.kept import Keep, Kept, kept_of
 from gradscale.half.link import link_of
 from gradscale.half.masters import Masters
-from gradscale.half.refusals import check_gradients, check_range
+from gradscale.half.refusals import check_fits, check_gradients
 from gradscale.half.repoint import repoint
 from gradscale.half.rounding import HALVES, convert_, floating
 from gradscale.half.saving import (
@@ -75,7 +75,7 @@ class HalfPrecision:
         """After `optimizer.add_param_group`: what it brought, and the modules around it."""
         kept = kept_of(self.model, self._keep)
         check_gradients(self._optimizers)
-        check_range(self.model, self.format, kept.tensors, saturate=self._saturate)
+        check_fits(self.model, self.format, kept.tensors, saturate=self._saturate)
         self._adopt(kept)
 
     def _adopt(self, kept: Kept) -> None:
@@ -152,7 +152,7 @@ class HalfPrecision:
             >>> average.module.weight.dtype
             torch.float32
         """
-        copy = deepcopy(self.model)
+        copy = deepcopy(self.model, _computed(self.model))
         unhook_model(copy)
         unhook_module_states(copy)
         for tensor in (*copy.parameters(), *copy.buffers()):
@@ -234,6 +234,17 @@ class HalfPrecision:
             f"HalfPrecision({name}: {linked} parameters with float32 masters{others}, "
             f"{len(parameters) - linked - alone} in float32)"
         )
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """For `deepcopy`: what modules hold that they computed, and will compute anew.
+
+    The old `weight_norm` and `spectral_norm` leave a weight that autograd made, which torch does
+    not copy.
+    """
+    held = [value for module in model.modules() for value in vars(module).values()]
+    made = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(value): value.detach().clone() for value in made}
 
 
 def _master_of(parameter: Tensor) -> Parameter:

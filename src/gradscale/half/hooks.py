@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradscale.half.casting import ReadsIn, Returns, ReturnsFloat32
+from gradscale.half.casting import Begins, Ends, ReadsIn, Returns, ReturnsFloat32
 from gradscale.half.kept import NORMALIZATION
 from gradscale.half.norms import NormReads, NormReturns
 from gradscale.half.settling import Settles
 
-HOOKS = (ReadsIn, Returns, ReturnsFloat32, NormReads, NormReturns, Settles)
+HOOKS = (Begins, Ends, ReadsIn, Returns, ReturnsFloat32, NormReads, NormReturns, Settles)
 
 
 def hook_model(
@@ -30,7 +30,7 @@ def hook_model(
         model: the model; its parameters have their final dtypes.
         format: the half-precision format.
         kept: the outermost modules in float32, by name.
-        named: those of them whose outputs may be what the model returns.
+        named: those of them that the user named: they return float32.
         without_ddp: refuse to run inside DistributedDataParallel.
     """
     inside = {id(m) for module in kept.values() for m in module.modules()}
@@ -42,17 +42,37 @@ def hook_model(
             module.register_forward_hook(NormReturns(format), always_call=True)
             continue
         _register_first(module, ReadsIn(torch.float32), with_kwargs=True)
-        if module is not model:
-            module.register_forward_hook(Returns(format, keep_wide=name in named))
+        if module is not model and name not in named:
+            module.register_forward_hook(Returns(format))
     for module in model.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        holds_half = any(tensor.dtype == format for tensor in own)
-        outer = module is model or holds_half
-        if id(module) not in inside and outer and not hooked(module):
-            reads = ReadsIn(format, without_ddp=without_ddp and module is model)
-            _register_first(module, reads, with_kwargs=True)
-            if module is model:
-                module.register_forward_hook(ReturnsFloat32())
+        if id(module) in inside or hooked(module):
+            continue
+        if _is_layer(module, format, model):
+            _register_first(module, ReadsIn(format), with_kwargs=True)
+        if module is model or not _torchs_own(module):
+            own = module is model
+            begins = Begins(format, model=own, without_ddp=without_ddp and own)
+            _register_first(module, begins)
+            module.register_forward_hook(Ends(format, model=own), always_call=True)
+        if module is model:
+            module.register_forward_hook(ReturnsFloat32())
+
+
+def _is_layer(module: nn.Module, format: torch.dtype, model: nn.Module) -> bool:
+    """Whether half precision is all that a module can read.
+
+    A module of the user's that has parts, or is the whole model, may hand on to them, or to a loss,
+    what it is given; where it multiplies by itself, the product casts.
+    """
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    if not any(tensor.dtype == format for tensor in own):
+        return False
+    alone = next(module.children(), None) is None and module is not model
+    return alone or _torchs_own(module)
+
+
+def _torchs_own(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def hook_settling(model: nn.Module, settles: Settles) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradscale.gradients.master_weights import MasterWeights
-from gradscale.half.rounding import convert_, local, narrow_, rounded
+from gradscale.half.rounding import convert_, local, narrow_, rounded_to
 from gradscale.half.shared_gradient import SharedGradient
 
 
@@ -86,7 +86,7 @@ class Link(SharedGradient):
 
     def _rounded(self, device: torch.device) -> Tensor:
         master = self.master.detach()
-        return rounded(master, self.parameter.dtype, saturate=self.saturate).to(device)
+        return rounded_to(master, self.parameter.dtype, saturate=self.saturate).to(device)
 
     @property
     def value(self) -> Tensor:

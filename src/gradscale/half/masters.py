@@ -20,10 +20,12 @@ from gradscale.half.around_optimizer import (
     with_closure,
 )
 from gradscale.half.clipped_early import ClippedEarly
+from gradscale.half.drift import Drift
 from gradscale.half.link import MASTER, Link, copy_back, link_of, settle_ahead, written_of
 from gradscale.half.repoint import move_state
 from gradscale.half.rounding import HALVES
 from gradscale.half.saving import hook_states
+from gradscale.half.step_refusals import refuse_orphans, refuse_scaled, refuse_writes
 from gradscale.half.widen import in_layout_of, widen
 from gradscale.ranks import distributed
 
@@ -58,6 +60,7 @@ class Masters:
         self._saturate = saturate
         self._stepped = False
         self._clipped_early = ClippedEarly()
+        self._drift = Drift()
         self._optimizer = ref(optimizer)
         self._model = None if model is None else ref(model)
         self._handles = [
@@ -186,22 +189,25 @@ class Masters:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self.take_changes()
+        whole = [link for link in self.links if not _sharded(link.master)]
+        self._drift.look(whole, type(optimizer).__name__)
+        refuse_scaled(optimizer, self.links)
         self.widen_()
         for link in self.links:
             if link.moved:
                 move_state(optimizer, link.master)
                 link.moved = False
-        self._refuse_orphans()
+        refuse_orphans(optimizer, self.model, self.links)
         closure = closure_of(args, kwargs)
         if closure is None:
             return None
-        return with_closure(args, kwargs, self._between(closure))
+        return with_closure(args, kwargs, self._between(optimizer, closure))
 
-    def _between(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _between(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure around which weights go to the model, and gradients come to the masters."""
 
         def evaluate() -> Any:
-            self._refuse_writes_within_step()
+            refuse_writes(optimizer, self.links)
             self.copy_back()
             loss = closure()
             self.take_changes()
@@ -211,7 +217,7 @@ class Masters:
         return evaluate
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._refuse_writes_within_step()
+        refuse_writes(optimizer, self.links)
         self.copy_back()
         self._stepped = True
 
@@ -246,32 +252,6 @@ class Masters:
         return self.may_be_of_another_rank and any(
             link.apart for link in written_of(self.links) if not _sharded(link.master)
         )
-
-    def _refuse_writes_within_step(self) -> None:
-        """Before weights are copied back, over what somebody else wrote there."""
-        if not written_of(self.links):
-            return
-        name = type(self._optimizer()).__name__
-        raise RuntimeError(
-            f"`{name}.step()` wrote the model's half-precision parameters, and not through the "
-            "float32 masters in `optimizer.param_groups`, which are copied over them now. An "
-            "optimizer that keeps a list of parameters of its own must read `param_groups` "
-            "instead; a hook that writes weights before a step belongs before `step()`."
-        )
-
-    def _refuse_orphans(self) -> None:
-        """After a step without any gradient: whether the model still has these parameters."""
-        model = self.model
-        if model is None or any(link.master.grad is not None for link in self.links):
-            return
-        present = {id(parameter) for parameter in model.parameters()}
-        if self.links and not any(id(link.parameter) in present for link in self.links):
-            raise RuntimeError(
-                f"`{type(self._optimizer()).__name__}.step()`: the model's parameters were "
-                "replaced after `half_precision(model, optimizer)`, so none of them has a gradient "
-                "here. Call what replaces them first: `fully_shard(model)`, then build the "
-                "optimizer, then `half_precision`."
-            )
 
 
 def _rebuild(optimizer: Optimizer, pairs: Pairs) -> None:

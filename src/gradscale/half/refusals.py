@@ -21,6 +21,7 @@ def check_kinds(model: Any, optimizer: Any) -> list[Optimizer]:
     optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     wrong = [o for o in optimizers if not isinstance(o, Optimizer)]
     if not wrong and isinstance(model, nn.Module):
+        _check_hooks(optimizers)
         return cast("list[Optimizer]", optimizers)
     said = type(wrong[0] if wrong else optimizer).__name__
     call = f"`half_precision({type(model).__name__}, {said})`"
@@ -33,6 +34,19 @@ def check_kinds(model: Any, optimizer: Any) -> list[Optimizer]:
         "of them: it is what holds the float32 masters. To compute in half precision without "
         "training, `model.to(torch.float16)` or `torch.autocast` is enough."
     )
+
+
+def _check_hooks(optimizers: Sequence[Optimizer]) -> None:
+    """Refuses wrappers, such as Lookahead's many copies, that are an optimizer by class alone."""
+    for optimizer in optimizers:
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            name = type(optimizer).__name__
+            raise TypeError(
+                f"`half_precision(model, {name})`: this {name} has never called "
+                "`Optimizer.__init__`, and so has no step hooks, by which gradients reach the "
+                "float32 masters and weights the model. Let its `__init__` call "
+                "`super().__init__(wrapped.param_groups, wrapped.defaults)`."
+            )
 
 
 def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
@@ -98,7 +112,7 @@ def check_gradients(optimizers: Sequence[Optimizer]) -> None:
                     )
 
 
-def check_range(
+def check_fits(
     model: nn.Module, format: torch.dtype, kept: Collection[int], *, saturate: bool = False
 ) -> None:
     """Refuses finite weights and buffers that would become infinite. Reads the host.

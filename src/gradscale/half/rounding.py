@@ -22,7 +22,7 @@ def floating(tensor: Tensor) -> bool:
     return tensor.dtype in (*HALVES, torch.float32, torch.float64)
 
 
-def rounded(values: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
+def rounded_to(values: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
     """Values in a dtype, to nearest, ties to even; at the end of its range clamped, or infinite."""
     if saturate:
         limit = torch.finfo(dtype).max
@@ -52,7 +52,7 @@ def narrow_(pairs: Sequence[tuple[Tensor, Tensor]], *, saturate: bool = False) -
     with torch.no_grad():
         if saturate:
             for parameter, master in pairs:
-                parameter.copy_(rounded(master, parameter.dtype, saturate=True))
+                parameter.copy_(rounded_to(master, parameter.dtype, saturate=True))
             return
         parameters, masters = zip(*pairs, strict=True)
         torch._foreach_copy_(parameters, masters)  # pyright: ignore[reportPrivateImportUsage]
@@ -61,7 +61,7 @@ def narrow_(pairs: Sequence[tuple[Tensor, Tensor]], *, saturate: bool = False) -
 def convert_(tensor: Tensor, dtype: torch.dtype, *, saturate: bool = False) -> None:
     """Changes a parameter's or buffer's dtype in place: whoever holds it sees the new values."""
     with torch.no_grad():
-        value = rounded(tensor.detach(), dtype, saturate=saturate)
+        value = rounded_to(tensor.detach(), dtype, saturate=saturate)
         if not is_traceable_wrapper_subclass(tensor):
             tensor.data = value
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,10 +13,13 @@ from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measure import Measuring
 from gradscale.backward.rescale import rescale
+from gradscale.backward.user_functions import is_one_of
 from gradscale.capturing import capturing
+from gradscale.compiled.preparing import prepare_compiled
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
+from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
 from gradscale.layerwise.planner_argument import planner_given
@@ -45,10 +48,13 @@ class Layerwise:
         measure_every: steps between two measurements; the first steps measure more often.
         keep: how many graph structures are remembered; the one unused for longest is forgotten.
         process_group: the ranks that must have the same plan; None for all of them.
+        linear: functions of your own that are known to be linear in their gradient, as classes or
+            by name: they need not be probed to leave the loss scale.
 
     Attributes:
         timing: when to measure.
         planning: what to decide.
+        functions: what is known of functions that torch did not write.
 
     Example:
         >>> from gradscale import GradScaler
@@ -67,11 +73,15 @@ class Layerwise:
         measure_every: int = 100,
         keep: int = 8,
         process_group: Any = None,
+        linear: Iterable[type[torch.autograd.Function] | str] = (),
     ) -> None:
         self.timing = Timing(Calendar(measure_every))
         self.planning = Planning(planner if planner is not None else Windows(), keep)
         self.process_group = process_group
+        self.linear = tuple(linear)
+        self.functions = FunctionVerdicts(naming=self.planning.naming)
         self.taken = False
+        prepare_compiled(self)
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
         self._passes = StepPasses()
@@ -113,6 +123,11 @@ class Layerwise:
         """What nodes and parameters are called."""
         return self.planning.naming
 
+    def use_functions(self, functions: FunctionVerdicts) -> None:
+        """Asks these about users' functions; they learn the names that are known here."""
+        functions.naming = self.naming
+        self.functions = functions
+
     def begin_step(self, scale: Tensor) -> None:
         """Before a loss is scaled: what the last step measured becomes a plan.
 
@@ -120,13 +135,15 @@ class Layerwise:
             scale: the loss scale; changed in place if the planner moved it.
         """
         self._scale = scale
+        self.functions.poll(scale, wait=self._measured is not None)
         self.planning.carry_out_lowering(scale)
         if self._measured is not None:
             self._plan(scale, self._measured)
 
     def attach(self, loss: Tensor) -> Tensor:
         """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
-        return self._entry.watch(loss) if self.timing.now or self.tracks.followed else loss
+        follows = self.tracks.followed or self.functions.injected == "scale"
+        return self._entry.watch(loss) if self.timing.now or follows else loss
 
     def after_unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuses gradients of which nobody knows whether the plan scaled them.
@@ -138,7 +155,7 @@ class Layerwise:
             return
         missed = self._passes.missed(trained_by(optimizer))
         if missed and self._passes.scaled and not self._hiding:
-            raise refusal(missed, self.naming.parameters)
+            raise refusal(missed, self.naming)
         self._hiding |= bool(missed)
 
     def update(self, last_step: StepOutcome) -> None:
@@ -150,6 +167,7 @@ class Layerwise:
             for measuring in measurings:
                 measuring.fetch()
             scale = cast(Tensor, self._scale).detach().clone()
+            self.functions.end_step(scale)
             bad = on_any_rank(has_bad_data(last_step), groups, scale.device) if groups else None
             self._measured = MeasuredStep(measurings, last_step, scale, bad)
         if groups:
@@ -162,14 +180,17 @@ class Layerwise:
         track = self.tracks.of(walk.graph)
         self.timing.again |= track.unmeasured
         custom = custom_nodes(walk)
-        if self._hiding:
-            walk = Walk(walk.graph.pinning(custom), walk.nodes)
+        measures = self.timing.now and not capturing()
+        walk = self._trusting(walk)
+        self.functions.begin_pass(walk, cast(Tensor, self._scale), probes=measures)
+        graph = walk.graph.proving(self.functions.proven(walk.graph.signature))
+        walk = Walk(graph.pinning(custom) if self._hiding else graph, walk.nodes)
         walk, own = freed(walk)
         graph = track.graph = walk.graph
         plan, factors = track.factors(graph)
         if own:
             plan, factors = with_held_exponents(graph, own, plan, factors)
-        if self.timing.now and not capturing():
+        if measures:
             scale = cast(Tensor, self._scale)
             self._passes.measurings.append(self.planning.measure(walk, plan.exponents, scale))
         if not plan.is_uniform:
@@ -177,6 +198,12 @@ class Layerwise:
         hiding = bool(custom - graph.structure.pinned)
         self._passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
         self._report_reentrant(graph)
+
+    def _trusting(self, walk: Walk) -> Walk:
+        """The walk with those of the users' functions that somebody said are linear."""
+        graph = walk.graph
+        trusted = [n for n in graph.unproven if is_one_of(walk.nodes[n], self.linear)]
+        return Walk(graph.proving(trusted), walk.nodes)
 
     def _report_reentrant(self, graph: BackwardGraph) -> None:
         if graph.structure.reentrant:
@@ -193,6 +220,7 @@ class Layerwise:
         device = cast(Tensor, self._scale).device
         situations = [self.tracks[m.signature].situation for m in measurings]
         if merged_over_ranks(measurings, situations, groups, device):
+            self.functions.reduce(groups, device)
             return measurings
         for measuring in measurings:
             measuring.remove()
@@ -218,34 +246,41 @@ class Layerwise:
         if overflowed and not measured.blames_scale():
             self.timing.at_once()
             return
+        for track in self.tracks:
+            track.graph = track.graph.proving(self.functions.proven(track.graph.signature))
         self.timing.now |= self.planning.decide(merged, float(measured.scale), scale)
 
     def report(self) -> str:
         """How many loss scales each structure needs, where and why; the latest structure last."""
-        return self.planning.report()
+        return "\n".join([self.planning.report(), *self.functions.report()])
 
     def state_dict(self) -> dict[str, Any]:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._measured is not None and self._scale is not None:
             self.begin_step(self._scale)
         timing = {"steps": self.timing.steps, "again": self.timing.now}
-        return {**timing, "hiding": self._hiding, **self.planning.state_dict()}
+        functions = {"linear": self.functions.state_dict()}
+        return {**timing, "hiding": self._hiding, **functions, **self.planning.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave; each plan comes into force as its graph is met."""
         self.planning.load_state_dict(state)
+        self.functions.load_state_dict(state.get("linear", {}))
         self.timing.resume(state["steps"], state["again"])
         self._hiding, self._measured, self._passes = state["hiding"], None, StepPasses()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             "settings": (self.planner, self.timing.calendar.every, self.tracks.keep),
+            "functions": (self.linear, self.functions),
             "state": self.state_dict(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         planner, every, keep = state["settings"]
-        self.__init__(planner, measure_every=every, keep=keep)
+        linear, functions = state["functions"]
+        self.__init__(planner, measure_every=every, keep=keep, linear=linear)
+        self.use_functions(functions)
         self.load_state_dict(state["state"])
 
     def _warn_once(self, message: str) -> None:

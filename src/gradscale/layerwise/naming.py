@@ -6,7 +6,9 @@ import weakref
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
+from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.names import module_places
 from gradscale.layerwise.track import Track
 from gradscale.plans.decision_report import decision_report
@@ -31,6 +33,19 @@ class Naming:
             return {}
         places = module_places(track.graph, model)
         return {node: str(place) for node, place in enumerate(places) if place is not None}
+
+    def place(self, graph: BackwardGraph, node: int) -> str:
+        """Where a node is, as ``" (in encoder.0)"``; empty if no model is known."""
+        model = None if self._model is None else self._model()
+        place = None if model is None else module_places(graph, model)[node]
+        return "" if place is None else f" ({'in ' if place.inside else ''}{place})"
+
+    def parameter(self, parameter: Tensor | None) -> str:
+        """What a parameter is called, or how large it is."""
+        if parameter is None:
+            return "a parameter that is gone"
+        unnamed = f"a parameter of shape {tuple(parameter.shape)}"
+        return self.parameters.get(id(parameter), unnamed)
 
     def describe(self, track: Track) -> str:
         """How many loss scales a track needs, where and why; empty before it was measured."""

@@ -89,7 +89,10 @@ class Planning:
         overflowed = measurements.overflowed
         seen = measurements if overflowed else measurements.with_maxima(track.history)
         names = self.naming.of(track)
-        situation = Situation(track.graph, seen, track.plan, log2_scale, names)
+        known = track.history[-1] if track.history else None
+        situation = Situation(
+            track.graph, seen, track.plan, log2_scale, names, known, track.overflows
+        )
         decision = self._fitted.decide(situation)
         if not overflowed:
             track.history.append(measurements)

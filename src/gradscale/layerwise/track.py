@@ -37,6 +37,7 @@ class Track:
         decision: how the plan came about; None before the first measurement.
         frozen: why the structure stays at one scale whatever is measured; None if it does not.
         anchor: the exponent of the loss scale that the plan was made for.
+        overflows: measurements in a row in which something overflowed.
     """
 
     def __init__(self, graph: BackwardGraph) -> None:
@@ -44,7 +45,7 @@ class Track:
         self.plan = ScalePlan.uniform(graph)
         self.decision: Decision | None = None
         self.frozen: str | None = None
-        self.anchor = 0
+        self.anchor = self.overflows = 0
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
         self._factors: dict[tuple[frozenset[int], frozenset[int]], _Factors] = {}
 
@@ -56,11 +57,13 @@ class Track:
     @property
     def situation(self) -> tuple[object, ...]:
         """What the next plan depends on, besides the measurements."""
-        return self.plan.exponents, self.frozen, self.anchor, len(self.history)
+        history = len(self.history)
+        return self.plan.exponents, self.frozen, self.anchor, history, self.overflows
 
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
         self.decision, self.plan, self.anchor = decision, decision.plan, decision.log2_scale
+        self.overflows = self.overflows + 1 if decision.overflowed else 0
 
     def anchor_at(self, log2_scale: int) -> None:
         """Keeps the absolute exponents of a plan that was made for another loss scale."""
@@ -101,6 +104,7 @@ class Track:
             "plan": self.plan.to_dict(),
             "frozen": self.frozen,
             "anchor": self.anchor,
+            "overflows": self.overflows,
             "history": [measurements.as_dict() for measurements in self.history],
         }
 
@@ -110,5 +114,6 @@ class Track:
         track = Track(graph)
         track.plan = ScalePlan.from_dict(state["plan"])
         track.frozen, track.anchor = state["frozen"], state["anchor"]
+        track.overflows = state["overflows"]
         track.history.extend(Measurements.from_dict(saved) for saved in state["history"])
         return track

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -63,11 +64,16 @@ class Tracks:
         track.graph = graph
         return track
 
-    def state_dict(self) -> dict[str, Any]:
-        """By signature, what each track saves."""
-        return {**self._saved, **{key: track.state_dict() for key, track in self._tracks.items()}}
+    def state_dict(self) -> str:
+        """By signature, what each track saves, as JSON.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        One text, because `torch.distributed.checkpoint` loads into the keys that are there before:
+        of a dictionary by signature a scaler that has met no graph yet would be given nothing.
+        """
+        tracks = {key: track.state_dict() for key, track in self._tracks.items()}
+        return json.dumps({**self._saved, **tracks}, sort_keys=True)
+
+    def load_state_dict(self, state: str | Mapping[str, Any]) -> None:
         """Forgets all tracks; the saved ones come back as their graphs are met."""
         self._tracks.clear()
-        self._saved = dict(state)
+        self._saved = json.loads(state) if isinstance(state, str) else dict(state)

@@ -30,7 +30,16 @@ def step_if_taken(
 
     Returns:
         Whether it was called. Waits for the device if the optimizer is fused.
+
+    Raises:
+        TypeError: if `follower` is an optimizer, which would step a second time, or has no `step`.
     """
+    if isinstance(follower, torch.optim.Optimizer) or not hasattr(follower, "step"):
+        raise TypeError(
+            f"`step_scheduler({type(follower).__name__})` needs what follows an optimizer: a "
+            "learning-rate scheduler, or anything else with a `step` method. "
+            "`scaler.step(optimizer)` steps the optimizer itself."
+        )
     leader = optimizer if optimizer is not None else getattr(follower, "optimizer", None)
     outcome = last_step[leader] if leader is not None and leader in last_step else last_step
     if outcome.skipped:

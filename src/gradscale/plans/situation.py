@@ -24,6 +24,8 @@ class Situation:
         current: the plan under which it was measured.
         log2_scale: the exponent of the loss scale under which it was measured.
         names: for each node the module that it belongs to, as far as known.
+        known: the latest measurements of this graph in which nothing overflowed, if there are any.
+        overflows: how many measurements in a row before this one overflowed.
 
     Example:
         >>> import torch
@@ -39,6 +41,8 @@ class Situation:
     current: ScalePlan
     log2_scale: int
     names: Names = field(default_factory=dict[int, str])
+    known: Measurements | None = None
+    overflows: int = 0
 
     def pinning(self, nodes: Iterable[int]) -> Situation:
         """The same with more nodes pinned to the loss scale."""

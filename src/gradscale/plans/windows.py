@@ -23,7 +23,9 @@ from gradscale.plans.windows_partition import Interval, partition
 class Windows:
     """Gives each node an exponent from its window; neighbours share one while they can.
 
-        overflow      the groups in which it began go down by `backoff`, the others stay
+        overflow      the groups in which it began go down by `backoff`, or into their windows of
+                      before, if those are lower; the others stay. A graph that has no windows yet
+                      goes down as a whole, by twice as much each time
         all in place  keep the plan
         otherwise     the groups with a node outside its window are formed anew, the others stay,
                       unless forming all anew takes fewer groups
@@ -35,7 +37,7 @@ class Windows:
         flushed: the share of a tensor's non-zero elements that may be lost.
         headroom: octaves between the largest gradient and overflow, at least 1; fewer are kept
             where both ends of a window press.
-        backoff: octaves by which a group goes down when it overflows, at least 1.
+        backoff: octaves by which a group goes down when it overflows first, at least 1.
         product_format: the format in which matrix products read their gradient if the tensor that
             carries it is wider, as under `gradscale.emulation`; a name such as ``"e5m2"``.
 
@@ -92,7 +94,15 @@ class Windows:
     def overflowed(self, situation: Situation, origins: Collection[int]) -> Decision:
         """The decision after an overflow that began at `origins`, measured or suspected."""
         graph = situation.graph
-        plan, scale = lowered(graph, situation.current, situation.log2_scale, origins, self.backoff)
+        known, plan, log2_scale = situation.known, situation.current, situation.log2_scale
+        if known is None and plan.is_uniform:
+            # Never seen whole: it may have begun at a scale made for another graph, any number of
+            # octaves too high. Twice as far each time comes down in a logarithm of them, and all
+            # of it does, or each node would overflow in its turn.
+            scale = log2_scale - (self.backoff << min(situation.overflows, _MOST_DOUBLINGS))
+        else:
+            windows = () if known is None else self.windows(graph, known)
+            plan, scale = lowered(graph, plan, log2_scale, origins, self.backoff, windows)
         return situation.decision(plan, scale, connected_groups(graph, plan, scale), origins)
 
     def windows(self, graph: BackwardGraph, measurements: Measurements) -> list[Window]:
@@ -105,6 +115,10 @@ class Windows:
             headroom=self.headroom,
             product_format=None if narrow is None else FloatFormat.of(narrow),
         )
+
+
+_MOST_DOUBLINGS = 5
+"""Times 2 octaves that is 64: as far as windows reach."""
 
 
 def _in_place(windows: Sequence[Window], plan: ScalePlan, log2_scale: int) -> bool:

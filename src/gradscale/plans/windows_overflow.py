@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.plan import ScalePlan
 from gradscale.plans.groups import bounded, connected
+from gradscale.plans.window import Window
 
 
 def overflow_origins(graph: BackwardGraph, measurements: Measurements) -> tuple[int, ...]:
@@ -78,7 +79,12 @@ def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...
 
 
 def lowered(
-    graph: BackwardGraph, plan: ScalePlan, log2_scale: int, nodes: Collection[int], octaves: int
+    graph: BackwardGraph,
+    plan: ScalePlan,
+    log2_scale: int,
+    nodes: Collection[int],
+    octaves: int,
+    windows: Sequence[Window] = (),
 ) -> tuple[ScalePlan, int]:
     """The plan and loss scale after the groups of `nodes` went down; all others stay.
 
@@ -90,15 +96,21 @@ def lowered(
         plan: under which `nodes` overflowed.
         log2_scale: under which they did.
         nodes: where an overflow began.
-        octaves: how far they go down.
+        octaves: how far they go down at least.
+        windows: of each node, as they were before, if that is known: a group that was put far above
+            them goes into them at once. So it is for a node that somebody begins to watch, and that
+            comes from its own exponent to the loss scale.
     """
     components = connected(graph, plan)
-    hit = {components[node] for node in nodes}
+    falls = {components[node]: octaves for node in nodes}
+    for node, window in enumerate(windows):
+        exponent = log2_scale + (plan.exponents[node] if components[node] >= 0 else 0)
+        if components[node] in falls and exponent > window.limit:
+            falls[components[node]] = max(falls[components[node]], exponent - window.hi)
     exponents = list(plan.exponents)
-    lower_scale = octaves if -1 in hit else 0
+    lower_scale = falls.get(-1, 0)
     for node, component in enumerate(components):
-        if component < 0:
-            continue
-        exponents[node] += lower_scale - (octaves if component in hit else 0)
+        if component >= 0:
+            exponents[node] += lower_scale - falls.get(component, 0)
     lower = tuple(bounded(exponent) for exponent in exponents)
     return ScalePlan(lower, plan.signature), log2_scale - lower_scale

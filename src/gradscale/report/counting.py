@@ -12,8 +12,8 @@ Range = Mapping[str, Any]
 REACH = 30
 """How many octaves around the recorded scale are tried."""
 
-SPARE = 2
-"""Octaves that a proposed scale keeps free above the largest gradient."""
+SPARE = 4
+"""Octaves that a proposed scale keeps free above the largest gradient, as a plan's windows do."""
 
 
 class Fate(NamedTuple):

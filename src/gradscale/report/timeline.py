@@ -25,7 +25,8 @@ class Timeline:
     Attributes:
         step: the steps.
         scale: log2 of the loss scale; NaN without one.
-        loss: NaN where it was not recorded.
+        loss: NaN where it was not recorded, or was not finite.
+        broken: whether the loss was recorded as infinite or NaN.
         amax: log2 of the largest gradient; NaN where it was not recorded.
         lost: the share of lost elements; NaN but on measured steps.
         groups: how many loss scales were in use; NaN where it was not recorded.
@@ -36,6 +37,7 @@ class Timeline:
     step: NDArray[np.int64]
     scale: Floats
     loss: Floats
+    broken: NDArray[np.bool_]
     amax: Floats
     lost: Floats
     groups: Floats
@@ -49,6 +51,9 @@ class Timeline:
             step=np.array([step.step for step in steps], dtype=np.int64),
             scale=np.array([log2(step.scale) for step in steps]),
             loss=_floats(step.loss for step in steps),
+            broken=np.array(
+                [s.loss is not None and not math.isfinite(s.loss) for s in steps], bool
+            ),
             amax=np.array([math.nan if s.amax is None else log2(s.amax) for s in steps]),
             lost=_floats(None if s.seen is None else s.seen.lost for s in steps),
             groups=_floats(step.groups for step in steps),

@@ -68,23 +68,36 @@ def write_runs(runs: Sequence[Run], path: Path, title: str, *, force: bool = Fal
 
 
 def load_runs(
-    recordings: Given | Iterable[Given], on_run: Callable[[str], None] = lambda name: None
+    recordings: Given | Iterable[Given],
+    on_run: Callable[[str], None] = lambda name: None,
+    on_damage: Callable[[str], None] | None = None,
 ) -> list[Run]:
     """The runs that these recordings and paths stand for.
 
     Args:
         recordings: as for `write_report`.
         on_run: called with the name of each run before it is read.
+        on_damage: called with what is wrong with a run that cannot be read; the others are loaded.
 
     Raises:
         FileNotFoundError: if there is no recording at a path.
-        ValueError: if a file is no recording, or there is none at all.
+        ValueError: if a file is no recording, and nobody wants to be told or no other can be read;
+            or if there is none at all.
     """
     given = [recordings] if isinstance(recordings, str | os.PathLike | Recording) else [*recordings]
     if not given:
         raise ValueError("`write_report([])` needs at least one recording.")
     runs = [Run.of(one) for one in given if isinstance(one, Recording)]
+    damage: list[ValueError] = []
     for source in recordings_at(one for one in given if not isinstance(one, Recording)):
         on_run(source.name)
-        runs.append(Run.of(read(source.path), source.name))
+        try:
+            runs.append(Run.of(read(source.path), source.name))
+        except ValueError as error:
+            damage.append(error)
+    if damage and (on_damage is None or not runs):
+        raise damage[0]
+    for error in damage:
+        if on_damage is not None:
+            on_damage(str(error))
     return runs

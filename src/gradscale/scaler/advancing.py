@@ -99,5 +99,7 @@ def _advance(held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
     step.pending.leave(step.records, scale)
     if held.layerwise is not None:
         held.layerwise.update(step.outcome)
+    elif held.functions.wanted:
+        held.functions.end_step(scale)
     if not (settled and skipped and not blamed):
         held.decide(scale, observation, ignore, settled and not (skipped or dropped))

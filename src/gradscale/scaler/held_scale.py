@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscale.layerwise import Layerwise
+from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.policies.bits import MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Observation, Policy, advance
@@ -25,6 +26,7 @@ class HeldScale:
     Attributes:
         policy: who chooses the scale.
         layerwise: who chooses the exponents beside it; None for one scale.
+        functions: what is known of backward functions that torch did not write.
         tensor: S, float32 0-d, only ever changed in place; None before the first loss.
         tracker: torch's growth tracker, the state's own where it has one.
         state: the policy's.
@@ -34,9 +36,14 @@ class HeldScale:
         loaded: saved fields that a state made later takes over.
     """
 
-    def __init__(self, policy: Policy, layerwise: Layerwise | None) -> None:
+    def __init__(
+        self, policy: Policy, layerwise: Layerwise | None, functions: FunctionVerdicts
+    ) -> None:
         self.policy = policy
         self.layerwise = layerwise
+        self.functions = functions
+        if layerwise is not None:
+            layerwise.use_functions(functions)
         self.tensor: Tensor | None = None
         self.tracker: Tensor | None = None
         self.state: Any = None

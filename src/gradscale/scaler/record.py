@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from gradscale.gradients.accumulate import MicroBatches
+from gradscale.gradients.step_fate import StepFate
 from gradscale.gradients.unscale import Flags
-from gradscale.gradients.verdict import Verdict
 from gradscale.outcomes.outcome import OptimizerOutcome
 
 
@@ -142,7 +142,7 @@ class Record(dict[str, Any]):
         """Whether its gradients are handled, so that a backward pass must leave them alone."""
         return self["stage"] is _UNSCALED and not self.evaluating
 
-    def left_at(self, scale: Tensor) -> Tensor | Verdict | None:
+    def left_at(self, scale: Tensor) -> Tensor | StepFate | None:
         """The scale of its gradients after the step; None if they were divided for certain.
 
         An optimizer that took the scale into its own numbers leaves them scaled. A fused one

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.flags import inverse
+from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
 from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.schedule import step_if_taken
@@ -62,6 +63,10 @@ class GradScaler(GradientVerbs):
             Fused optimizers undo it themselves, in any case.
         sync_free: skip bad steps on the device, without a host read, whatever the optimizer.
         layerwise: True, or a planner: every part of the network gets its own scale.
+        injected: what to do about `autograd.Function`s whose backward returns a gradient of its
+            own, such as the auxiliary loss of a router, which no loss scaler multiplies: ``"warn"``
+            looks for them in the first step and names them once, ``"scale"`` multiplies what they
+            add by the scale, ``"ignore"`` is for functions that do so themselves.
         process_group: the ranks that must decide alike, as a group or a device mesh; all ranks if
             `layerwise`. Sharded parameters (DTensor) are recognized without it. Without it, with
             several ranks, bad data counts as overflow: who cannot ask must not differ.
@@ -96,6 +101,7 @@ class GradScaler(GradientVerbs):
         undo: Way | Degrees = "gradient",
         sync_free: bool = False,
         layerwise: Any = False,
+        injected: Injected = "warn",
         process_group: Any = None,
         on_skip: Callable[[OptimizerOutcome], object] | None = None,
     ) -> None:
@@ -107,7 +113,7 @@ class GradScaler(GradientVerbs):
         self._undo = Undo(undo, sync_free)
         plan = build_layerwise(layerwise, process_group)
         self._held, self._step, self._books = (
-            HeldScale(chosen, plan),
+            HeldScale(chosen, plan, FunctionVerdicts(injected)),
             CurrentStep(process_group),
             Books(),
         )
@@ -239,8 +245,7 @@ class GradScaler(GradientVerbs):
         """
         self._step.models.know(model)
         self._step.names.update({id(p): name for name, p in model.named_parameters()})
-        if self._held.layerwise is not None:
-            self._held.layerwise.naming.know(model)
+        self._held.functions.naming.know(model)
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
         """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.

@@ -56,6 +56,8 @@ def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts)
         output = output.to(torch.float32)
     if layerwise is not None:
         output = layerwise.attach(output)
+    elif held.functions.wanted:
+        output = held.functions.attach(output, scale)
     product = output * scale.to(device=output.device, non_blocking=True)
     if product.requires_grad:
         if any(record.complete for record in step.records.values()):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscale.truth.random_state import same_random_numbers
+from gradscale.random_state import same_random_numbers
 from gradscale.truth.wider import NARROW
 
 

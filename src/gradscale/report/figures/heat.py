@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOWEST = 1e-6
+TALLEST = 8.5
+LINE = 0.1
+"""Inches: with so much, every row has room for its name."""
+X_TICKS = 7
 TICKS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -34,7 +38,8 @@ def heat_figure(run: Run) -> Figure:
     from matplotlib.colors import ListedColormap, LogNorm
 
     rows = [row for row in run.order if run.rows[row].alarming]
-    figure, axes = new_figure(min(8.0, 1.2 + 0.11 * max(8, len(rows))))
+    height = min(TALLEST, 1.0 + LINE * max(10, len(rows)))
+    figure, axes = new_figure(height)
     if not rows:
         empty(axes, "No gradients were measured in this run.")
         return figure
@@ -54,11 +59,21 @@ def heat_figure(run: Run) -> Figure:
         over = np.where(nonfinite > 0, 1.0, np.nan)
         axes.imshow(over, aspect="auto", interpolation="nearest", cmap=ListedColormap([OVER]))
         axes.set_title("violet: infinite or NaN", loc="left", fontsize=6)
-    name_ticks(axes, [run.rows[row].info.name for row in rows])
-    places = np.unique(np.linspace(0, len(run.columns) - 1, min(7, len(run.columns))).round())
-    axes.set_xticks(places, [f"{run.columns[int(place)].first:,}" for place in places])
+    worst = np.nanmax(np.where(seen, share, 0.0), axis=1)
+    name_ticks(axes, [run.rows[row].info.name for row in rows], worst.tolist(), height)
+    places = _ticks(len(run.columns), np.flatnonzero(nonfinite.any(axis=0)).tolist())
+    axes.set_xticks(places, [f"{run.columns[place].first:,}" for place in places])
     axes.set_xlabel("step")
     bar = figure.colorbar(picture, ax=axes, pad=0.01, label="lost share")
     bar.set_ticks(list(TICKS), labels=[percent(tick) for tick in TICKS])
     bar.ax.minorticks_off()
     return figure
+
+
+def _ticks(columns: int, bad: list[int]) -> list[int]:
+    """Evenly spread columns to name, and the first ones that were not finite in any case."""
+    told = [place for place in bad if place - 1 not in bad][:X_TICKS]
+    gap = max(1, columns // (2 * X_TICKS))
+    even = {round(i * (columns - 1) / max(1, X_TICKS - 1)) for i in range(X_TICKS)}
+    kept = [place for place in sorted(even) if all(abs(place - one) > gap for one in told)]
+    return sorted({*kept, *told})

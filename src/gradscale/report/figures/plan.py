@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradscale.report.figures.style import LOST, empty, in_our_style, new_figure
+from gradscale.report.figures.style import LOST, empty, in_our_style, new_figure, shortened
 from gradscale.report.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+LEVEL = 7
+"""Columns up to which names stand level; beyond they are turned, and a line takes more height."""
+
+NAME = 24
+"""Letters of a name; both ends of a module path say most."""
+
+TALLEST = 8.5
 
 
 @in_our_style
@@ -20,20 +28,22 @@ def plan_figure(run: Run) -> Figure:
         run: one with rows or a network; without them the figure says so.
     """
     network = run.network
-    height = 1.0 + 0.3 * (max(network.y, default=0.0) + 1)
-    figure, axes = new_figure(min(8.0, height))
+    turned = max(network.x, default=0.0) >= LEVEL
+    lines = max(network.y, default=0.0) + 1
+    height = 0.7 + (1.35 if turned else 0.55) * lines
+    figure, axes = new_figure(min(TALLEST, height))
     if not network.names:
         empty(axes, "The recording names no part of the network.")
         return figure
     exponents = exponent_by_row(run)
     _edges(axes, run, exponents)
     _nodes(axes, run, exponents)
+    # What does not fit is left out: a drawing of many lines shows the shape, the page the names.
+    _names(axes, run, turned, small=height > 2 * TALLEST)
     axes.invert_yaxis()
     axes.set_axis_off()
-    axes.margins(0.03, 0.25)
-    axes.annotate(
-        "loss", (network.x[0], network.y[0]), (0, 9), textcoords="offset points", ha="center"
-    )
+    axes.set_xlim(-0.7, max(*network.x, 4.0) + 0.7)
+    axes.set_ylim(max(network.y) + 0.95, -0.55)
     return figure
 
 
@@ -56,7 +66,7 @@ def _edges(axes: Axes, run: Run, exponents: dict[int, int]) -> None:
             continue  # continues in the next band of the drawing
         ends = [exponents.get(network.row[node]) for node in (source, target)]
         differ = None not in ends and ends[0] != ends[1]
-        bend = -0.25 if abs(x[1] - x[0]) > 1 else 0.0
+        # Arcs go over what they pass, and names hang below: so neither crosses the other.
         axes.annotate(
             "",
             (x[1], y[1]),
@@ -65,10 +75,39 @@ def _edges(axes: Axes, run: Run, exponents: dict[int, int]) -> None:
                 "arrowstyle": "-",
                 "color": LOST if differ else "#aab4be",
                 "linewidth": 1.6 if differ else 0.7,
-                "connectionstyle": f"arc3,rad={bend}",
+                "connectionstyle": f"arc3,rad={_bend(x[1] - x[0], y[1] - y[0])}",
             },
             zorder=1,
         )
+
+
+def _bend(across: float, down: float) -> float:
+    """How far an edge leaves the straight line, as a share of its length."""
+    if abs(across) <= 1:
+        return 0.0
+    # A long way gets no higher than a short one, or it would leave the drawing.
+    return -min(0.3, 0.9 / abs(across)) if down == 0 else -0.12
+
+
+def _names(axes: Axes, run: Run, turned: bool, *, small: bool) -> None:
+    if small:
+        return
+    for name, x, y in zip(run.network.names, run.network.x, run.network.y, strict=True):
+        axes.annotate(
+            shortened(name, NAME),
+            (x, y),
+            (0, -7),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            rotation=90 if turned else 0,
+            fontsize=5.5,
+            color="#33404c",
+        )
+    network = run.network
+    axes.annotate(
+        "loss", (network.x[0], network.y[0]), (0, 7), textcoords="offset points", ha="center"
+    )
 
 
 def _nodes(axes: Axes, run: Run, exponents: dict[int, int]) -> None:

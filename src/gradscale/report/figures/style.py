@@ -18,6 +18,9 @@ R = TypeVar("R")
 WIDTH = 6.75
 """Inches: two columns of a paper."""
 
+NAME, MARGINS = 0.085, 0.7
+"""Inches that a name takes, and those above and below a picture."""
+
 LOST, SUBNORMAL, KEPT, OVER = "#d55e00", "#e6a817", "#2f78b7", "#5b2a86"
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#56b4e9", "#5b3a8c", "#4d4d4d")
 _SHARES = ("#f3f5f7", "#fde3c4", "#f8b46a", "#e25b2f", "#a12240", "#42092a")
@@ -89,11 +92,22 @@ def _power(value: float, place: int | None = None) -> str:
     return f"$2^{{{value:.0f}}}$"
 
 
-def name_ticks(axes: Axes, names: Sequence[str], limit: int = 40) -> None:
-    """Name the lines of a picture; of many, evenly chosen ones."""
-    every = max(1, math.ceil(len(names) / limit))
-    places = list(range(0, len(names), every))
-    axes.set_yticks(places, [shortened(names[place]) for place in places], fontsize=6)
+def name_ticks(axes: Axes, names: Sequence[str], weights: Sequence[float], height: float) -> None:
+    """Name the lines of a picture; where there is no room for all, the weightiest first.
+
+    Args:
+        axes: one line a name, from 0 at the top.
+        names: of the lines.
+        weights: what a reader looks for.
+        height: of the figure, in inches.
+    """
+    gap = math.ceil(NAME * len(names) / (height - MARGINS))
+    places: list[int] = []
+    for place in sorted(range(len(names)), key=lambda place: (-weights[place], place)):
+        if all(abs(place - other) >= gap for other in places):
+            places.append(place)
+    places.sort()
+    axes.set_yticks(places, [shortened(names[place]) for place in places], fontsize=5.5)
 
 
 def shortened(name: str, length: int = 34) -> str:

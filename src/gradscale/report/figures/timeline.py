@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 4000
+LEAST_OCTAVES = 3.0
 
 
 @in_our_style
@@ -43,10 +44,13 @@ def timeline_figure(runs: Sequence[Run]) -> Figure:
         _scale(axes[0], run, RUNS[index % len(RUNS)], index, len(runs))
         if with_loss:
             _loss(axes[1], run, RUNS[index % len(RUNS)])
+    _spread(axes[0])
     power_ticks(axes[0].yaxis)
     axes[0].set_ylabel("loss scale")
     if with_loss:
         axes[1].set_ylabel("loss")
+        if any(run.timeline.broken.any() for run in runs):
+            axes[1].set_title("×: infinite or NaN", loc="right", fontsize=6, pad=6)
     axes[-1].set_xlabel("step")
     if any(run.timeline.skipped for run in runs):
         axes[0].text(1.0, -0.04, "skipped", fontsize=6, va="center", transform=axes[0].transAxes)
@@ -81,10 +85,31 @@ def _scale(axes: Any, run: Run, color: str, index: int, count: int) -> None:
     )
 
 
+def _spread(axes: Any) -> None:
+    """Room for three whole exponents at least: a scale that never moved is one line, not many."""
+    low, high = axes.get_ylim()
+    if high - low < LEAST_OCTAVES:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - LEAST_OCTAVES / 2, middle + LEAST_OCTAVES / 2)
+
+
 def _loss(axes: Any, run: Run, color: str) -> None:
+    """The loss, broken where it was infinite or NaN: nobody knows a value there to pass through."""
     line = run.timeline
-    finite = np.isfinite(line.loss)
-    if finite.any():
-        steps, loss = line.step[finite], line.loss[finite]
-        kept = extremes([loss], POINTS)
-        axes.plot(steps[kept], loss[kept], color=color, linewidth=0.8)
+    told = np.isfinite(line.loss) | line.broken
+    if not told.any():
+        return
+    steps, loss, broken = line.step[told], line.loss[told], line.broken[told]
+    finite = np.where(broken, np.nan, loss)
+    kept = np.union1d(extremes([finite], POINTS), np.flatnonzero(broken))
+    axes.plot(steps[kept], finite[kept], color=color, linewidth=0.8)
+    # At the top, where the line is missing.
+    axes.plot(
+        steps[broken],
+        np.ones(broken.sum()),
+        "x",
+        color=color,
+        markersize=3.5,
+        transform=axes.get_xaxis_transform(),
+        clip_on=False,
+    )

@@ -82,8 +82,8 @@ function rangeFor(row, format) {
   return payload.ranges[format || row.format] || null;
 }
 
-// The scale that loses least while every row keeps two octaves above its largest value.
-const SPARE = 2;
+// The scale that loses least while every row keeps four octaves above its largest value.
+const SPARE = 4;
 const REACH = 30;
 
 function bestScale(run, histograms, format, from, to) {

@@ -47,7 +47,7 @@ function drawHeat() {
   const plane = PLANES[state.plane], all = planeOf(run, state.plane);
   const names = rows.map((id) => run.rows[id].name);
   const height = rowsHeight(rows.length);
-  const ticks = nameTicks(names, height, labelLength());
+  const ticks = nameTicks(names, height, labelLength(), rows.map((id) => run.rows[id].share || 0));
   byId("heat-lead").textContent = plane.lead + (run.rows.some((row) => row.nonfinite) ? " Violet: infinite or NaN." : "");
   const element = byId("heat-plot");
   element.setAttribute("tabindex", "0");
@@ -76,8 +76,19 @@ function nonfiniteTrace(run, rows, place) {
 
 function columnTicks(run) {
   const first = run.view(run.heat.first), number = Math.min(printing || innerWidth > 700 ? 8 : 3, first.length);
-  const places = Array.from({ length: number }, (_, i) => Math.round(i * (first.length - 1) / Math.max(1, number - 1)));
+  // The first columns that were not finite have a tick in any case; even ones near them give way.
+  const bad = badColumns(run).slice(0, number), near = first.length / (2 * number);
+  const even = Array.from({ length: number }, (_, i) => Math.round(i * (first.length - 1) / Math.max(1, number - 1)));
+  const places = [...new Set([...even.filter((i) => bad.every((at) => Math.abs(at - i) > near)), ...bad])].sort((a, b) => a - b);
   return { tickvals: places, ticktext: places.map((i) => count(first[i])) };
+}
+
+// Where a stretch of columns with something infinite or NaN begins.
+function badColumns(run) {
+  if (!run.rows.some((row) => row.nonfinite)) return [];
+  const flags = run.view(run.heat.nonfinite), [lines, columns] = heatSize(run);
+  const is = Array.from({ length: columns }, (_, i) => Array.from({ length: lines }, (_, line) => flags[line * columns + i]).some((one) => one));
+  return is.map((_, i) => i).filter((i) => is[i] && !is[i - 1]);
 }
 
 // A frame around the chosen cell, and lines that lead the eye to it.

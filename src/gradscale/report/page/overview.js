@@ -48,7 +48,7 @@ function drawOverview() {
     box.addEventListener("change", () => showRun(i, box.checked));
     const name = make("button", { type: "button", "aria-pressed": String(i === state.run), onclick: () => chooseRun(i) }, run.name);
     const swatch = make("span", { class: "swatch", style: `background:${runColor(i)}`, "aria-hidden": "true" });
-    return make("tr", { class: i === state.run ? "chosen" : null }, make("td", {}, box), make("td", { class: "text" }, swatch, name),
+    return make("tr", { class: i === state.run ? "chosen" : null }, make("td", {}, box), make("td", { class: `text${run.name.length < 30 ? " name" : ""}` }, swatch, name),
       ...used.map(([, text, kind]) => make("td", { class: kind, html: raised(text(run.summary)) })));
   });
   const focused = document.activeElement?.closest?.("#run-table") ? document.activeElement : null;

@@ -35,20 +35,33 @@ function drawPlan() {
   const colors = exponentColors(exponents.values()), pale = palette().grid;
   const of = network.row.map((row) => exponents.get(row));
   const columns = Math.max(4, ...network.x) + 1.6, spacing = widthBetween("plan-plot", { l: 30, r: 30 }) / columns;
-  const rowsHigh = Math.max(...network.y) + 1, narrow = network.x.length && Math.max(...network.x) < 14;
+  const rowsHigh = Math.max(...network.y) + 1, names = planNames(network, spacing);
   byId("plan-lead").textContent = planLead(run);
   draw("plan-plot", [...edgeTraces(network, of), {
-    type: "scatter", mode: narrow && rowsHigh < 12 && innerWidth > 700 && network.names.length < 40 ? "markers+text" : "markers", x: network.x, y: network.y,
+    type: "scatter", mode: "markers", x: network.x, y: network.y,
     marker: { size: Math.min(15, Math.max(4, 0.6 * spacing)), symbol: of.map((e) => (e === undefined ? "circle-open" : "square")), color: of.map((e) => (e === undefined ? palette().quiet : colors.get(e))), line: { width: network.row.map((row) => (row >= 0 && row === state.row ? 3 : 0.8)), color: palette().mark } },
-    text: network.names.map((name) => escaped(shortened(name, 18))), textposition: "bottom center", textfont: { size: 10, color: palette().quiet },
     customdata: network.names.map((name, i) => [escaped(name), of[i] === undefined ? "not measured" : `stored at 2<sup>${trimmed(of[i])}</sup>`]),
     hovertemplate: "%{customdata[0]}<br>%{customdata[1]}<extra></extra>", cliponaxis: false,
   }], {
-    height: Math.min(900, 70 + 34 * rowsHigh), margin: { l: 30, r: 30, t: 24, b: 30 },
+    height: Math.min(1400, 60 + (34 + names.room) * rowsHigh), margin: { l: 30, r: 30, t: 24, b: 14 + names.room },
     xaxis: { visible: false, range: [-0.8, Math.max(4, ...network.x) + 0.8], fixedrange: true }, yaxis: { visible: false, range: [rowsHigh, -0.9], fixedrange: true },
-    annotations: [{ x: network.x[0], y: network.y[0], text: "loss", showarrow: false, yshift: 18, font: { size: 11, color: palette().quiet } }],
+    annotations: [{ x: network.x[0], y: network.y[0], text: "loss", showarrow: false, yshift: 18, font: { size: 11, color: palette().quiet } }, ...names.labels],
   }, { plotly_click: (event) => onPlanClick(event) });
   tellGroups(exponents, colors, pale);
+}
+
+// Names hang below their nodes: level where a column is wide enough for them, else turned. Where
+// neither fits they are left out, and read by pointing at a node.
+function planNames(network, spacing) {
+  const longest = Math.min(26, Math.max(...network.names.map((name) => name.length)));
+  const level = spacing > 6.2 * Math.min(18, longest), turned = spacing >= 11;
+  if (!level && !turned) return { room: 0, labels: [] };
+  const room = level ? 16 : 6 + Math.round(5.6 * longest);
+  const labels = network.names.map((name, i) => ({
+    x: network.x[i], y: network.y[i], text: escaped(shortened(name, level ? 18 : 26)), showarrow: false, textangle: level ? 0 : -90,
+    yanchor: "top", yshift: -9, xanchor: "center", font: { size: 10, color: palette().quiet },
+  }));
+  return { room, labels };
 }
 
 // Edges within a group in gray; where ends differ, in ink: there a multiplication happens.

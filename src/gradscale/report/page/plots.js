@@ -47,9 +47,16 @@ function draw(id, traces, layout, events = {}) {
 }
 
 // Tick labels for `names` at places 0, 1, …: all, or as many as fit.
-function nameTicks(names, height, length) {
-  const every = Math.max(1, Math.ceil(names.length / Math.max(1, Math.floor(height / 13))));
-  const places = names.map((_, i) => i).filter((i) => i % every === 0);
+function nameTicks(names, height, length, weights = names.map(() => 0)) {
+  const gap = Math.max(1, Math.ceil(names.length / Math.max(1, Math.floor(height / 12)))), places = [];
+  const taken = new Uint8Array(names.length + gap);
+  // Where there is no room for every name, those that a reader looks for come first.
+  for (const i of names.map((_, i) => i).sort((a, b) => weights[b] - weights[a] || a - b)) {
+    if (taken.subarray(Math.max(0, i - gap + 1), i + gap).some((one) => one)) continue;
+    taken[i] = 1;
+    places.push(i);
+  }
+  places.sort((a, b) => a - b);
   return { tickvals: places, ticktext: places.map((i) => escaped(shortened(names[i], length))) };
 }
 
@@ -59,7 +66,7 @@ function labelLength() {
 
 // Pictures of rows grow with them, up to a point.
 function rowsHeight(number) {
-  return Math.min(640, Math.max(150, number * 16));
+  return Math.min(1000, Math.max(150, number * (number > 60 ? 12 : 16)));
 }
 
 // Enough room at the left for the longest label, in a font about 6 pixels wide.

@@ -6,7 +6,7 @@ const APART = { apart: " (set apart)" };
 
 const lastOf = (row, name) => (row.last ? row.last[name] : null);
 const ROW_COLUMNS = [
-  { key: "name", head: "Row", text: true, value: (row) => row.name.toLowerCase(), show: (row) => row.name + (row.negligible ? APART.apart : "") },
+  { key: "name", head: "Row", text: true, value: (row) => row.name.toLowerCase(), html: true, show: (row) => breakable(row.name) + (row.negligible ? APART.apart : "") },
   { key: "kind", head: "Kind", text: true, value: (row) => row.kind, show: (row) => row.kind },
   { key: "numel", head: "Elements", value: (row) => row.numel, show: (row) => count(row.numel) },
   { key: "share", head: "Lost", hint: "over the run", value: (row) => row.share, show: (row) => percent(row.share), bar: (row) => row.share },

@@ -12,8 +12,13 @@ function percent(share) {
   if (share === 0) return "0 %";
   const value = 100 * share;
   if (value >= 99.5) return share === 1 ? "100 %" : "> 99 %";
-  if (value < 1e-4) return value.toExponential(0).replace("e-", " × 10^−") + " %";
-  return Number(value.toPrecision(2)) + " %";
+  return decimal(value) + " %";
+}
+
+// Two significant places without an exponent: a table of shares is read from top to bottom.
+function decimal(value) {
+  const places = Math.max(0, 1 - Math.floor(Math.log10(value)));
+  return places > 12 ? "under 0.00000000001" : String(value.toFixed(Math.min(places, 12))).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
 function plain(value, digits = 3) {
@@ -49,6 +54,11 @@ function plural(number, noun) {
 // Names come from the user's network and are shown as they are, never as markup.
 function escaped(text) {
   return String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
+}
+
+// The same, with places at which a long name may go on in the next line.
+function breakable(text) {
+  return escaped(text).replaceAll(".", ".<wbr>");
 }
 
 // Long names lose their middle: both ends of a module path say most.

@@ -19,14 +19,17 @@ function drawVerdict() {
 
 function lostTiles(it) {
   const tiles = [tile("Lost", percent(it.lost.share), `of the non-zero gradients; ${it.lost.method}, ${plural(it.lost.measured_steps, "step")}`)];
-  if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), escaped(rowWordsOf(it.worst[0])).replaceAll(".", ".<wbr>")));
-  if (it.best) {
+  if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), breakable(rowWordsOf(it.worst[0]))));
+  const advised = currentRun().note.advice?.log2_scale;
+  if (Number.isInteger(advised)) {
+    tiles.push(tile("Advised loss scale", powerHtml(advised), "to begin with; the policy follows from there"));
+  } else if (it.best) {
     tiles.push(tile("Best loss scale", powerHtml(it.best.log2_scale), bestWords(it.best)));
   }
   return tiles;
 }
 
-// By the last histograms, with two octaves to spare below overflow.
+// By the last histograms, with four octaves to spare below overflow.
 function bestWords({ log2_scale: scale, share, recorded }) {
   if (scale === recorded.log2_scale) return `the recorded one: ${percent(share)} lost`;
   const now = `${percent(recorded.share)} at the recorded ${powerHtml(recorded.log2_scale)}`;
@@ -44,7 +47,8 @@ function rangeWords(scale) {
 }
 
 function notesOf(run) {
-  const notes = [...run.summary.missing];
+  const told = run.note.advice?.lines;
+  const notes = [...(Array.isArray(told) ? told.map(String) : []), ...run.summary.missing];
   if (run.torn) notes.push("The last line of the recording was cut off and is left out: the run was killed while it was written, or still runs.");
   return notes;
 }
@@ -70,7 +74,7 @@ function rowWordsOf({ kind, row }) {
 // What the run was started with, and what its user noted.
 function drawSettings() {
   const run = currentRun();
-  const entries = [...Object.entries(run.policy?.config || {}), ["layerwise", run.summary.layerwise], ["gradscale", run.gradscale], ["torch", run.torch], ...Object.entries(run.note)]
+  const entries = [...Object.entries(run.policy?.config || {}), ["layerwise", run.summary.layerwise], ["gradscale", run.gradscale], ["torch", run.torch], ...Object.entries(run.note).filter(([name]) => name !== "advice")]
     .filter(([, value]) => value !== null && value !== undefined);
   byId("settings").hidden = !entries.length;
   const words = (value) => (typeof value === "object" ? JSON.stringify(value) : typeof value === "number" ? plain(value, 6) : String(value));

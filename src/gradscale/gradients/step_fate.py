@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Verdict(Protocol):
+class StepFate(Protocol):
     """What became of an optimizer's step; on the device until somebody reads it."""
 
     @property

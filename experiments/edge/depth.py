@@ -1,0 +1,59 @@
+"""Plain layers as torch initialises them: each makes the gradient about four times smaller."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradscale.recipes.batches import generator
+from gradscale.recipes.digits import Digits
+from lion import Lion
+from task import Task, Training
+
+WIDTH = 64
+
+
+def plain(depth: int) -> nn.Sequential:
+    """`depth` linear layers with GELU between them, 64 pixels to 10 logits, torch's own weights."""
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, WIDTH), nn.GELU()]
+    for _ in range(depth - 2):
+        layers += [nn.Linear(WIDTH, WIDTH), nn.GELU()]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
+
+
+def begin(optimizer: str, depth: float, seed: int) -> Training:
+    """Digits, 128 an update."""
+    (images, labels), (test, truth) = Digits().load()
+    model = plain(int(depth))
+    optimizers = {
+        "lion": lambda: Lion(model.parameters(), lr=3e-4),
+        "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        "adam": lambda: torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-15),
+    }
+
+    def loss(step: int) -> Tensor:
+        index = torch.randint(len(images), (128,), generator=generator(seed, step))
+        return F.cross_entropy(model(images[index]).float(), labels[index])
+
+    def score() -> Tensor:
+        return (model(test).argmax(1) == truth).float().mean()
+
+    return Training(model, optimizers[optimizer](), loss, score)
+
+
+def task(optimizer: str) -> Task:
+    """The task with that optimizer."""
+    return Task(
+        name=f"depth-{optimizer}",
+        about=f"plain layers with GELU, torch's initialisation, digits, {optimizer}",
+        knob="layers",
+        values=(8, 12, 16, 20, 24, 28),
+        fast=(12, 20, 28),
+        steps=400,
+        score="accuracy",
+        chance=0.1,
+        begin=partial(begin, optimizer),
+    )

@@ -1,0 +1,95 @@
+"""How far a knob can be turned before a loss scale is not enough: `make experiments`.
+
+    python experiments/edge/edge.py                 all tasks, three seeds; hours on two cores
+    FAST=1 python experiments/edge/edge.py          three strategies, few values, one seed
+    python experiments/edge/edge.py units --seeds 5
+
+Every training is one line of ``experiments/results/edge/TASK.jsonl``, written when it has ended; of
+another folder if `OUT` names one. What stands there is not trained again, so a run that was stopped
+goes on. Then ``pages.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from strategy import CONSTANTS, FAST, LINES, Strategy
+from task import Task
+from tasks import TASKS
+from training import train
+
+RESULTS = Path(os.environ.get("OUT", Path(__file__).parents[1] / "results" / "edge"))
+Planned = tuple[float, Strategy, int]
+
+
+def planned(task: Task, seeds: int, fast: bool) -> Iterator[Planned]:
+    """All trainings of a task: a seed at a time, so that a part of them is a whole figure."""
+    for seed in range(1 if fast else seeds):
+        for value in task.fast if fast else task.values:
+            for strategy in FAST if fast else LINES:
+                yield value, strategy, seed
+    if not fast:  # the width of constants that work, at the first and the middle value
+        for value in (task.values[0], task.values[len(task.values) // 2]):
+            for strategy in CONSTANTS:
+                yield value, strategy, 0
+
+
+def trained(path: Path) -> set[tuple[float, str, int]]:
+    """Which trainings a results' file holds."""
+    if not path.exists():
+        return set()
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    return {(line["value"], line["strategy"], line["seed"]) for line in lines}
+
+
+def machine() -> dict[str, str]:
+    """The first line of a results' file: where and when it was begun."""
+    return {
+        "device": f"CPU, {platform.machine()}, half precision emulated",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": date.today().isoformat(),
+    }
+
+
+def main() -> None:
+    """Train what is missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tasks", nargs="*", default=[], help=", ".join(TASKS))
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    for name in given.tasks:
+        if name not in TASKS:
+            parser.error(f"`{name}` is no task. Pass some of {', '.join(TASKS)}.")
+    torch.set_num_threads(1)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in given.tasks or TASKS:
+        path = RESULTS / f"{name}.jsonl"
+        done = trained(path)
+        if not path.exists():
+            path.write_text(json.dumps(machine()) + "\n")
+        for value, strategy, seed in planned(
+            TASKS[name], given.seeds, bool(os.environ.get("FAST"))
+        ):
+            if (value, strategy.label, seed) in done:
+                continue
+            result = train(TASKS[name], value, strategy, seed)
+            with path.open("a") as file:
+                file.write(json.dumps(result.to_json()) + "\n")
+            print(
+                f"{name} {value:g} {strategy.label} seed {seed}: {result.score:.3f}, "
+                f"skipped {result.skipped}, dead {result.dead:.0%}, scales {result.scales}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Figures and tables of `docs/results.md` from the results of `edge.py`.
+
+    python experiments/edge/pages.py
+
+Replaces what stands in the page between the marks of each task that has results, and its figure in
+``docs/images``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from edge import RESULTS
+from figure import draw
+from strategy import LINES
+from summary import TRUTH, Cell, Found, read
+from task import Task
+from tasks import TASKS
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "results.md"
+TOLERANCE = 0.03
+"""A constant works if its score is no further below float32's."""
+
+
+def table(found: Found) -> str:
+    """A row a strategy, a column a value of the knob."""
+    values = sorted(found.cells[TRUTH])
+    lines = [
+        "| | " + " | ".join(f"{value:g}" for value in values) + " | step |",
+        "|---" * (len(values) + 2) + "|",
+    ]
+    base = found.cells[TRUTH]
+    for strategy in (line.label for line in LINES if line.label in found.cells):
+        cells = found.cells[strategy]
+        shown = [_shown(cells[v], strategy) if v in cells else "" for v in values]
+        both = [v for v in values if v in cells]
+        ratio = sum(cells[v].ms for v in both) / sum(base[v].ms for v in both)
+        lines.append(f"| {strategy} | " + " | ".join(shown) + f" | {ratio:.1f} |")
+    return "\n".join(lines)
+
+
+def _shown(cell: Cell, strategy: str) -> str:
+    if strategy == TRUTH or math.isinf(cell.interval):
+        return f"{cell.score:.3f}"
+    return f"{cell.score:.3f} ({cell.difference:+.3f} ± {cell.interval:.3f})"
+
+
+def constants(found: Found) -> str:
+    """Which constants work, at each value where they were tried."""
+    by_value: dict[float, list[int]] = {}
+    tried: dict[float, list[int]] = {}
+    for strategy, cells in found.cells.items():
+        exponent = re.fullmatch(r"fp16 static 2\^(-?\d+)", strategy)
+        for value, cell in cells.items() if exponent else ():
+            assert exponent is not None
+            tried.setdefault(value, []).append(int(exponent[1]))
+            if cell.score >= found.cells[TRUTH][value].scores[0] - TOLERANCE:
+                by_value.setdefault(value, []).append(int(exponent[1]))
+    lines: list[str] = []
+    for value, exponents in sorted(tried.items()):
+        works = sorted(by_value.get(value, []))
+        said = f"2^{works[0]} to 2^{works[-1]}" if works else "none"
+        lines.append(
+            f"Constants that reach float32 less {TOLERANCE:g} in fp16 at {value:g}: {said} "
+            f"(tried: every fourth from 2^{min(exponents)} to 2^{max(exponents)}, one seed)."
+        )
+    return "\n\n".join(lines)
+
+
+def section(task: Task, found: Found) -> str:
+    """What stands between the marks of a task."""
+    count = max(len(cell.scores) for cells in found.cells.values() for cell in cells.values())
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    where = ", ".join(f"{key} {value}" for key, value in found.machine.items())
+    parts = [
+        f"*{task.about}; {task.steps} steps, {seeds}. {where}.*",
+        f"![{task.score} along {task.knob}](images/edge-{task.name}.svg)",
+        f"{task.score[0].upper()}{task.score[1:]} by {task.knob}"
+        + ("; in brackets the paired difference to float32 with its 95 % interval" * (count > 1))
+        + "; *step*: time of a step on a shared machine, float32 = 1: most of it is emulation.",
+        table(found),
+        constants(found),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def main() -> None:
+    """Draw, write."""
+    page = PAGE.read_text()
+    for name, task in TASKS.items():
+        path = RESULTS / f"{name}.jsonl"
+        if not path.exists():
+            continue
+        found = read(path, worst=task.chance)
+        draw(task, found, ROOT / "docs" / "images" / f"edge-{name}.svg")
+        begin, end = f"<!-- edge {name}: begin -->", f"<!-- edge {name}: end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(page):
+            raise SystemExit(f"{PAGE} has no marks `{begin}` … `{end}` for this task.")
+        text = f"{begin}\n\n{section(task, found)}\n\n{end}"
+        page = pattern.sub(lambda _, text=text: text, page)
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

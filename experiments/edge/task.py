@@ -1,0 +1,53 @@
+"""The contract of a task with a knob: how far it can be turned is what `edge.py` finds out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training at one setting of the knob.
+
+    Attributes:
+        model: initialized from torch's global generator, which the caller seeds.
+        optimizer: of all its parameters.
+        loss: of a step, a pure function of its number; computed under autocast, a float32 scalar.
+        score: in float32, from the trained weights and held-out data.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[int], Tensor]
+    score: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network that float32 trains, and a knob that makes its gradients harder to hold.
+
+    Attributes:
+        name: as typed, and as the results' file is called.
+        about: network, data and optimizer in a line.
+        knob: what is turned.
+        values: where it is turned to.
+        fast: the values tried under ``FAST=1``.
+        steps: of one training.
+        score: what `Training.score` measures; higher is better.
+        chance: the score of a network that learned nothing.
+        begin: a training at a value of the knob with a seed.
+    """
+
+    name: str
+    about: str
+    knob: str
+    values: tuple[float, ...]
+    fast: tuple[float, ...]
+    steps: int
+    score: str
+    chance: float
+    begin: Callable[[float, int], Training]

@@ -1,0 +1,94 @@
+"""One training: a task, a value of its knob, a strategy, a seed; and what came of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+
+from gradscale.training.precision import computing_in
+from gradscale.training.scaling import outcome
+from strategy import Strategy
+from task import Task
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a results' file.
+
+    Attributes:
+        value: of the knob.
+        strategy: its label.
+        seed: of weights and data.
+        score: at the end; NaN if a weight is not finite.
+        loss: the mean of the last eighth of the steps.
+        skipped: steps.
+        dead: weight matrices whose last gradient was zero throughout, as a share.
+        scales: loss scales in use at the end, where it was layer-wise.
+        ms: a step's, the median; of a shared machine, so only its ratio to another means something.
+    """
+
+    value: float
+    strategy: str
+    seed: int
+    score: float
+    loss: float
+    skipped: int
+    dead: float
+    scales: int
+    ms: float
+
+    def to_json(self) -> dict[str, object]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
+    """Trains once; a pure function of its arguments, but for the time."""
+    torch.manual_seed(seed)
+    training = task.begin(value, seed)
+    scaler, optimizer = strategy.scaler(), training.optimizer
+    losses: list[float] = []
+    seconds: list[float] = []
+    skipped = 0
+    for step in range(task.steps):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        with computing_in(strategy.precision, "cpu", "auto"):
+            loss = training.loss(step)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            skipped += outcome(scaler, optimizer, scale).skipped
+            scaler.update()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - began)
+    last = losses[-max(1, task.steps // 8) :]
+    with torch.no_grad():
+        score = training.score().item()
+    return Result(
+        value=value,
+        strategy=strategy.label,
+        seed=seed,
+        score=score,
+        loss=sum(last) / len(last),
+        skipped=skipped,
+        dead=_dead(training.model),
+        scales=_scales(scaler),
+        ms=1000 * sorted(seconds)[len(seconds) // 2],
+    )
+
+
+def _dead(model: torch.nn.Module) -> float:
+    matrices = [p.grad for p in model.parameters() if p.dim() > 1 and p.grad is not None]
+    return sum(not grad.any() for grad in matrices) / max(1, len(matrices))
+
+
+def _scales(scaler: object) -> int:
+    layerwise = getattr(scaler, "layerwise", None)
+    track = None if layerwise is None else layerwise.tracks.latest
+    return 1 if track is None else len(set(track.plan.exponents))

@@ -1,0 +1,32 @@
+"""The roomiest of several tables that a screen has room for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+_RULER = Console(width=1000, file=io.StringIO())
+
+
+def fitting(tables: Iterable[Table], width: int) -> Table:
+    """The first of `tables` that is no wider than `width`; the last one if none is.
+
+    Args:
+        tables: at least one, the roomiest first.
+        width: of the screen, in columns.
+
+    Example:
+        >>> wide, narrow = (Table(title) for title in ("a long heading", "short"))
+        >>> fitting([wide, narrow], 12) is narrow
+        True
+    """
+    table: Table | None = None
+    for table in tables:
+        if _RULER.measure(table).maximum <= width:
+            break
+    if table is None:
+        raise ValueError("`fitting([], width)` needs at least one table.")
+    return table

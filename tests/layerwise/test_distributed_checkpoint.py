@@ -1,0 +1,41 @@
+"""A scaler in a `torch.distributed.checkpoint`: plan and scale together, on another world size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch.distributed.checkpoint as dcp
+
+from checkpoint_worker import continued, saved_on_ranks
+from processes import ON_RANKS, on_ranks
+
+pytestmark = ON_RANKS
+
+
+def test_a_plan_comes_back_with_the_scale_that_was_chosen_for_it(tmp_path: Path) -> None:
+    ((scale, plan, weights),) = on_ranks(1, saved_on_ranks, str(tmp_path))
+    again, loaded, after = continued(str(tmp_path))
+    assert (again, loaded) == (scale, plan)
+    assert len(set(plan)) > 1
+    assert after == weights
+
+
+def test_two_ranks_save_and_one_goes_on(tmp_path: Path) -> None:
+    (scale, plan, _), other = on_ranks(2, saved_on_ranks, str(tmp_path))
+    assert other[:2] == (scale, plan)
+    assert continued(str(tmp_path))[:2] == (scale, plan)
+
+
+@pytest.mark.parametrize("trained", [0, 2])
+def test_a_scaler_that_has_met_its_graph_already_takes_over_the_same(
+    tmp_path: Path, trained: int
+) -> None:
+    ((scale, plan, _),) = on_ranks(1, saved_on_ranks, str(tmp_path))
+    assert continued(str(tmp_path), trained=trained)[:2] == (scale, plan)
+
+
+def test_the_tracks_are_one_entry_of_the_checkpoint(tmp_path: Path) -> None:
+    on_ranks(1, saved_on_ranks, str(tmp_path))
+    keys = dcp.FileSystemReader(str(tmp_path)).read_metadata().state_dict_metadata
+    assert [key for key in keys if ".tracks" in key] == ["scaler.gradscale.layerwise.tracks"]
