@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -52,3 +53,9 @@ def messages(
     finally:
         dist.all_reduce = reduce
     return steps
+
+
+def all_messages(rank: int) -> dict[Any, list[list[int]]]:
+    """Of every kind."""
+    kinds = [*product(OPTIMIZERS, (False, True), (16, 64), (None, 3))]
+    return {kind: messages(rank, *kind) for kind in kinds}

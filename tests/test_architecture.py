@@ -33,6 +33,7 @@ GROUND = {
     "random_state",
     "ranks",
     "triton_kernels",
+    "untraced",
     "version",
     "waiting_line",
 }

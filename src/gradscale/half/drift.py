@@ -47,7 +47,8 @@ class Drift:
                 self._found = HostCopies([_apart(link) for link in links])
         if self._found is not None and self._found.arrived:
             found, self._found = self._found.tensors, None
-            apart = [link for link, flag in zip(links, found, strict=False) if flag]
+            # `tolist` reads memory of the host, where they are; `bool` would count as a host read.
+            apart = [link for link, flag in zip(links, found, strict=False) if flag.tolist()]
             if apart:
                 self._next = 0  # never again
                 _warn(apart, name)

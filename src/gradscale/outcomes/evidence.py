@@ -111,10 +111,9 @@ class Evidence:
         """
         numbers = range(since, len(self.losses))
         losses = [self.losses[n] for n in numbers if self.bears_witness(n)]
-        groups = mesh_groups(process_group)
-        if distributed() and process_group is None:
-            return None
-        if not losses and not (groups and len(numbers)):
+        groups = mesh_groups(process_group) if distributed() else []
+        # A stage of a pipeline has no loss, and takes part: another rank has one.
+        if not (losses or groups) or (distributed() and not groups):
             return None
         # In as few launches as there are: a loss less itself is 0, or NaN.
         flag = found_inf

@@ -43,6 +43,7 @@ class OptimizerOutcome:
         in_a_row: how many steps of this optimizer in a row were skipped by now; 0 if it stepped.
         counted: the scaler's counters with this outcome; None before it has reached the host.
         agreed: whether all ranks give the same reason.
+        scaling: whether all ranks together blame the scale, as a flag; None if nobody asked them.
         settled: whether reading this outcome is free.
     """
 
@@ -54,6 +55,7 @@ class OptimizerOutcome:
     in_a_row = 0
     agreed = False
     counted: Counters | None = None
+    scaling: Tensor | None = None
     settled = False
     _skipped = False
     _reason: Reason | None = None
@@ -164,6 +166,8 @@ class OptimizerOutcome:
         inputs = self._evidence.inputs
         self._reason = find_reason(parameters, witnesses, inputs, others=others, left_over=flags)
         self.suspected = self._reason == "overflow" and not all_finite(others)
+        if self._reason == "overflow" and self.scaling is not None and not self.scaling.item():
+            self._reason = "nonfinite_loss"  # of another rank, which this one does not hold
         if optimizer is not None:
             self._culprits = tuple(find_culprits(optimizer, self._evidence.names))
         self._explained = True

@@ -86,6 +86,8 @@ def _advance(held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
         scaling = step.evidence.blamed(found_inf, step.process_group)
         if scaling is not None:
             found_inf, ignore = scaling, found_inf > scaling
+            for outcome in step.outcome:
+                outcome.scaling = scaling
     if beyond:  # no scale helps; unless another gradient overflowed, the policy is not asked
         lost = combined(beyond, scale.device) > found_inf
         ignore = lost if ignore is None else ignore | lost

@@ -24,6 +24,7 @@ from gradscale.scaler.dividing import check_fused, deliver, divide, handled, kee
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
 from gradscale.scaler.record import At, Record
+from gradscale.scaler.scaling import scale_without_loss
 from gradscale.undo.readers import steps_fused
 from gradscale.undo.undo import Undo
 
@@ -58,7 +59,7 @@ def clip_norm(
     foreach: bool | None,
 ) -> Tensor:
     """Clips by the common norm of several optimizers; see `GradScaler.clip_grad_norm_`."""
-    scale = held.ready("clip_grad_norm_")
+    scale = scale_without_loss(held, step, optimizers[0], "clip_grad_norm_")
     # The other orders see no infinity, or (0) do not grow with the scale.
     together = norm_type > 0
     scaled = _scaled_still(held, step, "clip_grad_norm_", optimizers, len(parameters), together)
@@ -93,7 +94,7 @@ def clip_value_(
     clip_value: float,
 ) -> None:
     """Clamps the gradients of several optimizers; see `GradScaler.clip_grad_value_`."""
-    scale = held.ready("clip_grad_value_")
+    scale = scale_without_loss(held, step, optimizers[0], "clip_grad_value_")
     scaled = _scaled_still(held, step, "clip_grad_value_", optimizers, len(parameters))
     if scaled and not all(undo.by_itself(each) for each in optimizers):
         for each in optimizers:

@@ -23,7 +23,7 @@ from gradscale.scaler.eager import eager
 from gradscale.scaler.gradient_verbs import GradientVerbs
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
-from gradscale.scaler.scaling import scaled
+from gradscale.scaler.scaling import scale_without_loss, scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
@@ -152,7 +152,7 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return
-        scale = self._held.ready("unscale_")
+        scale = scale_without_loss(self._held, self._step, optimizer, "unscale_")
         record = self._step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "unscale_")
@@ -186,7 +186,7 @@ class GradScaler(GradientVerbs):
         closure = closure_in(args, kwargs) if args or kwargs else None
         held, step, undo = self._held, self._step, self._undo
         if closure is None and held.tensor is None:
-            held.ready("step")
+            scale_without_loss(held, step, optimizer, "step")
         step.open()
         record = step.records[id(optimizer)]
         if not record.untouched:

@@ -26,6 +26,21 @@ def scaled(held: HeldScale, step: CurrentStep, outputs: Any, inputs: Any) -> Any
     return _nested(held, step, outputs, earlier)
 
 
+def scale_without_loss(
+    held: HeldScale, step: CurrentStep, optimizer: torch.optim.Optimizer, call: str
+) -> Tensor:
+    """S. A stage of a pipeline whose loss another rank scales begins with it here.
+
+    Raises:
+        AssertionError: as torch's, if no loss has been scaled and there are no ranks that could.
+    """
+    if held.tensor is None and step.process_group is not None:
+        scale = held.begin_on(optimizer.param_groups[0]["params"][0].device)
+        if held.layerwise is not None:
+            held.layerwise.begin_step(scale)
+    return held.ready(call)
+
+
 def _nested(held: HeldScale, step: CurrentStep, outputs: Any, earlier: Counts) -> Any:
     if isinstance(outputs, Tensor):
         return _tensor(held, step, outputs, earlier)

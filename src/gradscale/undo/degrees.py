@@ -24,6 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gradscale.undo.kept_state import refuse_deeper
+
 Way = Literal["gradient", "learning_rate", "moments", "optimizer"]
 _KNOWN = "_gradscale_degrees"
 WAYS: tuple[Way, ...] = ("gradient", "learning_rate", "moments", "optimizer")
@@ -235,6 +237,7 @@ def check_state(optimizer: torch.optim.Optimizer, degrees: Degrees) -> bool:
                 "optimizer."
             )
     missing = [name for name in degrees.state if name not in made]
+    refuse_deeper(call, missing, made)
     without = [name for name in made if name not in degrees.state and _may_follow(name, made[name])]
     if missing and without:
         raise ValueError(

@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gradscale.undo.kept_state import copied
+
 
 class Snapshot:
     """Copies of an optimizer's parameters, state and settings.
@@ -30,9 +32,9 @@ class Snapshot:
             self._parameters = [
                 (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
             ]
-            self._state = [(key, state, _copied(state)) for key, state in optimizer.state.items()]
+            self._state = [(key, state, copied(state)) for key, state in optimizer.state.items()]
         self._groups = [
-            {name: _copied(value) for name, value in group.items() if name != "params"}
+            {name: copied(value) for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
 
@@ -50,17 +52,6 @@ class Snapshot:
             for name in group.keys() - settings.keys() - {"params"}:
                 del group[name]
             group.update(settings)
-
-
-def _copied(value: Any) -> Any:
-    """A deep copy of tensors in dictionaries, lists and tuples; everything else as it is."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if type(value) is dict:
-        return {key: _copied(item) for key, item in cast("dict[Any, Any]", value).items()}
-    if type(value) in (list, tuple):
-        return type(value)(_copied(item) for item in value)
-    return value
 
 
 def _refill_(state: Any, saved: Any) -> None:

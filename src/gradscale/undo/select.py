@@ -9,6 +9,7 @@ optimizers do it for nothing. What an optimizer keeps on the host cannot be take
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.unscale import tensor_values
+from gradscale.undo.kept_state import copied, inner_optimizers, leaves_of, tensors_in
 from gradscale.undo.own_step import own_step
 
 _TAKEN = "_gradscale_taken"
@@ -55,16 +57,12 @@ class _Before:
         self._numbers = _numbers(optimizer)
         self._entered = self._restored = False
         self._parameters = _stepped(optimizer)
-        _refuse_other_devices(optimizer, self._parameters, found_inf)
+        self._keys = _state_keys(optimizer, self._parameters)
+        _refuse_inner(optimizer)
+        _refuse_other_devices(optimizer, self._keys, found_inf)
         with torch.no_grad():
             self._values = [tensor_values(p.detach()).clone() for p in self._parameters]
-            self._state: list[dict[str, Any]] = [
-                {
-                    name: (value, value.clone()) if isinstance(value, Tensor) else (value, value)
-                    for name, value in optimizer.state.get(parameter, {}).items()
-                }
-                for parameter in self._parameters
-            ]
+            self._state = [_saved(optimizer, key) for key in self._keys]
 
     def note_numbers(self) -> None:
         """Once the pre-hooks have run: they may set a learning rate."""
@@ -87,27 +85,61 @@ class _Before:
             for parameter, old in zip(self._parameters, self._values, strict=True):
                 new = tensor_values(parameter.detach())
                 torch.where(_on(skipped, new), old, new, out=new)
-            for parameter, saved in zip(self._parameters, self._state, strict=True):
-                state = self._optimizer.state.get(parameter, {})
+            made_keys = _state_keys(self._optimizer, self._parameters)[len(self._keys) :]
+            if made_keys and skipped.item():
+                for key in made_keys:
+                    del self._optimizer.state[key]
+            for key, saved in zip(self._keys, self._state, strict=True):
+                state = self._optimizer.state.get(key, {})
                 made = [name for name, value in state.items() if not _kept(saved, name, value)]
                 if made and skipped.item():
-                    self._optimizer.state[parameter] = {n: old for n, (_, old) in saved.items()}
+                    self._optimizer.state[key] = {n: old for n, (_, old) in saved.items()}
                     continue
                 for name in saved.keys() & state.keys() - set(made):
                     _take_back(state, name, saved[name], skipped)
 
 
+def _state_keys(optimizer: torch.optim.Optimizer, stepped: Iterable[Tensor]) -> list[Any]:
+    """What a step may change the state of: parameters, and whatever else has one, added last."""
+    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [*stepped, *(key for key in optimizer.state if id(key) not in parameters)]
+
+
+def _saved(optimizer: torch.optim.Optimizer, key: Any) -> dict[str, tuple[Any, Any]]:
+    """By name, what is kept for a parameter, and a copy of it."""
+    try:
+        return {n: (value, copied(value)) for n, value in optimizer.state.get(key, {}).items()}
+    except NotImplementedError as error:
+        raise ValueError(
+            f"`GradScaler(sync_free=True)`: the state of {type(optimizer).__name__} cannot be "
+            f"copied ({error}), so a step cannot be taken back. Pass `sync_free=False`."
+        ) from error
+
+
+def _refuse_inner(optimizer: torch.optim.Optimizer) -> None:
+    inner = inner_optimizers(optimizer)
+    if inner:
+        raise ValueError(
+            f"`GradScaler(sync_free=True)`: {type(optimizer).__name__} steps another optimizer "
+            f"({type(inner[0]).__name__}), whose state it does not show, so a step cannot be taken "
+            "back. Pass `sync_free=False`."
+        )
+
+
 def _kept(saved: Mapping[str, Any], name: str, new: Any) -> bool:
     """Whether the device can choose between a number of the state and what there was before."""
-    if not isinstance(new, Tensor):
-        return True
-    _, old = saved.get(name, (None, None))
-    return isinstance(old, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype)
+    was, old = saved.get(name, (None, None))
+    if isinstance(new, Tensor):
+        return isinstance(old, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype)
+    now, before = tensors_in(new), tensors_in(was)
+    return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
 def _take_back(state: Any, name: str, saved: tuple[Any, Any], skipped: Tensor) -> None:
     (was, old), new = saved, state[name]
-    if not isinstance(new, Tensor):
+    if not isinstance(new, Tensor):  # a container, whose tensors are the same objects as before
+        for value, before in zip(tensors_in(new), tensors_in(old), strict=True):
+            torch.where(_on(skipped, value), before, value, out=value)
         return
     flag = _on(skipped, new)
     if new is was:
@@ -143,7 +175,7 @@ def mark_taken(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _complete(state: Mapping[str, Any] | None) -> bool:
-    return bool(state) and all(value is not None for value in state.values())
+    return bool(state) and all(leaf is not None for leaf in leaves_of(state))
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -151,27 +183,25 @@ def _stepped(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _refuse_other_devices(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], found_inf: Tensor
+    optimizer: torch.optim.Optimizer, keys: Iterable[Any], found_inf: Tensor
 ) -> None:
     if found_inf.device.type == "cpu":
         return
-    for parameter in parameters:
+    for parameter in (key for key in keys if isinstance(key, Tensor)):
         for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.device != parameter.device:
+            elsewhere = [it for it in tensors_in(value) if it.device != parameter.device]
+            if elsewhere:
                 raise ValueError(
                     f"`GradScaler(sync_free=True)`: {type(optimizer).__name__} keeps `{name}` on "
-                    f"{value.device}, which would have to wait for {parameter.device}. Build it "
-                    "with `capturable=True` or `fused=True`."
+                    f"{elsewhere[0].device}, which would have to wait for {parameter.device}. "
+                    "Build it with `capturable=True` or `fused=True`."
                 )
 
 
 def _numbers(optimizer: torch.optim.Optimizer) -> list[Any]:
     """What an optimizer keeps on the host: numbers in its state and in its groups."""
     kept: list[Any] = [
-        value
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, int | float)
+        leaf for leaf in leaves_of(list(optimizer.state.values())) if isinstance(leaf, int | float)
     ]
     for group in optimizer.param_groups:
         kept += [value for value in group.values() if isinstance(value, int | float)]
