@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from gradscale.backward import ScalePlan, Walk, rescale, walk
-from gradscale.backward.graph import _structures
-from gradscale.backward.structure import topology_of
+from gradscale.backward.structure import structure_of, topology_of
 
 
 def recurrence(steps: int) -> Tensor:
@@ -50,7 +49,7 @@ def best_ms(run: Callable[[], object], repeats: int, before: Callable[[], None])
 
 def forget() -> None:
     topology_of.cache_clear()
-    _structures.cache_clear()
+    structure_of.cache_clear()
 
 
 def stretch(walked: Walk) -> ScalePlan:

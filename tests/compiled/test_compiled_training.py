@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import gradscale
-from gradscale import GradScaler, Layerwise, ScalePlan
+from gradscale import GradScaler, Layerwise
+from gradscale.plans import ScalePlan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),

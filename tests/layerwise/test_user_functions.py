@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradscale
-from gradscale import GradScaler, Layerwise, ScalePlan
+from gradscale import GradScaler, Layerwise
+from gradscale.plans import ScalePlan
 from user_functions import (
     ADDITIONS,
     AddAuxiliaryLoss,

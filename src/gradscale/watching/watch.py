@@ -19,7 +19,7 @@ from gradscale.waiting_line import WaitingLine
 from gradscale.watching.activations import Activations
 from gradscale.watching.attaching import Attaching
 from gradscale.watching.measured_pass import MeasuredPass
-from gradscale.watching.measured_step import MeasuredStep, Seen
+from gradscale.watching.measured_step import MeasuredStep, StepSights
 from gradscale.watching.passes import listen, stop_listening
 from gradscale.watching.report import WatchReport
 from gradscale.watching.reporting import report_of
@@ -31,6 +31,7 @@ from gradscale.watching.settings import (
     checked_format,
     checked_model,
     checked_scaler,
+    holds_sums,
 )
 from gradscale.watching.steps import Steps
 
@@ -75,12 +76,13 @@ class Watch:
         self.every = checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
         self._format = checked_format(format)
-        self._steps = Steps(self.model, Calendar(self.every), self._stepped)
+        summing = lambda: holds_sums(self.scaler)  # noqa: E731
+        self._steps = Steps(self.model, Calendar(self.every), self._stepped, summing)
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
         keep = checked_count("keep", keep, "A report needs one measuring step to be made of.")
-        self._kept: deque[Seen] = deque(maxlen=keep)
+        self._kept: deque[StepSights] = deque(maxlen=keep)
         self._current: MeasuredStep | None = None
         self._under_way = WaitingLine(self._arrived)
         self._running: list[MeasuredPass | None] = []
@@ -199,11 +201,11 @@ class Watch:
             for callback in tuple(self._callbacks):
                 callback(seen.step, rows)
 
-    def _report_of(self, seen: Seen) -> WatchReport:
+    def _report_of(self, seen: StepSights) -> WatchReport:
         scaled = self.scaler is not None
         return report_of([seen], self._format, None, scaled=scaled)
 
-    def _unfinished(self) -> list[Seen]:
+    def _unfinished(self) -> list[StepSights]:
         """What the step under way has counted so far, where nobody else must be asked."""
         if self._current is None or self._groups() or self._running:
             return []
