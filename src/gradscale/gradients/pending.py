@@ -17,9 +17,16 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.step_fate import StepFate
-from gradscale.gradients.unscale import collect_gradients, multiply_and_check_
+from gradscale.gradients.unscale import (
+    Flags,
+    Groups,
+    check_groups,
+    collect_gradients,
+    multiply_and_check_,
+)
 
 
 class Handled(Protocol):
@@ -95,10 +102,19 @@ class PendingGradients:
                 self._left_at[key] = record.left_at(scale)
         self._fresh = True
 
-    def bring_to(self, scale: Tensor) -> None:
-        """Called by `scale()`: multiplies what is left in `.grad` up to `scale`, once a step."""
+    def bring_to(self, scale: Tensor, after_skip: bool = False) -> dict[int, LeftOver]:
+        """Called by `scale()`: multiplies what is left in `.grad` up to `scale`, once a step.
+
+        Args:
+            scale: of the step that begins.
+            after_skip: whether the step before was skipped, as far as anybody knows.
+
+        Returns:
+            What was left after a skip, by `id(optimizer)`, and whether it was finite.
+        """
         if not self._fresh:
-            return
+            return {}
+        found: dict[int, LeftOver] = {}
         self._fresh = False
         left, self._left_at = self._left_at, {}
         # What one optimizer has divided is divided, whatever another that shares it has left.
@@ -118,13 +134,21 @@ class PendingGradients:
                     left_at = left_at.left_at()
                 factor = scale if left_at is None else scale / left_at
                 if not (factor.device.type == "cpu" and factor.item() == 1):
-                    _multiply_(groups, factor)
+                    flags = _multiply_(groups, factor)
+                else:
+                    flags = check_groups(groups) if after_skip else {}
+                if after_skip:
+                    found[key] = LeftOver.of(optimizer, flags)
+        return found
 
 
-def _multiply_(groups: dict[torch.device, dict[torch.dtype, list[Tensor]]], factor: Tensor) -> None:
+def _multiply_(groups: Groups, factor: Tensor) -> Flags:
+    """Multiplies in place; the flags say what was not finite before."""
+    flags: Flags = {}
     with torch.no_grad():
         for device, by_dtype in groups.items():
+            flags[device] = torch.zeros((), device=device)
             for grads in by_dtype.values():
                 # Through the check-and-unscale kernel, whose factor is float32 for every dtype.
-                unused = torch.zeros((), device=device)
-                multiply_and_check_(grads, unused, factor.to(device))
+                multiply_and_check_(grads, flags[device], factor.to(device))
+    return flags

@@ -80,11 +80,20 @@ class Ledger:
 
     Outcomes of unfused optimizers are known at once. Those of fused ones wait in a queue; their
     flags travel to the host on their own, and whoever reads `counters` waits for them.
+
+    Attributes:
+        on_skip: called with every outcome that was skipped.
+        copies: whether every outcome keeps the counters that it was counted into.
+        attentive: whether steps that were taken are news, too.
+        news: outcomes counted since somebody last looked, and emptied the list.
     """
 
     def __init__(self, on_skip: Sequence[Callable[[OptimizerOutcome], object]] = ()) -> None:
         self.on_skip = list(on_skip)
         self.copies = False
+        self.attentive = False
+        self.news: list[OptimizerOutcome] = []
+        self._in_a_row: dict[int, int] = {}
         self._counters = Counters()
         self._line = WaitingLine(self._count_late)
 
@@ -119,28 +128,32 @@ class Ledger:
         """Takes the outcomes of a step; counts now those that cost nothing.
 
         Returns:
-            Whether the host knows that one was skipped.
+            Whether there is news.
         """
-        skipped = False
         self._counters.updates += 1
         for outcome in step:
             if outcome.settled and not self._line:
-                skipped |= self._count(outcome)
+                self._count(outcome)
             else:
                 self._queue(outcome)
-        return skipped
+        return bool(self.news)
 
-    def _count(self, outcome: OptimizerOutcome) -> bool:
+    def _count(self, outcome: OptimizerOutcome) -> None:
         counters = self._counters
         counters.count(outcome)
         if self.copies:
             outcome.counted = counters.copied()
         # Known by the skips in a row: `outcome.skipped` is a call, and this is every step.
         if not counters.consecutive:
-            return False
+            if self._in_a_row:
+                self._in_a_row.pop(outcome.key, None)
+            if self.attentive:
+                self.news.append(outcome)
+            return
+        outcome.in_a_row = self._in_a_row[outcome.key] = self._in_a_row.get(outcome.key, 0) + 1
+        self.news.append(outcome)
         for callback in self.on_skip:
             callback(outcome)
-        return True
 
     def _count_late(self, under_way: _UnderWay) -> None:
         self._count(under_way.outcome)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -10,64 +10,20 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.master_weights import trained_by
-from gradscale.outcomes.triage import REASONS, Culprit, Reason, find_culprits, find_reason
+from gradscale.outcomes.evidence import Evidence
+from gradscale.outcomes.triage import (
+    REASONS,
+    Culprit,
+    Reason,
+    all_finite,
+    find_culprits,
+    find_reason,
+)
 from gradscale.policies.policy import Observation
-from gradscale.ranks import agreed_index, distributed, groups_of, mesh_groups, reduce_max_
+from gradscale.ranks import agreed_index, distributed, groups_of
 
 if TYPE_CHECKING:
     from gradscale.outcomes.ledger import Counters
-
-
-class Evidence:
-    """What triage may look at: the losses and inputs of one step, and the parameters' names."""
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        self.names = names
-        self.losses: list[Tensor] = []
-        self.inputs: list[Any] = []
-
-    def note_loss(self, output: Tensor) -> None:
-        """Keeps a loss as it was; of a large one, only a NaN if it was not finite."""
-        loss = output.detach()
-        self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
-
-    def release(self) -> None:
-        """Lets go of losses and inputs: nobody will ask for them any more."""
-        self.losses.clear()
-        self.inputs.clear()
-
-    def blamed(
-        self, found_inf: Tensor, process_group: Any, losses: Sequence[Tensor] | None = None
-    ) -> Tensor | None:
-        """The flag as far as the scale is to blame: 0 if a loss was not finite.
-
-        Agreed on over `process_group`, because all ranks must blame the same thing; with several
-        ranks and no group nobody can tell.
-
-        Args:
-            found_inf: the flag, float32 0-d, 0 or 1.
-            process_group: the ranks that must agree, or None.
-            losses: of a part of the step; None for all of it.
-
-        Returns:
-            Float32 0-d, 0 or 1; None if nobody can tell.
-        """
-        losses = self.losses if losses is None else losses
-        groups = mesh_groups(process_group) if distributed() else []
-        # A stage of a pipeline has no loss, and takes part: another rank has one.
-        if not (losses or groups) or (distributed() and not groups):
-            return None
-        # In as few launches as there are: a loss less itself is 0, or NaN.
-        flag = found_inf
-        for loss in losses:
-            loss = loss.reshape(()).to(found_inf.device, non_blocking=True)
-            flag = flag + (loss - loss)
-        flag = flag.to(torch.float32).nan_to_num(nan=0.0)
-        if groups:
-            bad = found_inf - flag
-            reduce_max_([bad], groups)
-            flag = (found_inf - bad).clamp(min=0.0)
-        return flag
 
 
 class OptimizerOutcome:
@@ -82,7 +38,11 @@ class OptimizerOutcome:
         unrepresentable: whether a gradient was finite at this scale, but not when divided by it: it
             exceeds its own dtype, and no scale helps.
         blames_scale: whether the host found the scale at fault; the policy sees only such steps.
+        suspected: whether it is an overflow with a loss that was not finite, and may be so because
+            it depends on the scale.
+        in_a_row: how many steps of this optimizer in a row were skipped by now; 0 if it stepped.
         counted: the scaler's counters with this outcome; None before it has reached the host.
+        agreed: whether all ranks give the same reason.
         scaling: whether all ranks together blame the scale, as a flag; None if nobody asked them.
         settled: whether reading this outcome is free.
     """
@@ -91,6 +51,9 @@ class OptimizerOutcome:
     unrepresentable = False
     dropped_micro_batches: Tensor | int = 0
     blames_scale = False
+    suspected = False
+    in_a_row = 0
+    agreed = False
     counted: Counters | None = None
     scaling: Tensor | None = None
     settled = False
@@ -120,6 +83,7 @@ class OptimizerOutcome:
         if optimizer is None:
             return
         self._explain()
+        self.agreed = True
         groups = groups_of(optimizer, process_group)
         if groups:
             code = agreed_index(
@@ -132,6 +96,16 @@ class OptimizerOutcome:
     def arrive(self, skipped: bool) -> None:
         """Records the flag alone, once it has reached the host by itself."""
         self.settled, self._skipped = True, skipped
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Whose step it was; None if it is gone."""
+        return self._optimizer()
+
+    @property
+    def key(self) -> int:
+        """Tells its optimizer from others, as long as that one lives."""
+        return id(self._optimizer())
 
     @property
     def found_inf(self) -> Sequence[Tensor]:
@@ -186,7 +160,12 @@ class OptimizerOutcome:
             return
         optimizer = self._optimizer()
         parameters = trained_by(optimizer) if optimizer else []
-        self._reason = find_reason(parameters, self._evidence.losses, self._evidence.inputs)
+        witnesses, others = self._evidence.of(parameters)
+        left_over = self._evidence.left_over.get(id(optimizer))
+        flags = [] if left_over is None else list(left_over.flags.values())
+        inputs = self._evidence.inputs
+        self._reason = find_reason(parameters, witnesses, inputs, others=others, left_over=flags)
+        self.suspected = self._reason == "overflow" and not all_finite(others)
         if self._reason == "overflow" and self.scaling is not None and not self.scaling.item():
             self._reason = "nonfinite_loss"  # of another rank, which this one does not hold
         if optimizer is not None:
@@ -261,6 +240,7 @@ class StepOutcome:
             "nonfinite_parameter",
             "nonfinite_input",
             "nonfinite_loss",
+            "nonfinite_gradient",
             "overflow",
         )
         return next((reason for reason in order if reason in reasons), None)

@@ -15,9 +15,12 @@ from gradscale.gradients.master_weights import names_by, trained_by
 from gradscale.gradients.unscale import gradient_values
 from gradscale.nested_tensors import tensors_in
 
-Reason = Literal["overflow", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"]
+Reason = Literal[
+    "overflow", "nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"
+]
 REASONS: tuple[Reason, ...] = (
     "overflow",
+    "nonfinite_gradient",
     "nonfinite_loss",
     "nonfinite_parameter",
     "nonfinite_input",
@@ -41,7 +44,14 @@ class Culprit(NamedTuple):
         return f"{self.name}: {self.nonfinite} of {self.elements} elements"
 
 
-def find_reason(parameters: Sequence[Tensor], losses: Sequence[Tensor], inputs: Any) -> Reason:
+def find_reason(
+    parameters: Sequence[Tensor],
+    losses: Sequence[Tensor],
+    inputs: Any,
+    *,
+    others: Sequence[Tensor] = (),
+    left_over: Sequence[Tensor] = (),
+) -> Reason:
     """The root cause of a non-finite gradient, the deepest cause first. Reads the host.
 
     If the loss is finite, only the scale can be to blame: an infinite parameter or input that did
@@ -52,12 +62,17 @@ def find_reason(parameters: Sequence[Tensor], losses: Sequence[Tensor], inputs: 
         parameters: the optimizer's.
         losses: what was given to `scaler.scale` in this step, before scaling; may be empty.
         inputs: what was given as `scaler.scale(..., inputs=)`: tensors in any nesting, or None.
+        others: losses that may depend on the scale: that one is not finite may be its fault.
+        left_over: flags of gradients that were there before the backward pass; above 0 if one was
+            not finite.
     """
-    if losses and _all_finite(losses):
+    if (losses or others) and all_finite([*losses, *others]):
+        return "nonfinite_gradient" if any(flag.item() for flag in left_over) else "overflow"
+    if losses and all_finite(losses):  # only a loss that may depend on the scale is not
         return "overflow"
-    if not _all_finite(parameters):
+    if not all_finite(parameters):
         return "nonfinite_parameter"
-    if not _all_finite(tensors_in(inputs)):
+    if not all_finite(tensors_in(inputs)):
         return "nonfinite_input"
     return "nonfinite_loss" if losses else "overflow"
 
@@ -86,7 +101,8 @@ def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) ->
     return found
 
 
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every element is finite. Reads the host."""
     for tensor in tensors:
         local: Tensor = getattr(tensor, "_local_tensor", tensor)
         if local.is_sparse:

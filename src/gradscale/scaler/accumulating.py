@@ -31,6 +31,7 @@ def accumulate(
     record = step.records[id(optimizer)]
     _check_settings(weight, divide_by)
     refuse(record, "accumulate_")
+    step.note(optimizer)
     sums = record.sums
     if sums is None:
         sums = record.sums = MicroBatches.of(
@@ -44,10 +45,10 @@ def accumulate(
             f"{sums.drop_overflow}, divide_by={sums.divide_by!r}. Pass the "
             "same for all of them."
         )
-    step.pending.note(optimizer)
     step.in_between = True
     with torch.no_grad():
         _add(held, step, optimizer, record, sums, inverse(scale), weight)
+    record.added += 1
 
 
 def _add(
@@ -73,9 +74,8 @@ def _add(
 
 def _blame(step: CurrentStep, record: Record, flag: Tensor) -> None:
     """Notes that this micro-batch overflowed, unless its loss was not finite."""
-    losses = step.evidence.losses[record.losses :]
-    record.losses = len(step.evidence.losses)
-    blamed = step.evidence.blamed(flag, step.process_group, losses)
+    since, record.losses = record.losses, len(step.evidence.losses)
+    blamed = step.evidence.blamed(flag, step.process_group, since)
     overflow = flag if blamed is None else blamed
     before = record.overflowed
     record.overflowed = overflow if before is None else torch.maximum(before, overflow)

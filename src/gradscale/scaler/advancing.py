@@ -29,7 +29,7 @@ def end_step(
         _advance(held, step, scale)
     try:
         if books.ledger.add(ended):
-            books.sound_alarm(ended, held)
+            books.take_news(held, step)
     finally:  # a callback may raise: the step has ended all the same
         step.begin(held.policy, held.layerwise)
     if books.meter is not None:
@@ -91,6 +91,11 @@ def _advance(held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
     if beyond:  # no scale helps; unless another gradient overflowed, the policy is not asked
         lost = combined(beyond, scale.device) > found_inf
         ignore = lost if ignore is None else ignore | lost
+    if step.evidence.left_over and not settled:  # no scale helps those either
+        flags = [flag for left in step.evidence.left_over.values() for flag in left.flags.values()]
+        stale = combined(flags, scale.device) > 0
+        ignore = stale if ignore is None else ignore | stale
+    step.after_skip = skipped or not settled
     observation = step.gradients.observation(found_inf)
     step.outcome.show(observation)
     step.pending.leave(step.records, scale)

@@ -13,8 +13,7 @@ from gradscale.layerwise import Layerwise
 from gradscale.metrics.meter import Meter, Subscription
 from gradscale.metrics.metrics import Metrics
 from gradscale.outcomes.ledger import Counters
-from gradscale.outcomes.outcome import OptimizerOutcome, StepOutcome
-from gradscale.outcomes.schedule import step_if_taken
+from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import differing_ranks
 from gradscale.scaler.books import Books, note_lost, sends_to
@@ -24,7 +23,7 @@ from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import BETWEEN_STEPS
 from gradscale.scaler.record import Record, Records
 from gradscale.scaler.saving import load, own_state, warn_of_sums
-from gradscale.scaler.settings import check_callback, check_listener, check_needs
+from gradscale.scaler.settings import check_listener, check_needs
 from gradscale.scaler.stepping import host_step
 from gradscale.scaler.views import PolicySetting, View
 from gradscale.undo.undo import Undo
@@ -164,36 +163,6 @@ class AskedScaler(torch.amp.GradScaler):
     def layerwise(self) -> Layerwise | None:
         """The layer-wise part, whose `report()` says which scales are in use; None without one."""
         return self._held.layerwise
-
-    def on_skip(self, callback: Callable[[OptimizerOutcome], object]) -> None:
-        """Calls `callback` with the outcome of every skipped step from now on."""
-        check_callback(f"on_skip({callback!r})", callback)
-        self._books.ledger.on_skip.append(callback)
-
-    def name_parameters(self, model: torch.nn.Module) -> None:
-        """Lets outcomes and plans name this model's parts; else optimizers' own names are used."""
-        self._step.names.update({id(p): name for name, p in model.named_parameters()})
-        self._held.functions.naming.know(model)
-
-    def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
-        """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.
-
-        Example:
-            >>> from gradscale import GradScaler
-            >>> model = torch.nn.Linear(4, 1)
-            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            >>> scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
-            >>> scaler = GradScaler("cpu")
-            >>> scaler.scale(model(torch.full((2, 4), torch.inf)).mean()).backward()
-            >>> scaler.step(optimizer)
-            >>> scaler.update()
-            >>> scaler.step_scheduler(scheduler), scheduler.get_last_lr()
-            (False, [0.1])
-        """
-        if not self._enabled:
-            scheduler.step(*args, **kwargs)
-            return True
-        return step_if_taken(self._step.outcome, scheduler, *args, **kwargs)
 
     def check_ranks(self, process_group: Any = None) -> None:
         """Compares the scale and its counters over all ranks; a collective, and a host read.

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.lost_count import count_lost
 from gradscale.metrics.meter import FinishedStep, Meter, Subscription
 from gradscale.metrics.metrics import LostShare, Metrics
-from gradscale.outcomes.alarm import FloorAlarm
+from gradscale.outcomes.alarm import SkipAlarm
 from gradscale.outcomes.ledger import Ledger
-from gradscale.outcomes.outcome import StepOutcome
+from gradscale.outcomes.outcome import OptimizerOutcome
+from gradscale.outcomes.triage import Reason
+from gradscale.scaler.aftermath import beyond_half
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
+from gradscale.scaler.patience import Patience
+
+LEFT_OVER = (
+    "a step was skipped because its gradients were infinite or NaN before the backward pass: those "
+    "of a step before, which was skipped, too, had not been cleared. Call `optimizer.zero_grad()` "
+    "after every step, also one that was skipped."
+)
 
 
 class Books:
@@ -21,20 +32,43 @@ class Books:
 
     Attributes:
         ledger: counts, and calls back.
-        alarm: warns before the scale meets its floor.
+        alarm: warns of a run that takes no step any more.
+        patience: tries a lower scale for a loss that stays non-finite.
         meter: hands on numbers; None until somebody asks for them.
     """
 
     def __init__(self) -> None:
         self.ledger = Ledger()
-        self.alarm = FloorAlarm()
+        self.alarm = SkipAlarm()
+        self.patience = Patience()
+        self._warned_of_left_over = False
         self.meter: Meter | None = None
 
-    def sound_alarm(self, ended: StepOutcome, held: HeldScale) -> None:
-        """Warns, if a step that the ledger has counted gives cause to."""
-        if ended.reason == "overflow":
-            consecutive = self.ledger.settled_counters.consecutive
-            self.alarm.hear(consecutive, ended.scale, held.floor, held.backoff_factor)
+    def take_news(self, held: HeldScale, step: CurrentStep) -> None:
+        """Tells those who have to know what has been counted: alarm, buffers, patience."""
+        news, self.ledger.news = self.ledger.news, []
+        for outcome in news:
+            reason = outcome.reason
+            if reason is not None:
+                self._alert(outcome, reason, held, step)
+            self.patience.hear(outcome, held)
+        self.ledger.attentive = self.patience.active
+        step.depends = self.patience.depends
+
+    def _alert(
+        self, outcome: OptimizerOutcome, reason: Reason, held: HeldScale, step: CurrentStep
+    ) -> None:
+        in_a_row, update = outcome.in_a_row, self.ledger.settled_counters.updates
+        if reason == "overflow":
+            scale, factor = outcome.scale, held.backoff_factor
+            self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor)
+        else:
+            step.models.warn_of_buffers()
+        if reason == "nonfinite_gradient" and not self._warned_of_left_over:
+            self._warned_of_left_over = True
+            warnings.warn(LEFT_OVER, stacklevel=6)
+        hint = partial(beyond_half, outcome, step.names.items())
+        self.alarm.hear(in_a_row, update, reason, hint if reason == "nonfinite_loss" else str)
 
     def note_numbers(self, step: CurrentStep, layerwise: Layerwise | None) -> None:
         """Begins to copy the numbers of a step that has ended, if anybody listens."""

@@ -23,8 +23,9 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, deliver, divide, handled, keep, unscale
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
-from gradscale.scaler.record import At, Record, steps_fused
+from gradscale.scaler.record import At, Record
 from gradscale.scaler.scaling import scale_without_loss
+from gradscale.undo.readers import steps_fused
 from gradscale.undo.undo import Undo
 
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -95,7 +96,7 @@ def clip_value_(
     """Clamps the gradients of several optimizers; see `GradScaler.clip_grad_value_`."""
     scale = scale_without_loss(held, step, optimizers[0], "clip_grad_value_")
     scaled = _scaled_still(held, step, "clip_grad_value_", optimizers, len(parameters))
-    if scaled and not all(_stays_scaled(undo, each) for each in optimizers):
+    if scaled and not all(undo.by_itself(each) for each in optimizers):
         for each in optimizers:
             unscale(held, step, each, _record(step, each))
         scaled = False
@@ -113,10 +114,6 @@ def clip_value_(
 
 def _record(step: CurrentStep, optimizer: torch.optim.Optimizer) -> Record:
     return step.records[id(optimizer)]
-
-
-def _stays_scaled(undo: Undo, optimizer: torch.optim.Optimizer) -> bool:
-    return undo.absorbs or steps_fused(optimizer)
 
 
 def _scaled_still(
@@ -166,12 +163,12 @@ def _clip_scaled(
     """Clips gradients at S: dividing them, or leaving that to the optimizer."""
     record, scale = _record(step, optimizer), held.ready("clip_grad_norm_")
     norm, true, coefficient, factor = clipping
-    if not _stays_scaled(undo, optimizer):
+    if not undo.by_itself(optimizer):
         divide(held, step, optimizer, record, factor)
         if not alone:
             _flag_all(step, [optimizer], not_finite(true))
         return
-    step.pending.note(optimizer)
+    step.note(optimizer)
     fits = true < math.inf
     if steps_fused(optimizer):
         record.divisor = factor.reciprocal()

@@ -16,8 +16,9 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import divide, quotient_overflowed, unscale
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import NOT_SCALED, refuse
-from gradscale.scaler.record import At, Record, steps_fused
+from gradscale.scaler.record import At, Record
 from gradscale.scaler.stepping import outcome_of
+from gradscale.undo.readers import steps_fused
 from gradscale.undo.restore import Snapshot
 from gradscale.undo.undo import Undo
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
+from weakref import ref
 
+import torch
 from torch import Tensor
 
+from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.pending import PendingGradients
 from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
-from gradscale.outcomes.outcome import Evidence, StepOutcome
+from gradscale.outcomes.evidence import Evidence
+from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import all_ranks
+from gradscale.scaler.aftermath import KnownModels
+from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.record import Records
+from gradscale.scaler.settings import no_optimizer
+from gradscale.scaler.storage import refuse_cast
 
 
 class CurrentStep:
@@ -30,7 +39,14 @@ class CurrentStep:
         outputs: scaled losses and the losses themselves, while a closure is running.
         pending: the optimizers that were handled, and where each left its gradients.
         names: of parameters, by id, as the user has given them.
+        models: those that were named.
         process_group: the ranks that must decide alike.
+        usual: how many micro-batches each optimizer's steps had, and in how many steps in a row.
+        trains: each optimizer, and the dtype of its first parameter.
+        bare: looks for optimizers that step past the scaler, until the first `update`.
+        candidates: gradients that outlived a skip, until a backward pass finds them there.
+        after_skip: whether the step before was skipped, or the host does not know.
+        depends: whether losses are known to depend on the scale; None if nothing is known.
         also_needed: what is measured beside the needs of the policy.
     """
 
@@ -46,15 +62,26 @@ class CurrentStep:
         self.outcome = StepOutcome()
         self.outputs: list[tuple[Tensor, Tensor]] | None = None
         self.names: dict[int, str] = {}
+        self.models = KnownModels()
+        self.bare: BareStepWatch | None = None
+        self.usual: dict[int, tuple[int, int]] = {}
+        self._warned_of_sums = False
+        self.trains: dict[int, tuple[ref[torch.optim.Optimizer], torch.dtype]] = {}
         self.process_group = process_group
         self.also_needed: frozenset[Need] = frozenset()
+        self.candidates: dict[int, LeftOver] = {}
+        self.after_skip = False
+        self.depends: bool | None = None
 
     def begin(self, policy: Policy, layerwise: Layerwise | None) -> None:
         """Forgets the step that has ended; `outcome` stays until the next one has its own."""
         self.records.clear()
+        if self.bare is not None:
+            self.bare.end()
+            self.bare = None
         if layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
-        self.evidence = Evidence(self.names)
+        self.evidence = Evidence(self.names, self.depends)
         needs = policy.needs
         if self.also_needed:
             needs |= self.also_needed
@@ -91,10 +118,60 @@ class CurrentStep:
         if not self.records:
             self.gradients.needs = policy.needs | self.also_needed
 
-    def note_backward(self, gradient: Tensor) -> None:
-        """A hook: a backward pass fills gradients."""
+    def note(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer whose gradients this scaler handles; one look at the dtype it trains."""
+        known = self.trains.get(id(optimizer))
+        try:
+            first = optimizer.param_groups[0]["params"][0]
+        except IndexError:  # it has no parameters
+            return self.pending.note(optimizer)
+        except AttributeError:
+            raise no_optimizer(optimizer) from None
+        if known is not None and known[0]() is optimizer:
+            if known[1] is first.dtype:
+                return
+            refuse_cast(optimizer, known[1], first.dtype)
+        self.trains[id(optimizer)] = ref(optimizer), first.dtype
+        self.pending.note(optimizer)
+
+    def note_added(self, optimizer: torch.optim.Optimizer, added: int) -> None:
+        """Warns once if a step has a few micro-batches more than those before it.
+
+        So it is if an epoch ended in the middle of an accumulation: the sums it left join the
+        first step of the next one.
+        """
+        usual, steps = self.usual.get(id(optimizer), (added, 0))
+        if steps > 1 and usual < added < 2 * usual and not self._warned_of_sums:
+            self._warned_of_sums = True
+            warnings.warn(
+                f"`step(optimizer)` on {added} micro-batches, after {usual} in each step before: "
+                "if an epoch ended in between, sums were left over from it. Call "
+                "`scaler.step(optimizer)` or `scaler.abandon()` at its end.",
+                stacklevel=6,
+            )
+        self.usual[id(optimizer)] = (added, steps + 1 if added == usual else 1)
+
+    def bring_along(self, scale: Tensor) -> None:
+        """Before a loss is scaled: gradients that an earlier step has left are brought to S."""
+        left = self.pending.bring_to(scale, self.after_skip)
+        if left:
+            self.candidates = left
+
+    def note_backward(self, number: int, gradient: Tensor) -> None:
+        """A hook: a backward pass fills gradients, or makes some that can be differentiated.
+
+        Args:
+            number: of the loss that it begins at.
+            gradient: of that loss.
+        """
         del gradient
         self.backward_ran = True
+        if torch.is_grad_enabled():  # as the engine sets it for `create_graph`
+            self.evidence.note_inner(number)
+        if self.candidates:  # cleared meanwhile, they are no evidence
+            there = {key: left for key, left in self.candidates.items() if left.still_there}
+            self.evidence.left_over |= there
+            self.candidates = {}
 
     @property
     def so_far(self) -> StepOutcome:

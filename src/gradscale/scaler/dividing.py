@@ -47,7 +47,7 @@ def divide_gradients(
         factor: 1/S, float32 0-d.
         found_inf: float32 0-d, set to 1 if one of its device is not finite.
     """
-    step.pending.note(optimizer)
+    step.note(optimizer)
     # `torch.no_grad()`, without the five calls that it makes each step.
     before = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)  # pyright: ignore[reportPrivateUsage]
@@ -67,6 +67,7 @@ def deliver(
     if sums.filled:
         raise RuntimeError(BACKWARD_SINCE)
     record.sums = None
+    step.note_added(optimizer, record.added)
     scale = held.ready("step")
     with torch.no_grad():
         flag = sums.deliver_().to(scale.device, non_blocking=True)
@@ -101,7 +102,7 @@ def check(
     step: CurrentStep, optimizer: torch.optim.Optimizer, like: Tensor, factor: Tensor | None = None
 ) -> Flags:
     """The flags of gradients that are, or times `factor` would be, not finite; divides nothing."""
-    step.pending.note(optimizer)
+    step.note(optimizer)
     with torch.no_grad():
         return step.gradients.check(optimizer, like, factor)
 

@@ -40,15 +40,16 @@ class Handled(NamedTuple):
         return all(gradient is None for _, gradient, _ in self.seen)
 
 
-def look_for_new_step(step: CurrentStep, earlier: Counts, gradient: Tensor) -> None:
+def look_for_new_step(step: CurrentStep, earlier: Counts, number: int, gradient: Tensor) -> None:
     """Called as the backward pass of a loss begins; looks again when the pass has ended.
 
     Args:
         step: the one under way.
         earlier: what it had before this loss was scaled.
+        number: of the loss.
         gradient: of the loss.
     """
-    step.note_backward(gradient)
+    step.note_backward(number, gradient)
     found: list[Handled] = []
     for key, record in step.records.items():
         optimizer = step.pending.optimizer(key) if record.complete else None
@@ -74,8 +75,7 @@ def _begin_anew(step: CurrentStep, earlier: Counts, touched: list[Handled]) -> N
         del step.records[each.key]
         step.gradients.forget(each.optimizer)
     if not step.records:
-        losses, inputs = earlier
-        del step.evidence.losses[:losses], step.evidence.inputs[:inputs]
+        step.evidence.forget(*earlier)
 
 
 def _version(gradient: Tensor | None) -> int:

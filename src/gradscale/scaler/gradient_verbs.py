@@ -14,7 +14,12 @@ from gradscale.scaler.asked import AskedScaler
 from gradscale.scaler.clipping import clip_norm, clip_value_
 from gradscale.scaler.eager import eager
 from gradscale.scaler.order import SWITCHED_OFF
-from gradscale.scaler.settings import check_clip, check_optimizers, distinct_parameters, listed
+from gradscale.scaler.settings import (
+    check_clip,
+    check_optimizers,
+    distinct_parameters,
+    listed,
+)
 
 
 class GradientVerbs(AskedScaler):
@@ -117,7 +122,8 @@ class GradientVerbs(AskedScaler):
         parameters = distinct_parameters(optimizers)
         check_clip("clip_grad_value_", "clip_value", clip_value)
         if not self._enabled:
-            torch.nn.utils.clip_grad_value_(parameters, clip_value)
+            if any(parameter.grad is not None for parameter in parameters):
+                torch.nn.utils.clip_grad_value_(parameters, clip_value)
             return
         with torch.no_grad():
             clip_value_(self._held, self._step, self._undo, optimizers, parameters, clip_value)

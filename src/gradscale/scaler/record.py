@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
@@ -62,6 +61,7 @@ class Record(dict[str, Any]):
         sums: of the micro-batches, until they become the gradient.
         dropped: how many micro-batches were left out.
         overflowed: whether the scale is to blame for one of those, as a flag.
+        added: how many micro-batches were summed, or dropped.
         losses: how many losses of this step earlier micro-batches have accounted for.
         beyond: a flag of quotients that their dtype does not hold, which no scale helps.
         unrepresentable: the same, once the host knows it.
@@ -84,6 +84,7 @@ class Record(dict[str, Any]):
     evaluating = False
     kept = False
     unrepresentable = False
+    added = 0
     losses = 0
     divisor: Tensor | None = None
     sums: MicroBatches | None = None
@@ -188,8 +189,3 @@ class Records(defaultdict[int, Record]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Records, (dict(self),)
-
-
-def steps_fused(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it divides, and skips, by itself: torch's word for it."""
-    return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gradscale.gradients.flags import inverse
 from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
+from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
+from gradscale.outcomes.schedule import step_if_taken
 from gradscale.policies.policy import Policy
 from gradscale.scaler.advancing import end_step
 from gradscale.scaler.books import Books
@@ -25,11 +27,13 @@ from gradscale.scaler.scaling import scale_without_loss, scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
     build_layerwise,
+    check_callback,
     choose_policy,
     present_device,
 )
-from gradscale.scaler.stepping import divided_first, take_or_skip
+from gradscale.scaler.stepping import divided_first, step_of_its_own, take_or_skip
 from gradscale.undo.degrees import Degrees, Way
+from gradscale.undo.readers import takes_scaler
 from gradscale.undo.undo import Undo
 
 
@@ -107,7 +111,7 @@ class GradScaler(GradientVerbs):
         super().__init__(device, enabled=False)
         self._enabled = enabled
         self._undo = Undo(undo, sync_free)
-        plan = build_layerwise(layerwise, process_group) if enabled else None
+        plan = build_layerwise(layerwise, process_group)
         self._held, self._step, self._books = (
             HeldScale(chosen, plan, FunctionVerdicts(injected)),
             CurrentStep(process_group),
@@ -187,7 +191,9 @@ class GradScaler(GradientVerbs):
         record = step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "step")
-        elif closure is None and divided_first(step, undo, optimizer, record):
+        if takes_scaler(optimizer):
+            return step_of_its_own(self, held, step, optimizer, record, *args, **kwargs)
+        if record.untouched and closure is None and divided_first(step, undo, optimizer, record):
             self.unscale_(optimizer)
         if closure is not None:
             return ClosureStep(held, step, undo, optimizer, record).take(closure, args, kwargs)
@@ -209,3 +215,54 @@ class GradScaler(GradientVerbs):
         """
         if self._enabled:
             end_step(self._held, self._step, self._books, new_scale)
+
+    def on_skip(self, callback: Callable[[OptimizerOutcome], object]) -> None:
+        """Calls `callback` with the outcome of every skipped step from now on."""
+        check_callback(f"on_skip({callback!r})", callback)
+        self._books.ledger.on_skip.append(callback)
+
+    def on_alarm(self, callback: Callable[[Alarm], object]) -> None:
+        """Calls `callback` when steps are skipped again and again; `raise` in it to stop the run.
+
+        After 20 skips of an optimizer in a row (100 for overflow, which a first scale may take
+        some of), after ten times as many, and before the scale reaches its floor. A warning with
+        the same words follows; the error comes out of `update()`, after the step has ended.
+
+        Example:
+            >>> from gradscale import GradScaler
+            >>> def stop(alarm):
+            ...     raise SystemExit(alarm.message)
+            >>> GradScaler("cpu").on_alarm(stop)
+        """
+        check_callback(f"on_alarm({callback!r})", callback)
+        self._books.alarm.on_alarm.append(callback)
+
+    def name_parameters(self, model: torch.nn.Module) -> None:
+        """Lets outcomes and plans name this model's parts; else optimizers' own names are used.
+
+        After a step lost to bad data its buffers are looked at, too: those that the forward pass
+        has left infinite or NaN are named in a warning.
+        """
+        self._step.models.know(model)
+        self._step.names.update({id(p): name for name, p in model.named_parameters()})
+        self._held.functions.naming.know(model)
+
+    def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
+        """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.
+
+        Example:
+            >>> from gradscale import GradScaler
+            >>> model = torch.nn.Linear(4, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+            >>> scaler = GradScaler("cpu")
+            >>> scaler.scale(model(torch.full((2, 4), torch.inf)).mean()).backward()
+            >>> scaler.step(optimizer)
+            >>> scaler.update()
+            >>> scaler.step_scheduler(scheduler), scheduler.get_last_lr()
+            (False, [0.1])
+        """
+        if not self._enabled:
+            scheduler.step(*args, **kwargs)
+            return True
+        return step_if_taken(self._step.outcome, scheduler, *args, **kwargs)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.given_up import Counts, look_for_new_step
 from gradscale.scaler.held_scale import HeldScale
@@ -59,11 +60,12 @@ def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts)
     scale, layerwise = held.tensor, held.layerwise
     if scale is None:
         scale = held.begin_on(output.device)
+        step.bare = BareStepWatch(step.records)
     if layerwise is not None:
         layerwise.begin_step(scale)
     # Before more is added to what an earlier step has left.
-    step.pending.bring_to(scale)
-    step.evidence.note_loss(output)
+    step.bring_along(scale)
+    number = step.evidence.note_loss(output)
     given = output
     if output.dim() and output.dtype in (torch.float16, torch.bfloat16):
         output = output.to(torch.float32)
@@ -74,9 +76,11 @@ def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts)
     product = output * scale.to(device=output.device, non_blocking=True)
     if product.requires_grad:
         if any(record.complete for record in step.records.values()):
-            product.register_hook(partial(look_for_new_step, step, earlier))
-        elif not step.backward_ran:
-            product.register_hook(step.note_backward)
+            product.register_hook(partial(look_for_new_step, step, earlier, number))
+        else:
+            product.register_hook(partial(step.note_backward, number))
+        if step.bare is not None:
+            step.bare.watch(product, output.grad_fn, scale)
     if step.outputs is not None:
         step.outputs.append((product, given))
     return product

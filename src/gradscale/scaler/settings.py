@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,6 +83,20 @@ def listed(
                 f"`unscale_(optimizer)` and then `torch.nn.utils.{name}(parameters, …)`."
             )
     return optimizers
+
+
+def no_optimizer(given: Any) -> TypeError:
+    """What to say of something that has no parameters to step; wrappers of optimizers have some."""
+    hint = "`scaler.step(optimizer)`"
+    if isinstance(getattr(given, "__self__", None), torch.optim.Optimizer):
+        hint = "the optimizer itself, and what it evaluates: `scaler.step(optimizer, closure)`"
+    elif isinstance(given, list | tuple):
+        hint = "one at a time: `for optimizer in optimizers: scaler.step(optimizer)`"
+    shown = getattr(given, "__qualname__", type(given).__name__)
+    return TypeError(
+        f"`scaler.step({shown})`, and every other call that is given an optimizer, must be given "
+        f"an optimizer. Pass {hint}."
+    )
 
 
 def check_optimizers(call: str, optimizers: Iterable[Any]) -> None:
@@ -180,19 +194,21 @@ def _warn_of_rounding(numbers: dict[str, Any]) -> None:
             )
 
 
-def present_device(device: str) -> str:
+def present_device(device: str | torch.device | int | None) -> str:
     """`device`, or the accelerator or CPU that is there if ``"cuda"`` is not.
 
     Raises:
         TypeError: if it is no device.
     """
+    if device is None or (isinstance(device, int) and not isinstance(device, bool)):
+        return cast(str, device)  # a rank, say; torch takes it, and looks at its type only
     if not isinstance(device, str | torch.device):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"`GradScaler({type(device).__name__})`: the first argument is a device, such as "
             '"cuda". Optimizers are given to `scaler.step(optimizer)`.'
         )
     if torch.device(device).type != "cuda" or torch.cuda.is_available():
-        return device
+        return cast(str, device)
     accelerator = torch.accelerator.current_accelerator()
     present = accelerator.type if accelerator is not None else "cpu"
     warnings.warn(

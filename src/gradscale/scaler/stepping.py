@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, keep, quotient_overflowed, with_quotients
 from gradscale.scaler.fused import handed_over
 from gradscale.scaler.held_scale import HeldScale
-from gradscale.scaler.record import Record, steps_fused
+from gradscale.scaler.record import Record
+from gradscale.undo.readers import steps_fused
 from gradscale.undo.select import mark_taken, prepared, selected
 from gradscale.undo.undo import Undo
 
@@ -22,8 +24,9 @@ def divided_first(
     step: CurrentStep, undo: Undo, optimizer: torch.optim.Optimizer, record: Record
 ) -> bool:
     """Whether gradients that are as backward left them are to be divided before the step."""
-    by_itself = undo.absorbs or steps_fused(optimizer)
-    return record.sums is not None or not (by_itself and step.gradients.deferrable(optimizer))
+    if record.sums is not None:
+        return True
+    return not (undo.by_itself(optimizer) and step.gradients.deferrable(optimizer))
 
 
 def take_or_skip(
@@ -142,4 +145,32 @@ def _fused_step(
         result = optimizer.step(*args, **kwargs)
     if divisor is not None:
         step.gradients.mark_divided(optimizer, outcome)
+    return result
+
+
+def step_of_its_own(
+    scaler: torch.amp.GradScaler,
+    held: HeldScale,
+    step: CurrentStep,
+    optimizer: torch.optim.Optimizer,
+    record: Record,
+    *args: Any,
+    **kwargs: Any,
+) -> float | None:
+    """A step by torch's older contract: the optimizer asks the scaler, divides and decides."""
+    warnings.warn(
+        f"`{type(optimizer).__name__}.step` takes `grad_scaler`: torch is going to stop passing "
+        "it. It will set `grad_scale` and `found_inf` on the optimizer instead.",
+        FutureWarning,
+        stacklevel=4,
+    )
+    result = optimizer.step(*args, **{**kwargs, "grad_scaler": scaler})
+    scale = held.ready("step")
+    flags = list(record.flags.values())
+    if flags:  # the optimizer had them checked
+        found_inf = combined(flags, scale.device)
+        outcome = outcome_of(step, optimizer, record, [found_inf], scale.clone())
+        if scale.is_cpu:
+            outcome.settle(bool(found_inf.item()), scale.item(), step.process_group)
+    record.stepped()
     return result

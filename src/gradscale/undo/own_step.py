@@ -7,7 +7,7 @@ twice, one pair inside the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,10 +76,18 @@ def own_step(
 
 
 def _hooked(optimizer: torch.optim.Optimizer, ours: Callable[..., Any] | None) -> bool:
-    kinds = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
+    # A wrapper that never called `Optimizer.__init__` has none, and its inner optimizer its own.
+    kinds: tuple[Mapping[int, Any], ...] = (
+        getattr(optimizer, "_optimizer_step_pre_hooks", {}),
+        getattr(optimizer, "_optimizer_step_post_hooks", {}),
         _global_optimizer_pre_hooks,
         _global_optimizer_post_hooks,
     )
-    return any(hook is not ours for hooks in kinds for hook in hooks.values())
+    hooks = (hook for kind in kinds for hook in kind.values())
+    return any(hook is not ours and not _only_looks(hook) for hook in hooks)
+
+
+def _only_looks(hook: Callable[..., Any]) -> bool:
+    """Whether it is the scaler's own, which compares gradients in a first step, and no more."""
+    function = getattr(hook, "func", hook)
+    return getattr(function, "__module__", None) == "gradscale.scaler.bare_step"

@@ -10,6 +10,7 @@ from torch import Tensor
 from gradscale.gradients.flags import inverse
 from gradscale.undo.carry import carried
 from gradscale.undo.degrees import Degrees, Way, check_way, degrees_once
+from gradscale.undo.readers import read_by_others, steps_fused
 
 SQUARES_FIT = 2.0**63
 """Gradients below it have finite squares, and sums of squares, in float32: 2^126 leaves 3 for sums.
@@ -63,6 +64,10 @@ class Undo:
         self.way: Way | Degrees = way
         self.sync_free = sync_free
         self.absorbs = way != "gradient"
+
+    def by_itself(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer undoes the scale while it steps, and nobody else finds it there."""
+        return (self.absorbs or steps_fused(optimizer)) and not read_by_others(optimizer)
 
     def accept(self, optimizer: torch.optim.Optimizer) -> Degrees:
         """How this optimizer's numbers follow the gradient.
