@@ -212,7 +212,7 @@ def _within(least: float | None, most: float | None) -> str:
         return "not be negative"
     if most is None or most == MOST:
         return f"be at least {least:g}"
-    return f"be at most {most:g}" if least is None else f"lie between {least:g} and {most:g}"
+    return f"be at most {most:g}" if least is None else f"lie between {least:.10g} and {most:.10g}"
 
 
 def plain_settings(settings: Iterable[tuple[str, object]]) -> dict[str, float | int | bool | str]:

@@ -86,7 +86,7 @@ def places_of(
     Args:
         graph: the graph.
         exponents: the plan's, one for each node.
-        products: count what arrives at every matrix product, whatever its dtype.
+        products: count what arrives at every matrix product and what it makes, whatever its dtype.
 
     Returns:
         In the order of the nodes, what arrives before what is produced.
@@ -104,9 +104,17 @@ def places_of(
             dtype, device = _narrowest(graph, node)
             if dtype is not None and device is not None:
                 places.append(CountedPlace(node, "arrived", -1, -1, format_name(dtype), device))
-        for edge in reduced:
+        # A product that is rounded to a narrower format than its tensor has lost what it lost
+        # before anybody else meets it.
+        rounded = edges if products and multiplies(graph.names[node]) else []
+        for edge in edges:
+            if edge not in reduced and (edge not in rounded or edge.target in leaves):
+                continue
+            if edge.input >= len(graph.arrives[edge.target]):
+                continue
             target = graph.arrives[edge.target][edge.input]
-            if _says_more(graph, edge, exponents, leaves) and target.device and target.dtype:
+            wanted = edge in rounded or _says_more(graph, edge, exponents, leaves)
+            if wanted and target.device and target.dtype and _floats(target.dtype):
                 name = format_name(target.dtype)
                 place = CountedPlace(
                     node, "produced", edge.target, edge.output, name, target.device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -168,40 +168,11 @@ class Measurements:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, for a checkpoint; see `from_dict`."""
+        """Plain lists, numbers and strings, for a checkpoint."""
         return {
             "signature": self.signature,
             "records": [asdict(record) for record in self.records],
         }
-
-    @staticmethod
-    def from_dict(state: Mapping[str, Any]) -> Measurements:
-        """The inverse of `as_dict`.
-
-        Example:
-            >>> record = PlaceRecord(0, "arrived", -1, "fp16", 16, Counts(1.0, octaves=(2,)))
-            >>> measurements = Measurements("a", (record,))
-            >>> Measurements.from_dict(measurements.as_dict()) == measurements
-            True
-        """
-        return Measurements(
-            state["signature"],
-            tuple(_record_from(record) for record in state["records"]),
-        )
-
-
-def _record_from(state: Mapping[str, Any]) -> PlaceRecord:
-    fields: dict[str, Any] = dict(state)
-    fields["counts"] = _counts_from(state["counts"])
-    return PlaceRecord(**fields)
-
-
-def _counts_from(state: Mapping[str, Any]) -> Counts:
-    moments = state["moments"]
-    fields: dict[str, Any] = dict(state)
-    fields["octaves"] = tuple(state["octaves"])
-    fields["moments"] = None if moments is None else tuple(moments)
-    return Counts(**fields)
 
 
 def _merged(one: PlaceRecord, other: PlaceRecord) -> PlaceRecord:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,22 +18,35 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 
+from gradscale.cli.printable import printable
 from gradscale.training import StepRecord
+
+
+class _Screen(Console):
+    """A console on which no text can act, whatever file it was read from."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """What is printed, every part of it, just before it becomes characters and colors."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(printable(part.text), part.style)
 
 
 def console(*, stderr: bool = False, no_color: bool = False) -> Console:
     """A console that honors `--no-color` and the variable NO_COLOR, and never guesses at markup."""
     plain = no_color or bool(os.environ.get("NO_COLOR"))
-    screen = Console(stderr=stderr, highlight=False, markup=False)
+    screen = _Screen(stderr=stderr, highlight=False, markup=False)
     if not (screen.is_terminal or os.environ.get("COLUMNS")):
         screen.width = 100
     if not plain:
         return screen
     # `no_color` alone still writes bold, dim and the live display's cursor movements.
-    return Console(
+    return _Screen(
         stderr=stderr,
         no_color=True,
         color_system=None,

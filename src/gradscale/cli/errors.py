@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import click
 
+from gradscale.cli.printable import printable
 from gradscale.files.unwritable import Unwritable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -17,6 +18,10 @@ class BadInput(click.ClickException):
     """Something that the user can put right."""
 
     exit_code = 2
+
+    def format_message(self) -> str:
+        """The message, which may quote what a file holds, fit for a terminal."""
+        return printable(self.message)
 
 
 def room_for(command: str) -> str:

@@ -28,8 +28,8 @@ def parts_of(path: Path) -> list[Path]:
         raise FileNotFoundError(
             f"`{path}` does not exist. Pass a checkpoint, a recording, or a folder with one."
         )
-    if path.is_file() or is_run(path):
-        return [path]
+    if not path.is_dir() or is_run(path):
+        return [path]  # what is no regular file is refused when it is opened
     runs = [folder for folder in _folders(path) if is_run(folder)]
     if runs or (path / "comparison.json").is_file():
         return runs

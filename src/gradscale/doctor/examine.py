@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from gradscale.doctor.rank_agreement import across_ranks
 from gradscale.doctor.recorded_run import examine_run, is_run
 from gradscale.doctor.run_arguments import count_in, read_run_arguments
 from gradscale.doctor.saved_state import examined
+from gradscale.doctor.side_files import json_beside, not_read
 from gradscale.doctor.state_search import FoundState, find_states
-from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
+from gradscale.entries import shown
 from gradscale.policies import Policy
 
 Progress = Callable[[int, int, str], object]
@@ -80,6 +80,7 @@ def examine(
         findings += more
     if not patients and not findings:
         raise ValueError(_nothing(root, parts, refused))
+    findings += [not_read(why) for why in refused]
     seen, ranks = across_ranks(patients)
     for patient in seen:
         findings += [finding for check in CHECKS for finding in check(patient)]
@@ -96,30 +97,23 @@ def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
     except ValueError as error:
         raise ValueError(f"`{part}` is not a checkpoint that can be read: {error}.") from None
     found = find_states(tree)
-    patients = [_patient(tree, state, part, name) for state in found if state.system]
-    disabled = [_disabled(state, name) for state in found if not state.system]
     if not found and not name:
         raise ValueError(_no_state(part, tree))
-    return patients, [] if patients else disabled
+    # The Trainer of Hugging Face counts its steps in a file beside its scaler.
+    trainer = part.with_name("trainer_state.json")
+    held, unread = json_beside(trainer) if part.name == "scaler.pt" else ({}, [])
+    steps = count_in(held, "global_step")
+    patients = [_patient(tree, state, steps, name) for state in found if state.system]
+    disabled = [_disabled(state, name) for state in found if not state.system]
+    return patients, unread if patients else disabled
 
 
-def _patient(tree: Any, found: FoundState, part: Path, name: str) -> Patient:
+def _patient(tree: object, found: FoundState, steps: int | None, name: str) -> Patient:
     beside = read_run_arguments(tree, found.system)
     if beside.steps is None:
-        beside = dataclasses.replace(beside, steps=_trainer_steps(part))
+        beside = dataclasses.replace(beside, steps=steps)
     patient = examined(found, beside)
     return dataclasses.replace(patient, where=_place(name, found.where))
-
-
-def _trainer_steps(part: Path) -> int | None:
-    """The steps that the Trainer of Hugging Face writes beside its ``scaler.pt``."""
-    if part.name != "scaler.pt":
-        return None
-    try:
-        held = json.loads(read_regular(part.with_name("trainer_state.json"), LARGEST_SIDE_FILE))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return count_in(held, "global_step") if isinstance(held, dict) else None
 
 
 def _place(name: str, where: str) -> str:
@@ -136,7 +130,9 @@ def _disabled(found: FoundState, name: str) -> Finding:
 
 
 def _no_state(path: Path, tree: Any) -> str:
-    keys = f" It has the keys {', '.join(map(repr, tree))[:200]}." if isinstance(tree, dict) else ""
+    keys = (
+        f" It has the keys {', '.join(map(shown, tree))[:200]}." if isinstance(tree, dict) else ""
+    )
     return (
         f"`{path}` holds no scaler's state.{keys} Save `scaler.state_dict()` into it; a run in "
         "bfloat16 or float32 has none and needs none."

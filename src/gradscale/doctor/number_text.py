@@ -32,16 +32,6 @@ def is_power_of_two(value: float) -> bool:
     return math.frexp(value)[0] == 0.5
 
 
-def share_text(share: float) -> str:
-    """A share of steps.
-
-    Example:
-        >>> share_text(0.25), share_text(0.00031)
-        ('25 %', '0.031 %')
-    """
-    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
-
-
 def counted(count: int, one: str, several: str | None = None) -> str:
     """A count and what it counts.
 

@@ -26,30 +26,39 @@ def saved_by_object(thing: SavedObject) -> Mapping[str, Any] | None:
     held = thing.attributes
     if "cur_scale" in held or "dynamic_scale" in held:
         return held
-    if "_init_scale" not in held:
-        return None
-    shared = {"scale": held["_init_scale"], "_growth_tracker": held.get("_init_growth_tracker", 0)}
-    policy = held.get("policy")
-    if isinstance(policy, SavedObject):
-        return {**shared, **_factors(policy.attributes), "gradscale": _own(held, policy)}
+    if isinstance(held.get("_held"), SavedObject):
+        return _ours(held["_held"].attributes, held.get("_books"))
     factors = {name: held.get(f"_{name}") for name in _FACTORS}
-    return None if None in factors.values() else {**shared, **factors}
+    if "_init_scale" not in held or None in factors.values():
+        return None
+    tracker = held.get("_init_growth_tracker", 0)
+    return {"scale": held["_init_scale"], "_growth_tracker": tracker, **factors}
 
 
 _FACTORS = ("growth_factor", "backoff_factor", "growth_interval")
 
 
-def _factors(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in _FACTORS if name in config}
-
-
-def _own(held: Mapping[str, Any], policy: SavedObject) -> dict[str, Any]:
-    own: dict[str, Any] = {"policy": _described(policy), "state": held.get("_loaded") or {}}
-    ledger = held.get("_ledger")
-    counters = ledger.attributes.get("_counters") if isinstance(ledger, SavedObject) else None
-    if isinstance(counters, SavedObject):
+def _ours(held: Mapping[str, Any], books: object) -> Mapping[str, Any] | None:
+    """The state of our own scaler, of its parts that hold the scale and the counters."""
+    policy = held.get("policy")
+    if not isinstance(policy, SavedObject):
+        return None
+    config = policy.attributes
+    own: dict[str, Any] = {"policy": _described(policy), "state": held.get("loaded") or {}}
+    counters = _part(_part(books, "ledger"), "_counters")
+    if counters is not None:
         own["counters"] = dict(counters.attributes)
-    return own
+    return {
+        "scale": held.get("init_scale"),
+        "_growth_tracker": held.get("init_growth_tracker", 0),
+        **{name: config[name] for name in _FACTORS if name in config},
+        "gradscale": own,
+    }
+
+
+def _part(thing: object, name: str) -> SavedObject | None:
+    part = thing.attributes.get(name) if isinstance(thing, SavedObject) else None
+    return part if isinstance(part, SavedObject) else None
 
 
 def _described(policy: SavedObject) -> dict[str, Any]:

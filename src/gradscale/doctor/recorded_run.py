@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from gradscale.doctor.examined_scaler import Patient, Skips
 from gradscale.doctor.finding import Finding
@@ -13,7 +12,9 @@ from gradscale.doctor.inert.reading import read_file
 from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.run_course import Course, course_of
 from gradscale.doctor.saved_state import examined, settings_in
+from gradscale.doctor.side_files import json_beside
 from gradscale.doctor.state_search import find_states
+from gradscale.entries import Entries
 from gradscale.recording import Recording, read
 from gradscale.recording.schema import FILE_NAME
 
@@ -47,7 +48,9 @@ def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
     recording = read(path)
     course = course_of(recording.steps)
     folder = path if path.is_dir() else path.parent
-    patient = _saved(folder, path) or _recorded(recording, course, folder)
+    settings, unread = json_beside(folder / "settings.json")
+    unscaled = settings.get("policy") == "none"
+    patient = _saved(folder, path) or _recorded(recording, course, unscaled=unscaled)
     changes: dict[str, Any] = {"where": where, "course": course}
     if course is not None:
         reasons = {**course.reasons}
@@ -57,7 +60,7 @@ def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
         changes["skips"] = Skips(course.steps, course.skipped, consecutive, reasons)
         changes["steps"] = course.last + 1
         changes["never_overflowed"] = _never(patient, course)
-    return dataclasses.replace(patient, **changes), list(_notes(recording, where))
+    return dataclasses.replace(patient, **changes), [*unread, *_notes(recording, where)]
 
 
 def _never(patient: Patient, course: Course) -> bool | None:
@@ -83,7 +86,7 @@ def _notes(recording: Recording, where: str) -> list[Finding]:
 def _saved(folder: Path, path: Path) -> Patient | None:
     """What the checkpoint of a `gradscale train` folder holds."""
     checkpoint = folder / CHECKPOINT
-    if not path.is_dir() or not checkpoint.is_file():
+    if not path.is_dir() or not checkpoint.exists():
         return None
     try:
         tree = read_file(checkpoint)
@@ -94,15 +97,13 @@ def _saved(folder: Path, path: Path) -> Patient | None:
     return examined(scalers[0], RunArguments()) if scalers else None
 
 
-def _recorded(recording: Recording, course: Course | None, folder: Path) -> Patient:
+def _recorded(recording: Recording, course: Course | None, *, unscaled: bool) -> Patient:
     """What the recording itself says of its scaler."""
     policy = recording.header.policy
-    unscaled = policy is None and not _scales(folder, course)
-    if course is None or unscaled:
+    if course is None or (policy is None and (unscaled or not _scales(course))):
         return Patient("none", "", 1.0, dynamic=False)
-    described = policy or {}
-    config = cast("dict[str, Any]", described.get("config", {}))
-    name = described.get("name")
+    described = Entries(policy or {}, "policy")
+    name = described.optional(described.text, "name")
     ours = recording.header.scaler == "gradscale.GradScaler"
     return Patient(
         system="torch" if policy is not None and not ours else "gradscale",
@@ -110,16 +111,10 @@ def _recorded(recording: Recording, course: Course | None, folder: Path) -> Pati
         scale=course.scales[3],
         policy=name,
         dynamic=False if name == "Static" else None,
-        settings=settings_in(config),
+        settings=settings_in(described.within("config").held),
     )
 
 
-def _scales(folder: Path, course: Course | None) -> bool:
+def _scales(course: Course) -> bool:
     """Whether a run that does not name its policy has a loss scale that is not 1 or NaN."""
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        if settings.get("policy") == "none":
-            return False
-    except (OSError, ValueError, AttributeError):
-        pass
-    return course is not None and any(scale not in (1.0,) for scale in course.scales if scale > 0)
+    return any(scale != 1 for scale in course.scales if scale > 0)

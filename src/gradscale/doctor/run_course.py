@@ -43,6 +43,8 @@ class Course:
         longest: the longest stretch of skipped steps; None without any.
         final: the stretch in which the run ends; None if its last step was taken.
         first_bad_loss: the first step whose loss was not finite, among those taken.
+        backwards: the first step that is no later than the one before it, after that one; None if
+            every step is later.
         lost: the lost share at the last step that measured it.
         lost_at: that step.
         method: what `lost` rests on.
@@ -60,6 +62,7 @@ class Course:
     longest: Stretch | None = None
     final: Stretch | None = None
     first_bad_loss: int | None = None
+    backwards: tuple[int, int] | None = None
     lost: float | None = None
     lost_at: int | None = None
     method: str | None = None
@@ -97,12 +100,15 @@ class _Walk:
     begin: Step | None = None
     length: int = 0
     bad_loss: int | None = None
+    backwards: tuple[int, int] | None = None
     measured: Step | None = None
 
     def take(self, step: Step) -> None:
         if self.last is not None:
             self.growths += step.scale > self.last.scale
             self.backoffs += step.scale < self.last.scale
+            if step.step <= self.last.step and self.backwards is None:
+                self.backwards = self.last.step, step.step
         self.first = self.first or step
         self.last, self.count = step, self.count + 1
         self.lowest, self.highest = min(self.lowest, step.scale), max(self.highest, step.scale)
@@ -147,6 +153,7 @@ class _Walk:
             longest=self.longest,
             final=self._stretch(),
             first_bad_loss=self.bad_loss,
+            backwards=self.backwards,
             lost=None if seen is None else seen.lost_share,
             lost_at=None if self.measured is None else self.measured.step,
             method=None if seen is None else seen.method,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from gradscale.backward.plan import LARGEST_EXPONENT
 from gradscale.checkpoints import ScalerState, read_state
 from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE
 from gradscale.doctor.examined_scaler import Patient, PlanFacts, Setting, Skips
 from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.state_search import FoundState
 from gradscale.entries import Entries, plain_settings
+from gradscale.layerwise.saved_plans import saved_tracks
 
 _SCALE_KEYS = {
     "deepspeed": "cur_scale",
@@ -131,7 +132,8 @@ def _of_ours(patient: Patient, own: Entries) -> Patient:
     try:
         policy = own.within("policy").optional(own.within("policy").text, "name")
         counted = _counted(own.within("counters"))
-        plan = _plan(_tracks(own.within("layerwise")))
+        plans = own.within("layerwise")
+        plan = _plan(saved_tracks(plans)) if plans.has("tracks") else None
     except (ValueError, TypeError) as error:
         return dataclasses.replace(patient, broken=str(error))
     dynamic = False if policy == "Static" else patient.dynamic
@@ -150,14 +152,6 @@ def _counted(counters: Entries) -> dict[str, Any]:
     return {"skips": skips, "never_overflowed": never, "steps": updates or skips.steps}
 
 
-def _tracks(layerwise: Entries) -> Entries:
-    """By signature; written as one text of JSON, formerly as a dictionary."""
-    held = layerwise.held.get("tracks")
-    if not isinstance(held, str):
-        return layerwise.within("tracks")
-    return Entries(json.loads(held), f"{layerwise.name}['tracks']")
-
-
 def _plan(tracks: Entries) -> PlanFacts | None:
     if not tracks.held:
         return None
@@ -172,7 +166,3 @@ def _plan(tracks: Entries) -> PlanFacts | None:
             why = track.optional(track.text, "frozen")
             frozen += [why] if why else []
     return PlanFacts(len(tracks.held), scales, tuple(frozen))
-
-
-LARGEST_EXPONENT = 2**15
-"""Of a plan: far beyond what the multipliers of any format reach."""

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 
 from gradscale.doctor.examined_scaler import Patient
-from gradscale.doctor.number_text import counted, reasons_text, scale_words, share_text
+from gradscale.doctor.number_text import counted, reasons_text, scale_words
 from gradscale.doctor.run_course import Course
+from gradscale.percent import percent
 
 
 def state_sentences(patient: Patient) -> Iterator[str]:
@@ -48,7 +49,7 @@ def _so_far(patient: Patient) -> Iterator[str]:
     skips = patient.skips
     if skips is not None and skips.steps:
         why = f": {reasons_text(skips.reasons)}" if skips.reasons else ""
-        share = share_text(skips.share)
+        share = percent(skips.share)
         yield f"{skips.skipped:,} of {counted(skips.steps, 'step')} skipped ({share}){why}."
     elif patient.steps:
         yield f"{counted(patient.steps, 'step')} so far."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from gradscale.backward.rescale import rescale
 from gradscale.backward.user_functions import is_one_of
 from gradscale.capturing import capturing
 from gradscale.compiled.preparing import prepare_compiled
+from gradscale.entries import Entries
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
@@ -25,6 +26,7 @@ from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
 from gradscale.layerwise.planner_argument import planner_given
 from gradscale.layerwise.planning import Planning
+from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
 from gradscale.layerwise.timing import Timing, has_bad_data
 from gradscale.layerwise.tracks import Tracks
@@ -268,16 +270,15 @@ class Layerwise:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._measured is not None and self._scale is not None:
             self.begin_step(self._scale)
-        timing = {"steps": self.timing.steps, "again": self.timing.now}
-        functions = {"linear": self.functions.state_dict()}
-        return {**timing, "hiding": self._hiding, **functions, **self.planning.state_dict()}
+        timing = {"steps": self.timing.steps, "again": self.timing.now, "hiding": self._hiding}
+        return {**timing, "linear": self.functions.state_dict(), **self.planning.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave; each plan comes into force as its graph is met."""
-        self.planning.load_state_dict(state)
-        self.functions.load_state_dict(state.get("linear", {}))
-        self.timing.resume(state["steps"], state["again"])
-        self._hiding, self._measured, self._passes = state["hiding"], None, StepPasses()
+    def take_over(self, saved: SavedPlans) -> None:
+        """Goes on where another run stopped; each plan comes into force as its graph is met."""
+        self.planning.take_over(saved)
+        self.functions.load_state_dict(saved.linear)
+        self.timing.resume(saved.steps, saved.again)
+        self._hiding, self._measured, self._passes = saved.hiding, None, StepPasses()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -291,7 +292,7 @@ class Layerwise:
         linear, functions = state["functions"]
         self.__init__(planner, measure_every=every, keep=keep, linear=linear)
         self.use_functions(functions)
-        self.load_state_dict(state["state"])
+        self.take_over(read_plans(Entries(state["state"])))
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

@@ -14,6 +14,7 @@ from gradscale.exponents import floor_exponent
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.overflow_suspects import lower_suspects
 from gradscale.layerwise.product_format import fitted
+from gradscale.layerwise.saved_plans import SavedPlans
 from gradscale.layerwise.track import Track
 from gradscale.layerwise.tracks import Tracks
 from gradscale.outcomes.outcome import StepOutcome
@@ -111,7 +112,7 @@ class Planning:
         """Plain numbers, strings, lists and dictionaries."""
         return {"lowered": self._lowered, "tracks": self.tracks.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
-        self.tracks.load_state_dict(state["tracks"])
-        self._lowered = state["lowered"]
+    def take_over(self, saved: SavedPlans) -> None:
+        """Goes on where another run stopped."""
+        self.tracks.take_over(saved.tracks)
+        self._lowered = saved.lowered

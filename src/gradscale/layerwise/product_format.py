@@ -11,10 +11,11 @@ from gradscale.plans.windows import Windows
 
 
 def fitted(planner: Planner, nodes: Sequence[object] | None = None) -> Planner:
-    """The planner, told of the format to which products round their gradient here and now.
+    """The planner, told of the formats to which products round their gradient here and now.
 
     Under `gradscale.emulation` a gradient is carried by a float16 or float32 tensor, but every
-    product rounds it to the emulated format first, and that is the range that counts.
+    product rounds it to the emulated format first, and then what it makes of it to another; those
+    are the ranges that count.
 
     Args:
         planner: any.
@@ -32,5 +33,9 @@ def fitted(planner: Planner, nodes: Sequence[object] | None = None) -> Planner:
     if isinstance(planner, Excluding):
         return replace(planner, planner=fitted(planner.planner, nodes))
     if isinstance(planner, Windows) and planner.product_format is None:
-        return replace(planner, product_format=precision.backward)
+        return replace(
+            planner,
+            product_format=precision.backward,
+            result_format=planner.result_format or precision.backward_result,
+        )
     return planner

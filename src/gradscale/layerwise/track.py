@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
+from gradscale.layerwise.saved_plans import SavedTrack
 from gradscale.plans.decision import Decision
 from gradscale.plans.groups import shifted
 
@@ -109,11 +109,9 @@ class Track:
         }
 
     @staticmethod
-    def restored(graph: BackwardGraph, state: Mapping[str, Any]) -> Track:
+    def restored(graph: BackwardGraph, saved: SavedTrack) -> Track:
         """A track that goes on where the saved one stopped."""
         track = Track(graph)
-        track.plan = ScalePlan.from_dict(state["plan"])
-        track.frozen, track.anchor = state["frozen"], state["anchor"]
-        track.overflows = state["overflows"]
-        track.history.extend(Measurements.from_dict(saved) for saved in state["history"])
+        track.plan, track.frozen, track.anchor, track.overflows, history = saved
+        track.history.extend(history)
         return track

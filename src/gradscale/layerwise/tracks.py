@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.layerwise.saved_plans import SavedTrack
 from gradscale.layerwise.track import Track
 
 
@@ -26,7 +27,7 @@ class Tracks:
             raise ValueError(f"`Layerwise(keep={keep})` must be at least 1, one plan to follow.")
         self.keep = keep
         self._tracks: OrderedDict[str, Track] = OrderedDict()
-        self._saved: dict[str, Mapping[str, Any]] = {}
+        self._saved: dict[str, SavedTrack] = {}
 
     def __len__(self) -> int:
         return len(self._tracks)
@@ -56,7 +57,7 @@ class Tracks:
         key = graph.signature
         if key not in self._tracks:
             saved = self._saved.pop(key, None)
-            self._tracks[key] = Track(graph) if saved is None else Track.restored(graph, saved)
+            self._tracks[key] = Track(graph) if saved is None else _restored(graph, saved)
             while len(self._tracks) > self.keep:
                 self._tracks.popitem(last=False)
         self._tracks.move_to_end(key)
@@ -70,10 +71,22 @@ class Tracks:
         One text, because `torch.distributed.checkpoint` loads into the keys that are there before:
         of a dictionary by signature a scaler that has met no graph yet would be given nothing.
         """
+        saved = {key: track.as_dict() for key, track in self._saved.items()}
         tracks = {key: track.state_dict() for key, track in self._tracks.items()}
-        return json.dumps({**self._saved, **tracks}, sort_keys=True)
+        return json.dumps({**saved, **tracks}, sort_keys=True)
 
-    def load_state_dict(self, state: str | Mapping[str, Any]) -> None:
+    def take_over(self, saved: Mapping[str, SavedTrack]) -> None:
         """Forgets all tracks; the saved ones come back as their graphs are met."""
         self._tracks.clear()
-        self._saved = json.loads(state) if isinstance(state, str) else dict(state)
+        self._saved = dict(saved)
+
+
+def _restored(graph: BackwardGraph, saved: SavedTrack) -> Track:
+    if saved.fits(graph):
+        return Track.restored(graph, saved)
+    warnings.warn(
+        f"layer-wise scaling: the saved plan of {len(saved.plan.exponents)} nodes does not fit the "
+        f"graph of {len(graph)} nodes that has its signature; it is planned anew.",
+        stacklevel=2,
+    )
+    return Track(graph)

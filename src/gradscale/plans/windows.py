@@ -40,19 +40,21 @@ class Windows:
         backoff: octaves by which a group goes down when it overflows first, at least 1.
         product_format: the format in which matrix products read their gradient if the tensor that
             carries it is wider, as under `gradscale.emulation`; a name such as ``"e5m2"``.
+        result_format: the format to which they round what they make of it, likewise.
 
     Raises:
         ValueError: if a setting lies outside its range.
 
     Example:
         >>> Windows(flushed=0.01)
-        Windows(flushed=0.01, headroom=4, backoff=2, product_format=None)
+        Windows(flushed=0.01, headroom=4, backoff=2, product_format=None, result_format=None)
     """
 
     flushed: float = 1e-3
     headroom: int = 4
     backoff: int = 2
     product_format: FloatFormat | str | None = None
+    result_format: FloatFormat | str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.flushed < 1:
@@ -72,8 +74,8 @@ class Windows:
 
     @property
     def products(self) -> bool:
-        """Whether products read a narrower format than the dtype that carries their gradient."""
-        return self.product_format is not None
+        """Whether products work in narrower formats than the dtypes that carry their gradients."""
+        return self.product_format is not None or self.result_format is not None
 
     def decide(self, situation: Situation) -> Decision:
         """See the class.
@@ -107,13 +109,14 @@ class Windows:
 
     def windows(self, graph: BackwardGraph, measurements: Measurements) -> list[Window]:
         """The window of every node."""
-        narrow = self.product_format
+        narrow, made = self.product_format, self.result_format
         return node_windows(
             graph,
             measurements,
             flushed=self.flushed,
             headroom=self.headroom,
             product_format=None if narrow is None else FloatFormat.of(narrow),
+            result_format=None if made is None else FloatFormat.of(made),
         )
 
 

@@ -28,6 +28,7 @@ def node_windows(
     flushed: float,
     headroom: int,
     product_format: FloatFormat | None = None,
+    result_format: FloatFormat | None = None,
 ) -> list[Window]:
     """One window for each node.
 
@@ -42,6 +43,7 @@ def node_windows(
         headroom: see `window_of`.
         product_format: the format in which matrix products read their gradient, if that is
             narrower than the tensor that carries it.
+        result_format: the format to which they round what they make, likewise.
     """
     finder = _Finder(graph, measurements, flushed, headroom)
     windows: list[list[Window]] = [[] for _ in range(len(graph))]
@@ -57,7 +59,11 @@ def node_windows(
         dtypes = graph.arrives[edge.target]
         dtype = dtypes[edge.input].dtype if edge.input < len(dtypes) else None
         record = finder.of_edge(number)
-        if dtype is None or not is_reduced(dtype) or record is None:
+        if dtype is None or record is None:
+            continue
+        if not is_reduced(dtype):
+            if result_format is not None and multiplies(graph.names[edge.source]):
+                windows[edge.source].append(finder.window(record, result_format, result_format))
             continue
         window = finder.window(record, format_name(dtype))
         windows[edge.source].append(window)
@@ -121,18 +127,22 @@ class _Finder:
         produced = self._produced.get((edge.source, edge.target))
         return produced or self.arrived.get(edge.target)
 
-    def window(self, record: PlaceRecord, format: FloatFormat | str) -> Window:
+    def window(
+        self,
+        record: PlaceRecord,
+        format: FloatFormat | str,
+        stored: FloatFormat | None = None,
+    ) -> Window:
         format = FloatFormat.of(format)
         key = (record.place, format.name)
         if key not in self._known:
-            counts = self._counts(record)
+            counts = self._counts(record, stored or FloatFormat.of(record.format))
             window = window_of(counts, format, flushed=self._flushed, headroom=self._headroom)
             guessed = counts is not record.counts
             self._known[key] = replace(window, extrapolated=True) if guessed else window
         return self._known[key]
 
-    def _counts(self, record: PlaceRecord) -> Counts:
+    def _counts(self, record: PlaceRecord, storage: FloatFormat) -> Counts:
         if record.place not in self._whole:
-            storage = FloatFormat.of(record.format)
             self._whole[record.place] = with_flushed(record.counts, storage, record.exponent)
         return self._whole[record.place]

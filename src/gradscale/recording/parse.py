@@ -30,8 +30,11 @@ _LETTERS = {method[0]: method for method in METHODS}
 _WORDS = ("nan", "inf", "-inf")
 _LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
 
-FARTHEST = 2**14
+FARTHEST = 2**12
 """Octaves from 1 that an exponent may be: float64 has 2,098 of them, and a plan adds its own."""
+
+LAST_STEP = 2**32 - 1
+"""A page keeps the steps as 32 bits."""
 
 MOST_BINS = 2**12
 """Of a histogram, likewise."""
@@ -95,7 +98,7 @@ def step_of(line: Entries) -> Step:
     skipped, reason = line.flag("skipped"), line.optional(line.text, "reason")
     overflowed = skipped and reason == "overflow"
     step = Step(
-        step=line.count("step"),
+        step=line.count("step", most=LAST_STEP),
         scale=_scale(line),
         skipped=skipped,
         reason=reason,
@@ -188,8 +191,8 @@ def _seen(held: Entries) -> Seen:
     exponent, lo, hi = (held.counts(n, -FARTHEST, FARTHEST) for n in ("exponent", "lo", "hi"))
     flushed, nonzero, zero, nonfinite = (held.counts(name) for name in _COUNTS)
     amax = held.list("amax")
-    if not all(value is None or isinstance(value, int | float) for value in amax):
-        raise TypeError("amax holds what is no number")
+    if not all(v is None or (type(v) in (int, float) and abs(v) <= FARTHEST) for v in amax):
+        raise ValueError(f"amax holds what is no number between -{FARTHEST:,} and {FARTHEST:,}")
     columns = (flushed, nonzero, zero, nonfinite, exponent, lo, hi, amax, letters)
     if any(len(column) != len(ids) for column in columns):
         raise ValueError(f"its lists differ in length from the {len(ids)} of id")

@@ -170,6 +170,9 @@ def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Numbered lines; None for a last one that was cut off."""
     with _opened(file) as lines:
         for number, raw in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+            if len(raw) == LONGEST_LINE:
+                long = ValueError(f"it is longer than {LONGEST_LINE:,} bytes")
+                raise ValueError(_damage(file, number, long))
             try:
                 value = _object(raw)
             except ValueError as error:
@@ -187,8 +190,6 @@ def _opened(file: Path) -> BinaryIO:
 
 
 def _object(raw: bytes) -> dict[str, Any]:
-    if len(raw) == LONGEST_LINE:
-        raise ValueError(f"it is longer than {LONGEST_LINE:,} bytes")
     try:
         value = json.loads(raw)
     except RecursionError:

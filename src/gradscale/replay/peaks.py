@@ -66,8 +66,9 @@ class Peaks:
         for row, amax, exponent in zip(seen.id, seen.amax, seen.exponent, strict=True):
             if amax is not None and row in self._gradients:
                 # At the scale S the row is stored at 2**(exponent) = S * 2**k.
-                within = exponent - math.log2(step.scale)
-                found.append(self._formats[row] / 2.0 ** (amax + within))
+                octaves = amax + exponent - math.log2(step.scale)
+                # Within what a float holds: a recording may say anything.
+                found.append(self._formats[row] / 2.0 ** min(max(octaves, -1000.0), 1000.0))
         return min(found) if found else None
 
     def _bound_overflows(self, limits: list[float | None]) -> None:

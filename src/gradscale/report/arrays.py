@@ -36,7 +36,8 @@ class Arrays:
             OverflowError: if an integer does not fit.
         """
         given = np.asarray(values)
-        stored = np.ascontiguousarray(given, dtype=f"<{type}")
+        with np.errstate(over="ignore"):  # a loss of 1e300 is infinite on the page
+            stored = np.ascontiguousarray(given, dtype=f"<{type}")
         if stored.dtype.kind != "f" and not np.array_equal(stored, given):
             raise OverflowError(f"`Arrays.add(…, {type!r})` does not hold all of these values.")
         data = stored.tobytes()

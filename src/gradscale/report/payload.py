@@ -28,6 +28,8 @@ DETAILS = 300
 OCTAVE_STEPS = 16
 """The heat map's magnitudes are told to a sixteenth of an octave."""
 NOTHING = -32768
+LONGEST_TEXT = 1000
+"""Characters: names of a module are shorter, and with one of 200,000 a browser draws nothing."""
 
 
 def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, Any], Arrays]:
@@ -224,7 +226,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return finite_or_none(value)
     if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return value
-    return [_plain(part) for part in value]
+        return {_short(str(name)): _plain(part) for name, part in value.items()}
+    if isinstance(value, str):
+        return _short(value)
+    return [_plain(part) for part in value] if isinstance(value, Iterable) else value
+
+
+def _short(text: str) -> str:
+    """A text with its middle left out if it is too long: names differ at either end."""
+    half = LONGEST_TEXT // 2
+    return text if len(text) <= LONGEST_TEXT else f"{text[:half]}…{text[-half:]}"

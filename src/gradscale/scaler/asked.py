@@ -134,11 +134,12 @@ class AskedScaler(torch.amp.GradScaler):
 
         Raises:
             RuntimeError: if the dictionary is empty or has no scale.
-            TypeError: if it is no dictionary.
-            ValueError: if the saved scale is zero, subnormal or not finite, or a shape differs.
+            TypeError: if it is no dictionary, or an entry is of another kind.
+            ValueError: if the saved scale is zero, subnormal or not finite, a shape differs, or an
+                entry is out of range.
         """
         if self._enabled:
-            load(self._held, self._books, state_dict, configuration)
+            load(self._held, self._step, self._books, state_dict, configuration)
 
     def __getstate__(self) -> dict[str, Any]:
         if self._enabled and len(self._step.records):

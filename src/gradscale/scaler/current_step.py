@@ -70,6 +70,24 @@ class CurrentStep:
     def also_measure(self, needs: Iterable[Need], policy: Policy) -> None:
         """Has every step measure these too; from the next one on, if this one has begun."""
         self.also_needed |= frozenset(needs)
+        self.follow(policy)
+
+    def check_follows(self, policy: Policy) -> None:
+        """Refuses a policy that the step under way has not measured for.
+
+        Raises:
+            RuntimeError: if an optimizer has been handled without what the policy needs.
+        """
+        missing = policy.needs - self.gradients.needs
+        if self.records and missing:
+            raise RuntimeError(
+                f"`load_state_dict` in the middle of a step: `{type(policy).__name__}` needs "
+                f"{' and '.join(sorted(missing))}, which this step has not measured. Load before "
+                "the first `unscale_` or `step`, or after `update()`."
+            )
+
+    def follow(self, policy: Policy) -> None:
+        """Measures what this policy needs; from the next step on, if this one has begun."""
         if not self.records:
             self.gradients.needs = policy.needs | self.also_needed
 

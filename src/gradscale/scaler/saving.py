@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from gradscale.outcomes.ledger import Counters
 from gradscale.scaler.books import Books
+from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.record import Records
-from gradscale.scaler.state import VERSION, check_saved, describe, differences, restored_policy
+from gradscale.scaler.saved_state import read_saved
+from gradscale.scaler.state import VERSION, describe
 
 
 def own_state(held: HeldScale, books: Books) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def warn_of_sums(records: Records) -> None:
 
 def load(
     held: HeldScale,
+    step: CurrentStep,
     books: Books,
     saved: Mapping[str, Any],
     configuration: Literal["keep", "restore"],
@@ -53,20 +55,18 @@ def load(
         raise ValueError(
             f"`load_state_dict(configuration={configuration!r})` must be 'keep' or 'restore'."
         )
-    policy = held.policy
-    if configuration == "restore" and saved:
-        policy = restored_policy(saved, policy)
-    fields = check_saved(saved, policy.init(), policy)
-    differing = differences(saved, policy)
-    if differing:
+    read = read_saved(saved, held.policy, restore=configuration == "restore" and bool(saved))
+    if read.differing:
         warnings.warn(
             "`load_state_dict` keeps this scaler's settings, which differ from the saved ones: "
-            f"{'; '.join(differing)}. Pass `configuration='restore'` to take the saved ones.",
+            f"{'; '.join(read.differing)}. Pass `configuration='restore'` to take the saved ones.",
             stacklevel=3,
         )
-    held.take_over(policy, fields)
-    own = saved.get("gradscale", {})
-    if "counters" in own:
-        books.ledger.counters = Counters(**own["counters"])
-    if held.layerwise is not None and "layerwise" in own:
-        held.layerwise.load_state_dict(own["layerwise"])
+    step.check_follows(read.policy)
+    # Nothing below can fail: all or nothing of a state is taken over.
+    held.take_over(read.policy, read.fields)
+    if read.counters is not None:
+        books.ledger.counters = read.counters
+    if held.layerwise is not None and read.plans is not None:
+        held.layerwise.take_over(read.plans)
+    step.follow(read.policy)

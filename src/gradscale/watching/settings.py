@@ -89,3 +89,10 @@ def live_scale(scaler: Any) -> float | torch.Tensor:
     if scaler is None or not scaler.is_enabled() or scaler._scale is None:
         return 1.0
     return scaler._scale
+
+
+def holds_sums(scaler: Any) -> bool:
+    """Whether a scaler of ours holds sums of micro-batches that are no step yet."""
+    step = getattr(scaler, "_step", None)
+    records = () if step is None else step.records.values()
+    return any(getattr(record, "sums", None) is not None for record in records)

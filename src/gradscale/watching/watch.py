@@ -31,6 +31,7 @@ from gradscale.watching.settings import (
     checked_format,
     checked_model,
     checked_scaler,
+    holds_sums,
 )
 from gradscale.watching.steps import Steps
 
@@ -75,7 +76,8 @@ class Watch:
         self.every = checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
         self._format = checked_format(format)
-        self._steps = Steps(self.model, Calendar(self.every), self._stepped, self._summing)
+        summing = lambda: holds_sums(self.scaler)  # noqa: E731
+        self._steps = Steps(self.model, Calendar(self.every), self._stepped, summing)
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
@@ -273,11 +275,6 @@ class Watch:
             return None
         outer = next((each for each in reversed(self._running) if each is not None), None)
         return self._attaching.attach(tensors, len(self._current.passes), outer)
-
-    def _summing(self) -> bool:
-        step = getattr(self.scaler, "_step", None)
-        records = () if step is None else step.records.values()
-        return any(getattr(record, "sums", None) is not None for record in records)
 
     def _stepped(self) -> None:
         # Ranks add up as the next step begins, a place that all of them come to in the same order.

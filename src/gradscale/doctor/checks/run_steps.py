@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from gradscale.doctor.checks.skips import AT_START, WHY
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.number_text import counted, scale_words, share_text
+from gradscale.doctor.number_text import counted, scale_words
 from gradscale.doctor.run_course import Course, Stretch
 from gradscale.outcomes.alarm import PATIENCE
+from gradscale.percent import percent
 
 MOST_LOST = 0.01
 """Share of the gradients' non-zero elements that may be lost before it is worth a warning."""
@@ -20,6 +21,15 @@ def check_run_steps(patient: Patient) -> Iterator[Finding]:
     course = patient.course
     if course is None:
         return
+    if course.backwards is not None:
+        before, after = course.backwards
+        yield Finding(
+            "error", "steps-run-backwards", "The steps are not in order.",
+            f"Step {before:,} is followed by step {after:,}, among {course.steps:,} of them: "
+            "two processes wrote into the recording, or a resumed run did not cut it back.",
+            "Do not trust its figures. Give each process a folder of its own, and resume with "
+            "`gradscale train --resume` or `Recorder(path, …, step=n)`.", patient.where,
+        )  # fmt: skip
     yield from _ending(patient, course)
     if course.first_bad_loss is not None:
         yield Finding(
@@ -29,7 +39,7 @@ def check_run_steps(patient: Patient) -> Iterator[Finding]:
         )  # fmt: skip
     if course.lost is not None and course.lost > MOST_LOST:
         yield Finding(
-            "warning", "lost", f"{share_text(course.lost)} of the gradients are lost to underflow.",
+            "warning", "lost", f"{percent(course.lost)} of the gradients are lost to underflow.",
             f"Measured at step {course.lost_at} ({course.method}); the scale there ended at "
             f"{scale_words(course.scales[3])}.",
             "`gradscale report` shows where; a higher scale or "

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from gradscale.doctor.examined_scaler import Patient, Skips
 from gradscale.doctor.finding import Finding
-from gradscale.doctor.number_text import counted, reasons_text, share_text
+from gradscale.doctor.number_text import counted, reasons_text
 from gradscale.outcomes.alarm import PATIENCE
+from gradscale.percent import percent
 
 AT_START = 20
 """Skipped steps that finding the first scale may take: from 2^32 down to 2^12."""
@@ -71,9 +72,9 @@ def _too_many(patient: Patient, skips: Skips) -> Iterator[Finding]:
     said = reasons_text(skips.reasons) or "the state does not say why"
     yield Finding(
         "error" if skips.share > 0.5 else "warning", "skipped-share",
-        f"{share_text(skips.share)} of the steps were skipped.",
+        f"{percent(skips.share)} of the steps were skipped.",
         f"{skips.skipped:,} of {skips.steps:,} ({said}); a healthy run skips a few at its start "
-        f"and then less than {share_text(expected)}.",
+        f"and then less than {percent(expected)}.",
         "Let it grow more slowly (a larger growth_interval) if it overflows after every growth; "
         "keep away from the limit with `gradscale.Band()`; if it overflows at any scale, look for "
         "what is not finite with `gradscale.truth.find_nonfinite`.",

@@ -16,8 +16,10 @@ from gradscale.doctor.inert.unpickling import StandIn, kind_of
 MOST_BYTES = 2**24
 """Of the text: a checkpoint of many thousand tensors has a few million."""
 
-LONGEST_TEXT = 2**12
-"""Characters of a text that is no key: what is longer is no setting and is cut."""
+LONGEST_TEXT = 2**23
+"""Characters of a text that is no key: the plans of a large model are one of a few million."""
+
+_BEGINNING = 2**12  # what is left of a longer one, which is no setting
 
 _HIGHEST = 2**1100  # above every float; what is larger says no more
 _CONTAINERS = (dict, list, tuple, set, frozenset, StandIn, Array)
@@ -98,7 +100,7 @@ class _Nodes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
-        return value[:LONGEST_TEXT]
+        return value if len(value) <= LONGEST_TEXT else value[:_BEGINNING]
     if isinstance(value, int) and not isinstance(value, bool):
         return max(-_HIGHEST, min(value, _HIGHEST))
     if value is None or isinstance(value, bool | float):
