@@ -117,7 +117,8 @@ def _saved(optimizer: torch.optim.Optimizer, key: Any) -> dict[str, tuple[Any, A
 
 
 def _refuse_inner(optimizer: torch.optim.Optimizer) -> None:
-    inner = inner_optimizers(optimizer)
+    # One whose state the wrapper shows as its own is taken back with it.
+    inner = [one for one in inner_optimizers(optimizer) if one.state is not optimizer.state]
     if inner:
         raise ValueError(
             f"`GradScaler(sync_free=True)`: {type(optimizer).__name__} steps another optimizer "
