@@ -118,6 +118,7 @@ class _LossEntry(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
+    @untraced
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         del ctx
         return grads[0], None

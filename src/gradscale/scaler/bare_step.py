@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradscale.gradients.master_weights import trained_by
 from gradscale.outcomes.evidence import leaves_of
+from gradscale.untraced import untraced
 
 
 class BareStepWatch:
@@ -54,10 +55,12 @@ class BareStepWatch:
     def __del__(self) -> None:
         self._hook.remove()
 
+    @untraced
     def _begins(self, graph: Node, gradient: Tensor) -> None:
         leaves = leaves_of(graph) or []
         torch.autograd.Variable._execution_engine.queue_callback(partial(self._note, leaves))
 
+    @untraced
     def _note(self, leaves: list[Tensor]) -> None:
         for leaf in leaves:
             if leaf.grad is not None:

@@ -23,6 +23,7 @@ from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
 from gradscale.scaler.storage import refuse_cast
+from gradscale.untraced import untraced
 
 
 class CurrentStep:
@@ -157,6 +158,7 @@ class CurrentStep:
         if left:
             self.candidates = left
 
+    @untraced
     def note_backward(self, number: int, gradient: Tensor) -> None:
         """A hook: a backward pass fills gradients, or makes some that can be differentiated.
 
