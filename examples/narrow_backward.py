@@ -31,7 +31,7 @@ def batches(steps: int, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor
         yield images[chosen], labels[chosen]
 
 
-def train(steps: int, narrow: bool, policy: gradscale.Policy) -> tuple[float, int]:
+def train(steps: int, narrow: bool, policy: gradscale.policies.Policy) -> tuple[float, int]:
     """Accuracy on the last 300 digits, and how many steps were skipped."""
     digits = load_digits()
     images = torch.tensor(digits.data, dtype=torch.float32) / 16

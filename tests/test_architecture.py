@@ -29,10 +29,12 @@ GROUND = {
     "formats",
     "histogram",
     "host_copies",
+    "nested_tensors",
     "percent",
     "random_state",
     "ranks",
     "triton_kernels",
+    "untraced",
     "version",
     "waiting_line",
 }
@@ -92,6 +94,7 @@ PUBLIC = (
 
 # What needs an extra, or a trainer of another package, to be imported.
 EXTRAS = (
+    "gradscale.__main__",
     "gradscale.cli",
     "gradscale.recipes",
     "gradscale.training",
@@ -166,7 +169,7 @@ def relative(path: Path) -> str:
 
 def test_every_package_has_a_floor_of_its_own() -> None:
     parts = {path.stem if path.is_file() else path.name for path in SOURCE.iterdir()}
-    parts -= {"__init__", "__pycache__", "py"}
+    parts -= {"__init__", "__main__", "__pycache__", "py"}
     assert sorted(parts) == sorted([*GROUND, *FLOORS]), (
         "name it in FLOORS and in the page's picture"
     )
@@ -177,7 +180,7 @@ def test_every_package_has_a_floor_of_its_own() -> None:
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_imports_point_one_way(path: Path) -> None:
     module = module_of(path)
-    if module == "gradscale":
+    if module in ("gradscale", "gradscale.__main__"):
         return
     for imported in imports_of(path):
         assert imported != "gradscale", f"{module} imports the package it is part of"
@@ -228,6 +231,21 @@ heavy = {(*EXTRAS, "torch._dynamo")!r}
 print([name for name in heavy if name in sys.modules and name not in before])
 """
     assert fresh_python(code).split("\n")[:2] == ["[]", "[]"]
+
+
+def test_report_and_replay_are_there_once_somebody_asks_for_them() -> None:
+    code = """
+import sys, gradscale
+assert not {"gradscale.report", "gradscale.replay"} & set(sys.modules)
+print(gradscale.replay.replay.__name__, gradscale.report.__name__, hasattr(gradscale, "rapport"))
+"""
+    assert fresh_python(code).strip() == "replay gradscale.report False"
+
+
+def test_the_package_runs_as_the_command() -> None:
+    run = [sys.executable, "-m", "gradscale", "recipes"]
+    result = subprocess.run(run, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0 and "digits" in result.stdout
 
 
 def test_the_library_works_where_no_extra_is_installed() -> None:

@@ -13,7 +13,7 @@ from layerwise_worker import Build, local, network
 
 
 def train(
-    model: nn.Module, rank: int, watch: gradscale.Watch | None, half: bool, steps: int = 5
+    model: nn.Module, rank: int, watch: gradscale.watching.Watch | None, half: bool, steps: int = 5
 ) -> list[list[float]]:
     """Parameters after some steps on this rank's own data."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

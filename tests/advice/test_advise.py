@@ -73,7 +73,7 @@ def test_a_normalised_network_needs_one_scale_in_float16_and_none_in_bfloat16():
     advice = advise((perceptron(), classes(8), class_loss), steps=3)
     assert (advice["fp16"].level, advice["fp16"].scaling) == ("safe", "one scale")
     assert (advice["bf16"].level, advice["bf16"].scaling) == ("safe", "none")
-    assert advice["fp16"].one.lost < 1e-3 and advice["fp16"].one.worst > 0.99
+    assert advice["fp16"].one.lost_share < 1e-3 and advice["fp16"].one.worst > 0.99
     assert advice.best.format == "fp16"
 
 
@@ -96,7 +96,7 @@ def test_the_advised_scale_trains_without_a_skipped_step():
 def test_a_deep_network_without_normalisation_needs_a_plan(deep_advice):
     verdict = deep_advice["fp16"]
     assert (verdict.level, verdict.scaling) == ("safe", "a plan")
-    assert verdict.one.lost > 0.1 and verdict.plan.lost < 0.01
+    assert verdict.one.lost_share > 0.1 and verdict.plan.lost_share < 0.01
     assert verdict.one.worst < 0.5 and verdict.plan.worst > 0.9
     assert len(verdict.scales) > 1
     assert deep_advice.code == 'scaler = gradscale.GradScaler("cpu", layerwise=True)'
@@ -129,7 +129,10 @@ def test_all_of_it_can_be_written_as_json(deep_advice):
     state = json.loads(json.dumps(json_value(deep_advice.to_dict()), allow_nan=False))
     assert state["best"] == "fp16" and state["code"] == deep_advice.code
     assert [v["format"] for v in state["verdicts"]] == ["fp16", "bf16", "e5m2", "e4m3"]
-    assert state["verdicts"][0]["evidence"]["plan"]["lost"] == deep_advice["fp16"].plan.lost
+    assert (
+        state["verdicts"][0]["evidence"]["plan"]["lost_share"]
+        == deep_advice["fp16"].plan.lost_share
+    )
     assert Row.from_dict(state["verdicts"][0]["rows"][0]) == deep_advice.rows[0]
 
 
@@ -233,7 +236,7 @@ def test_the_far_end_of_a_recurrence_in_eight_bits_needs_a_plan():
     batches = [task.batch(0, step) for step in range(1)]
     advice = advise((task.model(), batches, task.loss), formats=["e4m3"], steps=1)
     verdict = advice["e4m3"]
-    assert verdict.scaling == "a plan" and verdict.plan.lost < verdict.one.lost / 2
+    assert verdict.scaling == "a plan" and verdict.plan.lost_share < verdict.one.lost_share / 2
     assert verdict.code == (
         'scaler = gradscale.GradScaler("cpu", layerwise=gradscale.Windows(product_format="e4m3"))'
     )
@@ -327,7 +330,7 @@ def test_compiled_blocks_are_advised_on_as_if_they_were_not():
     slow = advise((model, classes(8), class_loss), formats=["fp16"], steps=1)
     model[0] = torch.compile(model[0], backend="aot_eager")
     fast = advise((model, classes(8), class_loss), formats=["fp16"], steps=1)
-    assert slow.losses == fast.losses and slow["fp16"].one.lost == fast["fp16"].one.lost
+    assert slow.losses == fast.losses and slow["fp16"].one.lost_share == fast["fp16"].one.lost_share
 
 
 class Frozen(nn.Linear):
@@ -370,6 +373,8 @@ def test_what_cannot_be_advised_on_is_refused_in_words(given, kind, words):
     [
         ({"formats": ["fp8"]}, r"formats=\['fp8'\]\)` must name one or more of fp16, bf16"),
         ({"formats": []}, r"must name one or more"),
+        ({"formats": "fp61"}, r"formats='fp61'\)` must name one or more of fp16, bf16"),
+        ({"formats": torch.float32}, r"formats=torch.float32\)` must name one or more"),
         ({"steps": 0}, r"`advise\(steps=0\)` must be at least 1"),
         ({"emulate": "yes"}, r"emulate='yes'\)` must be 'auto', 'on' or 'off'"),
     ],
@@ -379,3 +384,9 @@ def test_options_out_of_range_are_refused_in_words(options, words):
         advise((perceptron(), classes(8), class_loss), **options)
     with pytest.raises(KeyError, match="asked about no format"):
         Advice("Net", "cpu", (), ())["fp16"]
+
+
+@pytest.mark.parametrize("formats", ["bf16", "bfloat16", torch.bfloat16, [torch.bfloat16]])
+def test_one_format_need_not_be_a_list_and_goes_by_any_of_its_names(formats):
+    advice = advise((perceptron(), classes(8), class_loss), formats=formats, steps=1)
+    assert [verdict.format for verdict in advice.verdicts] == ["bf16"]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import gradscale
-from gradscale import GradScaler, Layerwise, ScalePlan
+from gradscale import GradScaler, Layerwise
+from gradscale.plans import ScalePlan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
@@ -121,7 +122,12 @@ FORMS: dict[str, Compile] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+SLOW = {"fullgraph", "half_of_it"}
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[pytest.mark.slow] * (form in SLOW)) for form in FORMS]
+)
 def test_a_compiled_model_trains_and_reports_as_in_the_eager_run(form: str, eager: Run) -> None:
     run = Run(FORMS[form])
     assert "4 loss scales are needed" in eager.report
@@ -172,6 +178,29 @@ def test_batches_of_all_sizes_keep_one_plan_in_a_dynamic_graph() -> None:
     assert len(run.scaler.layerwise.tracks) == 1
     assert "loss scales are needed" in run.report
     assert run.report == expected.report
+
+
+def test_a_half_precision_model_keeps_the_exponents_of_its_parts_and_its_bits() -> None:
+    def train(compiled: Compile) -> tuple[str, list[Tensor]]:
+        torch.manual_seed(0)
+        model = Deep(20, False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        gradscale.half_precision(model, optimizer, torch.float16)
+        scaler = GradScaler("cpu", layerwise=True)
+        run = compiled(model)
+        for _ in range(6):
+            optimizer.zero_grad()
+            x, y = torch.randn(32, 64).half(), torch.randint(10, (32,))
+            scaler.scale(F.cross_entropy(run(x).float(), y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return scaler.layerwise.report(), [p.detach() for p in model.parameters()]
+
+    expected, weights = train(lambda model: model)
+    report, found = train(whole())
+    assert "parameters with float32 masters keep the scale of their group" in report
+    assert report.splitlines()[0] == expected.splitlines()[0]
+    assert all(torch.equal(one, two) for one, two in zip(found, weights, strict=True))
 
 
 @pytest.mark.slow

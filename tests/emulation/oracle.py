@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradscale.emulation import Precision
+from gradscale.emulation import DirectionFormats
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 
 
 def product(
-    function: Bilinear, a: Tensor, b: Tensor, grad: Tensor, precision: Precision
+    function: Bilinear, a: Tensor, b: Tensor, grad: Tensor, precision: DirectionFormats
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result of a bilinear `function` and both gradients, in the dtype of `a`.
 

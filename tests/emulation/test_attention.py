@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.emulation.oracle import assert_equal, spread
 from torch import Tensor
 
-from gradscale.emulation import Precision, emulate
+from gradscale.emulation import DirectionFormats, emulate
 
 SHAPE = 2, 4, 6, 8
 BOOLEAN = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) > 0.3
@@ -33,7 +33,9 @@ def operands(options: dict[str, object], dtype: torch.dtype = torch.float32) -> 
     return [spread(*shape, octaves=3).to(dtype).requires_grad_() for shape in shapes]
 
 
-def oracle(qkv: list[Tensor], grad: Tensor, options: dict, precision: Precision) -> list[Tensor]:
+def oracle(
+    qkv: list[Tensor], grad: Tensor, options: dict, precision: DirectionFormats
+) -> list[Tensor]:
     """Head by head, as the formulas stand in the docstring."""
     forward, backward = precision.forward.round, precision.backward.round
     q, k, v = (forward(x.detach().float()) for x in qkv)
@@ -72,7 +74,7 @@ def oracle(qkv: list[Tensor], grad: Tensor, options: dict, precision: Precision)
 @pytest.mark.parametrize("formats", FORMATS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_attention_and_its_gradients_follow_the_formulas(name: str, formats: str) -> None:
-    options, precision = OPTIONS[name], Precision.of(*FORMATS[formats])
+    options, precision = OPTIONS[name], DirectionFormats.of(*FORMATS[formats])
     qkv, grad = operands(options), spread(*SHAPE)
     wanted = oracle(qkv, grad, options, precision)
     with emulate(*FORMATS[formats]):

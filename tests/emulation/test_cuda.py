@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tests.emulation.oracle import emulated_product, product, spread
 from torch import nn
 
-from gradscale.emulation import Precision, emulate
+from gradscale.emulation import DirectionFormats, emulate
 
 pytestmark = pytest.mark.cuda
 
@@ -40,7 +40,7 @@ def test_the_cpu_emulation_agrees_with_the_real_kernels(name: str, dtype: torch.
 @pytest.mark.parametrize("backward", ["fp16", "e5m2", "e4m3"])
 def test_the_engines_own_threads_round_the_gradient_operand(backward: str) -> None:
     a, b, grad = (spread(16, 16, octaves=6).half() for _ in range(3))
-    wanted = product(torch.mm, a, b, grad, Precision.of("fp16", backward))
+    wanted = product(torch.mm, a, b, grad, DirectionFormats.of("fp16", backward))
     with emulate("fp16", backward):
         found = real(torch.mm, a, b, grad)
     for one, other in zip(found, wanted, strict=True):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.emulation.oracle import assert_equal, emulated_product, product, spread
 
-from gradscale.emulation import Precision, emulate
+from gradscale.emulation import DirectionFormats, emulate
 from gradscale.formats import FloatFormat
 
 BIAS = spread(5)
@@ -65,7 +65,7 @@ def test_a_product_and_its_gradients_equal_the_oracle(
     forward, backward, between = FORMATS[formats]
     a, b = spread(*first).to(dtype), spread(*second).to(dtype)
     grad = spread(*function(a.float(), b.float()).shape).to(dtype)
-    wanted = product(function, a, b, grad, Precision.of(forward, backward, between))
+    wanted = product(function, a, b, grad, DirectionFormats.of(forward, backward, between))
     with emulate(forward, backward, between=between):
         found = emulated_product(function, a, b, grad)
     assert_equal(found, wanted)
@@ -83,7 +83,7 @@ def test_random_shapes_and_layouts_equal_the_oracle(data: st.DataObject) -> None
         for shape, flip in zip(shapes, flips, strict=True)
     )
     grad = spread(sizes[0], sizes[2], octaves=40)
-    wanted = product(torch.mm, a, b, grad, Precision.of("fp16", "e5m2"))
+    wanted = product(torch.mm, a, b, grad, DirectionFormats.of("fp16", "e5m2"))
     with emulate("fp16", "e5m2"):
         found = emulated_product(torch.mm, a, b, grad)
     assert_equal(found, wanted)
@@ -165,7 +165,7 @@ def test_gradients_that_torch_adds_from_several_products_round_each_of_them(name
     }[name]
     a, b = spread(*first), spread(*second)
     grad = spread(*function(a, b).shape)
-    wanted = product(function, a, b, grad, Precision.of("fp16", "e5m2"))
+    wanted = product(function, a, b, grad, DirectionFormats.of("fp16", "e5m2"))
     with emulate("fp16", "e5m2"):
         found = emulated_product(function, a, b, grad)
     assert torch.equal(found[0], wanted[0])

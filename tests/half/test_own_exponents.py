@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import gradscale
-from gradscale import Layerwise, ScalePlan, half_precision
+from gradscale import Layerwise, half_precision
 from gradscale.half.link import link_of
 from gradscale.layerwise import layerwise as stepping
+from gradscale.plans import ScalePlan
 from gradscale.plans.planner import UserGiven
 from half.by_hand import OPTIMIZERS, batches, equal, network
 

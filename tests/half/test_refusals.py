@@ -29,7 +29,18 @@ def test_other_formats_are_refused():
         half_precision(net, sgd(net), torch.float32)
     with pytest.raises(ValueError, match=r"gradients=torch.bfloat16\)` must be torch.float16 or"):
         half_precision(net, sgd(net), gradients=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"format=torch.float8_e5m2\)` must be torch.float16 or"):
+        half_precision(net, sgd(net), "e5m2")
+    with pytest.raises(ValueError, match=r"'fp61'\)` is not a known format"):
+        half_precision(net, sgd(net), "fp61")
     assert unchanged(net)
+
+
+@pytest.mark.parametrize("format", ["bf16", "bfloat16", torch.bfloat16])
+def test_a_format_goes_by_the_names_it_has_everywhere(format):
+    net = model()
+    half_precision(net, sgd(net), format, gradients="fp32")
+    assert net[0].weight.dtype is torch.bfloat16
 
 
 def test_a_weight_beyond_the_range_is_refused_with_its_name():

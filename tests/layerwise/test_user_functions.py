@@ -6,12 +6,14 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import gradscale
-from gradscale import GradScaler, Layerwise, ScalePlan
+from gradscale import GradScaler, Layerwise
+from gradscale.plans import ScalePlan
 from user_functions import (
     ADDITIONS,
     AddAuxiliaryLoss,
@@ -262,3 +264,37 @@ def test_what_was_seen_to_be_linear_is_saved_copied_and_pickled():
     for other in (fresh, copy.deepcopy(scaler), pickle.loads(pickle.dumps(scaler))):
         assert other.layerwise.functions.proven(track.graph.signature) == {node}
         assert other._held.functions is other.layerwise.functions
+
+
+def test_a_loss_inside_torch_func_is_scaled_and_followed_by_nobody():
+    for layerwise in (False, True):
+        scaler = GradScaler("cpu", init_scale=2.0**3, layerwise=layerwise)
+        gradient = torch.func.grad(lambda w, s=scaler: s.scale((w * 2).sum()))(torch.ones(3))
+        assert torch.equal(gradient, torch.full((3,), 16.0))
+
+
+def traced_frames(layerwise):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    policy = gradscale.Static(2.0**16)
+    scaler = GradScaler("cpu", policy=policy, layerwise=layerwise)
+
+    @torch.compile(backend="eager")
+    def step(x):
+        optimizer.zero_grad()
+        scaler.scale(model(x).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    for _ in range(6):
+        step(torch.randn(3, 4))
+    return torch._dynamo.utils.counters["frames"]["total"]
+
+
+# torch's, of its own doing, where a compiled step breaks its graph at `backward()`.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_dynamo_traces_no_callback_of_a_plan():
+    plain = traced_frames(False)
+    assert traced_frames(True) <= plain and traced_frames(random_plan(0)) <= plain

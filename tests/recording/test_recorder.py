@@ -280,7 +280,7 @@ def test_rows_that_arrive_late_are_in_the_line_of_their_step(tmp_path):
     ]
     seen = recording.steps[0].seen
     assert seen.method == "extrapolated" and seen.methods == ("counted", "extrapolated")
-    assert seen.lost == pytest.approx(2 / 13) and seen.id == (0, 1)
+    assert seen.lost_share == pytest.approx(2 / 13) and seen.id == (0, 1)
     assert (seen.flushed, seen.nonzero, seen.zero) == ((1, 1), (6, 7), (2, 1))
     assert seen.amax == (0.585, 0.585) and (seen.lo, seen.hi) == ((1, 1), (11, 11))
     assert recording.steps[2].octaves[1].counts == (1, *[0] * 24, 5)

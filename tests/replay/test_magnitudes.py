@@ -22,7 +22,7 @@ def seen(**given: Any) -> Seen:
     count = len(given["id"])
     zeros = (0,) * count
     lists = {name: zeros for name in "flushed nonzero zero nonfinite exponent lo hi".split()}
-    fields = {"amax": (None,) * count, "methods": ("counted",) * count, "lost": 0.0, **lists}
+    fields = {"amax": (None,) * count, "methods": ("counted",) * count, "lost_share": 0.0, **lists}
     return Seen(**{**fields, "method": "counted", **given})
 
 
@@ -97,7 +97,7 @@ def measured_step(values: torch.Tensor, log2_scale: int, method: str) -> Step:
         flushed=(flushed,),
         nonzero=(len(values),),
         methods=(method,),
-        lost=flushed / len(values),
+        lost_share=flushed / len(values),
     )
     return Step(0, 2.0**log2_scale, seen=at, octaves={0: histogram(shown)})
 

@@ -218,7 +218,7 @@ def test_the_measured_gradients_inside_the_network_decide_and_not_those_of_the_p
     assert fates(replay(recording, policy)) == fates(truth)
     # The watch also says what is lost at another scale: nothing, where it does not reach.
     found = replay(recording, Static(2.0**4))
-    assert found.lost is not None and found.lost_steps == 6
+    assert found.lost_share is not None and found.lost_steps == 6
 
 
 def test_what_the_recording_lacks_is_refused_with_the_way_out(tmp_path):

@@ -18,7 +18,7 @@ def seen(rows: list[int], flushed: list[int], amax: list[float | None]) -> SeenA
     n = len(rows)
     return SeenArrays.of(
         Seen(
-            lost=0.0,
+            lost_share=0.0,
             method="counted",
             id=tuple(rows),
             flushed=tuple(flushed),

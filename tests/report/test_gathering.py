@@ -153,7 +153,7 @@ def test_the_summary_tells_what_the_recording_holds(run):
     nonzero = sum(one.nonzero[row] for one in seen for row in gradients)
     assert it["lost"]["share"] == flushed / nonzero
     assert it["lost"]["method"] == "counted" and it["lost"]["measured_steps"] == 20
-    assert it["lost"]["last"] == seen[-1].lost
+    assert it["lost"]["last"] == seen[-1].lost_share
     assert (it["steps"], it["skipped"], it["groups"]) == (400, 4, 3)
     assert it["log2_scale"] == {"first": 16.0, "last": 16.0, "lowest": 16.0, "highest": 17.0}
     assert it["worst"][0]["row"] == "cast after layers.0.mlp"

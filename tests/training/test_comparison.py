@@ -61,7 +61,7 @@ def test_the_summary_holds_means_deviations_and_sums():
     assert truth.row == Candidate("fp32", "none") and truth.versus == Spread(0.0, 0.0)
     assert half.loss == Spread(2.5, pytest.approx(2**0.5))
     assert half.versus == Spread(1.0, pytest.approx(0.5**0.5))
-    assert half.lost == Spread(0.5, pytest.approx(0.125**0.5))
+    assert half.lost_share == Spread(0.5, pytest.approx(0.125**0.5))
     assert half.skipped == {"overflow": 3} and half.steps == 20
     assert half.scales == (4.0, 8.0) and half.ms_per_step == 1.0
 

@@ -7,7 +7,7 @@ import pytest
 from gradscale.policies import Dynamic, Guarded, LastMaximum, Static
 from gradscale.scaler import GradScaler
 from gradscale.training import COMPARED, SCALINGS, SYSTEMS, settings_for
-from gradscale.training.precision import emulated
+from gradscale.training.precision import is_emulated
 from gradscale.training.scaling import make_policy, make_scaler
 from gradscale.training.schedule import learning_rate
 
@@ -72,9 +72,9 @@ def test_first_scales_and_formats_reach_inside_a_guard():
 
 
 def test_emulation_is_for_what_the_device_lacks():
-    assert not emulated("fp32", "cpu", "on")
-    assert emulated("fp16", "cpu", "on") and not emulated("fp16", "cpu", "off")
-    assert emulated("e4m3", "cuda", "auto") and not emulated("fp16", "cuda", "auto")
+    assert not is_emulated("fp32", "cpu", "on")
+    assert is_emulated("fp16", "cpu", "on") and not is_emulated("fp16", "cpu", "off")
+    assert is_emulated("e4m3", "cuda", "auto") and not is_emulated("fp16", "cuda", "auto")
 
 
 def test_the_learning_rate_rises_then_falls():

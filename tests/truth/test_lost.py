@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gradscale import GradScaler
 from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
 from gradscale.truth import Gradients, Output, compared, measure_lost
@@ -301,3 +302,15 @@ def test_a_wider_pass_is_no_different_from_float32_without_half_precision():
     assert all(torch.equal(g, wide.parameters[n]) for n, g in plain.parameters.items())
     with wider():
         assert torch.ones(2).half().dtype == torch.float32
+
+
+def test_the_scale_may_be_the_scaler_itself():
+    model, x = nn.Linear(2, 1), torch.ones(1, 2)
+
+    def loss(m):
+        with torch.autocast("cpu", torch.float16):
+            return m(x).float().sum() * 2.0**-30
+
+    scaler = GradScaler("cpu", init_scale=2.0**20)
+    assert measure_lost(model, loss, scale=scaler).scale == 2.0**20
+    assert measure_lost(model, loss, scale=scaler).lost_share == 0.0

@@ -35,7 +35,7 @@ class Model(nn.Module):
         return self.head(checkpoint(self.block, x, use_reentrant=self.how == "reentrant"))
 
 
-def run(model: nn.Module, steps: int = 1, **settings: Any) -> gradscale.Watch:
+def run(model: nn.Module, steps: int = 1, **settings: Any) -> gradscale.watching.Watch:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with gradscale.watch(model, activations=True, **settings) as watch:

@@ -18,6 +18,7 @@ from gradscale.backward.measurements import Counts
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
+from gradscale.watching import Watch
 from gradscale.watching.report import WatchReport
 
 FORMATS = ["fp16", "bf16", "e5m2", "e4m3", "e3m4"]
@@ -56,7 +57,7 @@ def captured(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def watched(model: nn.Module, loss: Callable[[], Tensor], **settings: Any) -> gradscale.Watch:
+def watched(model: nn.Module, loss: Callable[[], Tensor], **settings: Any) -> Watch:
     with gradscale.watch(model, **settings) as watch:
         loss().backward()
     model.zero_grad()

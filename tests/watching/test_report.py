@@ -106,7 +106,7 @@ def test_it_is_a_sequence_and_goes_into_json() -> None:
     assert [Row.from_dict(each) for each in state["rows"]] == list(report)
 
 
-def trained(scaler: bool) -> gradscale.Watch:
+def trained(scaler: bool) -> gradscale.watching.Watch:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(8, 16), nn.GELU(), nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))

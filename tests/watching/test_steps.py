@@ -20,7 +20,7 @@ class Loop:
         self.model = nn.Linear(2, 1)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         self.stepped = 0
-        self.steps = Steps(self.model, Calendar(every), self.count)
+        self.steps = Steps(self.model, Calendar(every), self.count, lambda: False)
 
     def count(self) -> None:
         self.stepped += 1
@@ -153,3 +153,23 @@ def test_an_optimizer_that_steps_inside_the_backward_pass_ends_the_step_after_it
     report = watch.report()
     assert report.steps == (0, 1, 2)
     assert {row.numel for row in report.of(name="0.weight")} == {12}
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_micro_batches_that_are_summed_are_one_step(bad: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = gradscale.GradScaler("cpu", init_scale=4.0)
+    measured: list[int] = []
+    with gradscale.watch(model, scaler, every=1) as watching:
+        watching.on_measured(lambda step, rows: measured.append(step))
+        for step in range(4):
+            for batch in range(3):
+                value = torch.inf if bad and step == 1 and batch == 1 else 1.0
+                scaler.scale(model(torch.full((2, 2), value)).mean()).backward()
+                scaler.accumulate_(optimizer, drop_overflow=True)
+                assert watching.step == step
+            scaler.step(optimizer)
+            scaler.update()
+    assert measured == [0, 1, 2, 3]

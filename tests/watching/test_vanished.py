@@ -8,7 +8,7 @@ from torch import nn
 import gradscale
 
 
-def three(scale: float, *, zero_weights: bool) -> gradscale.WatchReport:
+def three(scale: float, *, zero_weights: bool) -> gradscale.watching.WatchReport:
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(3)])
     with torch.no_grad():
@@ -20,7 +20,7 @@ def three(scale: float, *, zero_weights: bool) -> gradscale.WatchReport:
     return watch.report()
 
 
-def lost(report: gradscale.WatchReport) -> dict[str, float]:
+def lost(report: gradscale.watching.WatchReport) -> dict[str, float]:
     return {row.name: row.lost_share for row in report.in_order}
 
 

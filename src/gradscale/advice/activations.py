@@ -12,7 +12,7 @@ from torch import nn
 
 from gradscale.backward.names import plain_modules
 from gradscale.formats import FloatFormat
-from gradscale.truth.gradients import tensors_in
+from gradscale.nested_tensors import tensors_in
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gradscale.advice.sentences import said
 from gradscale.advice.verdict import Verdict
-from gradscale.advice.words import said
 from gradscale.truth import Nonfinite
 from gradscale.watching.rows import Row
 

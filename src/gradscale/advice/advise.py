@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from gradscale.advice.activations import Largest, largest_activation
 from gradscale.advice.advice import Advice
-from gradscale.advice.batches import device_of, moved, taken
+from gradscale.advice.batches import device_of, on_device, taken
 from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.verdict import verdict_of
+from gradscale.formats import FloatFormat
 from gradscale.random_state import same_random_numbers
 from gradscale.truth import find_nonfinite, reference
 from gradscale.truth.one_pass import Loss, checked_loss
@@ -27,13 +28,14 @@ FORMATS = ("fp16", "bf16", "e5m2", "e4m3")
 LOOKS = 3
 """At so many moments, evenly over the steps, every format is tried."""
 
+NamedFormat = str | torch.dtype | FloatFormat
 Progress = Callable[[int, int, str], object]
 
 
 def advise(
     model_step: Any,
     *,
-    formats: Sequence[str] = FORMATS,
+    formats: NamedFormat | Sequence[NamedFormat] = FORMATS,
     steps: int = 8,
     device: torch.device | str | None = None,
     emulate: str = "auto",
@@ -54,8 +56,8 @@ def advise(
         model_step: `(model, batches, loss)` or `(model, batches, loss, optimizer)`, or a function
             that returns it. `loss(model, batch)` returns a scalar tensor and enters no autocast;
             `optimizer(parameters)` returns an optimizer, default Adam at 1e-3.
-        formats: of ``"fp16"``, ``"bf16"``, ``"e5m2"``, ``"e4m3"``; the first that is safe is
-            recommended.
+        formats: one or more of ``"fp16"``, ``"bf16"``, ``"e5m2"``, ``"e4m3"``, or what else they
+            are called, such as `torch.float16`; the first that is safe is recommended.
         steps: of training, at least 1; fewer if there are fewer batches.
         device: where to run; None: where the model is. Batches are brought there.
         emulate: ``"on"`` to emulate what the device has, ``"off"`` to refuse to; ``"auto"``.
@@ -76,21 +78,31 @@ def advise(
         >>> print(advice.code)
         with torch.autocast("cpu", torch.bfloat16):  # no scaler
     """
-    _check(formats, steps, emulate)
+    formats = _named(formats)
+    _check(steps, emulate)
     step = ModelStep.of(model_step)
     with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
         torch.manual_seed(seed)
         model = _float32_copy(step.model, device)
-        batches = [moved(b, device_of(model)) for b in taken(step.batches, steps, step.call)]
+        batches = [on_device(b, device_of(model)) for b in taken(step.batches, steps, step.call)]
         return _Advising(step, model, batches, formats, emulate, seed, progress).run(steps)
 
 
-def _check(formats: Sequence[str], steps: int, emulate: str) -> None:
-    strangers = [format for format in formats if format not in FORMATS]
-    if strangers or not formats:
+def _named(formats: Any) -> tuple[str, ...]:
+    given = [formats] if isinstance(formats, str | torch.dtype | FloatFormat) else list(formats)
+    try:
+        names = tuple(FloatFormat.of(format).name for format in given)
+    except (TypeError, ValueError):
+        names = ()
+    if not names or not set(names) <= set(FORMATS):
+        shown = repr(formats) if isinstance(formats, str | torch.dtype) else given
         raise ValueError(
-            f"`advise(formats={list(formats)})` must name one or more of {', '.join(FORMATS)}."
+            f"`advise(formats={shown})` must name one or more of {', '.join(FORMATS)}."
         )
+    return names
+
+
+def _check(steps: int, emulate: str) -> None:
     if steps < 1:
         raise ValueError(f"`advise(steps={steps})` must be at least 1.")
     if emulate not in ("auto", "on", "off"):

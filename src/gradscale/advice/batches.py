@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 def taken(batches: Iterable[Any], count: int, call: str) -> list[Any]:
@@ -26,34 +26,30 @@ def taken(batches: Iterable[Any], count: int, call: str) -> list[Any]:
     return found
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def on_device(batch: Any, device: torch.device) -> Any:
     """The batch with all its tensors on a device.
 
-    Tensors are found in lists, tuples, named tuples, mappings and dataclasses; anything else with a
-    method `to`, such as a `PackedSequence` or a Hugging Face `BatchEncoding`, is asked to move.
+    Tensors are found wherever `torch.utils._pytree` looks, in other mappings and in dataclasses;
+    what has a method `to`, such as a `PackedSequence` or a Hugging Face `BatchEncoding`, is asked
+    to move.
 
     Example:
-        >>> moved({"x": [torch.ones(1)], "name": "a"}, torch.device("cpu"))
+        >>> on_device({"x": [torch.ones(1)], "name": "a"}, torch.device("cpu"))
         {'x': [tensor([1.])], 'name': 'a'}
     """
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if type(batch) is dict:
-        return {key: moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields") and not hasattr(batch, "to"):
-        return type(batch)(*(moved(value, device) for value in batch))
-    if type(batch) in (list, tuple):
-        return type(batch)(moved(value, device) for value in cast("list[Any]", batch))
-    if hasattr(batch, "to"):
-        return cast(Any, batch).to(device)
-    if isinstance(batch, Mapping):
-        pairs = cast("Mapping[Any, Any]", batch).items()
-        return {key: moved(value, device) for key, value in pairs}
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = (field.name for field in dataclasses.fields(batch) if field.init)
-        changes = {name: moved(getattr(batch, name), device) for name in fields}
-        return dataclasses.replace(batch, **changes)
-    return batch
+
+    def moved(leaf: Any) -> Any:
+        if hasattr(leaf, "to"):
+            return leaf.to(device)
+        if isinstance(leaf, Mapping):
+            return {key: on_device(value, device) for key, value in leaf.items()}
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            names = (field.name for field in dataclasses.fields(leaf) if field.init)
+            parts = {name: on_device(getattr(leaf, name), device) for name in names}
+            return dataclasses.replace(leaf, **parts)
+        return leaf
+
+    return tree_map(moved, batch, is_leaf=lambda value: hasattr(value, "to"))
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

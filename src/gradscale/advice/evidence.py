@@ -19,14 +19,14 @@ class Evidence:
     """Gradients of one format at one scale, or at the scales of a plan, against float32.
 
     Attributes:
-        lost: the share of gradient elements that were flushed, over modules and parameters.
+        lost_share: the share of gradient elements that were flushed, over modules and parameters.
         cosine: between all parameters' gradients and the true ones.
         worst: the smallest cosine of a module's gradients; the module is `where`.
         where: a module's name.
         overflowed: whether something was infinite or NaN.
     """
 
-    lost: float
+    lost_share: float
     cosine: float
     worst: float
     where: str

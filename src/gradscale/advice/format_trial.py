@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradscale.advice.evidence import Collected
 from gradscale.backward.names import module_places
 from gradscale.backward.plan import ScalePlan
-from gradscale.emulation.computing import EIGHT_BIT, computing_in, emulated
+from gradscale.emulation.computing import EIGHT_BIT, computing_in, is_emulated
 from gradscale.formats import FloatFormat
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.product_format import fitted
@@ -19,7 +19,7 @@ from gradscale.layerwise.track import Track
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
-from gradscale.truth import Gradients, Nonfinite, capturing, compared, find_nonfinite
+from gradscale.truth import Gradients, Nonfinite, capture_gradients, compared, find_nonfinite
 from gradscale.truth.alike import alike
 from gradscale.truth.one_pass import Loss, checked_loss, one_pass, run_backward
 from gradscale.truth.untouched import untouched
@@ -87,7 +87,7 @@ class FormatTrial:
     def __init__(self, format: str, model: nn.Module, device: str, choice: str) -> None:
         self.format, self.device = format, device
         self.choice = "on" if torch.device(device).type == "cpu" and choice == "auto" else choice
-        self.emulated = emulated(format, device, self.choice)
+        self.emulated = is_emulated(format, device, self.choice)
         self.none, self.one, self.plan = Collected(), Collected(), Collected()
         self.moments: list[Moment] = []
         self.log2_single = 0
@@ -154,7 +154,12 @@ class FormatTrial:
 
     def _scaled_pass(self, loss: Loss) -> Gradients:
         """A training step of the scaler in which nothing moves."""
-        with untouched(self._model), torch.enable_grad(), alike(), capturing(self._model) as found:
+        with (
+            untouched(self._model),
+            torch.enable_grad(),
+            alike(),
+            capture_gradients(self._model) as found,
+        ):
             value = checked_loss(loss(self._model))
             found.loss = float(value.detach())
             run_backward(self._scaler.scale(value))

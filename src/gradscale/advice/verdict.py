@@ -79,9 +79,9 @@ class Verdict:
         return self.moments[-1].rows if self.moments else ()
 
     @property
-    def lost(self) -> float:
+    def lost_share(self) -> float:
         """The share of gradients lost with the scaling that is advised; 1 if nothing could run."""
-        return 1.0 if self.chosen is None else self.chosen.lost
+        return 1.0 if self.chosen is None else self.chosen.lost_share
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for JSON."""
@@ -90,7 +90,7 @@ class Verdict:
             "format": self.format,
             "level": self.level,
             "scaling": self.scaling,
-            "lost": self.lost,
+            "lost_share": self.lost_share,
             "log2_scale": self.log2_scale,
             "scales": list(self.scales),
             "groups": [{"exponent": g.exponent, "modules": list(g.modules)} for g in self.groups],
@@ -154,7 +154,7 @@ def level_of(evidence: Evidence | None) -> Level:
     if evidence is None or evidence.overflowed:
         return "unsafe"
     for level, lost, worst in LIMITS:
-        if evidence.lost <= lost and evidence.worst >= worst:
+        if evidence.lost_share <= lost and evidence.worst >= worst:
             return level
     return "unsafe"
 
@@ -168,7 +168,7 @@ def _least(ways: tuple[tuple[Scaling, Evidence | None], ...], format: str) -> tu
         for scaling, evidence in ways:
             if level_of(evidence) == level:
                 return level, scaling
-    best = min(ways, key=lambda way: 1.0 if way[1] is None else way[1].lost)
+    best = min(ways, key=lambda way: 1.0 if way[1] is None else way[1].lost_share)
     return "unsafe", best[0]
 
 
@@ -198,11 +198,11 @@ def code_for(format: str, scaling: Scaling, log2_scale: int, device: str, level:
     return f'scaler = gradscale.GradScaler("{kind}", init_scale=2.0**{log2_scale})'
 
 
-def octaves(value: float) -> str:
+def magnitude_text(value: float) -> str:
     """A magnitude as the power of two at or above it.
 
     Example:
-        >>> octaves(5.0), octaves(0.0)
+        >>> magnitude_text(5.0), magnitude_text(0.0)
         ('2^3', '0')
     """
     return f"2^{ceil_exponent(value)}" if value > 0 else "0"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gradscale.backward.graph import Walk
 from gradscale.backward.no_trace import Given, LeavesTrace, Returned, call_again, gradients_for
+from gradscale.untraced import untraced
 
 _FOUR_BYTES = 4
 Refused = Callable[[int, str], None]
@@ -50,6 +51,7 @@ def scale_injected(
         handles.append(walk.nodes[number].register_prehook(correction.before))
         handles.append(walk.nodes[number].register_hook(correction.after))
 
+    @untraced
     def remove() -> None:
         for handle in handles:
             handle.remove()
@@ -68,6 +70,7 @@ class _Correction:
         self._own: Returned = {}
         self._true: Returned = {}
 
+    @untraced
     def before(self, arrived: Given) -> None:
         self._own, self._true = {}, {}
         node: Any = torch._C._current_autograd_node()  # a hook that held its node would leak it
@@ -84,6 +87,7 @@ class _Correction:
     def _unscaled(self, gradient: Tensor) -> Tensor:
         return gradient / self._scale.to(gradient.device, gradient.dtype)
 
+    @untraced
     def after(self, produced: Produced, arrived: Produced) -> Produced | None:
         del arrived
         own, true, self._own, self._true = self._own, self._true, {}, {}

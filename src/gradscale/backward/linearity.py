@@ -25,6 +25,7 @@ from gradscale.backward.no_trace import Given, LeavesTrace, call_again, gradient
 from gradscale.host_copies import HostCopies
 from gradscale.policies.bits import MIN_SCALE, floor_log2, power_of_two
 from gradscale.ranks import reduce_max_
+from gradscale.untraced import untraced
 
 Kind = Literal["linear", "injects", "nonlinear", "unknown"]
 
@@ -99,6 +100,7 @@ class Probing:
     def _hook(self, number: int) -> Callable[[Given], None]:
         width = self._width(number)
 
+        @untraced
         def probe(arrived: Given) -> None:
             node = torch._C._current_autograd_node()  # a hook that held its node would leak it
             row = torch.zeros(width, device=_device(arrived))

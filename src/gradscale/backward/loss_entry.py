@@ -12,6 +12,7 @@ from torch import Tensor
 from gradscale.backward.graph import Walk, walk
 from gradscale.backward.running_pass import NONE, current_pass, executes, is_full
 from gradscale.backward.user_hooks import watch_user_hooks
+from gradscale.untraced import untraced
 
 
 class LossEntry:
@@ -52,9 +53,9 @@ class LossEntry:
     def watch(self, loss: Tensor) -> Tensor:
         """The same loss; a backward pass through the result announces itself.
 
-        A loss that requires no gradient is returned as it is.
+        A loss that requires no gradient, or is inside `torch.func`, is returned as it is.
         """
-        if not (loss.requires_grad and torch.is_grad_enabled()):
+        if not (loss.requires_grad and torch.is_grad_enabled()) or transformed():
             return loss
         probe = self._probes.get(loss.device)
         if probe is None:
@@ -71,8 +72,12 @@ class LossEntry:
         """Where passes enter the losses that are alive, in the order they were watched."""
         return [node for node in (ref() for ref in self._nodes) if node is not None]
 
+    @untraced
     def _entered(self, grads: Any) -> None:
         del grads
+        if torch.compiler.is_compiling():  # compiled autograd traces hooks, and could not follow
+            self.partial_passes += 1
+            return
         running = current_pass()
         if running == self._pass:
             return
@@ -89,6 +94,16 @@ class LossEntry:
         """The entries that the running pass goes through, in the order they were watched."""
         here = torch._C._current_autograd_node()  # the engine does not count a pass's only root
         return [node for node in self.nodes() if node is here or executes(node)]
+
+
+def transformed() -> bool:
+    """Whether a transform of `torch.func` is at work: its passes are none that a hook could see.
+
+    Example:
+        >>> transformed()
+        False
+    """
+    return torch._C._are_functorch_transforms_active()
 
 
 _ENTRIES: weakref.WeakSet[LossEntry] = weakref.WeakSet()

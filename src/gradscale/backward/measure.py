@@ -25,6 +25,7 @@ from gradscale.backward.measurements import Measurements, PlaceRecord, unscaled_
 from gradscale.exponents import ceil_exponent
 from gradscale.host_copies import HostCopies
 from gradscale.ranks import reduce_max_, reduce_sum_
+from gradscale.untraced import untraced
 
 _MOMENTS = 4
 Hook = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]
@@ -140,6 +141,7 @@ class Measuring:
         wanted: Sequence[tuple[int, int]],
         cleaned: Cleaned | None,
     ) -> Hook:
+        @untraced
         def count(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
             for index, output in wanted:
                 for tensor in arrived if output < 0 else (produced[output],):

@@ -19,7 +19,8 @@ class Multipliers:
     the device, so a captured CUDA graph follows `set` without being captured again.
 
     Attributes:
-        edges: the numbers of the edges that have a factor.
+        edges: the numbers of the edges that have a factor here; those inside compiled nodes have
+            one in `of_spans`.
         plan: whose factors they hold.
         factors: for each device a tensor with a factor per edge and root there.
 
@@ -77,6 +78,11 @@ class Multipliers:
             _write(factors, span.steps(exponents))
         self.plan = plan
         self.root_exponents = tuple(values[: len(self._graph.roots)])
+
+    def suit(self, graph: BackwardGraph, plan: ScalePlan) -> bool:
+        """Whether `set(plan)` finds a place for each factor, and has none left over."""
+        inner = self._graph.inner_edges
+        return self.edges == tuple(edge for edge in plan.cuts(graph) if edge not in inner)
 
     def check(self, graph: BackwardGraph, plan: ScalePlan) -> None:
         """Raises if these are factors for another structure or another plan.

@@ -16,6 +16,7 @@ from gradscale.backward.multiply import is_unshared, multiply_gradient
 from gradscale.backward.plan import ScalePlan
 from gradscale.backward.running_pass import PassGate, current_pass
 from gradscale.compiled.under_way import under_way
+from gradscale.untraced import untraced
 
 Grads = Sequence[Tensor | None]
 Scaled = tuple[Tensor | None, ...]
@@ -34,6 +35,7 @@ class Rescaled:
         self._handles = handles
         self.edges = edges
 
+    @untraced
     def remove(self) -> None:
         """Takes the hooks off; a second call does nothing."""
         for handle in self._handles:
@@ -151,6 +153,7 @@ def _hook_roots(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[
 def _root_hook(
     gate: PassGate, leaves: list[Any], by: Tensor | None
 ) -> Callable[[Grads], Scaled | None]:
+    @untraced
     def hook(grads: Grads) -> Scaled | None:
         gate.enter(leaves)
         if by is None or not gate.is_open():
@@ -182,6 +185,7 @@ def _scale_inside(walked: Walk, gate: PassGate, multipliers: Multipliers) -> Non
 def _edge_hook(
     gate: PassGate, outputs: list[tuple[int, Tensor]], builtin: bool
 ) -> Callable[[Grads, Grads], Scaled | None]:
+    @untraced
     def hook(grad_inputs: Grads, grad_outputs: Grads) -> Scaled | None:
         del grad_outputs
         if not gate.is_open():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gradscale.backward.user_functions import is_custom
+from gradscale.compiled.opened import COMPILED
 from gradscale.compiled.spans import Span, spans_of
 
 LEAF = "torch::autograd::AccumulateGrad"
@@ -170,6 +171,11 @@ class Structure:
         """The edges that leave a node inside a compiled one, which multiplies them itself."""
         inner = {node for span in self.spans for node in span.nodes}
         return frozenset(i for i, edge in enumerate(self.edges) if edge.source in inner)
+
+    @cached_property
+    def closed(self) -> frozenset[int]:
+        """The compiled nodes whose inside is not known."""
+        return frozenset(i for i, name in enumerate(self.names) if name == COMPILED)
 
     @cached_property
     def reentrant(self) -> frozenset[int]:

@@ -21,7 +21,7 @@ from gradscale.captured.refusals import (
     check_mode,
     check_numbers,
     check_outside_autocast,
-    check_state,
+    check_saved_step,
 )
 from gradscale.captured.settings import FrozenSettings, learning
 from gradscale.captured.step_result import StepResult
@@ -203,7 +203,7 @@ class CapturedStep:
         Raises:
             ValueError: if it is not the state of such a step; nothing is loaded then.
         """
-        check_state(state_dict, len(self._parameters))
+        check_saved_step(state_dict, len(self._parameters))
         self.scaler.load_state_dict(state_dict["scaler"])
         self._tally.counts.copy_(torch.tensor(state_dict["steps"], device="cpu"))
         self._trained, self._learning = state_dict["trained"], list(state_dict["requires_grad"])

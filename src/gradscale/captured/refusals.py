@@ -171,7 +171,7 @@ def check_gradients_on() -> None:
         )
 
 
-def check_state(state: Any, parameters: int) -> None:
+def check_saved_step(state: Any, parameters: int) -> None:
     """Refuses what was not saved by a captured step, before anything is loaded.
 
     Raises:

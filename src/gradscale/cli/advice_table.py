@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from gradscale.advice import Advice, Evidence, Verdict
-from gradscale.advice.words import LEAST
+from gradscale.advice.sentences import LEAST
 from gradscale.cli.fitting import fitting
 from gradscale.percent import percent
 
@@ -68,7 +68,7 @@ def lost(evidence: Evidence | None) -> str:
     """
     if evidence is None:
         return "–"
-    return "overflow" if evidence.overflowed else percent(evidence.lost, LEAST)
+    return "overflow" if evidence.overflowed else percent(evidence.lost_share, LEAST)
 
 
 def layer_table(verdict: Verdict) -> Table | None:

@@ -155,6 +155,6 @@ def _over(advice: Advice, formats: tuple[str, ...] | None, limit: float | None) 
     if not advice.verdicts:
         return "--limit: the loss is not finite in float32 already."
     judged = formats or ("fp16",)
-    over = [v for v in advice.verdicts if v.format in judged and v.lost > limit]
-    said = ", ".join(f"{v.format} loses {v.lost:.3%}" for v in over)
+    over = [v for v in advice.verdicts if v.format in judged and v.lost_share > limit]
+    said = ", ".join(f"{v.format} loses {v.lost_share:.3%}" for v in over)
     return f"--limit {limit:g}: {said}." if over else ""

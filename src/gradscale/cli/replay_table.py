@@ -44,7 +44,7 @@ def _replay_table(rows: Sequence[Sequence[str]], left_out: tuple[str, ...]) -> T
 def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
     steps = recording.steps
     scales = [step.scale for step in steps]
-    lost = [step.seen.lost for step in steps if step.seen is not None and not step.skipped]
+    lost = [step.seen.lost_share for step in steps if step.seen is not None and not step.skipped]
     known = [share for share in lost if share is not None]
     yield (
         "as recorded",
@@ -64,7 +64,7 @@ def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
             _range(low, high),
             scale_text(last),
             f"{one.skipped}" + (f" ({guessed} predicted)" if guessed else ""),
-            "–" if one.lost is None else percentage(one.lost),
+            "–" if one.lost_share is None else percentage(one.lost_share),
             "all steps" if one.exact else f"{one.count('exact')} steps",
             "never" if other is None else f"from step {other}",
         )
@@ -87,7 +87,7 @@ def words(recording: Recording, found: Found) -> Iterator[str]:
         )
     if any(one.predicted for _, one in found):
         yield _prediction(recording)
-    if any(one.lost is not None for _, one in found):
+    if any(one.lost_share is not None for _, one in found):
         steps = max(one.lost_steps for _, one in found)
         yield (
             f"Lost: mean of {steps} measured steps; at scales that were not the recorded ones, "

@@ -87,7 +87,7 @@ def _cells(summary: Summary, recipe: Recipe) -> list[str]:
 
 def _extras(summary: Summary, columns: tuple[str, ...], *, roomy: bool) -> list[str]:
     texts = {
-        "lost %": "–" if summary.lost is None else percentage(summary.lost.mean),
+        "lost %": "–" if summary.lost_share is None else percentage(summary.lost_share.mean),
         "skipped": skips(summary, reasons=roomy),
         "scale": "–" if summary.row.policy == "none" else scales(summary.scales),
         "ms": "–" if summary.ms_per_step is None else milliseconds(summary.ms_per_step),

@@ -113,7 +113,7 @@ class _Walk:
             bad = step.loss is not None and not math.isfinite(step.loss)
             if bad and self.bad_loss is None:
                 self.bad_loss = step.step
-        if step.seen is not None and step.seen.lost is not None:
+        if step.seen is not None and step.seen.lost_share is not None:
             self.measured = step
 
     def _skip(self, step: Step) -> None:
@@ -147,7 +147,7 @@ class _Walk:
             longest=self.longest,
             final=self._stretch(),
             first_bad_loss=self.bad_loss,
-            lost=None if seen is None else seen.lost,
+            lost=None if seen is None else seen.lost_share,
             lost_at=None if self.measured is None else self.measured.step,
             method=None if seen is None else seen.method,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradscale.emulation.precision import as_operand, as_result
+from gradscale.emulation.direction_formats import as_operand, as_result
 
 if TYPE_CHECKING:
     from gradscale.emulation.mode import EmulationMode

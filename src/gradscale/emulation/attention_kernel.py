@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gradscale.emulation.attention import attention
+from gradscale.emulation.direction_formats import DirectionFormats, takes_part
 from gradscale.emulation.kernel import Kernel
 from gradscale.emulation.mode import EmulationMode, current_mode
-from gradscale.emulation.precision import Precision, emulated
 from gradscale.formats import FloatFormat
 
 _sdpa = torch.ops.aten.scaled_dot_product_attention.default
@@ -31,8 +31,10 @@ def _kernel(keyset: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 def _applies(mode: EmulationMode, args: tuple[Any, ...]) -> bool:
     tensors = args[:3]
-    if mode.silent or not emulated(*tensors) or mode.keeps_float32(*tensors):
+    if mode.silent or not takes_part(*tensors) or mode.keeps_float32(*tensors):
         return False
     own = FloatFormat.of(tensors[0].dtype)
-    real = tensors[0].device.type != "cpu" and mode.precision == Precision(own, own, own, own)
+    real = tensors[0].device.type != "cpu" and mode.precision == DirectionFormats(
+        own, own, own, own
+    )
     return not real

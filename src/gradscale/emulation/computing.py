@@ -12,11 +12,11 @@ from gradscale.emulation.emulate import emulate
 EIGHT_BIT = ("e5m2", "e4m3")
 
 
-def emulated(precision: str, device: str, choice: str) -> bool:
+def is_emulated(precision: str, device: str, choice: str) -> bool:
     """Whether this precision is emulated; ``auto``: where the device has no fast native format.
 
     Example:
-        >>> emulated("e5m2", "cuda", "auto"), emulated("fp32", "cpu", "on")
+        >>> is_emulated("e5m2", "cuda", "auto"), is_emulated("fp32", "cpu", "on")
         (True, False)
     """
     if precision == "fp32":
@@ -48,7 +48,7 @@ def computing_in(precision: str, device: str, choice: str) -> Generator[None]:
         yield
         return
     half = torch.bfloat16 if precision == "bf16" else torch.float16
-    emulating = emulated(precision, device, choice)
+    emulating = is_emulated(precision, device, choice)
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(torch.device(device).type, half))
         if emulating:

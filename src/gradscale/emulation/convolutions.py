@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradscale.emulation.precision import as_operand, as_result, emulated
+from gradscale.emulation.direction_formats import as_operand, as_result, takes_part
 
 if TYPE_CHECKING:
     from gradscale.emulation.mode import EmulationMode
@@ -23,7 +23,7 @@ def convolution_backward(
     """
     grad, saved_input, weight, bias_sizes, *geometry, wanted = args
     formats = mode.backward_formats(grad, saved_input, weight)
-    if not emulated(grad, saved_input, weight) or formats is None:
+    if not takes_part(grad, saved_input, weight) or formats is None:
         return func(*args, **kwargs)
     dtype = formats.dtype_for(grad)
     operands = [as_operand(grad, formats.first, dtype)]

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from gradscale.emulation import cuda_lists
 from gradscale.emulation.kernel import Kernel
 from gradscale.emulation.mode import current_mode
+from gradscale.nested_tensors import tensors_in
 
 _KEY = "AutocastCPU"
 _AUTOCAST = torch._C.DispatchKey.AutocastCPU
@@ -64,12 +66,8 @@ def _as_before(
         return _in_float32(op, args, kwargs)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if _eligible(value) else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_cast(part, dtype) for part in value)
-    return value
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    return tree_map_only(Tensor, lambda it: it.to(dtype) if _eligible(it) else it, values)
 
 
 def _eligible(tensor: Tensor) -> bool:
@@ -79,7 +77,7 @@ def _eligible(tensor: Tensor) -> bool:
 
 
 def _call(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Any:
-    return op(*_cast(args, dtype), **{name: _cast(value, dtype) for name, value in kwargs.items()})
+    return op(*_cast(args, dtype), **_cast(kwargs, dtype))
 
 
 def _in_lower_precision(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -121,18 +119,8 @@ def _overload_name(op: Any) -> str:
 
 def _in_widest(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     lower = torch.get_autocast_dtype("cpu")
-    found = {
-        tensor.dtype for tensor in _tensors((args, tuple(kwargs.values()))) if _eligible(tensor)
-    }
+    found = {tensor.dtype for tensor in tensors_in((args, kwargs)) if _eligible(tensor)}
     return _call(op, args, kwargs, torch.float32 if found - {lower} else lower)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors(part)
 
 
 def _refused(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

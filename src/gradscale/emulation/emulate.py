@@ -6,12 +6,14 @@ import threading
 from collections.abc import Generator
 from contextlib import ContextDecorator, contextmanager
 from types import TracebackType
+from typing import Any
 
 import torch
 
+from gradscale.emulation.direction_formats import DirectionFormats
+from gradscale.emulation.later_passes import formats_built_in, next_number, remember
 from gradscale.emulation.mode import EmulationMode, current_mode
 from gradscale.emulation.overrides import overrides
-from gradscale.emulation.precision import Precision
 from gradscale.formats import FloatFormat
 
 
@@ -31,7 +33,9 @@ class emulate(ContextDecorator):
     they are; without autocast float32 products are rounded like all others.
     Float64, complex and sparse tensors are left alone.
 
-    Keep the optimizer step outside: its products, where it has any, would be rounded too.
+    A backward pass may also run after the block, in the same thread: it rounds in the nodes that
+    were built inside, and nowhere else. Keep the optimizer step outside: its products, where it has
+    any, would be rounded too.
 
     It is a dispatch mode, thus local to the thread that enters it (and to the backward passes
     started there); the innermost one counts. While any thread is inside, a few CPU kernels are
@@ -64,15 +68,15 @@ class emulate(ContextDecorator):
         *,
         between: FloatFormat | torch.dtype | str | None = None,
     ) -> None:
-        self.precision = Precision.of(forward, backward, between)
-        self._entered: list[tuple[EmulationMode, EmulationMode | None]] = []
+        self.precision = DirectionFormats.of(forward, backward, between)
+        self._entered: list[tuple[EmulationMode, EmulationMode | None, int]] = []
 
     def _recreate_cm(self) -> emulate:
         again = emulate()
         again.precision = self.precision
         return again
 
-    def __enter__(self) -> Precision:
+    def __enter__(self) -> DirectionFormats:
         outer = current_mode()
         mode = EmulationMode(self.precision)
         mode.silent = getattr(_HERE, "suspended", 0)
@@ -80,7 +84,7 @@ class emulate(ContextDecorator):
         mode.__enter__()
         if outer is not None:
             outer.silent += 1
-        self._entered.append((mode, outer))
+        self._entered.append((mode, outer, next_number()))
         return self.precision
 
     def __exit__(
@@ -89,11 +93,13 @@ class emulate(ContextDecorator):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        mode, outer = self._entered.pop()
+        mode, outer, first = self._entered.pop()
         if outer is not None:
             outer.silent -= 1
         mode.__exit__(exc_type, exc_value, traceback)
         overrides.release()
+        if outer is None and not mode.silent:
+            remember(mode, first)
 
 
 _HERE = threading.local()
@@ -121,15 +127,25 @@ def suspended() -> Generator[None]:
             outer.silent -= 1
 
 
-def emulating() -> Precision | None:
+def emulating(loss: Any = None) -> DirectionFormats | None:
     """The formats that products round to here and now, or None outside `emulate`.
 
+    Args:
+        loss: what a backward pass is about to begin at, a tensor or several: outside `emulate` the
+            formats of the block in which its graph was built.
+
     Example:
+        >>> x = torch.ones(2, requires_grad=True)
         >>> with emulate(backward="e5m2"):
+        ...     loss = (x * x).sum()
         ...     emulating().backward.name
         'e5m2'
-        >>> emulating() is None
-        True
+        >>> emulating() is None, emulating(loss).backward.name
+        (True, 'e5m2')
     """
     mode = current_mode()
-    return None if mode is None or getattr(_HERE, "suspended", 0) else mode.precision
+    if getattr(_HERE, "suspended", 0):
+        return None
+    if mode is None:
+        return None if loss is None else formats_built_in(loss)
+    return mode.precision

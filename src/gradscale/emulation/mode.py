@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import (
 
 from gradscale.emulation.attention import attention
 from gradscale.emulation.convolutions import convolution_handlers
+from gradscale.emulation.direction_formats import DirectionFormats, as_format, takes_part
 from gradscale.emulation.passes import autocast_depth, in_autograd_node, in_backward
-from gradscale.emulation.precision import Precision, as_format, emulated
 from gradscale.emulation.products import Handler, product_handlers
-from gradscale.emulation.provenance import Provenance, Role, format_of
+from gradscale.emulation.provenance import Provenance, Role, format_in_role
 from gradscale.formats import FloatFormat
 
 
@@ -50,7 +50,7 @@ class EmulationMode(TorchDispatchMode):
     backward formulas, and above the kernels, so that autograd records what it always records.
     """
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: DirectionFormats) -> None:
         super().__init__()
         self.precision = precision
         self.silent = 0
@@ -135,8 +135,8 @@ class EmulationMode(TorchDispatchMode):
 
     def _product_formats(self, first: Role, second: Role) -> ProductFormats | None:
         precision = self.precision
-        a = format_of(first, precision.forward, precision.backward)
-        b = format_of(second, precision.forward, precision.backward)
+        a = format_in_role(first, precision.forward, precision.backward)
+        b = format_in_role(second, precision.forward, precision.backward)
         if a is None or b is None:
             return None
         return ProductFormats(a, b, precision.backward_result)
@@ -152,7 +152,7 @@ class EmulationMode(TorchDispatchMode):
         elif not _aliases(func):
             by_backward = in_backward()
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
-                if isinstance(tensor, Tensor) and emulated(tensor):
+                if isinstance(tensor, Tensor) and takes_part(tensor):
                     self._provenance.created(tensor, by_backward=by_backward)
 
 
@@ -181,7 +181,7 @@ def _attend(
     mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
     """Attention arrives whole in inference mode."""
-    if not emulated(*args[:3]) or mode.keeps_float32(*args[:3]):
+    if not takes_part(*args[:3]) or mode.keeps_float32(*args[:3]):
         return func(*args, **kwargs)
     return attention(mode, *args, **kwargs)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradscale.emulation.precision import as_operand, as_result, emulated
+from gradscale.emulation.direction_formats import as_operand, as_result, takes_part
 
 if TYPE_CHECKING:
     from gradscale.emulation.mode import EmulationMode
@@ -44,7 +44,7 @@ def multiply(
     base = name.rstrip("_") if in_place else name
     first, second = OPERANDS[base]
     a, b = args[first], args[second]
-    if not emulated(*(argument for argument in args if isinstance(argument, Tensor))):
+    if not takes_part(*(argument for argument in args if isinstance(argument, Tensor))):
         return func(*args, **kwargs)
     formats = mode.formats(a, b)
     if formats is None:
@@ -81,7 +81,7 @@ def _is_outer(args: tuple[Any, ...]) -> bool:
     if node is None or node.name() not in _VECTOR_NODES:
         return False
     grad, saved = args
-    if not (isinstance(saved, Tensor) and emulated(grad, saved)):
+    if not (isinstance(saved, Tensor) and takes_part(grad, saved)):
         return False
     # A column times a vector, or a scalar times a vector; not what is left of `alpha`.
     return saved.dim() == 1 and (grad.dim() == 0 or grad.shape[-1] == 1)

@@ -99,6 +99,6 @@ def _beside(role: Role) -> Role:
     return "exact" if role == "exact" else "gradient"
 
 
-def format_of(role: Role, forward: FloatFormat, backward: FloatFormat) -> FloatFormat | None:
+def format_in_role(role: Role, forward: FloatFormat, backward: FloatFormat) -> FloatFormat | None:
     """The format that an operand of this role is rounded to; None leaves it alone."""
     return {"saved": forward, "gradient": backward, "exact": None}[role]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import cast, overload
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from gradscale.formats import FloatFormat
 from gradscale.half.half_model import HalfPrecision
 from gradscale.half.kept import Keep, kept_of
 from gradscale.half.refusals import (
@@ -24,10 +25,10 @@ from gradscale.half.rounding import HALVES
 def half_precision(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    format: torch.dtype = torch.float16,
+    format: torch.dtype | str = torch.float16,
     keep: Keep | Collection[Keep] | None = (),
     *,
-    gradients: torch.dtype | None = None,
+    gradients: torch.dtype | str | None = None,
     saturate: bool = False,
 ) -> HalfPrecision:
     """Turns a model into half precision, and its optimizer to float32 master weights, in place.
@@ -44,7 +45,8 @@ def half_precision(
         model: in float32, or half already: masters then begin at its values. Wrap it in DDP
             afterwards; apply FSDP2 (`fully_shard`) before.
         optimizer: any torch optimizer of its parameters, or several.
-        format: `torch.float16`, or `torch.bfloat16`, which needs no loss scaling.
+        format: `torch.float16`, or `torch.bfloat16`, which needs no loss scaling; or a name of
+            either, such as ``"bf16"``.
         keep: what else stays in float32: names or patterns of modules, parameters and buffers,
             modules, their classes, predicates `(name, module) -> bool`, or a collection of these.
         gradients: the dtype in which backward passes accumulate; None for `format`. In
@@ -73,6 +75,7 @@ def half_precision(
         >>> model[0].weight.dtype, optimizer.param_groups[0]["params"][0].dtype
         (torch.float16, torch.float32)
     """
+    format, gradients = _dtype(format), _dtype(gradients)
     if format not in HALVES:
         raise ValueError(
             f"`half_precision(format={format})` must be torch.float16 or torch.bfloat16."
@@ -89,3 +92,14 @@ def half_precision(
     check_fits(model, format, kept.tensors, saturate=saturate)
     check_sharding(model, format, kept.tensors)
     return HalfPrecision(model, optimizers, format, keep, kept, gradients or format, saturate)
+
+
+@overload
+def _dtype(format: torch.dtype | str) -> torch.dtype: ...
+@overload
+def _dtype(format: None) -> None: ...
+@overload
+def _dtype(format: torch.dtype | str | None) -> torch.dtype | None: ...
+def _dtype(format: torch.dtype | str | None) -> torch.dtype | None:
+    """What a name stands for; an 8-bit one for a dtype that is refused."""
+    return FloatFormat.of(format).dtype if isinstance(format, str) else format

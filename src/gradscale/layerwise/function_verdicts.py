@@ -12,7 +12,7 @@ from torch import Tensor
 from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.injection import owed, scale_injected
 from gradscale.backward.linearity import Linearity, Probing
-from gradscale.backward.loss_entry import LossEntry
+from gradscale.backward.loss_entry import LossEntry, transformed
 from gradscale.backward.user_functions import function_name
 from gradscale.capturing import capturing
 from gradscale.layerwise.naming import Naming
@@ -64,7 +64,7 @@ class FunctionVerdicts:
             self._scale = scale
             return self._entry.watch(loss)
         self.poll(scale)
-        if self._looking and loss.requires_grad and not capturing() and not _transformed():
+        if self._looking and loss.requires_grad and not capturing() and not transformed():
             self._probe(walk(loss))
         return loss
 
@@ -206,8 +206,3 @@ def _may_inject(verdict: Linearity | None) -> bool:
     if verdict is None or verdict.kind == "injects":
         return True
     return verdict.kind == "unknown" and verdict.passing
-
-
-def _transformed() -> bool:
-    """Whether `torch.func` is at work: its tensors have no graph to walk."""
-    return torch._C._are_functorch_transforms_active()

@@ -19,6 +19,7 @@ from gradscale.compiled.preparing import prepare_compiled
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
+from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
@@ -143,7 +144,13 @@ class Layerwise:
     def attach(self, loss: Tensor) -> Tensor:
         """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
         follows = self.tracks.followed or self.functions.injected == "scale"
-        return self._entry.watch(loss) if self.timing.now or follows else loss
+        if not (self.timing.now or follows):
+            return loss
+        traced = compiled_autograd()
+        if traced is not None:
+            self._warn_once(traced)
+            return loss
+        return self._entry.watch(loss)
 
     def after_unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuses gradients of which nobody knows whether the plan scaled them.
@@ -198,6 +205,9 @@ class Layerwise:
         hiding = bool(custom - graph.structure.pinned)
         self._passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
         self._report_reentrant(graph)
+        closed = closed_graphs(walk)
+        if closed is not None:
+            self._warn_once(closed)
 
     def _trusting(self, walk: Walk) -> Walk:
         """The walk with those of the users' functions that somebody said are linear."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gradscale.emulation import emulating
@@ -9,11 +10,15 @@ from gradscale.plans.planner import Excluding, Planner
 from gradscale.plans.windows import Windows
 
 
-def fitted(planner: Planner) -> Planner:
+def fitted(planner: Planner, nodes: Sequence[object] | None = None) -> Planner:
     """The planner, told of the format to which products round their gradient here and now.
 
     Under `gradscale.emulation` a gradient is carried by a float16 or float32 tensor, but every
     product rounds it to the emulated format first, and that is the range that counts.
+
+    Args:
+        planner: any.
+        nodes: of the pass that is planned for, which may run after the `emulate` that built them.
 
     Example:
         >>> from gradscale.emulation import emulate
@@ -21,11 +26,11 @@ def fitted(planner: Planner) -> Planner:
         ...     fitted(Windows()).product_format.name
         'e5m2'
     """
-    precision = emulating()
+    precision = emulating(nodes)
     if precision is None:
         return planner
     if isinstance(planner, Excluding):
-        return replace(planner, planner=fitted(planner.planner))
+        return replace(planner, planner=fitted(planner.planner, nodes))
     if isinstance(planner, Windows) and planner.product_format is None:
         return replace(planner, product_format=precision.backward)
     return planner

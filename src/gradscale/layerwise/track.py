@@ -88,7 +88,7 @@ class Track:
         if known is not None and known.made_for == self.plan:
             return known.plan, known.multipliers
         plan = self.plan.pinning(graph)
-        if known is not None and known.multipliers.edges == plan.cuts(graph):
+        if known is not None and known.multipliers.suit(graph, plan):
             multipliers = known.multipliers
             multipliers.set(plan)
         else:

@@ -16,10 +16,10 @@ from gradscale.outcomes.outcome import StepOutcome
 from gradscale.waiting_line import WaitingLine
 
 Sink = Callable[[Metrics], object]
-Listener = Callable[["Finished"], object]
+Listener = Callable[["FinishedStep"], object]
 
 
-class Finished(NamedTuple):
+class FinishedStep(NamedTuple):
     """A step whose values have arrived.
 
     Attributes:
@@ -174,7 +174,7 @@ def _device_scale(outcome: StepOutcome) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else None
 
 
-def _finished(step: _Step) -> Finished:
+def _finished(step: _Step) -> FinishedStep:
     scale, amax, exponents = step.copies.tensors
     outcome = step.outcome
     counters = [one.counted for one in outcome if one.counted is not None]
@@ -192,7 +192,7 @@ def _finished(step: _Step) -> Finished:
         amax=None if amax is None else float(amax),
         lost=step.lost,
     )
-    return Finished(metrics, outcome, exponents)
+    return FinishedStep(metrics, outcome, exponents)
 
 
 def _capturing(outcome: StepOutcome) -> bool:

@@ -5,7 +5,7 @@ Runs only after a bad step; a good step pays nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradscale.gradients.master_weights import names_by, trained_by
 from gradscale.gradients.unscale import gradient_values
+from gradscale.nested_tensors import tensors_in
 
 Reason = Literal["overflow", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"]
 REASONS: tuple[Reason, ...] = (
@@ -83,18 +84,6 @@ def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) ->
                 )
                 found.append(Culprit(names.get(id(parameter), fallback), nonfinite, values.numel()))
     return found
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a nesting of lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

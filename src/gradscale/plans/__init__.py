@@ -1,5 +1,6 @@
 """Who decides the exponent of every node."""
 
+from gradscale.backward.plan import ScalePlan as ScalePlan
 from gradscale.plans.adaptive import Adaptive as Adaptive
 from gradscale.plans.decision import Decision as Decision
 from gradscale.plans.planner import Excluding as Excluding

@@ -24,10 +24,11 @@ def decision_report(decision: Decision, graph: BackwardGraph, names: Names | Non
         one loss scale is enough, 2^13
     """
     names = names or {}
-    scales = decision.scales
+    scales, hidden = decision.scales, _hidden_parameters(graph)
     if decision.plan.is_uniform and len(scales) <= 1:
         at = scales[0] if scales else decision.log2_scale
-        lines = [f"one loss scale is enough, 2^{at}"]
+        enough = "one loss scale is enough, " if not hidden else "one loss scale, "
+        lines = [f"{enough}2^{at}"]
     else:
         needed = len({*scales, decision.log2_scale})
         lines = [f"{needed} loss scales are needed, in {len(decision.groups)} groups:"]
@@ -37,6 +38,11 @@ def decision_report(decision: Decision, graph: BackwardGraph, names: Names | Non
         if not graph.freed.issuperset(graph.leaves):
             others = "the other parameters" if graph.freed else "parameters"
             lines.append(f"{others} are at 2^{decision.log2_scale}")
+    if hidden:
+        lines.append(
+            f"{hidden} parameters get their gradients inside compiled graphs that no plan looks "
+            "into; what they need is not known"
+        )
     for node in decision.overflowed:
         lines.append(f"an overflow began at {_name(node, graph, names)}; its group went down")
     for loss in decision.losses:
@@ -46,6 +52,16 @@ def decision_report(decision: Decision, graph: BackwardGraph, names: Names | Non
             f"without overflow, {loss.share:.1%} of its gradient is flushed{guess}"
         )
     return "\n".join([*lines, *decision.notes])
+
+
+def _hidden_parameters(graph: BackwardGraph) -> int:
+    """How many parameters compiled nodes hold that are not known inside; one alone is seen."""
+    leaves = set(graph.leaves)
+    held = [
+        {graph.edges[number].target for number in graph.edges_from(node)} & leaves
+        for node in graph.structure.closed
+    ]
+    return sum(len(own) for own in held if len(own) > 1)
 
 
 def _line(group: Group, graph: BackwardGraph, names: Names) -> str:

@@ -194,7 +194,7 @@ def _seen(held: Entries) -> Seen:
     if any(len(column) != len(ids) for column in columns):
         raise ValueError(f"its lists differ in length from the {len(ids)} of id")
     return Seen(
-        lost=None if held.held.get("lost") is None else held.number("lost", 0.0, 1.0),
+        lost_share=None if held.held.get("lost") is None else held.number("lost", 0.0, 1.0),
         method=method,
         id=ids,
         flushed=flushed,

@@ -108,9 +108,9 @@ class Seen:
     """What a measuring step saw: lists of one length, one place a row.
 
     Attributes:
-        lost: lost elements as a share of the non-zero ones, over all rows of gradients (not of
-            activations) that are not negligible; None if there are none.
-        method: the weakest of the rows' methods: what `lost` rests on.
+        lost_share: lost elements as a share of the non-zero ones, over all rows of gradients in
+            less than float32 that are not negligible; None if there are none.
+        method: the weakest of the rows' methods: what `lost_share` rests on.
         id: of the rows, see `RowInfo`.
         flushed: elements lost: not zero before rounding, zero after.
         nonzero: elements that are truly not zero.
@@ -125,7 +125,7 @@ class Seen:
         negligible: ids of rows whose true value is zero up to rounding.
     """
 
-    lost: float | None
+    lost_share: float | None
     method: str
     id: tuple[int, ...]
     flushed: tuple[int, ...]

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
-from gradscale.metrics.meter import Finished
+from gradscale.metrics.meter import FinishedStep
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.recording.facts import Facts
 from gradscale.scaler import GradScaler
@@ -43,7 +43,7 @@ class OurSource:
             meter.listen(self._hear),
         ]
 
-    def _hear(self, finished: Finished) -> None:
+    def _hear(self, finished: FinishedStep) -> None:
         metrics, outcomes = finished.metrics, list(finished.outcome)
         skips = tuple(outcome.skipped for outcome in outcomes)
         self._listener.arrived(

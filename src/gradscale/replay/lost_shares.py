@@ -32,7 +32,7 @@ class LostShares:
             return None
         octaves = round(math.log2(scale) - math.log2(step.scale))
         if octaves == 0:
-            return seen.lost
+            return seen.lost_share
         if not step.octaves:
             return None
         flushed = nonzero = 0.0

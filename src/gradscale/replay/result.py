@@ -26,7 +26,7 @@ class ReplayedStep(NamedTuple):
             others but every step was taken or skipped as recorded, so that the weights differ by
             no more than what was flushed; ``counterfactual`` afterwards: the run would have gone
             another way, and the recorded gradients stand in for those of that way.
-        lost: the share of lost gradients, on steps that say so.
+        lost_share: the share of lost gradients, on steps that say so.
     """
 
     step: int
@@ -35,7 +35,7 @@ class ReplayedStep(NamedTuple):
     overflow: bool
     certain: bool
     basis: Basis
-    lost: float | None
+    lost_share: float | None
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class Replay:
         return min(scales), max(scales), scales[-1]
 
     @cached_property
-    def lost(self) -> float | None:
+    def lost_share(self) -> float | None:
         """The mean lost share over the steps that say so; None if none does."""
-        known = [step.lost for step in self.steps if step.lost is not None]
+        known = [step.lost_share for step in self.steps if step.lost_share is not None]
         return statistics.fmean(known) if known else None
 
     @property
     def lost_steps(self) -> int:
         """How many steps say what was lost."""
-        return sum(step.lost is not None for step in self.steps)
+        return sum(step.lost_share is not None for step in self.steps)
 
     def first(self, basis: Basis) -> int | None:
         """The index of the first step with this basis; None if there is none."""
@@ -101,7 +101,7 @@ class Replay:
             "steps": len(self.steps),
             "skipped": self.skipped,
             "predicted": self.predicted,
-            "lost": self.lost,
+            "lost_share": self.lost_share,
             "lost_steps": self.lost_steps,
             "scale": {"lowest": low, "highest": high, "last": last},
             "exact_steps": self.count("exact"),

@@ -69,7 +69,9 @@ def _spread(values: list[float]) -> dict[str, float] | None:
 def _lost(run: Run) -> dict[str, Any] | None:
     """Over the run, at its worst measured step and at its last one."""
     measured = [step for step in run.recording.steps if step.seen is not None]
-    shares = [(s.step, s.seen.lost) for s in measured if s.seen and s.seen.lost is not None]
+    shares = [
+        (s.step, s.seen.lost_share) for s in measured if s.seen and s.seen.lost_share is not None
+    ]
     counted = [row for row in run.rows if row.alarming]
     last = measured[-1].seen if measured else None
     if not counted or last is None:

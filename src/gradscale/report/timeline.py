@@ -55,7 +55,7 @@ class Timeline:
                 [s.loss is not None and not math.isfinite(s.loss) for s in steps], bool
             ),
             amax=np.array([math.nan if s.amax is None else log2(s.amax) for s in steps]),
-            lost=_floats(None if s.seen is None else s.seen.lost for s in steps),
+            lost=_floats(None if s.seen is None else s.seen.lost_share for s in steps),
             groups=_floats(step.groups for step in steps),
             skipped=tuple(step for step in steps if step.skipped),
         )

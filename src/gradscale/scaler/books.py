@@ -7,7 +7,7 @@ from typing import Any
 
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.lost_count import count_lost
-from gradscale.metrics.meter import Finished, Meter, Subscription
+from gradscale.metrics.meter import FinishedStep, Meter, Subscription
 from gradscale.metrics.metrics import LostShare, Metrics
 from gradscale.outcomes.alarm import FloorAlarm
 from gradscale.outcomes.ledger import Ledger
@@ -67,7 +67,7 @@ class Books:
 def sends_to(meter: Meter, sink: Callable[[Metrics], object], every: int) -> Subscription:
     """Calls `sink` with the metrics of every `every`-th step."""
 
-    def hear(finished: Finished) -> None:
+    def hear(finished: FinishedStep) -> None:
         sink(finished.metrics)
 
     return meter.listen(hear, every)

@@ -137,7 +137,7 @@ class Summary:
         loss: test loss.
         versus: test loss minus float32's, seed by seed.
         metric: the recipe's metric.
-        lost: share of gradient elements flushed; None where it was not measured.
+        lost_share: share of gradient elements flushed; None where it was not measured.
         skipped: steps skipped, all seeds together, by reason.
         steps: steps taken or skipped, all seeds together.
         scales: final scale of each seed.
@@ -149,7 +149,7 @@ class Summary:
     loss: Spread
     versus: Spread
     metric: Spread
-    lost: Spread | None
+    lost_share: Spread | None
     skipped: dict[str, int]
     steps: int
     scales: tuple[float, ...]
@@ -163,7 +163,7 @@ class Summary:
                 ("loss", self.loss),
                 ("loss_minus_float32", self.versus),
                 ("metric", self.metric),
-                ("lost_share", self.lost),
+                ("lost_share", self.lost_share),
             )
         }
         return {
@@ -214,7 +214,7 @@ def _summary(
         loss=Spread.of(losses),
         versus=Spread.of([ours - theirs for ours, theirs in zip(losses, true, strict=True)]),
         metric=Spread.of([float(run["metric"]) for run in runs]),
-        lost=Spread.of(lost) if lost else None,
+        lost_share=Spread.of(lost) if lost else None,
         skipped=skipped,
         steps=steps,
         scales=tuple(float(run["final_scale"]) for run in runs),

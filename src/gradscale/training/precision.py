@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradscale.emulation.computing import EIGHT_BIT as EIGHT_BIT
 from gradscale.emulation.computing import computing_in as computing_in
-from gradscale.emulation.computing import emulated as emulated
+from gradscale.emulation.computing import is_emulated as is_emulated
 
 PRECISIONS = {
     "fp32": "float32 throughout",

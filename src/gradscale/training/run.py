@@ -14,7 +14,7 @@ from gradscale.metrics.lost_count import LostCount
 from gradscale.recipes import Data
 from gradscale.training.damage import damaged
 from gradscale.training.folder import RESTART, RunFolder, only_writer
-from gradscale.training.precision import emulated
+from gradscale.training.precision import is_emulated
 from gradscale.training.recorded import recorded
 from gradscale.training.settings import Settings
 from gradscale.training.trial import StepRecord, Trial
@@ -133,5 +133,5 @@ def _result(trial: Trial) -> dict[str, Any]:
         "reasons": dict(sorted(trial.skips.items())),
         "final_scale": 1.0 if trial.scaler is None else trial.scaler.get_scale(),
         "ms_per_step": 1000 * statistics.median(trial.seconds) if trial.seconds else None,
-        "emulated": emulated(settings.format, settings.device, settings.emulate),
+        "emulated": is_emulated(settings.format, settings.device, settings.emulate),
     }

@@ -19,7 +19,7 @@ from gradscale.training.precision import EIGHT_BIT, computing_in
 from gradscale.training.scaling import Outcome, make_scaler, outcome
 from gradscale.training.schedule import learning_rate
 from gradscale.training.settings import Settings
-from gradscale.truth import Gradients, capturing, compared, reference
+from gradscale.truth import Gradients, capture_gradients, compared, reference
 from gradscale.watching import Watch
 
 LOST_SAMPLES = 4
@@ -137,7 +137,7 @@ class Trial:
         """The undivided loss, and all gradients as stored if `sampling`."""
         settings = self.settings
         with ExitStack() as stack:
-            stored = stack.enter_context(capturing(self.model)) if sampling else None
+            stored = stack.enter_context(capture_gradients(self.model)) if sampling else None
             with computing_in(settings.format, settings.device, settings.emulate):
                 loss = self._loss(self.model, batch)
                 divided = loss / settings.loss_divisor

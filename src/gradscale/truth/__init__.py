@@ -2,7 +2,7 @@
 
 from gradscale.truth.gradients import Gradients as Gradients
 from gradscale.truth.gradients import Output as Output
-from gradscale.truth.gradients import capturing as capturing
+from gradscale.truth.gradients import capture_gradients as capture_gradients
 from gradscale.truth.lost import Lost as Lost
 from gradscale.truth.lost import compared as compared
 from gradscale.truth.lost import measure_lost as measure_lost

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradscale.backward.graph import walk
 from gradscale.backward.names import plain_modules
-from gradscale.truth.gradients import tensors_in
+from gradscale.nested_tensors import tensors_in
 
 
 class Bad(NamedTuple):

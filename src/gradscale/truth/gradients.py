@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gradscale.backward.measure_places import PRODUCTS
 from gradscale.backward.names import plain_modules
+from gradscale.formats import FloatFormat
+from gradscale.nested_tensors import tensors_in
 
 
 class Output(NamedTuple):
@@ -42,6 +44,7 @@ class Gradients:
         zeros: for parameters whose gradient is a sum that cancels, which elements are zero up to
             rounding; see `gradscale.backward.cancellation`.
         owners: by the name of a parameter that of its module, as in `modules`.
+        emulated: the format to which `emulate` rounded what products read; None without.
     """
 
     parameters: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -51,6 +54,18 @@ class Gradients:
     scale: float = 1.0
     zeros: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     owners: dict[str, str] = field(default_factory=dict[str, str])
+    emulated: FloatFormat | None = None
+
+    @property
+    def format(self) -> FloatFormat:
+        """What products read their gradient in: what was emulated, or else the narrowest dtype.
+
+        float16 for a pass in which everything is wider: that is what it would be brought to.
+        """
+        if self.emulated is not None:
+            return self.emulated
+        narrow = {held.dtype for held in self.modules.values()} & {torch.float16, torch.bfloat16}
+        return FloatFormat.of(torch.bfloat16 if narrow == {torch.bfloat16} else torch.float16)
 
     @property
     def finite(self) -> bool:
@@ -60,14 +75,14 @@ class Gradients:
 
 
 @contextmanager
-def capturing(model: nn.Module) -> Generator[Gradients]:
+def capture_gradients(model: nn.Module) -> Generator[Gradients]:
     """Collects what arrives at the modules' outputs in the backward passes inside.
 
     It hooks autograd nodes, not tensors: a layer-wise plan moves hooked tensors to the loss scale.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
-        >>> with capturing(model) as found:
+        >>> with capture_gradients(model) as found:
         ...     model(torch.ones(1, 2)).sum().backward()
         >>> sorted(found.modules)
         [Output(module='0', call=0, number=0), Output(module='1', call=0, number=0)]
@@ -122,15 +137,3 @@ def _product_behind(node: Any) -> Any:
             return None
         node = onward[0]
     return None
-
-
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """The tensors that a module returns, in any nesting."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for part in output.values():
-            yield from tensors_in(part)
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from tensors_in(part)

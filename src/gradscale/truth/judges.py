@@ -13,7 +13,7 @@ from gradscale.formats import FloatFormat
 from gradscale.plans.window import flushed_share, with_flushed
 from gradscale.truth.gradients import Gradients
 from gradscale.truth.rows_of import Found, Judge, Pair, carrier, counts_of
-from gradscale.truth.vanished import vanished
+from gradscale.truth.vanished import vanished_gradients
 
 NOISE = 2.0**-24
 """Float32's unit roundoff: below it, against the largest of a module, a gradient may be noise."""
@@ -67,7 +67,7 @@ def by_probe(higher_scale: float) -> Judge:
 def by_octaves(stored: Gradients, format: FloatFormat) -> Judge:
     """What must have lain below the octaves that are left: an estimate."""
     exponent = ceil_exponent(stored.scale)
-    gone = vanished(stored, format)
+    gone = vanished_gradients(stored, format)
 
     def judge(pair: Pair, format: FloatFormat, counts: Counts) -> Found:
         if id(pair.held) in gone:

@@ -13,6 +13,7 @@ from gradscale.formats import FloatFormat
 from gradscale.metrics.lost_count import count_lost, may_lose
 from gradscale.truth.gradients import Gradients
 from gradscale.truth.judges import by_octaves, by_probe, by_truth
+from gradscale.truth.nonfinite import scale_to_run_at
 from gradscale.truth.one_pass import Loss, one_pass
 from gradscale.truth.probe import probe
 from gradscale.truth.reference import Precision, reference
@@ -102,8 +103,8 @@ def measure_lost(
     model: nn.Module,
     loss: Loss,
     *,
-    scale: float = 1.0,
-    format: FloatFormat | torch.dtype | str = "fp16",
+    scale: Any = 1.0,
+    format: FloatFormat | torch.dtype | str | None = None,
     method: Way = "reference",
     precision: Precision = "fp32",
     octaves: int | None = None,
@@ -119,8 +120,9 @@ def measure_lost(
     Args:
         model: any module; left as it was, with its gradients, buffers and random numbers.
         loss: of the model, a scalar, under the autocast or emulation that training uses.
-        scale: the loss scale of the training step in question.
-        format: what backward products read their gradient in.
+        scale: the loss scale of the training step in question: a number, or the scaler.
+        format: what backward products read their gradient in; None for the one that they do read it
+            in, emulated or real, and for float16 in a pass that is all float32.
         method: see above.
         precision: of the reference.
         octaves: by how much the probe's scale is higher; None: as far as nothing overflows.
@@ -136,16 +138,18 @@ def measure_lost(
         >>> [measure_lost(model, loss, scale=scale).lost_share for scale in (1.0, 2.0**20)]
         [1.0, 0.0]
     """
+    scale = scale_to_run_at(scale)
     if not scale > 0:
         raise ValueError(f"`measure_lost(scale={scale})` must be above 0.")
     if method not in HOW:
         raise ValueError(f"`measure_lost(method={method!r})` must be one of {', '.join(HOW)}.")
-    narrow = FloatFormat.of(format)
+    narrow = None if format is None else FloatFormat.of(format)
     if method == "reference":
         true = reference(model, loss, precision=precision, draw_alike=True)
         stored = one_pass(model, loss, scale, draw_alike=True)
         return compared(true, stored, narrow)
     stored = one_pass(model, loss, scale, cancelled=True, draw_alike=True)
+    narrow = narrow or stored.format
     if method == "probe":
         higher = probe(model, loss, stored, narrow, octaves)
         pairs, judge = places(stored, higher, stored.zeros), by_probe(higher.scale)
@@ -155,13 +159,13 @@ def measure_lost(
     return Lost(_worst_first(rows), method, narrow.name, scale)
 
 
-def compared(true: Gradients, stored: Gradients, format: FloatFormat) -> Lost:
+def compared(true: Gradients, stored: Gradients, format: FloatFormat | None = None) -> Lost:
     """What `stored` lost of `true`: not zero there, zero here.
 
     Args:
         true: from `reference`.
         stored: the half-precision pass's, at whatever scale.
-        format: what products read their gradient in.
+        format: what products read their gradient in; None for what `stored` says of itself.
 
     Example:
         >>> true = Gradients(parameters={"w": torch.tensor([1.0, 1e-9, 0.0])})
@@ -169,6 +173,7 @@ def compared(true: Gradients, stored: Gradients, format: FloatFormat) -> Lost:
         >>> compared(true, half, FloatFormat.of("fp16")).lost_share
         0.5
     """
+    format = format or stored.format
     pairs = places(stored, true, true.zeros)
     rows = rows_of(pairs, format, stored.scale, "reference", by_truth)
     return Lost(_worst_first(rows), "reference", format.name, stored.scale)

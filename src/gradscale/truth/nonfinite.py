@@ -124,15 +124,15 @@ def find_nonfinite(model: nn.Module, loss: Loss, scale: Any = 1.0) -> Nonfinite:
         stack.enter_context(untouched(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        return _hunt(model, loss, scale_of(scale))
+        return _hunt(model, loss, scale_to_run_at(scale))
 
 
-def scale_of(scale: Any) -> float:
+def scale_to_run_at(scale: Any) -> float:
     """A number as it is; of a scaler the scale of its last step if that was skipped, else its own.
 
     Example:
         >>> from gradscale import GradScaler
-        >>> scale_of(2.0), scale_of(GradScaler("cpu"))
+        >>> scale_to_run_at(2.0), scale_to_run_at(GradScaler("cpu"))
         (2.0, 65536.0)
     """
     if not hasattr(scale, "get_scale"):

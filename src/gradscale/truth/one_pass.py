@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
 
 from gradscale.backward.cancellation import Cancellations
 from gradscale.backward.graph import walk
 from gradscale.backward.names import parameter_names
+from gradscale.emulation import emulating
 from gradscale.truth.alike import alike
-from gradscale.truth.gradients import Gradients, capturing
+from gradscale.truth.gradients import Gradients, capture_gradients
 from gradscale.truth.untouched import no_gradients, untouched
 from gradscale.truth.wider import wider
 
@@ -53,9 +53,11 @@ def one_pass(
                 stack.enter_context(wider(dtype))
             if draw_alike:
                 stack.enter_context(alike())
-            found = stack.enter_context(capturing(model))
+            found = stack.enter_context(capture_gradients(model))
             value = checked_loss(loss(model))
             found.loss, found.scale = float(value.detach()), scale
+            formats = emulating(value)
+            found.emulated = None if formats is None else formats.backward
             with _strangers_without_gradients(model, value):
                 sums = Cancellations(walk(value)) if cancelled else None
                 # Half precision cannot hold a scale such as 2^16.
@@ -98,7 +100,9 @@ def run_backward(loss: Tensor) -> None:
     torch hands its own `backward` to the mode, which is off until that returns. What checkpointing
     computes again inside would not be computed as it was the first time.
     """
-    _engine_run_backward(
+    # Looked up where `emulate` looks for passes that begin after its block.
+    engine: Any = torch.autograd
+    engine._engine_run_backward(
         (loss,),
         (torch.ones_like(loss),),
         False,

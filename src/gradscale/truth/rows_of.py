@@ -68,7 +68,7 @@ Judge = Callable[[Pair, FloatFormat, Counts], Found]
 
 
 @dataclass(frozen=True)
-class Place:
+class RowTensors:
     """The tensors of one row: a parameter's gradient, or all outputs of a module."""
 
     name: str
@@ -76,10 +76,14 @@ class Place:
     pairs: tuple[Pair, ...]
 
 
-def places(stored: Gradients, other: Gradients | None, zeros: dict[str, Tensor]) -> list[Place]:
+def places(
+    stored: Gradients, other: Gradients | None, zeros: dict[str, Tensor]
+) -> list[RowTensors]:
     """Parameters and modules of a pass, in order; what only one of two passes has is left out."""
     found = [
-        Place(name, "parameter", (Pair(held, _get(other, name), zeros.get(name), parameter=True),))
+        RowTensors(
+            name, "parameter", (Pair(held, _get(other, name), zeros.get(name), parameter=True),)
+        )
         for name, held in stored.parameters.items()
         if other is None or name in other.parameters
     ]
@@ -88,7 +92,7 @@ def places(stored: Gradients, other: Gradients | None, zeros: dict[str, Tensor])
         if other is None or output in other.modules:
             pair = Pair(held, _get(other, output), product=output in stored.products)
             by_module.setdefault(output.module, []).append(pair)
-    return [*found, *(Place(name, "module", tuple(by_module[name])) for name in by_module)]
+    return [*found, *(RowTensors(name, "module", tuple(by_module[name])) for name in by_module)]
 
 
 def _get(gradients: Gradients | None, key: str | Output) -> Tensor | None:
@@ -99,7 +103,7 @@ def _get(gradients: Gradients | None, key: str | Output) -> Tensor | None:
 
 
 def rows_of(
-    places: Iterable[Place], format: FloatFormat, scale: float, method: Method, judge: Judge
+    places: Iterable[RowTensors], format: FloatFormat, scale: float, method: Method, judge: Judge
 ) -> list[Row]:
     """One row a place.
 
@@ -114,7 +118,7 @@ def rows_of(
     return [_row(place, format, scale, method, judge) for place in places]
 
 
-def _row(place: Place, format: FloatFormat, scale: float, method: Method, judge: Judge) -> Row:
+def _row(place: RowTensors, format: FloatFormat, scale: float, method: Method, judge: Judge) -> Row:
     narrow = any(pair.product for pair in place.pairs)
     shown = format if narrow else place.pairs[0].storage(format)
     seen, true, flushed = Counts(), Counts(), 0

@@ -1,46 +1,38 @@
-"""Gradients that are zero throughout: which of them must have been flushed whole."""
+"""Gradients of a captured pass that are zero throughout: which of them were flushed whole."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
+from torch import Tensor
+
 from gradscale.formats import FloatFormat
-from gradscale.plans.window import flush_octave
 from gradscale.truth.gradients import Gradients
 from gradscale.truth.rows_of import Pair, carrier, counts_of
-
-NEAR = 12
-"""A product of a gradient that lies wholly within so many octaves of the end may vanish whole."""
+from gradscale.watching.flushed_whole import Passed, flushed_whole, is_near
 
 
-def vanished(stored: Gradients, format: FloatFormat) -> set[int]:
-    """The `id` of every captured tensor that must have been flushed whole.
-
-    A histogram says nothing of a tensor that holds zeros only. But backward passes go from module
-    to module: where what arrived before was close to the lower end of the format, or had vanished
-    itself, a tensor of zeros was flushed; where it was large, as behind a layer that begins with
-    zero weights, the zeros are true.
+def vanished_gradients(stored: Gradients, format: FloatFormat) -> set[Hashable]:
+    """The `id` of every captured tensor that must have been flushed whole; see `flushed_whole`.
 
     Args:
         stored: one pass; its modules are in the order in which the pass came to them.
         format: what products read their gradient in.
     """
-    gone: set[int] = set()
-    weak: dict[str, bool] = {}
-    previous = False
-    for output, held in stored.modules.items():
-        pair = Pair(held, product=output in stored.products)
-        if not bool(pair.read(format).any()):
-            if previous:
-                gone.add(id(held))
-        else:
-            previous = _is_near(pair, format)
-        weak[output.module] = weak.get(output.module, True) and previous
-    for name, held in stored.parameters.items():
-        if weak.get(stored.owners.get(name, ""), False) and not bool(held.any()):
-            gone.add(id(held))
-    return gone
+    outputs = [
+        Passed(id(held), output.module, _near(held, output in stored.products, format))
+        for output, held in stored.modules.items()
+    ]
+    parameters = [
+        Passed(id(held), stored.owners.get(name, ""), True if bool(held.any()) else None)
+        for name, held in stored.parameters.items()
+    ]
+    return flushed_whole(outputs, parameters)
 
 
-def _is_near(pair: Pair, format: FloatFormat) -> bool:
-    counts = counts_of(pair.held, 1.0)
-    read_in = format if pair.product else carrier(format)
-    return counts.lowest + len(counts.octaves) <= flush_octave(read_in) + NEAR
+def _near(held: Tensor, product: bool, format: FloatFormat) -> bool | None:
+    pair = Pair(held, product=product)
+    if not bool(pair.read(format).any()):
+        return None
+    counts = counts_of(held, 1.0)
+    return is_near(counts.lowest + len(counts.octaves), format if product else carrier(format))

@@ -16,6 +16,7 @@ from gradscale.backward.names import WRAPPERS
 from gradscale.backward.running_pass import current_pass
 from gradscale.backward.structure import REENTRANT
 from gradscale.host_copies import HostCopies
+from gradscale.nested_tensors import tensors_in
 from gradscale.ranks import reduce_max_, reduce_sum_
 from gradscale.watching.sights import Order, Part, Sight
 
@@ -65,7 +66,7 @@ class Activations:
             if not recomputed:
                 self._taken.pass_through(name)
             if torch.is_grad_enabled() and (not recomputed or _in_reentrant()):
-                for tensor in _tensors(output):
+                for tensor in tensors_in(output):
                     self._taken.count(name, tensor)
 
         return hook
@@ -153,17 +154,6 @@ def _visible(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _joined(name: str, own: str) -> str:
     return name if own in WRAPPERS else f"{name}.{own}".lstrip(".")
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from _tensors(part)
-    elif isinstance(output, dict):
-        for part in output.values():
-            yield from _tensors(part)
 
 
 def _in_reentrant() -> bool:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.names import ParameterName, parameter_names
-from gradscale.emulation import emulating
+from gradscale.emulation import DirectionFormats, emulating
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
-from gradscale.watching.settings import scale_of
-from gradscale.watching.spots import Spot, spots_of
+from gradscale.watching.settings import live_scale
+from gradscale.watching.spots import RowSpot, spots_of
 
 _KEPT = 16
 
@@ -35,7 +35,7 @@ class Attaching:
     def __init__(self, model: nn.Module, scaler: Any) -> None:
         self._model = model
         self._scaler = scaler
-        self._known: OrderedDict[object, list[Spot]] = OrderedDict()
+        self._known: OrderedDict[object, list[RowSpot]] = OrderedDict()
         self.negligible = Negligible()
 
     def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
@@ -59,17 +59,21 @@ class Attaching:
             return None
         walked = walk(roots)
         names = parameter_names(self._model)
-        spots = self._spots(walked.graph, names)
+        spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:
             return None
         recognizing = self.negligible.begin(walked, names)
         plan = PlanInForce.of(self._scaler, walked)
         node: Any = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
-        return MeasuredPass(walked, spots, scale_of(self._scaler), plan, recognizing, number)
+        return MeasuredPass(walked, spots, live_scale(self._scaler), plan, recognizing, number)
 
-    def _spots(self, graph: BackwardGraph, names: Mapping[int, ParameterName]) -> list[Spot]:
-        precision = emulating()
+    def _spots(
+        self,
+        graph: BackwardGraph,
+        names: Mapping[int, ParameterName],
+        precision: DirectionFormats | None,
+    ) -> list[RowSpot]:
         key = graph.signature, _leaf_names(graph, names), precision
         if key not in self._known:
             self._known[key] = spots_of(graph, self._model, names, precision)

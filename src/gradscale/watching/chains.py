@@ -72,10 +72,12 @@ class Chain:
         """
         sources = [graph.edges[number].source for number in graph.edges_into(node)]
         wide = sources and all(
-            source in self.nodes and graph.names[source] == CAST and not reduced(graph, source)
+            source in self.nodes
+            and graph.names[source] == CAST
+            and not arrives_reduced(graph, source)
             for source in sources
         )
-        return sorted(set(sources)) if wide and reduced(graph, node) else [node]
+        return sorted(set(sources)) if wide and arrives_reduced(graph, node) else [node]
 
 
 def is_moving(name: str) -> bool:
@@ -90,7 +92,7 @@ def is_moving(name: str) -> bool:
     return name.rpartition("::")[2].rstrip("0123456789") in _MOVING
 
 
-def reduced(graph: BackwardGraph, node: int) -> bool:
+def arrives_reduced(graph: BackwardGraph, node: int) -> bool:
     """Whether something arrives at a node in fewer than 32 bits."""
     return any(is_reduced(arrival.dtype) for arrival in graph.arrives[node])
 

@@ -14,7 +14,7 @@ from gradscale.watching.flags import Flags
 from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.sights import Order, Part, Sight
-from gradscale.watching.spots import Spot
+from gradscale.watching.spots import RowSpot
 
 
 class MeasuredPass:
@@ -35,7 +35,7 @@ class MeasuredPass:
     def __init__(
         self,
         walked: Walk,
-        spots: Sequence[Spot],
+        spots: Sequence[RowSpot],
         scale: float | Tensor,
         plan: PlanInForce | None,
         recognizing: Recognizing,
@@ -109,7 +109,7 @@ class MeasuredPass:
                 counts = {part: record.counts}
                 yield Sight(spot.name, spot.kind, order, counts, broken, index in negligible)
 
-    def _rise(self, spot: Spot) -> int:
+    def _rise(self, spot: RowSpot) -> int:
         """Octaves by which a plan has moved what arrived up since it was made, and rounded."""
         exponents = self.measuring.exponents
         here = exponents[spot.place.node]

@@ -16,7 +16,7 @@ from gradscale.watching.sights import Sight, together
 
 
 @dataclass(frozen=True)
-class Seen:
+class StepSights:
     """What a measuring step saw, on the host.
 
     Attributes:
@@ -77,14 +77,14 @@ class MeasuredStep:
         """Has it handed on as it is: `seen` waits for what is still under way."""
         self._waited = True
 
-    def so_far(self) -> Seen:
+    def so_far(self) -> StepSights:
         """The gradients counted in a step that is not over. Waits for them."""
         for measured in self.passes:
             measured.fetch()
         return self.seen()
 
-    def seen(self) -> Seen:
+    def seen(self) -> StepSights:
         """On the host; waits for what has not arrived."""
         gradients = together(sight for measured in self.passes for sight in measured.sights())
         activations = together(self._taken.sights())
-        return Seen(self.step, (*gradients.values(), *activations.values()), self._alone)
+        return StepSights(self.step, (*gradients.values(), *activations.values()), self._alone)

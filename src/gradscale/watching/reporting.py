@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradscale.watching.flushed_whole import vanished_sights
 from gradscale.watching.judging import judge, native_format
-from gradscale.watching.measured_step import Seen
+from gradscale.watching.measured_step import StepSights
 from gradscale.watching.report import WatchReport
 from gradscale.watching.rows import Row
 from gradscale.watching.sights import Sight, together
-from gradscale.watching.vanished import vanished
 
 
 def report_of(
-    seen: Sequence[Seen], format: str | None, at: int | None, *, scaled: bool
+    seen: Sequence[StepSights], format: str | None, at: int | None, *, scaled: bool
 ) -> WatchReport:
     """The rows of several steps counted as one.
 
@@ -27,7 +27,7 @@ def report_of(
     chosen = format or native_format(sights.values(), "fp16")
     gradients = [sight for sight in sights.values() if sight.kind != "activation"]
     activations = [sight for sight in sights.values() if sight.kind == "activation"]
-    gone = vanished(gradients)
+    gone = vanished_sights(gradients)
     gradients.sort(key=lambda sight: sight.broken or sight.order)
     rows = {
         sight.key: judge(sight, chosen, at, vanished=sight.key in gone)
@@ -45,7 +45,7 @@ def report_of(
 
 
 def _first(
-    seen: Sequence[Seen], rows: dict[tuple[str, str], Row], *, activations: bool
+    seen: Sequence[StepSights], rows: dict[tuple[str, str], Row], *, activations: bool
 ) -> Row | None:
     for each in reversed(seen):
         broken = [sight for sight in each.sights if _is_broken(sight, activations)]

@@ -84,7 +84,7 @@ def checked_exponent(at: Any) -> int | None:
     )
 
 
-def scale_of(scaler: Any) -> float | torch.Tensor:
+def live_scale(scaler: Any) -> float | torch.Tensor:
     """The scaler's scale where it is, on the device; 1 without a scaler or before its first use."""
     if scaler is None or not scaler.is_enabled() or scaler._scale is None:
         return 1.0

@@ -13,8 +13,8 @@ from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import CountedPlace, format_name, is_reduced, multiplies
 from gradscale.backward.names import ParameterName, module_places
 from gradscale.backward.structure import CAST
-from gradscale.emulation.precision import Precision
-from gradscale.watching.chains import Chain, is_moving, reduced
+from gradscale.emulation.direction_formats import DirectionFormats
+from gradscale.watching.chains import Chain, arrives_reduced, is_moving
 from gradscale.watching.rows import RowKind
 
 _WIDE = "fp32"
@@ -28,7 +28,7 @@ _ADDEND = {
 }
 
 
-class Spot(NamedTuple):
+class RowSpot(NamedTuple):
     """What arrives at one node, as a part of a row.
 
     Attributes:
@@ -57,8 +57,8 @@ def spots_of(
     graph: BackwardGraph,
     model: nn.Module,
     names: Mapping[int, ParameterName],
-    precision: Precision | None,
-) -> list[Spot]:
+    precision: DirectionFormats | None,
+) -> list[RowSpot]:
     """A spot for each tensor that has a row; each tensor has one.
 
     - A *parameter*: its gradient where it has the fewest bits on the way to the leaf.
@@ -132,25 +132,25 @@ def _passes_on(graph: BackwardGraph, head: int, heads: Mapping[int, str]) -> boo
 @dataclass(frozen=True)
 class _Finder:
     graph: BackwardGraph
-    precision: Precision | None
+    precision: DirectionFormats | None
 
-    def parameter(self, name: str, chain: Chain) -> Iterator[Spot]:
+    def parameter(self, name: str, chain: Chain) -> Iterator[RowSpot]:
         for node in chain.narrowest(self.graph):
             for place in chain.exact(self.graph, node):
                 rounded = self._format(node) if place != node else None
                 stored = self._made_in(place)
                 yield self._spot(name, "parameter", place, stored, rounded, chain.leaf)
 
-    def module(self, node: int, name: str) -> Spot:
+    def module(self, node: int, name: str) -> RowSpot:
         return self._spot(name, "module", node, self._format(node), self._read_in(node))
 
-    def between(self, places: tuple[object, ...], taken: set[int]) -> Iterator[Spot]:
+    def between(self, places: tuple[object, ...], taken: set[int]) -> Iterator[RowSpot]:
         """The casts to fewer bits, and products without parameters."""
         for node, place in enumerate(places):
             if place is None or node in taken:
                 continue
             module = getattr(place, "module", "")
-            if self.graph.names[node] == CAST and not reduced(self.graph, node):
+            if self.graph.names[node] == CAST and not arrives_reduced(self.graph, node):
                 narrow = self._cast_to(node)
                 if narrow is not None:
                     yield self._spot(f"cast after {module}", "cast", node, _WIDE, narrow)
@@ -167,10 +167,10 @@ class _Finder:
         stored: str,
         rounded: str | None,
         leaf: int = -1,
-    ) -> Spot:
+    ) -> RowSpot:
         sources = {self.graph.edges[number].source for number in self.graph.edges_into(node)}
         place = CountedPlace(node, "arrived", -1, -1, stored, self._device(node))
-        return Spot(name, kind, place, rounded, tuple(sorted(sources)), leaf)
+        return RowSpot(name, kind, place, rounded, tuple(sorted(sources)), leaf)
 
     def _multiplies(self, node: int) -> bool:
         return multiplies(self.graph.names[node])
@@ -193,7 +193,7 @@ class _Finder:
                 product = multiplies(name) and output != _ADDEND.get(name)
                 if self.precision is not None and product:
                     return self.precision.backward_result.name
-                if name.startswith("CompiledFunction") and reduced(self.graph, maker):
+                if name.startswith("CompiledFunction") and arrives_reduced(self.graph, maker):
                     return self._format(maker)  # compiled under autocast: the cast is inside
                 if is_moving(name) and name != CAST:
                     ahead.append(maker)

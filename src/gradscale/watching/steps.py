@@ -28,12 +28,21 @@ class Steps:
         model: whose training.
         calendar: which steps measure.
         stepped: called after an optimizer of the model has stepped.
+        summing: whether the scaler holds sums of micro-batches, which `accumulate_` takes out of
+            the gradients: that they are gone then ends no step.
     """
 
-    def __init__(self, model: nn.Module, calendar: Calendar, stepped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        calendar: Calendar,
+        stepped: Callable[[], None],
+        summing: Callable[[], bool],
+    ) -> None:
         self._model = model
         self._calendar = calendar
         self._stepped = stepped
+        self._summing = summing
         self.step = -1
         self.measures = False
         self.again = False
@@ -60,7 +69,9 @@ class Steps:
     @property
     def over(self) -> bool:
         """Whether a backward pass that begins now begins a new step."""
-        return self._over or (self._mark is not None and self._mark.changed())
+        if self._over or self._mark is None:
+            return self._over
+        return self._mark.changed() and not self._summing()
 
     @property
     def will_measure(self) -> bool:

@@ -54,7 +54,7 @@ def _summary(report: WatchReport) -> str:
     methods = " and ".join(sorted({row.method for row in rows})) or "counted"
     first, last, count = report.steps[0], report.steps[-1], len(report.steps)
     when = f"Step {first}." if count == 1 else f"Steps {first} to {last}, {count} of them measured."
-    lost = share(report.lost_share)
+    lost = share_cell(report.lost_share)
     what = f"{formats} loses {lost} of {total:,} non-zero gradient elements ({methods})."
     return f"{what}\n{when}"
 
@@ -94,9 +94,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         "inf/nan" if row.counts.nonfinite else power(row.counts.amax),
         power(row.typical),
-        share(row.zero_share),
-        share(row.lost_share),
-        share(row.subnormal_share),
+        share_cell(row.zero_share),
+        share_cell(row.lost_share),
+        share_cell(row.subnormal_share),
         "" if math.isinf(row.headroom) else f"{row.headroom:.0f}",
         "any" if row.window.free else window,
         str(row.exponent) if row.kind != "activation" else "",
@@ -120,12 +120,12 @@ def power(value: float) -> str:
     return f"2^{math.log2(value):.1f}" if value > 0 else "0"
 
 
-def share(value: float) -> str:
+def share_cell(value: float) -> str:
     """A share in percent, in at most 6 characters.
 
     Example:
-        >>> share(0.0), share(1.0), share(0.1234), share(0.00123), share(1e-7)
-        ('0%', '100%', '12.3%', '0.12%', '<0.01%')
+        >>> [share_cell(share) for share in (0.0, 1.0, 0.1234, 0.00123, 1e-7)]
+        ['0%', '100%', '12.3%', '0.12%', '<0.01%']
     """
     percent = 100 * value
     if percent == 0 or percent == 100:

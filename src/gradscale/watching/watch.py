@@ -19,7 +19,7 @@ from gradscale.waiting_line import WaitingLine
 from gradscale.watching.activations import Activations
 from gradscale.watching.attaching import Attaching
 from gradscale.watching.measured_pass import MeasuredPass
-from gradscale.watching.measured_step import MeasuredStep, Seen
+from gradscale.watching.measured_step import MeasuredStep, StepSights
 from gradscale.watching.passes import listen, stop_listening
 from gradscale.watching.report import WatchReport
 from gradscale.watching.reporting import report_of
@@ -75,12 +75,12 @@ class Watch:
         self.every = checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
         self._format = checked_format(format)
-        self._steps = Steps(self.model, Calendar(self.every), self._stepped)
+        self._steps = Steps(self.model, Calendar(self.every), self._stepped, self._summing)
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
         keep = checked_count("keep", keep, "A report needs one measuring step to be made of.")
-        self._kept: deque[Seen] = deque(maxlen=keep)
+        self._kept: deque[StepSights] = deque(maxlen=keep)
         self._current: MeasuredStep | None = None
         self._under_way = WaitingLine(self._arrived)
         self._running: list[MeasuredPass | None] = []
@@ -199,11 +199,11 @@ class Watch:
             for callback in tuple(self._callbacks):
                 callback(seen.step, rows)
 
-    def _report_of(self, seen: Seen) -> WatchReport:
+    def _report_of(self, seen: StepSights) -> WatchReport:
         scaled = self.scaler is not None
         return report_of([seen], self._format, None, scaled=scaled)
 
-    def _unfinished(self) -> list[Seen]:
+    def _unfinished(self) -> list[StepSights]:
         """What the step under way has counted so far, where nobody else must be asked."""
         if self._current is None or self._groups() or self._running:
             return []
@@ -273,6 +273,11 @@ class Watch:
             return None
         outer = next((each for each in reversed(self._running) if each is not None), None)
         return self._attaching.attach(tensors, len(self._current.passes), outer)
+
+    def _summing(self) -> bool:
+        step = getattr(self.scaler, "_step", None)
+        records = () if step is None else step.records.values()
+        return any(getattr(record, "sums", None) is not None for record in records)
 
     def _stepped(self) -> None:
         # Ranks add up as the next step begins, a place that all of them come to in the same order.

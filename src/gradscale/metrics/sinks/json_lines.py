@@ -19,7 +19,7 @@ class JsonLines:
     Example:
         >>> import gradscale, tempfile
         >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
-        >>> JsonLines(path)(gradscale.Metrics(step=7, scale=1024.0))
+        >>> JsonLines(path)(gradscale.metrics.Metrics(step=7, scale=1024.0))
         >>> json.loads(path.read_text())["scale"]
         1024.0
     """

@@ -25,7 +25,7 @@ class MLflow:
         >>> class Server:  # stands for the module mlflow
         ...     def log_metrics(self, metrics, step, run_id):
         ...         print(run_id, step, metrics["gradscale/scale"])
-        >>> MLflow("a1b2", mlflow=Server())(gradscale.Metrics(step=7, scale=1024.0))
+        >>> MLflow("a1b2", mlflow=Server())(gradscale.metrics.Metrics(step=7, scale=1024.0))
         a1b2 7 1024.0
     """
 

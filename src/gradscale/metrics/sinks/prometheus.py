@@ -37,7 +37,7 @@ class Prometheus:
     Example:
         >>> import gradscale, tempfile
         >>> path = Path(tempfile.mkdtemp()) / "gradscale.prom"
-        >>> Prometheus(path)(gradscale.Metrics(step=7, scale=1024.0))
+        >>> Prometheus(path)(gradscale.metrics.Metrics(step=7, scale=1024.0))
         >>> [line for line in path.read_text().splitlines() if line.startswith("gradscale_loss")]
         ['gradscale_loss_scale 1024.0']
     """

@@ -20,7 +20,7 @@ class Logging:
     Example:
         >>> import gradscale, sys
         >>> logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True, level=20)
-        >>> Logging()(gradscale.Metrics(step=7, scale=1024.0, steps=8))
+        >>> Logging()(gradscale.metrics.Metrics(step=7, scale=1024.0, steps=8))
         step 7: scale 2^10, 0 of 8 steps skipped
     """
 

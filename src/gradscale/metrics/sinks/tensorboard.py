@@ -25,7 +25,7 @@ class TensorBoard:
         ...     def add_scalar(self, name, value, step):
         ...         if name.endswith("log2_scale"):
         ...             print(name, value, step)
-        >>> TensorBoard(Writer())(gradscale.Metrics(step=7, scale=1024.0))
+        >>> TensorBoard(Writer())(gradscale.metrics.Metrics(step=7, scale=1024.0))
         gradscale/log2_scale 10.0 7
     """
 

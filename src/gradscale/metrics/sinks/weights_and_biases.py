@@ -30,7 +30,7 @@ class WandB:
         ...         pass
         ...     def log(self, row, commit):
         ...         print(row["gradscale/step"], row["gradscale/scale"], commit)
-        >>> WandB(Run())(gradscale.Metrics(step=7, scale=1024.0))
+        >>> WandB(Run())(gradscale.metrics.Metrics(step=7, scale=1024.0))
         7 1024.0 False
     """
 

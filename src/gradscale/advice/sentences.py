@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradscale.advice.evidence import Evidence
-from gradscale.advice.verdict import TIGHT, Verdict, octaves
+from gradscale.advice.verdict import TIGHT, Verdict, magnitude_text
 from gradscale.percent import percent
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _forward(verdict: Verdict) -> list[str]:
         return str(verdict.hunt).splitlines()
     if verdict.level == "unknown" or verdict.headroom > TIGHT or math.isinf(verdict.headroom):
         return []
-    largest = octaves(verdict.activation.amax)
+    largest = magnitude_text(verdict.activation.amax)
     return [
         f"activations reach {largest} in {verdict.activation.module}, {verdict.headroom:.1f} "
         "octaves below the largest number: they may overflow later in training"
@@ -93,11 +93,13 @@ def _scales(scales: Sequence[int]) -> str:
 
 
 def _numbers(evidence: Evidence) -> str:
-    if evidence.overflowed and evidence.lost == 1.0:
+    if evidence.overflowed and evidence.lost_share == 1.0:
         return "overflows"
     worst = f"worst module {evidence.where}: {evidence.worst:.3f}"
     tail = "; overflowed at times" if evidence.overflowed else ""
-    return f"{percent(evidence.lost, LEAST)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
+    return (
+        f"{percent(evidence.lost_share, LEAST)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
+    )
 
 
 def _layers(verdict: Verdict) -> list[str]:

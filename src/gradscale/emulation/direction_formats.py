@@ -18,7 +18,7 @@ _STORED = {
 
 
 @dataclass(frozen=True)
-class Precision:
+class DirectionFormats:
     """What the products of each direction round to.
 
     Args:
@@ -28,7 +28,7 @@ class Precision:
         backward_result: what a backward product returns.
 
     Example:
-        >>> Precision.of("fp16", "e5m2").backward_result.name
+        >>> DirectionFormats.of("fp16", "e5m2").backward_result.name
         'fp16'
     """
 
@@ -42,7 +42,7 @@ class Precision:
         forward: FloatFormat | torch.dtype | str,
         backward: FloatFormat | torch.dtype | str,
         between: FloatFormat | torch.dtype | str | None = None,
-    ) -> Precision:
+    ) -> DirectionFormats:
         """The formats that `emulate` was asked for.
 
         Without `between`, the result of a product has the direction's own format, or float16 where
@@ -53,7 +53,7 @@ class Precision:
             results = (FloatFormat.of(between),) * 2
         else:
             results = _result_of(operands[0]), _result_of(operands[1])
-        return Precision(*operands, *results)
+        return DirectionFormats(*operands, *results)
 
     @property
     def directions_differ(self) -> bool:
@@ -71,7 +71,7 @@ def as_format(dtype: torch.dtype) -> FloatFormat:
     return _STORED[dtype]
 
 
-def emulated(*tensors: Tensor) -> bool:
+def takes_part(*tensors: Tensor) -> bool:
     """Whether these operands take part: dense, real, 32 bits wide or narrower, of one dtype.
 
     Torch refuses mixed dtypes, and no hardware multiplies them.

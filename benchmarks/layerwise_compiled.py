@@ -1,0 +1,160 @@
+"""Cost of a plan inside compiled graphs, against the same model compiled without one.
+
+Run it as ``python benchmarks/layerwise_compiled.py`` (a few minutes, most of them compiling; only
+ratios mean anything on a shared machine). A round is one whole training step of every arm, in
+changing order. The first arm is ``torch.compile(model)`` with torch.amp.GradScaler, compiled before
+any plan was asked for; the others run the same model compiled for a plan:
+
+    again         the first arm a second time: the noise of this machine
+    uniform       layerwise=True between measurements, one group
+    planned       a plan of four groups, between measurements
+    measuring     every step measures: torch runs the backward pass operator by operator
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradscale import GradScaler, Layerwise
+from layerwise import NEVER, quarters, quiet
+from layerwise_models import GPT, Workload
+from pairs import bracketed, in_turns, quartiles
+from where import arguments, began, describe, in_words, save
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(*(part for _ in range(8) for part in (nn.Linear(512, 512), nn.GELU())))
+
+
+def squares(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    return model(batch[0]).float().square().mean()
+
+
+def symbols(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    (text,) = batch
+    return F.cross_entropy(model(text[:, :-1]).flatten(0, 1).float(), text[:, 1:].flatten())
+
+
+MODELS = {
+    "MLP 8 x 512": Workload(mlp, lambda: (torch.randn(128, 512),), squares),
+    "GPT 2 x 192": Workload(
+        lambda: GPT(192, 2, 4, 256, 64), lambda: (torch.randint(256, (8, 65)),), symbols
+    ),
+}
+
+
+class Arm:
+    """One compiled copy of a model, and one training step with any scaler."""
+
+    def __init__(self, work: Workload, device: str) -> None:
+        from torch._inductor.compile_fx import compile_fx
+
+        torch.manual_seed(0)
+        self.device, self.dtype, self.loss = device, work.dtype, work.loss
+        self.model = work.model().to(device)
+        self.batch = tuple(part.to(device) for part in work.batch())
+        # A backend of its own, so that dynamo does not take the graph of another copy.
+        compiler: Callable[..., Any] = torch.compile
+        self.compiled = compiler(self.model, backend=lambda gm, inputs: compile_fx(gm, inputs))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-9)
+
+    def step(self, scaler: Any) -> float:
+        """Seconds of one training step."""
+        begin = self._now()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, self.dtype):
+            loss = self.loss(self.compiled, self.batch)
+        scaler.scale(loss).backward()
+        scaler.step(self.optimizer)
+        scaler.update()
+        return self._now() - begin
+
+    def _now(self) -> float:
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def row(name: str, device: str, rounds: int) -> dict[str, Any]:
+    """Every arm's step time over that of the model compiled without a plan."""
+    plain = Arm(MODELS[name], device)
+    theirs = torch.amp.GradScaler(device)
+    for _ in range(3):
+        plain.step(theirs)
+    scalers = {
+        "uniform": GradScaler(device, layerwise=Layerwise(measure_every=NEVER)),
+        "planned": GradScaler(device, layerwise=quarters),
+        "measuring": GradScaler(device, layerwise=Layerwise(measure_every=1)),
+    }
+    ours = Arm(MODELS[name], device)
+    for scaler in scalers.values():
+        for _ in range(6):  # the fast start measures steps 0, 1, 2 and 4
+            ours.step(scaler)
+    assert all(quiet(scalers[arm]) for arm in ("uniform", "planned"))
+    for arm in ("uniform", "planned"):
+        scalers[arm].layerwise.timing.calendar = _Never()
+    ways = {
+        "plain": partial(plain.step, theirs),
+        "again": partial(plain.step, theirs),
+        **{arm: partial(ours.step, scaler) for arm, scaler in scalers.items()},
+    }
+    times = in_turns(ways, rounds)
+    result: dict[str, Any] = {"model": name, "rounds": rounds}
+    result["plain_ms"] = 1e3 * statistics.median(times["plain"])
+    result |= {arm: quartiles(times[arm], times["plain"]) for arm in ways if arm != "plain"}
+    graph = scalers["planned"].layerwise.tracks.latest.graph
+    result["nodes"], result["inside"] = len(graph), sum(len(s.nodes) for s in graph.structure.spans)
+    return result
+
+
+class _Never:
+    """A calendar without another measurement."""
+
+    every = NEVER
+
+    def due(self, step: int) -> bool:
+        del step
+        return False
+
+
+def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The table that goes into the documentation."""
+    arms = ("again", "uniform", "planned", "measuring")
+    lines = [
+        "# A plan inside compiled graphs", "", f"{in_words(where)}.",
+        "Step time as a ratio to the model compiled without a plan: median of interleaved rounds "
+        "[quartiles].", "",
+        f"| model | nodes, inside | step ms | {' | '.join(arms)} |",
+        "|---|--:|--:|" + "--:|" * len(arms),
+    ]  # fmt: skip
+    for found in rows:
+        cells = " | ".join(bracketed(*found[arm]) for arm in arms)
+        inside = f"{found['nodes']}, {found['inside']}"
+        lines.append(f"| {found['model']} | {inside} | {found['plain_ms']:.0f} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    given = began(arguments(__doc__, rounds=31, threads=1), MODELS)
+    rows: list[dict[str, Any]] = []
+    for name in given.models:
+        rows.append(row(name, given.device, given.rounds))
+        print(json.dumps(rows[-1]), flush=True)
+    where = describe(given.device)
+    page = markdown(where, rows)
+    save(given.output, f"layerwise_compiled_{given.device}", {"where": where, "rows": rows}, page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

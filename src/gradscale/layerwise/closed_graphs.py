@@ -1,0 +1,40 @@
+"""Compiled graphs that no plan can look into, and what to say of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from gradscale.backward.graph import Walk
+from gradscale.compiled.opened import part_of
+from gradscale.compiled.part import Closed
+
+
+def closed_graphs(walk: Walk) -> str | None:
+    """A warning, if a pass goes through compiled graphs that cannot follow a plan; else None."""
+    closed = walk.graph.structure.closed
+    reasons = {part.why for node in closed if isinstance(part := part_of(walk.nodes[node]), Closed)}
+    if not reasons:
+        return None
+    return (
+        "layer-wise scaling: a compiled graph stays at one loss scale inside, because "
+        f"{'; another, because '.join(sorted(reasons))}. `scaler.layerwise.report()` says nothing "
+        "of what is inside it."
+    )
+
+
+def compiled_autograd() -> str | None:
+    """A warning, if compiled autograd is on, which traces a whole backward pass; else None."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return None
+    autograd: Any = sys.modules.get("torch._dynamo.compiled_autograd")
+    enabled = getattr(autograd, "compiled_autograd_enabled", False)
+    if not (enabled or getattr(dynamo.config, "compiled_autograd", False)):
+        return None
+    return (
+        "layer-wise scaling: compiled autograd traces the whole backward pass, where no plan can "
+        "be attached; training goes on at one loss scale. Leave "
+        "`torch._dynamo.config.compiled_autograd` off to have the plan: `torch.compile` alone "
+        "keeps it."
+    )
