@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradscale.backward.user_hooks import watched_numbers
 from gradscale.emulation import emulate
 from gradscale.recipes import find
 from gradscale.recipes.towers import TwoTowers
@@ -86,3 +87,12 @@ def test_a_new_graph_that_begins_far_too_high_finds_down_in_a_logarithm_of_it(ho
     assert trial.scaler.get_scale() <= 2.0**16
     assert alive(trial.model.name)
     assert alive(trial.model.centre)
+
+
+def test_the_scalers_own_hooks_are_no_users_hooks():
+    trial = Trial()
+    trial.step()
+    before = len(watched_numbers())
+    for _ in range(3):
+        trial.step()
+    assert len(watched_numbers()) == before

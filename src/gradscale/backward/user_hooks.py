@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # A hook of these packages moves gradients or waits for them; none reads their size.
-BLIND = ("torch.distributed", "torch.nn.parallel", "torch._dynamo", "torch._functorch")
+BLIND = (
+    "torch.distributed",
+    "torch.nn.parallel",
+    "torch._dynamo",
+    "torch._functorch",
+    "gradscale",
+)
+"""Whose hooks do not look at values, or know of the plan; ours among them."""
 KEEP = 1 << 20
 
 
