@@ -68,7 +68,7 @@ def test_a_recording_with_changed_lines_is_read_or_refused(seed: int, tmp_path: 
     file = write_recording(tmp_path / "recording.jsonl", steps=25, rows=4, layerwise=True)
     lines = file.read_text().splitlines()
     accepted = 0
-    for _ in range(250):
+    for _ in range(80):
         torn = list(lines)
         for _ in range(chance.choice([1, 1, 2])):
             at = chance.randrange(len(torn))
@@ -90,7 +90,7 @@ def test_a_recording_with_changed_lines_is_read_or_refused(seed: int, tmp_path: 
                 use()
             except ValueError as error:
                 assert str(error).count("`") >= 2, error
-    assert accepted > 25
+    assert accepted > 8
 
 
 @pytest.mark.slow

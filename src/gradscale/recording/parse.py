@@ -29,6 +29,8 @@ from gradscale.recording.schema import (
 _LETTERS = {method[0]: method for method in METHODS}
 _WORDS = ("nan", "inf", "-inf")
 _LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
+# Nine digits of it may round above it, and half an ulp leads back.
+_MOST = _LARGEST_FLOAT32 * (1 + 2.0**-25)
 
 FARTHEST = 2**12
 """Octaves from 1 that an exponent may be: float64 has 2,098 of them, and a plan adds its own."""
@@ -143,8 +145,8 @@ def _float(line: Entries, key: str) -> float | None:
 
 def _scale(line: Entries) -> float:
     value = _float(line, "scale")
-    if value is None or value < 0:
-        return line.number("scale", least=0.0)
+    if value is None or value < 0 or (math.isfinite(value) and value > _MOST):
+        return line.number("scale", least=0.0, most=_MOST)
     return value
 
 
@@ -153,8 +155,7 @@ def _single(line: Entries) -> float | None:
     value = _float(line, "amax")
     if value is None or not math.isfinite(value):
         return value
-    # Nine digits of the largest float32 may round above it, and half an ulp leads back.
-    value = line.number("amax", least=0.0, most=_LARGEST_FLOAT32 * (1 + 2.0**-25))
+    value = line.number("amax", least=0.0, most=_MOST)
     return struct.unpack("<f", struct.pack("<f", min(value, _LARGEST_FLOAT32)))[0]
 
 

@@ -42,7 +42,8 @@ class Peaks:
         for step in self._steps:
             by_amax = self._by_amax(step)
             measured = None if step.seen is None else self._measured(step, step.seen)
-            if measured is not None and by_amax is not None and not step.skipped:
+            # An infinite largest gradient has a limit of 0, to which nothing has a ratio.
+            if measured is not None and by_amax and not step.skipped:
                 ratio = measured / by_amax
             if measured is not None:
                 limits.append(measured)
