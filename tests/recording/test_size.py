@@ -113,6 +113,7 @@ def test_a_resumed_recording_thins_on_from_where_it_was(tmp_path):
     cut = next(i for i, line in enumerate(lines) if b'"step":300,' in line)
     resumed.write_bytes(b"".join(lines[: cut + 50]))
     log = Log(resumed, 50 * MEGABYTE, 300)
+    log.close()  # one writer at a time
     again = Log(resumed, 50 * MEGABYTE, 300)
     assert log._budget == again._budget and log._budget.lines == 300
     assert log._budget.seen > 0 and log._budget.octaves > 0
