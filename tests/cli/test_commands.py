@@ -33,7 +33,9 @@ def test_compare_shows_every_strategy_for_every_divisor(compared):
     for name in (*COMPARED[1:-1], "no scaling", "torch.amp"):
         assert sum(f"fp16 {name} " in line for line in lines) == 2, name
     assert sum(" float32 " in line and "±" in line for line in lines) == 2
-    assert "ordinary loss" in result.stdout and "loss divided by 16384" in result.stdout
+    # The table closes its gaps where slow steps take room.
+    assert "ordinary loss" in result.stdout
+    assert re.search(r"loss (divided by|/) 16384", result.stdout)
     assert "mean ± sd of 2 seeds, 3 steps each" in result.stdout
 
 

@@ -52,7 +52,8 @@ class Track:
     @property
     def unmeasured(self) -> bool:
         """Whether a measurement is wanted, because there has been none."""
-        return self.frozen is None and self.decision is None and not self.history
+        seen = self.decision is not None or self.history or self.overflows
+        return self.frozen is None and not seen
 
     @property
     def situation(self) -> tuple[object, ...]:
