@@ -15,6 +15,8 @@ SETTINGS = {
     "plain": {},
     "sync_free": {"sync_free": True},
     "guarded": {"policy": gradscale.policies.Guarded(gradscale.Dynamic())},
+    "two-sided": {"policy": gradscale.policies.TwoSided()},
+    "layerwise": {"layerwise": True},
 }
 
 
