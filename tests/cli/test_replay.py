@@ -76,7 +76,7 @@ def test_a_prediction_is_near_the_real_run_of_that_policy(tmp_path):
     scales = [step.scale for step in read(real).steps]
     ratios = [a["scale"] / b for a, b in zip(found["every_step"], scales, strict=True)]
     assert sorted(ratios)[len(ratios) // 2] in (0.5, 1.0, 2.0)
-    assert found["lost"] < 1e-3
+    assert found["lost_share"] < 1e-3
 
 
 def test_a_step_file_of_train_says_what_it_lacks(tmp_path, recorded):

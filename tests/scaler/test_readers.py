@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+import gradscale
 from gradscale import GradScaler, half_precision
 
 
@@ -211,3 +212,32 @@ def test_sums_that_survive_an_epoch_are_said_once():
             scaler.step(optimizer)
             scaler.update()
     assert len(caught) == 1
+
+
+def test_float16_weights_without_masters_are_named_once():
+    weights = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(3).half())
+    optimizer, scaler = torch.optim.SGD(weights, lr=0.125), GradScaler("cpu")
+    words = r"SGD trains float16 .* \(the first is parameter 1 of group 0, of shape \(3,\)\)"
+    with pytest.warns(UserWarning, match=words) as heard:
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(sum(w.float().sum() for w in weights)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert len(heard) == 1
+    # 2^16 is beyond float16: the first step is skipped.
+    assert torch.equal(weights[1], torch.full((3,), 0.75).half())
+
+
+def test_weights_in_bfloat16_or_under_masters_are_not_warned_of():
+    for dtype in (torch.bfloat16, torch.float16):
+        net = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        if dtype is torch.float16:
+            gradscale.half_precision(net, optimizer)
+        else:
+            net.to(dtype)
+        scaler = GradScaler("cpu")
+        scaler.scale(net(torch.ones(1, 4, dtype=dtype)).float().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()

@@ -22,7 +22,7 @@ from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
-from gradscale.scaler.storage import refuse_cast
+from gradscale.scaler.storage import refuse_cast, warn_of_float16
 from gradscale.untraced import untraced
 
 
@@ -132,6 +132,8 @@ class CurrentStep:
             if known[1] is first.dtype:
                 return
             refuse_cast(optimizer, known[1], first.dtype)
+        else:
+            warn_of_float16(optimizer)
         self.trains[id(optimizer)] = ref(optimizer), first.dtype
         self.pending.note(optimizer)
 

@@ -1,8 +1,30 @@
-"""The dtype of what an optimizer trains, and that it stays."""
+"""The dtype of what an optimizer trains: that it can hold a step, and that it stays."""
 
 from __future__ import annotations
 
+import warnings
+
 import torch
+
+
+def warn_of_float16(optimizer: torch.optim.Optimizer) -> None:
+    """Warns if an optimizer writes float16 weights, to which most updates are too small to add.
+
+    torch's scaler refuses their gradients, and with them the loop; here they are divided right.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            if parameter.dtype is torch.float16:
+                warnings.warn(
+                    f"{type(optimizer).__name__} trains float16 weights without float32 masters "
+                    f"(the first is parameter {place} of group {number}, of shape "
+                    f"{tuple(parameter.shape)}): an update below a 2,048th of a weight is lost, "
+                    "and Adam's squares leave the format. Call "
+                    "`gradscale.half_precision(model, optimizer)` before the first step, or keep "
+                    "the weights in float32 under `torch.autocast`.",
+                    stacklevel=6,
+                )
+                return
 
 
 def refuse_cast(
