@@ -95,7 +95,6 @@ def test_an_optimizer_that_is_gone_is_forgotten():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
-@pytest.mark.filterwarnings("ignore:.* trains float16 weights without float32 masters")
 def test_other_dtypes_are_brought_along(dtype):
     parameter = torch.nn.Parameter(torch.ones(1, dtype=dtype))
     optimizer = torch.optim.SGD([parameter], lr=0.0)

@@ -94,7 +94,6 @@ def test_groups_keep_the_order_within_device_and_dtype():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.filterwarnings("ignore:.* trains float16 weights without float32 masters")
 def test_sparse_gradients_are_unscaled_and_checked(dtype):
     parameter = torch.nn.Parameter(torch.zeros(3, 1, dtype=dtype))
     values = torch.tensor([[4.0], [8.0]], dtype=dtype)
@@ -108,7 +107,6 @@ def test_sparse_gradients_are_unscaled_and_checked(dtype):
     assert parameter.grad.to_dense().tolist() == [[0.0], [3.0], [0.0]]
 
 
-@pytest.mark.filterwarnings("ignore:.* trains float16 weights without float32 masters")
 def test_the_sum_of_sparse_float16_duplicates_is_what_is_checked():
     parameter = torch.nn.Parameter(torch.zeros(3, 1, dtype=torch.float16))
     values = torch.full((2, 1), 60000.0, dtype=torch.float16)

@@ -167,7 +167,6 @@ def test_torchs_scaler_is_refused_by_torch_and_works_with_float32_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.filterwarnings("ignore:.* trains float16 weights without float32 masters")
 def test_plain_half_precision_parameters_without_masters_are_accepted(dtype):
     weights = [torch.nn.Parameter(torch.ones(2, dtype=d)) for d in (dtype, torch.float32)]
     optimizer = torch.optim.SGD(weights, lr=0.5)

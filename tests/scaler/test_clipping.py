@@ -171,7 +171,6 @@ def test_an_infinite_gradient_is_an_overflow_and_not_a_value_to_clamp(name):
     assert run[1][-1].item() == 2.0**9
 
 
-@pytest.mark.filterwarnings("ignore:.* trains float16 weights without float32 masters")
 def test_half_precision_gradients_are_measured_in_float32():
     dtypes = [torch.float16, torch.bfloat16, torch.float32, torch.float16]
     parameters = [torch.nn.Parameter(torch.zeros(4, dtype=d)) for d in dtypes]

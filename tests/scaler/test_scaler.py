@@ -371,7 +371,6 @@ def test_a_gradient_that_two_optimizers_share_is_brought_to_a_scale_once():
 
 
 @pytest.mark.parametrize("way", ["plain", "sync_free", "fused"])
-@pytest.mark.filterwarnings("ignore:.* trains float16 weights without float32 masters")
 def test_a_quotient_that_its_dtype_cannot_hold_is_no_fault_of_the_scale(way):
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float16))
     fused = way == "fused"

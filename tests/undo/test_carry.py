@@ -590,7 +590,6 @@ def test_float16_state_is_refused_before_anything_changes(name):
     assert parameter.item() == 1.0 and not optimizer.state[parameter]
 
 
-@pytest.mark.filterwarnings("ignore:.* trains float16 weights without float32 masters")
 def test_bfloat16_state_and_float16_without_state_are_not():
     for dtype, settings_ in ((torch.bfloat16, {"momentum": 0.5}), (torch.float16, {})):
         parameter = torch.nn.Parameter(torch.ones(1, dtype=dtype))
