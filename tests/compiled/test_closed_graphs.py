@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ class Trainer:
 
 
 def model() -> nn.Module:
+    gc.collect()  # a layer-wise scaler of another test would look into what is compiled here
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)).half()
 
@@ -46,7 +48,7 @@ def test_a_graph_compiled_before_the_scaler_is_named_once_and_nothing_is_claimed
     trainer = Trainer(lambda x: run(x.half()), network)
     with pytest.warns(UserWarning, match="compiled before this scaler was built") as seen:
         trainer.steps()
-    assert len(seen) == 1
+    assert sum("compiled before" in str(one.message) for one in seen) == 1
     report = trainer.scaler.layerwise.report()
     assert "is enough" not in report
     assert "4 parameters get their gradients inside compiled graphs that no plan looks" in report
@@ -63,6 +65,7 @@ def test_what_is_compiled_anew_after_the_scaler_was_built_is_looked_into() -> No
     torch.compiler.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".* trains float16 weights")
         trainer.steps()
     assert "is enough" in trainer.scaler.layerwise.report()
 
@@ -88,6 +91,7 @@ def test_a_backend_that_leaves_autograd_alone_needs_nothing() -> None:
     run = compile(network, backend="eager")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".* trains float16 weights")
         trainer.steps()
     assert "is enough" in trainer.scaler.layerwise.report()
 
