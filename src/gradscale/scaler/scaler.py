@@ -68,7 +68,7 @@ class GradScaler(GradientVerbs):
             looks for them in the first step and names them once, ``"scale"`` multiplies what they
             add by the scale, ``"ignore"`` is for functions that do so themselves.
         process_group: the ranks that must decide alike, as a group or a device mesh; all ranks if
-            `layerwise`. Sharded parameters (DTensor) are recognized without it. Without it, with
+            `layerwise`. Sharded parameters (DTensor, FSDP1) are recognized. Without a group, with
             several ranks, bad data counts as overflow: who cannot ask must not differ.
         on_skip: called with the `OptimizerOutcome` of every skipped step; for fused optimizers on
             an accelerator one or more steps later, when the flag has reached the host.
