@@ -71,24 +71,27 @@ def main() -> None:
             parser.error(f"`{name}` is no task. Pass some of {', '.join(TASKS)}.")
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in given.tasks or TASKS:
-        path = RESULTS / f"{name}.jsonl"
-        done = trained(path)
-        if not path.exists():
-            path.write_text(json.dumps(machine()) + "\n")
-        for value, strategy, seed in planned(
-            TASKS[name], given.seeds, bool(os.environ.get("FAST"))
-        ):
-            if (value, strategy.label, seed) in done:
-                continue
-            result = train(TASKS[name], value, strategy, seed)
-            with path.open("a") as file:
-                file.write(json.dumps(result.to_json()) + "\n")
-            print(
-                f"{name} {value:g} {strategy.label} seed {seed}: {result.score:.3f}, "
-                f"skipped {result.skipped}, dead {result.dead:.0%}, scales {result.scales}",
-                flush=True,
-            )
+    for seeds in range(1, given.seeds + 1):  # all tasks with one seed, then the next
+        for name in given.tasks or TASKS:
+            _run(TASKS[name], seeds, bool(os.environ.get("FAST")))
+
+
+def _run(task: Task, seeds: int, fast: bool) -> None:
+    path = RESULTS / f"{task.name}.jsonl"
+    done = trained(path)
+    if not path.exists():
+        path.write_text(json.dumps(machine()) + "\n")
+    for value, strategy, seed in planned(task, seeds, fast):
+        if (value, strategy.label, seed) in done:
+            continue
+        result = train(task, value, strategy, seed)
+        with path.open("a") as file:
+            file.write(json.dumps(result.to_json()) + "\n")
+        print(
+            f"{task.name} {value:g} {strategy.label} seed {seed}: {result.score:.3f}, "
+            f"skipped {result.skipped}, dead {result.dead:.0%}, scales {result.scales}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

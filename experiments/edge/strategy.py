@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from gradscale.training.scaling import make_scaler
-
 
 @dataclass(frozen=True)
 class Strategy:
     """One line of a figure.
 
     Attributes:
-        precision: a name of `gradscale.training.PRECISIONS`.
-        scaling: a name of `gradscale.training.SCALINGS`.
+        precision: a name of `gradscale.training.PRECISIONS`, or ``half``: weights and gradients
+            stored in float16, masters in float32.
+        scaling: a name of `gradscale.training.SCALINGS`; or ``current`` or ``delayed``, by which
+            every operand has a scale of its own.
         log2_scale: the constant, for ``static``.
     """
 
@@ -31,11 +29,6 @@ class Strategy:
         constant = "" if self.log2_scale is None else f" 2^{self.log2_scale}"
         return f"{self.precision} {self.scaling}{constant}"
 
-    def scaler(self) -> torch.amp.GradScaler | None:
-        """A new one; None if nothing scales."""
-        scale = None if self.log2_scale is None else 2.0**self.log2_scale
-        return make_scaler(self.scaling, "cpu", scale, self.precision)
-
 
 TRUTH = Strategy("fp32", "none")
 LINES = (
@@ -50,6 +43,13 @@ LINES = (
         Strategy("fp16", scaling)
         for scaling in ("none", "deepspeed", "megatron", "two-sided", "adaptive")
     ),
+    *(
+        Strategy(precision, scaling)
+        for precision in ("e5m2", "e4m3")
+        for scaling in ("current", "delayed")
+    ),
+    Strategy("half", "dynamic"),
+    Strategy("half", "layerwise"),
 )
 FAST = (TRUTH, Strategy("fp16", "torch"), Strategy("fp16", "layerwise"))
 CONSTANTS = tuple(Strategy("fp16", "static", k) for k in range(-8, 49, 4))

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from gradscale.training.precision import computing_in
 from gradscale.training.scaling import outcome
 from strategy import Strategy
 from task import Task
+from way import Way
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Result:
         dead: weight matrices whose last gradient was zero throughout, as a share.
         scales: loss scales in use at the end, where it was layer-wise.
         ms: a step's, the median; of a shared machine, so only its ratio to another means something.
+        reductions: tensors read for their maximum to choose a scale of their own, a step.
     """
 
     value: float
@@ -38,6 +39,7 @@ class Result:
     dead: float
     scales: int
     ms: float
+    reductions: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """The fields by name."""
@@ -48,14 +50,15 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
     """Trains once; a pure function of its arguments, but for the time."""
     torch.manual_seed(seed)
     training = task.begin(value, seed)
-    scaler, optimizer = strategy.scaler(), training.optimizer
+    way = Way(strategy, training)
+    scaler, optimizer = way.scaler, training.optimizer
     losses: list[float] = []
     seconds: list[float] = []
     skipped = 0
     for step in range(task.steps):
         began = time.perf_counter()
         optimizer.zero_grad()
-        with computing_in(strategy.precision, "cpu", "auto"):
+        with way.computing():
             loss = training.loss(step)
             (loss if scaler is None else scaler.scale(loss)).backward()
         if scaler is None:
@@ -68,7 +71,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         losses.append(loss.item())
         seconds.append(time.perf_counter() - began)
     last = losses[-max(1, task.steps // 8) :]
-    with torch.no_grad():
+    with torch.no_grad(), way.scoring():
         score = training.score().item()
     return Result(
         value=value,
@@ -80,6 +83,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         dead=_dead(training.model),
         scales=_scales(scaler),
         ms=1000 * sorted(seconds)[len(seconds) // 2],
+        reductions=way.reductions / task.steps,
     )
 
 
