@@ -29,17 +29,25 @@ def table(found: Found) -> str:
     """A row a strategy, a column a value of the knob."""
     values = sorted(found.cells[TRUTH])
     lines = [
-        "| | " + " | ".join(f"{value:g}" for value in values) + " | step |",
-        "|---" * (len(values) + 2) + "|",
+        "| | " + " | ".join(f"{value:g}" for value in values) + " | step | maxima |",
+        "|---" * (len(values) + 3) + "|",
     ]
-    base = found.cells[TRUTH]
     for strategy in (line.label for line in LINES if line.label in found.cells):
         cells = found.cells[strategy]
         shown = [_shown(cells[v], strategy) if v in cells else "" for v in values]
-        both = [v for v in values if v in cells]
-        ratio = sum(cells[v].ms for v in both) / sum(base[v].ms for v in both)
-        lines.append(f"| {strategy} | " + " | ".join(shown) + f" | {ratio:.1f} |")
+        lines.append(f"| {strategy} | " + " | ".join([*shown, *_costs(found, strategy)]) + " |")
     return "\n".join(lines)
+
+
+def _costs(found: Found, strategy: str) -> tuple[str, str]:
+    """Processor time of a step over float32's; tensors read for their maximum, a step."""
+    cells, base = found.cells[strategy], found.cells[TRUTH]
+    timed = [v for v in cells if math.isfinite(cells[v].cpu_ms + base[v].cpu_ms)]
+    if not timed:
+        return "", ""
+    ratio = sum(cells[v].cpu_ms for v in timed) / sum(base[v].cpu_ms for v in timed)
+    maxima = max(cells[v].reductions for v in timed)
+    return f"{ratio:.1f}", f"{maxima:.1f}" if maxima else ""
 
 
 def _shown(cell: Cell, strategy: str) -> str:
@@ -80,7 +88,8 @@ def section(task: Task, found: Found) -> str:
         f"![{task.score} along {task.knob}](images/edge-{task.name}.svg)",
         f"{task.score[0].upper()}{task.score[1:]} by {task.knob}"
         + ("; in brackets the paired difference to float32 with its 95 % interval" * (count > 1))
-        + "; *step*: time of a step on a shared machine, float32 = 1: most of it is emulation.",
+        + "; *step*: processor time of a step, float32 = 1: most of it is emulation; *maxima*: how "
+        "many tensors are read for their maximum to choose a scale of their own, a step.",
         table(found),
         constants(found),
     ]

@@ -24,7 +24,8 @@ class Cell:
         difference: the mean over seeds of the score minus float32's of that seed.
         interval: half the width of its 95 % confidence interval (Student's t over seeds); infinite
             for a single seed.
-        skipped, dead, scales, ms: means over seeds, see `training.Result`.
+        skipped, dead, scales, cpu_ms, reductions: means over seeds, see `training.Result`; NaN if
+            no line has it.
     """
 
     scores: tuple[float, ...]
@@ -33,7 +34,8 @@ class Cell:
     skipped: float
     dead: float
     scales: float
-    ms: float
+    cpu_ms: float
+    reductions: float
 
     @property
     def score(self) -> float:
@@ -79,7 +81,8 @@ def _cell(by_seed: dict[int, dict[str, Any]], truth: dict[int, dict[str, Any]]) 
         interval = quantile * statistics.stdev(differences) / math.sqrt(count)
 
     def mean(name: str) -> float:
-        return statistics.fmean(by_seed[seed][name] for seed in seeds)
+        found = [by_seed[seed][name] for seed in seeds if name in by_seed[seed]]
+        return statistics.fmean(found) if found else math.nan
 
     return Cell(
         scores=tuple(by_seed[seed]["score"] for seed in seeds),
@@ -88,5 +91,6 @@ def _cell(by_seed: dict[int, dict[str, Any]], truth: dict[int, dict[str, Any]]) 
         skipped=mean("skipped"),
         dead=mean("dead"),
         scales=mean("scales"),
-        ms=mean("ms"),
+        cpu_ms=mean("cpu_ms"),
+        reductions=mean("reductions"),
     )

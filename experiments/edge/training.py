@@ -26,7 +26,7 @@ class Result:
         skipped: steps.
         dead: weight matrices whose last gradient was zero throughout, as a share.
         scales: loss scales in use at the end, where it was layer-wise.
-        ms: a step's, the median; of a shared machine, so only its ratio to another means something.
+        cpu_ms: processor time of a step, the median; only its ratio to another means something.
         reductions: tensors read for their maximum to choose a scale of their own, a step.
     """
 
@@ -38,7 +38,7 @@ class Result:
     skipped: int
     dead: float
     scales: int
-    ms: float
+    cpu_ms: float
     reductions: float = 0.0
 
     def to_json(self) -> dict[str, object]:
@@ -56,7 +56,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
     seconds: list[float] = []
     skipped = 0
     for step in range(task.steps):
-        began = time.perf_counter()
+        began = time.process_time()
         optimizer.zero_grad()
         with way.computing():
             loss = training.loss(step)
@@ -69,7 +69,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
             skipped += outcome(scaler, optimizer, scale).skipped
             scaler.update()
         losses.append(loss.item())
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     last = losses[-max(1, task.steps // 8) :]
     with torch.no_grad(), way.scoring():
         score = training.score().item()
@@ -82,7 +82,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         skipped=skipped,
         dead=_dead(training.model),
         scales=_scales(scaler),
-        ms=1000 * sorted(seconds)[len(seconds) // 2],
+        cpu_ms=1000 * sorted(seconds)[len(seconds) // 2],
         reductions=way.reductions / task.steps,
     )
 
