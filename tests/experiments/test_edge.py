@@ -25,7 +25,7 @@ def test_a_training_is_a_pure_function_of_its_arguments(name):
     strategy = Strategy("fp16", "torch")
     value = task.values[0]
     first, second = (train(task, value, strategy, 3) for _ in range(2))
-    assert replace(first, ms=0) == replace(second, ms=0)
+    assert replace(first, cpu_ms=0) == replace(second, cpu_ms=0)
     assert train(task, value, strategy, 4).loss != first.loss
 
 
