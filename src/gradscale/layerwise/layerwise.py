@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradscale.backward.graph import BackwardGraph, Walk
-from gradscale.backward.loss_entry import LossEntry
+from gradscale.backward.graph import Walk
+from gradscale.backward.loss_entry import LossEntry, transformed
 from gradscale.backward.measure import Measuring
 from gradscale.backward.rescale import rescale
 from gradscale.backward.user_functions import is_one_of
@@ -20,7 +20,11 @@ from gradscale.entries import Entries
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
 from gradscale.layerwise.calendar import Calendar
-from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
+from gradscale.layerwise.closed_graphs import (
+    closed_graphs,
+    compiled_autograd,
+    hidden_by_checkpoints,
+)
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
@@ -85,7 +89,7 @@ class Layerwise:
         self.functions = FunctionVerdicts(naming=self.planning.naming)
         self.taken = False
         prepare_compiled(self)
-        self._entry = LossEntry(self._begin_pass)
+        self._entry = LossEntry(self._begin_pass, self._begin_part)
         self._scale: Tensor | None = None
         self._passes = StepPasses()
         self._measured: MeasuredStep | None = None
@@ -138,7 +142,7 @@ class Layerwise:
             scale: the loss scale; changed in place if the planner moved it.
         """
         self._scale = scale
-        self.functions.poll(scale, wait=self._measured is not None)
+        self.functions.poll(wait=self._measured is not None)
         self.planning.carry_out_lowering(scale)
         if self._measured is not None:
             self._plan(scale, self._measured)
@@ -151,6 +155,9 @@ class Layerwise:
         traced = compiled_autograd()
         if traced is not None:
             self._warn_once(traced)
+            return loss
+        if transformed():
+            self.functions.warn_of_transforms(loss)
             return loss
         return self._entry.watch(loss)
 
@@ -176,7 +183,7 @@ class Layerwise:
             for measuring in measurings:
                 measuring.fetch()
             scale = cast(Tensor, self._scale).detach().clone()
-            self.functions.end_step(scale)
+            self.functions.end_step()
             bad = on_any_rank(has_bad_data(last_step), groups, scale.device) if groups else None
             self._measured = MeasuredStep(measurings, last_step, scale, bad)
         if groups:
@@ -206,24 +213,18 @@ class Layerwise:
             rescale(walk, plan, factors)
         hiding = bool(custom - graph.structure.pinned)
         self._passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
-        self._report_reentrant(graph)
-        closed = closed_graphs(walk)
-        if closed is not None:
-            self._warn_once(closed)
+        self._warn_once(hidden_by_checkpoints(walk))
+        self._warn_once(closed_graphs(walk))
+
+    def _begin_part(self, walk: Walk) -> None:
+        """A pass to some of the leaves, which follows no plan; what is injected there is, too."""
+        self.functions.begin_pass(self._trusting(walk), cast(Tensor, self._scale), probes=False)
 
     def _trusting(self, walk: Walk) -> Walk:
         """The walk with those of the users' functions that somebody said are linear."""
         graph = walk.graph
         trusted = [n for n in graph.unproven if is_one_of(walk.nodes[n], self.linear)]
         return Walk(graph.proving(trusted), walk.nodes)
-
-    def _report_reentrant(self, graph: BackwardGraph) -> None:
-        if graph.structure.reentrant:
-            self._warn_once(
-                "layer-wise scaling: reentrant checkpointing hides what it recomputes, which "
-                "stays at the loss scale. Pass `use_reentrant=False` to `checkpoint` to have it "
-                "scaled too."
-            )
 
     def _agreed(
         self, measurings: Sequence[Measuring], groups: Sequence[Any]
@@ -294,7 +295,7 @@ class Layerwise:
         self.use_functions(functions)
         self.take_over(read_plans(Entries(state["state"])))
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
+    def _warn_once(self, message: str | None) -> None:
+        if message is not None and message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=2)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
+from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.metrics.lost_count import count_lost
 from gradscale.watching.ranking import badness
 from gradscale.watching.rows import Method, Row, RowKind
@@ -31,6 +32,8 @@ class WatchReport(Sequence[Row]):
         first_nonfinite: the first row in backward order that was not finite, in the latest step
             that had one; None if all was finite.
         first_nonfinite_forward: the first activation in forward order, likewise.
+        functions: what the backward functions that torch did not write do to their gradient, each
+            probed once; one that is not linear depends on the scale.
 
     Example:
         >>> import torch, gradscale
@@ -51,6 +54,7 @@ class WatchReport(Sequence[Row]):
     alone: bool = False
     first_nonfinite: Row | None = None
     first_nonfinite_forward: Row | None = None
+    functions: tuple[FunctionVerdict, ...] = ()
 
     @cached_property
     def _sorted(self) -> tuple[Row, ...]:
@@ -123,6 +127,7 @@ class WatchReport(Sequence[Row]):
             "lost_share": self.lost_share,
             "first_nonfinite": first and first.name,
             "first_nonfinite_forward": forward and forward.name,
+            "functions": [asdict(verdict) for verdict in self.functions],
             "rows": [row.to_dict() for row in self],
         }
 

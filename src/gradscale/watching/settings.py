@@ -91,6 +91,12 @@ def live_scale(scaler: Any) -> float | torch.Tensor:
     return scaler._scale
 
 
+def corrects(scaler: Any) -> bool:
+    """Whether it is a scaler of ours that multiplies what users' functions add by its scale."""
+    held = getattr(scaler, "_held", None)
+    return held is not None and held.functions.injected == "scale"
+
+
 def holds_sums(scaler: Any) -> bool:
     """Whether a scaler of ours holds sums of micro-batches that are no step yet."""
     step = getattr(scaler, "_step", None)

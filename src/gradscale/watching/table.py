@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 from gradscale.metrics.lost_count import may_lose
@@ -69,7 +70,8 @@ def _notes(report: WatchReport) -> list[str]:
         notes.append(f"First gradient that was not finite: {report.first_nonfinite.name}.")
     if report.first_nonfinite_forward is not None:
         notes.append(f"First output that was not finite: {report.first_nonfinite_forward.name}.")
-    return notes
+    said = [str(verdict) for verdict in report.functions if verdict.kind != "linear"]
+    return notes + [line for words in said for line in textwrap.wrap(words, WIDTH)]
 
 
 def _negligible(report: WatchReport) -> list[str]:

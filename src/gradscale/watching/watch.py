@@ -143,7 +143,9 @@ class Watch:
         chosen, exponent = checked_format(format) or self._format, checked_exponent(at)
         self.poll()
         seen = [*self._kept, *self._unfinished()]
-        return report_of(seen, chosen, exponent, scaled=self.scaler is not None)
+        functions = self._attaching.verdicts()
+        scaled = self.scaler is not None
+        return report_of(seen, chosen, exponent, scaled=scaled, functions=functions)
 
     @property
     def latest(self) -> WatchReport | None:
