@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradscale
@@ -58,6 +58,7 @@ def test_an_ordinary_scale_is_healthy(scale, tmp_path):
 
 
 @given(exponent=st.integers(0, 16), tracker=st.integers(0, 1999))
+@settings(deadline=None)
 def test_no_ordinary_state_of_torch_raises_an_alarm(tmp_path_factory, exponent, tracker):
     state = TORCH | {"scale": 2.0**exponent, "_growth_tracker": tracker}
     assert look(tmp_path_factory.mktemp("x"), state).findings == ()

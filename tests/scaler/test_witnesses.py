@@ -188,18 +188,31 @@ def test_an_optimizer_that_dies_beside_a_healthy_one_is_heard():
     assert len(heard) == 1
 
 
-def test_a_buffer_that_a_skipped_step_has_poisoned_is_named_once():
+def name_parameters(net, optimizer, scaler):
+    scaler.name_parameters(net)
+
+
+def watch(net, optimizer, scaler):
+    gradscale.watch(net, scaler)
+
+
+def half_precision(net, optimizer, scaler):
+    gradscale.half_precision(net, optimizer)
+
+
+@pytest.mark.parametrize("make_known", [name_parameters, watch, half_precision])
+def test_a_buffer_that_a_skipped_step_has_poisoned_is_named_once(make_known):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
     optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.01), GradScaler("cpu")
-    scaler.name_parameters(net)
+    make_known(net, optimizer, scaler)
     with pytest.warns(UserWarning, match=r"'1.running_mean', '1.running_var'") as caught:
         for step in range(6):
             x = torch.randn(8, 4)
             if step in (2, 4):
                 x[0, 0] = math.inf
             optimizer.zero_grad()
-            scaler.scale(net(x).square().mean()).backward()
+            scaler.scale(net(x).float().square().mean()).backward()
             scaler.step(optimizer)
             scaler.update()
     assert len(caught) == 1

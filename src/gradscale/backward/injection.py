@@ -135,7 +135,9 @@ def owed(function: Any, scale: Tensor) -> Tensor:
     if callable(getattr(function, "set_loss_scale", None)):
         numbers_ = map(_number, vars(function).values())
         for told in (n for n in numbers_ if n is not None):
-            due = torch.where(told.to(scale.device).square() >= scale, 1.0, due)
+            square = told.to(scale.device).square()
+            knows = torch.where(scale >= 1, square >= scale, square <= scale)
+            due = torch.where(knows, 1.0, due)
     return due
 
 

@@ -89,7 +89,7 @@ class Books:
             scale, factor = outcome.scale, held.backoff_factor
             self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor)
         if reason != "overflow":
-            step.models.warn_of_buffers()
+            step.models.warn_of_buffers(outcome.optimizer)
         if reason == "nonfinite_gradient" and not self._warned_of_left_over:
             self._warned_of_left_over = True
             found = ", ".join(repr(culprit.name) for culprit in outcome.culprits[:3])

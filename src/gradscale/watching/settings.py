@@ -31,13 +31,16 @@ def checked_model(model: Any) -> nn.Module:
     return model.module if isinstance(model, wrappers) else model
 
 
-def checked_scaler(scaler: Any) -> Any:
-    """The scaler.
+def checked_scaler(scaler: Any, model: nn.Module) -> Any:
+    """The scaler; one of ours looks at the buffers of this model after a bad step.
 
     Raises:
         TypeError: if it is none.
     """
     if scaler is None or (hasattr(scaler, "_scale") and hasattr(scaler, "is_enabled")):
+        models = getattr(getattr(scaler, "_step", None), "models", None)
+        if models is not None:
+            models.know(model)
         return scaler
     raise TypeError(
         f"`watch(model, scaler={type(scaler).__name__})` needs a `gradscale.GradScaler` or a "

@@ -72,7 +72,7 @@ class Watch:
         process_group: Any = None,
     ) -> None:
         self.model = checked_model(model)
-        self.scaler = checked_scaler(scaler)
+        self.scaler = checked_scaler(scaler, self.model)
         self.every = checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
         self._format = checked_format(format)
