@@ -75,14 +75,12 @@ class FunctionVerdicts:
 
     def attach(self, loss: Tensor, scale: Tensor) -> Tensor:
         """The same loss of a scaler without plans; looked through in the first steps."""
-        if transformed():
-            self.warn_of_transforms(loss)
-            return loss
+        self.warn_of_transforms(loss)
         if self._entry is not None:
             self._scale = scale
             return self._entry.watch(loss)
         self.poll()
-        if self._looks and loss.requires_grad and not capturing():
+        if self._looks and loss.requires_grad and not capturing() and not transformed():
             self.probe(walk(loss), scale)
         return loss
 
@@ -211,7 +209,7 @@ class FunctionVerdicts:
 
     def warn_of_transforms(self, loss: Tensor) -> None:
         """Inside `torch.func` nothing is corrected; said once of each function."""
-        if self.injected == "scale" and loss.requires_grad:
+        if self.injected == "scale" and transformed() and loss.requires_grad:
             walked = walk(loss)
             for number in walked.graph.unproven:
                 name = function_name(walked.nodes[number])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.graph import Walk
-from gradscale.backward.loss_entry import LossEntry, transformed
+from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measure import Measuring
 from gradscale.backward.rescale import rescale
 from gradscale.backward.user_functions import is_one_of
@@ -156,9 +156,7 @@ class Layerwise:
         if traced is not None:
             self._warn_once(traced)
             return loss
-        if transformed():
-            self.functions.warn_of_transforms(loss)
-            return loss
+        self.functions.warn_of_transforms(loss)
         return self._entry.watch(loss)
 
     def after_unscale(self, optimizer: torch.optim.Optimizer) -> None:
