@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Need = Literal["amax", "exponents"]
-S = TypeVar("S", bound="tuple[Any, ...]")
+S = TypeVar("S", bound="tuple[Tensor, ...]")
 
 
 class Observation(NamedTuple):

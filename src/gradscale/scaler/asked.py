@@ -15,7 +15,7 @@ from gradscale.metrics.metrics import Metrics
 from gradscale.outcomes.ledger import Counters
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
-from gradscale.ranks import differing_ranks
+from gradscale.ranks import Ranks, differing_ranks, mesh_groups
 from gradscale.scaler.books import Books, note_lost, sends_to
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, divide_gradients
@@ -85,12 +85,12 @@ class AskedScaler(torch.amp.GradScaler):
         self._held.policy = policy
 
     @property
-    def process_group(self) -> Any:
+    def process_group(self) -> Ranks | None:
         """The ranks that must decide alike."""
         return self._step.process_group
 
     @process_group.setter
-    def process_group(self, process_group: Any) -> None:
+    def process_group(self, process_group: Ranks | None) -> None:
         # The step that begins has its gradients checked by them already.
         self._step.process_group = self._step.gradients.process_group = process_group
 
@@ -164,7 +164,7 @@ class AskedScaler(torch.amp.GradScaler):
         """The layer-wise part, whose `report()` says which scales are in use; None without one."""
         return self._held.layerwise
 
-    def check_ranks(self, process_group: Any = None) -> None:
+    def check_ranks(self, process_group: Ranks | None = None) -> None:
         """Compares the scale and its counters over all ranks; a collective, and a host read.
 
         Args:
@@ -175,7 +175,9 @@ class AskedScaler(torch.amp.GradScaler):
         """
         group = process_group if process_group is not None else self._step.process_group
         scale, tracker = self._check_scale_growth_tracker("check_ranks")
-        ranks = differing_ranks(torch.stack([scale.detach(), tracker.to(scale.dtype)]), group)
+        values = torch.stack([scale.detach(), tracker.to(scale.dtype)])
+        groups = mesh_groups(group) or [None]
+        ranks = sorted({rank for each in groups for rank in differing_ranks(values, each)})
         if ranks:
             raise RuntimeError(
                 f"`check_ranks()`: ranks {ranks} differ from rank 0 in the loss scale or its "

@@ -17,7 +17,7 @@ from gradscale.layerwise import Layerwise
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
-from gradscale.ranks import all_ranks
+from gradscale.ranks import Ranks, all_ranks
 from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.record import Records
@@ -57,7 +57,7 @@ class CurrentStep:
     in_between = False
     closed = True
 
-    def __init__(self, process_group: Any) -> None:
+    def __init__(self, process_group: Ranks | None) -> None:
         self.records = Records()
         self.pending = PendingGradients()
         self.outcome = StepOutcome()

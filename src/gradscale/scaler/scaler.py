@@ -14,6 +14,7 @@ from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.schedule import step_if_taken
 from gradscale.policies.policy import Policy
+from gradscale.ranks import Ranks
 from gradscale.scaler.advancing import end_step
 from gradscale.scaler.books import Books
 from gradscale.scaler.closures import ClosureStep, closure_in
@@ -102,7 +103,7 @@ class GradScaler(GradientVerbs):
         sync_free: bool = False,
         layerwise: Any = False,
         injected: Injected = "warn",
-        process_group: Any = None,
+        process_group: Ranks | None = None,
         on_skip: Callable[[OptimizerOutcome], object] | None = None,
     ) -> None:
         numbers = (init_scale, growth_factor, backoff_factor, growth_interval)

@@ -15,6 +15,7 @@ from gradscale.layerwise import Layerwise
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
+from gradscale.ranks import Ranks
 
 TORCH_NUMBERS: dict[str, Any] = {
     "init_scale": 2.0**16,
@@ -276,7 +277,7 @@ def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
     return new.to(torch.float32).nan_to_num(MIN_SCALE, MAX_FLOAT32).clamp(MIN_SCALE, MAX_FLOAT32)
 
 
-def build_layerwise(layerwise: Any, process_group: Any) -> Layerwise | None:
+def build_layerwise(layerwise: Any, process_group: Ranks | None) -> Layerwise | None:
     """The layer-wise part of a scaler; None for False and None.
 
     Raises:
