@@ -26,10 +26,10 @@ from gradscale.gradients.clip import clip_coefficient
 from gradscale.gradients.flags import inverse
 from gradscale.gradients.norm_rule import with_norm
 from gradscale.histogram import count_exponents
-from gradscale.policies.policy import Need, Observation, Policy, advance
+from gradscale.policies.policy import Need, Observation, Policy, PolicyState, advance
 
 Tree = TypeVar("Tree")
-State = TypeVar("State", bound="tuple[Tensor, ...]")
+State = TypeVar("State", bound=PolicyState)
 
 
 def unscale(

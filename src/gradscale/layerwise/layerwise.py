@@ -24,7 +24,7 @@ from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
-from gradscale.layerwise.planner_argument import planner_given
+from gradscale.layerwise.planner_argument import PlannerArgument, planner_given
 from gradscale.layerwise.planning import Planning
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
@@ -34,6 +34,7 @@ from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.planner import Planner
 from gradscale.plans.windows import Windows
+from gradscale.ranks import Ranks
 
 
 class Layerwise:
@@ -75,7 +76,7 @@ class Layerwise:
         *,
         measure_every: int = 100,
         keep: int = 8,
-        process_group: Any = None,
+        process_group: Ranks | None = None,
         linear: Iterable[type[torch.autograd.Function] | str] = (),
     ) -> None:
         self.timing = Timing(Calendar(measure_every))
@@ -93,7 +94,7 @@ class Layerwise:
         self._warned: set[str] = set()
 
     @classmethod
-    def of(cls, layerwise: Any, process_group: Any) -> Layerwise:
+    def of(cls, layerwise: Layerwise | PlannerArgument, process_group: Ranks | None) -> Layerwise:
         """What `GradScaler(layerwise=…)` means: True, a planner, a plan, a function or this class.
 
         Raises:

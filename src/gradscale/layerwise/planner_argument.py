@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
+from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.measurements import Measurements
 from gradscale.backward.plan import ScalePlan
-from gradscale.plans.planner import Planner, UserGiven, fixed
+from gradscale.plans.planner import Planner, UserGiven, UserPlan, fixed
 from gradscale.plans.windows import Windows
 
+UserPlanner = Callable[[BackwardGraph, Measurements], UserPlan]
+PlannerArgument = bool | Planner | ScalePlan | UserPlanner
 
-def planner_given(layerwise: Any) -> Planner:
+
+def planner_given(layerwise: PlannerArgument) -> Planner:
     """True, a planner, a plan or a function, as a planner.
 
     Raises:
@@ -25,9 +31,9 @@ def planner_given(layerwise: Any) -> Planner:
     if isinstance(layerwise, ScalePlan):
         return fixed(layerwise)
     if hasattr(layerwise, "decide"):
-        return layerwise
+        return cast(Planner, layerwise)
     if callable(layerwise):
-        return UserGiven(cast(Any, layerwise))
+        return UserGiven(layerwise)
     raise TypeError(
         f"`GradScaler(layerwise={layerwise!r})` must be True, a planner such as `Windows()`, a "
         "`ScalePlan`, a function of (graph, measurements), or a `Layerwise(…)`."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 from weakref import ref
 
 import torch
@@ -23,6 +22,7 @@ from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
 from gradscale.scaler.storage import refuse_cast, warn_of_float16
+from gradscale.torch_types import StateDict
 from gradscale.untraced import untraced
 
 
@@ -182,9 +182,9 @@ class CurrentStep:
         """Empty if no optimizer has stepped since the last `update`: nothing is counted twice."""
         return StepOutcome() if self.closed else self.outcome
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"process_group": self.process_group, "also_needed": self.also_needed}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__init__(state["process_group"])
         self.also_needed = state["also_needed"]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gradscale.layerwise import Layerwise
+from gradscale.layerwise.planner_argument import PlannerArgument
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
 from gradscale.ranks import Ranks
 
-TORCH_NUMBERS: dict[str, Any] = {
+TORCH_NUMBERS: dict[str, float | int] = {
     "init_scale": 2.0**16,
     "growth_factor": 2.0,
     "backoff_factor": 0.5,
@@ -30,7 +31,7 @@ class InvalidSetting(ValueError, AssertionError):
     """A ValueError that is also an AssertionError, because torch raises the latter for factors."""
 
 
-def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any]) -> Policy:
+def choose_policy(policy: Policy | None, enabled: bool, numbers: Mapping[str, Any]) -> Policy:
     """The policy given, or `Dynamic` made of torch's four numbers.
 
     Raises:
@@ -57,7 +58,7 @@ def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any])
     return chosen
 
 
-def _refuse_no_policy(policy: Any) -> None:
+def _refuse_no_policy(policy: object) -> None:
     if isinstance(policy, Policy):
         return
     if isinstance(policy, type):
@@ -86,7 +87,7 @@ def listed(
     return optimizers
 
 
-def no_optimizer(given: Any) -> TypeError:
+def no_optimizer(given: object) -> TypeError:
     """What to say of something that has no parameters to step; wrappers of optimizers have some."""
     hint = "`scaler.step(optimizer)`"
     if isinstance(getattr(given, "__self__", None), torch.optim.Optimizer):
@@ -100,7 +101,7 @@ def no_optimizer(given: Any) -> TypeError:
     )
 
 
-def check_optimizers(call: str, optimizers: Iterable[Any]) -> None:
+def check_optimizers(call: str, optimizers: Iterable[object]) -> None:
     """Refuses what is no optimizer.
 
     Raises:
@@ -131,7 +132,7 @@ def distinct_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[Ten
     return list({id(p): p for parameters in groups for p in parameters}.values())
 
 
-def check_real(call: str, name: str, value: Any) -> None:
+def check_real(call: str, name: str, value: object) -> None:
     """Refuses what is no real number.
 
     Raises:
@@ -157,7 +158,7 @@ def check_clip(call: str, name: str, value: float) -> None:
         )
 
 
-def check_callback(call: str, callback: Any) -> None:
+def check_callback(call: str, callback: object) -> None:
     """Refuses what cannot be called when a step is skipped.
 
     Raises:
@@ -169,7 +170,7 @@ def check_callback(call: str, callback: Any) -> None:
         )
 
 
-def check_listener(sink: Any, every: int) -> None:
+def check_listener(sink: object, every: int) -> None:
     """Refuses what cannot be called with metrics, or never would be.
 
     Raises:
@@ -185,7 +186,7 @@ def check_listener(sink: Any, every: int) -> None:
         raise ValueError(f"`log_to(every={every})` must be at least 1. Pass 1 for every step.")
 
 
-def _warn_of_rounding(numbers: dict[str, Any]) -> None:
+def _warn_of_rounding(numbers: Mapping[str, float]) -> None:
     for name in ("growth_factor", "backoff_factor"):
         if math.frexp(numbers[name])[0] != 0.5:
             warnings.warn(
@@ -233,7 +234,7 @@ def check_scale(call: str, scale: float) -> None:
         )
 
 
-def replace_setting(policy: Policy, name: str, value: Any) -> Policy:
+def replace_setting(policy: Policy, name: str, value: object) -> Policy:
     """The policy with another value for one hyperparameter.
 
     Raises:
@@ -277,7 +278,9 @@ def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
     return new.to(torch.float32).nan_to_num(MIN_SCALE, MAX_FLOAT32).clamp(MIN_SCALE, MAX_FLOAT32)
 
 
-def build_layerwise(layerwise: Any, process_group: Ranks | None) -> Layerwise | None:
+def build_layerwise(
+    layerwise: Layerwise | PlannerArgument | None, process_group: Ranks | None
+) -> Layerwise | None:
     """The layer-wise part of a scaler; None for False and None.
 
     Raises:
