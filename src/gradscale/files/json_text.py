@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.files.replacement import replace_file
 
 
-def json_value(value: Any) -> Any:
+def json_value(value: object) -> object:
     """`value` with floats that are not finite as strings such as ``"nan"``: JSON has none.
 
     Example:
@@ -22,13 +22,16 @@ def json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(name): json_value(part) for name, part in value.items()}
+        return {
+            str(name): json_value(part)
+            for name, part in cast("Mapping[object, object]", value).items()
+        }
     if isinstance(value, list | tuple):
-        return [json_value(part) for part in value]
+        return [json_value(part) for part in cast("list[object]", value)]
     return value
 
 
-def json_line(value: Mapping[str, Any]) -> bytes:
+def json_line(value: Mapping[str, object]) -> bytes:
     r"""A line of JSON.
 
     Example:
@@ -63,7 +66,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"`{path}` is not valid JSON: {error}.") from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Replace the file by `value`, indented; one that says the same already is left alone.
 
     So what is finished can be looked at again in a folder that cannot be written.

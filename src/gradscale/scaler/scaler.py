@@ -11,7 +11,7 @@ from torch import Tensor
 from gradscale.gradients.flags import inverse
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
-from gradscale.layerwise.planner_argument import PlannerArgument
+from gradscale.layerwise.planner_argument import PlannerArgument, layerwise_of
 from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.schedule import Follower, step_if_taken
@@ -29,7 +29,6 @@ from gradscale.scaler.order import refuse
 from gradscale.scaler.scaling import scale_without_loss, scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
-    build_layerwise,
     check_callback,
     choose_policy,
     present_device,
@@ -116,7 +115,7 @@ class GradScaler(GradientVerbs):
         super().__init__(device, enabled=False)
         self._enabled = enabled
         self._undo = Undo(undo, sync_free)
-        plan = build_layerwise(layerwise, process_group)
+        plan = layerwise_of(layerwise, process_group)
         self._held, self._step, self._books = (
             HeldScale(chosen, plan, FunctionVerdicts(injected)),
             CurrentStep(process_group),

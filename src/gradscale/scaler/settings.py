@@ -11,12 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradscale.layerwise import Layerwise
-from gradscale.layerwise.planner_argument import PlannerArgument
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
-from gradscale.ranks import Ranks
 
 TORCH_NUMBERS: dict[str, float | int] = {
     "init_scale": 2.0**16,
@@ -276,16 +273,3 @@ def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
         check_scale(f"update(new_scale=tensor({float(new)}))", float(new))
     # On an accelerator a check would wait for it: there the value is brought into range.
     return new.to(torch.float32).nan_to_num(MIN_SCALE, MAX_FLOAT32).clamp(MIN_SCALE, MAX_FLOAT32)
-
-
-def build_layerwise(
-    layerwise: Layerwise | PlannerArgument | None, process_group: Ranks | None
-) -> Layerwise | None:
-    """The layer-wise part of a scaler; None for False and None.
-
-    Raises:
-        TypeError: if `layerwise` is nothing that decides plans.
-    """
-    if layerwise is False or layerwise is None:
-        return None
-    return Layerwise.of(layerwise, process_group)
