@@ -31,6 +31,7 @@ class Metrics:
         scale: the loss scale that it was taken at; NaN at step -1.
         skipped: whether one of its optimizers did not step.
         reason: why; None if none was skipped.
+        dropped: micro-batches that were left out of it; None unless `accumulate_` may do so.
         steps: optimizer steps so far, this step's included.
         skipped_steps: of these, not taken.
         consecutive: skipped since the last one taken.
@@ -49,6 +50,7 @@ class Metrics:
     scale: float = math.nan
     skipped: bool = False
     reason: str | None = None
+    dropped: int | None = None
     steps: int = 0
     skipped_steps: int = 0
     consecutive: int = 0
@@ -78,6 +80,8 @@ class Metrics:
             "groups": float(self.groups),
         }
         numbers |= {f"skipped_{reason}": float(n) for reason, n in self.reasons.items()}
+        if self.dropped is not None:
+            numbers["dropped"] = float(self.dropped)
         if self.amax is not None:
             numbers["amax"] = self.amax
         if self.lost is not None:

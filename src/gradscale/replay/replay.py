@@ -165,6 +165,8 @@ class _Run:
         if self._same and scale == step.scale:
             return step.skipped, step.overflow, True
         bad_data = step.skipped and (step.reason or "overflow") != "overflow"
+        if step.dropped and not step.skipped:
+            return self._fate_without_some(index, step, scale)
         if bad_data or scale == step.scale:
             return step.skipped, step.overflow and not bad_data, True
         if not step.skipped and scale < step.scale:
@@ -176,6 +178,16 @@ class _Run:
             raise ValueError(_nothing_tells(self._recording, step, scale))
         overflows = scale >= limit
         return overflows, overflows, False
+
+    def _fate_without_some(self, index: int, step: Step, scale: float) -> tuple[bool, bool, bool]:
+        """That of a step that was taken without some micro-batches.
+
+        It is taken to be taken at any scale; whether one overflows decides what the policy is told.
+        """
+        if scale == step.scale or (step.overflow and scale > step.scale):
+            return False, step.overflow, scale == step.scale
+        limit = self._peaks.limit(index)
+        return False, limit is not None and scale >= limit, False
 
 
 def _observation(overflow: bool, amax: float | None, step: Step) -> Observation:

@@ -59,7 +59,7 @@ class Record(dict[str, Any]):
         kept: whether they stay at S for good, because the optimizer's own numbers absorb it.
         divisor: what a fused optimizer is to divide by, float32 0-d; None unless clipping said so.
         sums: of the micro-batches, until they become the gradient.
-        dropped: how many micro-batches were left out.
+        dropped: how many micro-batches were left out; None if none may be.
         overflowed: whether the scale is to blame for one of those, as a flag.
         added: how many micro-batches were summed, or dropped.
         losses: how many losses of this step earlier micro-batches have accounted for.
