@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.files.replacement import replace_file
 
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What JSON can say; what is read from a file consists of `list` and `dict`."""
 
-def json_value(value: object) -> object:
+JsonObject: TypeAlias = "dict[str, Json]"
+
+
+def json_value(value: object) -> Json:
     """`value` with floats that are not finite as strings such as ``"nan"``: JSON has none.
 
     Example:
@@ -22,13 +27,10 @@ def json_value(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {
-            str(name): json_value(part)
-            for name, part in cast("Mapping[object, object]", value).items()
-        }
+        return {str(name): json_value(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [json_value(part) for part in cast("list[object]", value)]
-    return value
+        return [json_value(part) for part in value]
+    return cast("Json", value)
 
 
 def json_line(value: Mapping[str, object]) -> bytes:
@@ -45,7 +47,7 @@ def json_line(value: Mapping[str, object]) -> bytes:
     return text.encode() + b"\n"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Json:
     """The file's content; None if it is missing.
 
     Raises:
