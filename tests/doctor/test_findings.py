@@ -57,6 +57,7 @@ def test_an_ordinary_scale_is_healthy(scale, tmp_path):
     assert str(diagnosis).endswith("No problem found.")
 
 
+@settings(deadline=None)  # a process is started for each
 @given(exponent=st.integers(0, 16), tracker=st.integers(0, 1999))
 @settings(deadline=None)
 def test_no_ordinary_state_of_torch_raises_an_alarm(tmp_path_factory, exponent, tracker):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gradscale.doctor.finding import Finding
 from gradscale.doctor.inert.tree import SavedArray
@@ -41,7 +41,7 @@ _MOMENTS = _Kind(
 )
 
 
-def bad_floats(tree: Any, place: str = "") -> list[Finding]:
+def bad_floats(tree: object, place: str = "") -> list[Finding]:
     """What is wrong with the floats of a checkpoint, each tensor by its name.
 
     Args:

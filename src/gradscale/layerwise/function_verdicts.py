@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from gradscale.backward.user_functions import function_name
 from gradscale.capturing import capturing
 from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.layerwise.naming import Naming
+from gradscale.torch_types import StateDict
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Injected = Literal["warn", "scale", "ignore"]
 
@@ -138,7 +142,7 @@ class FunctionVerdicts:
         found = self._found.get(signature, {})
         return frozenset(node for node, verdict in found.items() if verdict.kind == "linear")
 
-    def reduce(self, groups: Sequence[Any], device: torch.device) -> None:
+    def reduce(self, groups: Sequence[ProcessGroup], device: torch.device) -> None:
         """Merges what all ranks saw in this step. A collective."""
         for probing in self._probings:
             probing.reduce(groups, device)
@@ -237,10 +241,10 @@ class FunctionVerdicts:
         held = (f"{v.name} stays at the loss scale: {v.held}" for v in self.verdicts() if v.held)
         return list(dict.fromkeys(held))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"injected": self.injected, "linear": self.state_dict()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__init__(state["injected"])
         self.load_state_dict(state["linear"])
 

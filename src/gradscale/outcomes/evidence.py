@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 from gradscale.gradients.left_over import LeftOver
 from gradscale.outcomes.reach import Reach
 from gradscale.outcomes.triage import Reason
-from gradscale.ranks import distributed, mesh_groups, reduce_max_
+from gradscale.ranks import Ranks, distributed, mesh_groups, reduce_max_
 
 
 class Blame(NamedTuple):
@@ -140,7 +140,7 @@ class Evidence:
     def blame(
         self,
         found_inf: Tensor,
-        process_group: Any,
+        process_group: Ranks | None,
         numbers: Sequence[int] | None = None,
         stale: Tensor | None = None,
     ) -> Blame | None:

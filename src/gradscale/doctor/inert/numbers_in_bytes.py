@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import cast
 
-from gradscale.doctor.inert.unpickling import StandIn, kind_of
+from gradscale.doctor.inert.unpickling import StandIn, named_class
 
 CODES = {
     "float16": "e",
@@ -77,7 +77,7 @@ class Array:
     def __init__(
         self,
         dtype: str,
-        shape: Any,
+        shape: Iterable[object],
         read: Callable[[int, int], bytes],
         order: str,
         dense: bool = True,
@@ -92,8 +92,8 @@ class Array:
     def numel(self) -> int:
         """Elements; 0 for a shape that no array has."""
         sizes = self.shape
-        whole = len(sizes) <= _MOST_AXES and all(type(size) is int and size >= 0 for size in sizes)
-        return math.prod(sizes) if whole else 0
+        whole = [size for size in sizes if type(size) is int and size >= 0]
+        return math.prod(whole) if len(whole) == len(sizes) <= _MOST_AXES else 0
 
     def number(self) -> float | int | None:
         """The value of a single element; None if there are several, or its bytes are missing."""
@@ -121,11 +121,11 @@ def size_of(dtype: str | None) -> int:
     return struct.calcsize(f"={CODES[dtype]}") if dtype in CODES else 0
 
 
-def tensor(args: tuple[Any, ...]) -> Array | None:
+def tensor(args: tuple[object, ...]) -> Array | None:
     """The tensor of `torch._utils._rebuild_tensor_v2` and its like, left in the file."""
     match args:
         case (Storage() as storage, int(offset), tuple(shape), *rest) if offset >= 0:
-            said = [kind_of(part) for part in rest if kind_of(part).startswith("torch.")]
+            said = [named_class(part) for part in rest if named_class(part).startswith("torch.")]
             dtype = storage.dtype or (said[-1].removeprefix("torch.") if said else "unknown")
             begin = offset * size_of(dtype)
             read = storage.read
@@ -137,25 +137,28 @@ def tensor(args: tuple[Any, ...]) -> Array | None:
             return None
 
 
-def _dense(shape: tuple[Any, ...], strides: Any) -> bool:
+def _dense(shape: tuple[object, ...], strides: object) -> bool:
     if not isinstance(strides, tuple) or len(strides) != len(shape) or len(shape) > _MOST_AXES:
         return False
-    if not all(type(number) is int and number >= 0 for number in (*shape, *strides)):
-        return False
-    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    return last + 1 == math.prod(shape)
+    last, numel = 0, 1
+    for size, stride in zip(shape, cast("tuple[object, ...]", strides), strict=True):
+        if not (isinstance(size, int) and isinstance(stride, int) and size >= 0 and stride >= 0):
+            return False
+        last, numel = last + (size - 1) * stride, numel * size
+    return last + 1 == numel
 
 
 def numpy_array(thing: StandIn) -> Array | None:
     """The array that numpy would restore; None if it is anything else."""
     match thing.state:
+        # What `ndarray.__setstate__` takes: version, shape, dtype, Fortran order, content.
         case (int(), tuple(shape), StandIn() as dtype, bool(), bytes(raw)):
             return _numpy(dtype, shape, raw)
         case _:
             return None
 
 
-def numpy_scalar(args: tuple[Any, ...]) -> float | int | None:
+def numpy_scalar(args: tuple[object, ...]) -> float | int | None:
     """What `numpy.core.multiarray.scalar` would give, as Python's own number."""
     match args:
         case (StandIn() as dtype, bytes(raw)):
@@ -165,9 +168,10 @@ def numpy_scalar(args: tuple[Any, ...]) -> float | int | None:
             return None
 
 
-def _numpy(dtype: StandIn, shape: Any, raw: bytes) -> Array | None:
+def _numpy(dtype: StandIn, shape: Iterable[object], raw: bytes) -> Array | None:
     match dtype.args:
         case (str(code), *_) if code in _NUMPY_CODES:
+            # The dtype's own state says the byte order; "|" and "<" are read alike.
             big = isinstance(dtype.state, tuple) and ">" in dtype.state
             return Array(
                 _NUMPY_CODES[code], shape, lambda at, n: raw[at : at + n], ">" if big else "<"
