@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -173,6 +173,28 @@ class Measurements:
             "signature": self.signature,
             "records": [asdict(record) for record in self.records],
         }
+
+
+class PassCounts(Protocol):
+    """What is counted in one backward pass: by hooks, or by a captured graph itself."""
+
+    signature: str
+
+    def reduce(self, groups: Iterable[Any]) -> None:
+        """Merges the counts of all ranks."""
+        ...
+
+    def fetch(self) -> None:
+        """Begins to copy them to the host."""
+        ...
+
+    def remove(self) -> None:
+        """Counts no further."""
+        ...
+
+    def result(self) -> Measurements:
+        """The counts; waits for the copy."""
+        ...
 
 
 def _merged(one: PlaceRecord, other: PlaceRecord) -> PlaceRecord:
