@@ -33,6 +33,7 @@ GROUND = {
     "percent",
     "random_state",
     "ranks",
+    "torch_types",
     "triton_kernels",
     "untraced",
     "version",

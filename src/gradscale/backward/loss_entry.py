@@ -62,7 +62,7 @@ class LossEntry:
             probe = torch.zeros((), device=loss.device, requires_grad=True)
             self._probes[loss.device] = probe
         watched = enter(loss, probe)
-        node = watched.grad_fn
+        node: Any = watched.grad_fn
         self._nodes = [ref for ref in self._nodes if ref() is not None]
         self._nodes.append(weakref.ref(node))
         node.register_prehook(self._entered)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
-from gradscale.backward.measure_counts import (
-    AMAX,
-    WIDTH,
-    count_by_torch,
-    empty_counts,
-    moments_into,
-    stored_values,
-)
+from gradscale.backward.measure_counts import moments_into, stored_values
+from gradscale.backward.measure_fetched import Fetched
 from gradscale.backward.measure_places import CountedPlace, places_of
+from gradscale.backward.measure_rows import AMAX, WIDTH, count_by_torch, empty_counts
+from gradscale.backward.measure_tally import MOMENTS, Part
 from gradscale.backward.measure_weights import weights_of
-from gradscale.backward.measurements import Measurements, PlaceRecord, unscaled_counts
+from gradscale.backward.measurements import Measurements, PlaceRecord
 from gradscale.exponents import ceil_exponent
-from gradscale.host_copies import HostCopies
 from gradscale.plans.planner import Planner
 from gradscale.ranks import reduce_max_, reduce_sum_
 
-_MOMENTS = 4
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class TracedCounts:
@@ -69,7 +66,7 @@ class TracedCounts:
     def _add_row(self, device: torch.device) -> None:
         self._rows.append(empty_counts(1, device)[0])
         if self._moments:
-            self._sums.append(torch.zeros(_MOMENTS, dtype=torch.float64, device=device))
+            self._sums.append(torch.zeros(MOMENTS, dtype=torch.float64, device=device))
 
     def _counting(self, rows: Sequence[int]) -> Callable[..., None]:
         def count(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
@@ -130,52 +127,50 @@ class CountedPass:
     ) -> None:
         self.signature = graph.signature
         self._graph, self._exponents, self._scale = graph, exponents, scale
-        self._counts, self._rows = counts, rows
-        self._host: HostCopies[Tensor] | None = None
+        self._counts, self._rows = counts, rows[:, :WIDTH]
+        sums = rows[:, WIDTH:].contiguous().view(torch.float64)
+        self._sums = sums if sums.numel() else None
+        self._fetched: Fetched | None = None
 
-    def reduce(self, groups: Iterable[object]) -> None:
+    def reduce(self, groups: Iterable[ProcessGroup]) -> None:
         """Merges the counts of all ranks, in place on the device: maxima and sums."""
         groups = list(groups)
-        amax, sums = self._rows[:, AMAX].clone(), self._rows[:, WIDTH:].view(torch.float64)
+        amax = self._rows[:, AMAX].clone()
         reduce_max_([amax], groups)
-        reduce_sum_([self._rows[:, :WIDTH], sums], groups)
+        reduce_sum_([self._rows] if self._sums is None else [self._rows, self._sums], groups)
         self._rows[:, AMAX] = amax
 
     def fetch(self) -> None:
         """Begins to copy the rows to the host, without waiting for them."""
         self._begun()
 
-    def _begun(self) -> HostCopies[Tensor]:
-        if self._host is None:
-            self._host = HostCopies([self._rows, self._scale])
-        return self._host
+    def _begun(self) -> Fetched:
+        if self._fetched is None:
+            numbers = list(range(len(self._counts.places)))
+            part = Part(numbers, self._rows, moments=self._sums)
+            self._fetched = Fetched([part], self._scale)
+        return self._fetched
 
     def remove(self) -> None:
         """There are no hooks to remove."""
 
     def result(self) -> Measurements:
         """What was counted, in unscaled terms; waits for the copy if it is still under way."""
-        host = self._begun()
-        host.wait()
-        rows, scale = host.tensors
+        fetched = self._begun()
+        fetched.wait()
         places = self._counts.places
-        scales = [self._scale_of(place, float(scale)) for place in places]
-        moments = rows[:, WIDTH:].contiguous().view(torch.float64)
-        counted = unscaled_counts(rows[:, :WIDTH], scales, moments if moments.numel() else None)
+        scales = [self._scale_of(place, fetched.scale) for place in places]
+        counts = fetched.counts(scales)
         wanted = self._counts.wanted(self._graph, self._exponents)
         records = [
             PlaceRecord(
                 place.node, place.kind, place.target, place.format,
-                ceil_exponent(factor) + exponent, counts, fan,
+                ceil_exponent(factor) + exponent, counts[row], self._counts.fans[row],
             )
-            for place, fan, (factor, exponent), counts in zip(
-                places, self._counts.fans, scales, counted, strict=True
-            )
+            for row, (place, (factor, exponent)) in enumerate(zip(places, scales, strict=True))
             if place in wanted
         ]  # fmt: skip
-        return Measurements(self.signature).merged(
-            Measurements(self.signature, (record,)) for record in records
-        )
+        return Measurements.of(self.signature, records)
 
     def _scale_of(self, place: CountedPlace, scale: float) -> tuple[float, int]:
         return (1.0, 0) if place.kind == "weight" else (scale, self._exponents[place.node])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from gradscale.backward.graph import Walk
 from gradscale.compiled.opened import part_of
@@ -37,10 +36,10 @@ def reasons_closed(walk: Walk, this: str, the: str) -> str:
 
 def compiled_autograd() -> str | None:
     """A warning, if compiled autograd is on, which traces a whole backward pass; else None."""
-    dynamo: Any = sys.modules.get("torch._dynamo")
+    dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
         return None
-    autograd: Any = sys.modules.get("torch._dynamo.compiled_autograd")
+    autograd = sys.modules.get("torch._dynamo.compiled_autograd")
     enabled = getattr(autograd, "compiled_autograd_enabled", False)
     if not (enabled or getattr(dynamo.config, "compiled_autograd", False)):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
-from gradscale.layerwise.planner_argument import planner_given
 from gradscale.layerwise.planning import Planning
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
@@ -34,6 +33,11 @@ from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.planner import Planner
 from gradscale.plans.windows import Windows
+from gradscale.ranks import Ranks
+from gradscale.torch_types import StateDict
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Layerwise:
@@ -76,7 +80,7 @@ class Layerwise:
         *,
         measure_every: int = 100,
         keep: int = 8,
-        process_group: Any = None,
+        process_group: Ranks | None = None,
         linear: Iterable[type[torch.autograd.Function] | str] = (),
     ) -> None:
         self.timing = Timing(Calendar(measure_every))
@@ -92,25 +96,6 @@ class Layerwise:
         self._measured: MeasuredStep | None = None
         self._hiding = False
         self._warned: set[str] = set()
-
-    @classmethod
-    def of(cls, layerwise: Any, process_group: Any) -> Layerwise:
-        """What `GradScaler(layerwise=…)` means: True, a planner, a plan, a function or this class.
-
-        Raises:
-            TypeError: if it is none of these.
-        """
-        if isinstance(layerwise, Layerwise):
-            if layerwise.taken:
-                raise ValueError(
-                    "`GradScaler(layerwise=Layerwise(…))`: that one belongs to another scaler, and "
-                    "holds its plans. Make one for each."
-                )
-            layerwise.taken = True
-            if layerwise.process_group is None:
-                layerwise.process_group = process_group
-            return layerwise
-        return cls(planner_given(layerwise), process_group=process_group)
 
     @property
     def planner(self) -> Planner:
@@ -226,7 +211,7 @@ class Layerwise:
             )
 
     def _agreed(
-        self, measurings: Sequence[PassCounts], groups: Sequence[Any]
+        self, measurings: Sequence[PassCounts], groups: Sequence[ProcessGroup]
     ) -> Sequence[PassCounts]:
         """The measurements of all ranks; where their graphs differ, one scale for all of them."""
         device = cast(Tensor, self._scale).device
@@ -266,7 +251,7 @@ class Layerwise:
         """How many loss scales each structure needs, where and why; the latest structure last."""
         return "\n".join([self.planning.report(), *self.functions.report()])
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._measured is not None and self._scale is not None:
             self.begin_step(self._scale)
@@ -280,14 +265,14 @@ class Layerwise:
         self.timing.resume(saved.steps, saved.again)
         self._hiding, self._measured, self.passes = saved.hiding, None, StepPasses()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {
             "settings": (self.planner, self.timing.calendar.every, self.tracks.keep),
             "functions": (self.linear, self.functions),
             "state": self.state_dict(),
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         planner, every, keep = state["settings"]
         linear, functions = state["functions"]
         self.__init__(planner, measure_every=every, keep=keep, linear=linear)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Counts, Kind, Measurements, PlaceRecord
@@ -34,7 +34,7 @@ class SavedTrack(NamedTuple):
         known = all((record.node, record.target) in places for record in records)
         return known and len(self.plan.exponents) == len(graph)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """What was saved."""
         history = [measurements.as_dict() for measurements in self.history]
         return {**self._asdict(), "plan": self.plan.to_dict(), "history": history}

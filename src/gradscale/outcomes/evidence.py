@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gradscale.gradients.left_over import LeftOver
-from gradscale.ranks import distributed, mesh_groups, reduce_max_
+from gradscale.ranks import Ranks, distributed, mesh_groups, reduce_max_
 
 
 class Evidence:
@@ -95,7 +95,9 @@ class Evidence:
         witnesses = [self.losses[n] for n in numbers if self.bears_witness(n)]
         return witnesses, [self.losses[n] for n in numbers if not self.bears_witness(n)]
 
-    def blamed(self, found_inf: Tensor, process_group: Any, since: int = 0) -> Tensor | None:
+    def blamed(
+        self, found_inf: Tensor, process_group: Ranks | None, since: int = 0
+    ) -> Tensor | None:
         """The flag as far as the scale is to blame: 0 if a loss was not finite.
 
         Agreed on over `process_group`, because all ranks must blame the same thing; with several

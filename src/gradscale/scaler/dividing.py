@@ -73,7 +73,8 @@ def deliver(
         flag = sums.deliver_().to(scale.device, non_blocking=True)
         flags = step.gradients.agreed(optimizer, {scale.device: flag}, scale)
         step.gradients.measure(optimizer, scale.device)
-    record.dropped = sums.dropped
+    if sums.drop_overflow:
+        record.dropped = sums.dropped
     handled(held, step, optimizer, record, DIVIDED, flags)
 
 

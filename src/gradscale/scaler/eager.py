@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from types import FunctionType
+from typing import ParamSpec, TypeVar, cast
 
 import torch
-from torch._C._dynamo import eval_frame as frames
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+from gradscale.untraced import leave_untraced
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,13 +33,7 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
             disabled.append(cast("Callable[P, R]", torch.compiler.disable(method)))
         return disabled[0](*args, **kwargs)
 
-    cast(Any, call)._torchdynamo_disable = True
+    call.__dict__["_torchdynamo_disable"] = True  # what `torch.compiler.disable` sets
     # Else, called between two graphs, `call` itself would be traced: in vain, and with a warning.
-    _leave_untraced(cast(Any, call).__code__)
+    leave_untraced(cast(FunctionType, call).__code__, with_what_it_calls=False)
     return call
-
-
-def _leave_untraced(code: Any) -> None:
-    torchs: Any = frames
-    skip, default = torchs._FrameAction.SKIP, torchs._FrameAction.DEFAULT
-    torchs.set_code_exec_strategy(code, torchs._FrameExecStrategy(skip, default))

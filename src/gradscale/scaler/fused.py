@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+
+
+class Fused(Protocol):
+    """What torch's scaler sets on an optimizer that divides and skips by itself."""
+
+    grad_scale: Tensor | None
+    found_inf: Tensor
 
 
 @contextmanager
@@ -22,7 +29,7 @@ def handed_over(
         scale: what it divides its gradients by; None if they are divided already.
         found_inf: float32 0-d, exactly 0 or 1: fused Adam subtracts it from its step count.
     """
-    fused = cast(Any, optimizer)
+    fused = cast(Fused, optimizer)
     own = getattr(optimizer, "grad_scale", None)
     fused.grad_scale = own if scale is None else scale if own is None else scale * own
     fused.found_inf = found_inf

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
 
 import torch
 from torch.optim.optimizer import _global_optimizer_pre_hooks
@@ -34,7 +33,7 @@ def read_by_others(optimizer: torch.optim.Optimizer) -> bool:
     return steps_fused(optimizer) and not _is_torchs(type(optimizer))
 
 
-def _is_ours(hook: Callable[..., Any]) -> bool:
+def _is_ours(hook: Callable[..., object]) -> bool:
     function = getattr(hook, "func", hook)  # of a `functools.partial`
     return str(getattr(function, "__module__", "")).startswith("gradscale.")
 
@@ -45,5 +44,5 @@ def _is_torchs(kind: type[torch.optim.Optimizer]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _takes_scaler(step: Callable[..., Any] | None) -> bool:
+def _takes_scaler(step: Callable[..., object] | None) -> bool:
     return step is not None and "grad_scaler" in inspect.signature(step).parameters
