@@ -14,6 +14,7 @@ from gradscale.backward.injection import owed, scale_injected
 from gradscale.backward.linearity import Linearity, Probing
 from gradscale.backward.loss_entry import LossEntry, transformed
 from gradscale.backward.user_functions import function_name
+from gradscale.callers import level_of_caller
 from gradscale.capturing import capturing
 from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.layerwise.naming import Naming
@@ -198,7 +199,7 @@ class FunctionVerdicts:
                 f"it is {verdict.wrongly}. To have it multiplied by the scale, build the scaler "
                 "with `injected='scale'`; if the function does that itself, with "
                 "`injected='ignore'`.",
-                stacklevel=2,
+                stacklevel=level_of_caller(),
             )
 
     def _warn_of_refused(self, name: str, why: str) -> None:
@@ -208,7 +209,7 @@ class FunctionVerdicts:
                 f"`GradScaler(injected='scale')` cannot look at `{name}.backward`, because {why}. "
                 "If it returns a gradient of its own, that stays as it is: divided by the scale. "
                 "Have the function multiply it by `scaler.get_scale()` itself.",
-                stacklevel=2,
+                stacklevel=level_of_caller(),
             )
 
     def warn_of_transforms(self, loss: Tensor) -> None:

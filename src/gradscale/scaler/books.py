@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.lost_count import JudgedRow, count_lost
 from gradscale.metrics.meter import FinishedStep, Meter, Subscription
@@ -92,7 +93,8 @@ class Books:
         if reason == "nonfinite_gradient" and not self._warned_of_left_over:
             self._warned_of_left_over = True
             found = ", ".join(repr(culprit.name) for culprit in outcome.culprits[:3])
-            warnings.warn(LEFT_OVER.format(names=f" ({found})" if found else ""), stacklevel=6)
+            message = LEFT_OVER.format(names=f" ({found})" if found else "")
+            warnings.warn(message, stacklevel=level_of_caller())
         self.alarm.hear(in_a_row, update, reason, partial(_hint, outcome, reason, held, step))
 
     def note_numbers(self, step: CurrentStep, layerwise: Layerwise | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.names import ParameterName, parameter_names
 from gradscale.emulation import DirectionFormats, emulating
+from gradscale.layerwise.closed_graphs import reasons_closed
 from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.watching.measured_pass import MeasuredPass
@@ -43,6 +45,7 @@ class Attaching:
         self.negligible = Negligible()
         self.functions = FunctionVerdicts("ignore")
         self.functions.naming.know(model)
+        self._warned = False
 
     def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
         """Hooks the pass that is about to begin at `tensors`.
@@ -64,6 +67,7 @@ class Attaching:
         if not roots:
             return None
         walked = walk(roots)
+        self._warn_of_closed(walked)
         names = parameter_names(self._model)
         spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:
@@ -88,6 +92,18 @@ class Attaching:
         self.functions.poll(wait=True)
         corrected = corrects(self._scaler)
         return tuple(replace(v, corrected=corrected) for v in self.functions.verdicts())
+
+    def _warn_of_closed(self, walked: Walk) -> None:
+        if self._warned or not walked.graph.structure.closed:
+            return
+        reasons = reasons_closed(walked, "this watch", "the watch")
+        if reasons:
+            self._warned = True
+            warnings.warn(
+                "`gradscale.watch`: of a compiled graph only what enters and leaves it is measured,"
+                f" because {reasons}.",
+                stacklevel=2,
+            )
 
     def _spots(
         self,
