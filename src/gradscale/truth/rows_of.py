@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.cancellation import mostly
-from gradscale.backward.measure_counts import count_into, empty_counts
+from gradscale.backward.measure_counts import count_into
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import Counts, unscaled_counts
 from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
