@@ -206,8 +206,7 @@ class Watch:
                 callback(seen.step, rows)
 
     def _report_of(self, seen: StepSights) -> WatchReport:
-        scaled = self.scaler is not None
-        return report_of([seen], self._format, None, scaled=scaled)
+        return report_of([seen], self._format, None, scaled=self.scaler is not None)
 
     def _unfinished(self) -> list[StepSights]:
         """What the step under way has counted so far, where nobody else must be asked."""
@@ -290,8 +289,7 @@ class Watch:
         if self._current is None:
             return
         measured, self._current = self._current, None
-        activations = self._activations
-        taken = None if activations is None else activations.take()
+        taken = None if self._activations is None else self._activations.take()
         measured.finish(taken, self._groups(), self._device())
         self._under_way.add(measured)
 
