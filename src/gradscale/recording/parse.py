@@ -84,7 +84,7 @@ def row_infos(line: Entries) -> tuple[RowInfo, ...]:
     )
 
 
-def network_of(line: Entries) -> RecordedNetwork:
+def recorded_network(line: Entries) -> RecordedNetwork:
     """A line with the network."""
     nodes, rows = line.texts("nodes"), line.entries("rows")
     edges = Entries(dict(enumerate(line.list("edges"))), "edges")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from gradscale.entries import Absent, Entries
 from gradscale.files.json_text import JsonObject
 from gradscale.files.regular import open_regular
-from gradscale.recording.parse import header_of, network_of, row_infos, step_of
+from gradscale.recording.parse import header_of, recorded_network, row_infos, step_of
 from gradscale.recording.schema import FILE_NAME, Header, RecordedNetwork, RowInfo, Step
 
 TRAIN_FILE = "steps.jsonl"
@@ -107,7 +107,7 @@ class _Contents:
         elif kind == "rows":
             self.rows += self._next_rows(row_infos(line))
         elif kind == "structure":
-            network = network_of(line)
+            network = recorded_network(line)
             self._check_rows(network.rows.values())
             self.structures.append(network)
         elif kind == "step":

@@ -20,7 +20,7 @@ from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.settings import live_scale
 from gradscale.watching.spots import RowSpot, spots_of
 
-_KEPT = 16  # structures: of training and of evaluation, of a last and smaller batch
+_KEPT = 16  # structures, the latest; a training loop has a few
 
 
 class Attaching:

@@ -45,7 +45,7 @@ class Flags:
     def reduce(self, groups: Sequence[ProcessGroup]) -> None:
         """Leaves those up that are up on all ranks. A collective."""
         for indices, flags in self._stacked():
-            # As int32, which every backend can reduce; up on all is: down on none.
+            # Up on all ranks is down on none: a maximum, in a dtype that every backend reduces.
             down = (~flags).to(torch.int32)
             reduce_max_([down], groups)
             self._flags.update(zip(indices, (down == 0).unbind(), strict=True))
