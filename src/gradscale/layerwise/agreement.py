@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscale.backward.measure import Measuring
+from gradscale.backward.measurements import PassCounts
 from gradscale.host_copies import HostCopies
 from gradscale.ranks import all_ranks, distributed, mesh_groups, reduce_max_
 
@@ -21,7 +21,7 @@ def rank_groups(process_group: Any) -> list[Any]:
 
 
 def merged_over_ranks(
-    measurings: Sequence[Measuring],
+    measurings: Sequence[PassCounts],
     situations: Sequence[object],
     groups: Sequence[Any],
     device: torch.device,

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure import Measuring
-from gradscale.backward.measurements import Measurements
+from gradscale.backward.measurements import Measurements, PassCounts
 from gradscale.layerwise.timing import has_bad_data
 from gradscale.outcomes.outcome import StepOutcome
 
@@ -26,7 +25,7 @@ class StepPasses:
     """
 
     def __init__(self) -> None:
-        self.measurings: list[Measuring] = []
+        self.measurings: list[PassCounts] = []
         self.signatures: set[str] = set()
         self.walked = self.scaled = self.custom = False
         self._seen: set[int] = set()
@@ -54,7 +53,7 @@ class MeasuredStep(NamedTuple):
         bad_data: whether the data of some rank were bad; None if there is only this one.
     """
 
-    measurings: Sequence[Measuring]
+    measurings: Sequence[PassCounts]
     step: StepOutcome
     scale: Tensor
     bad_data: bool | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 from torch.autograd.graph import GradientEdge
 
-from gradscale.backward.graph import BackwardGraph, walk
+from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.names import ParameterName, parameter_names
 from gradscale.emulation import DirectionFormats, emulating
 from gradscale.emulation.later_passes import Roots
+from gradscale.layerwise.closed_graphs import reasons_closed
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
@@ -39,6 +41,7 @@ class Attaching:
         self._scaler = scaler
         self._known: OrderedDict[object, list[RowSpot]] = OrderedDict()
         self.negligible = Negligible()
+        self._warned = False
 
     def attach(
         self, tensors: Roots, passes: int, outer: MeasuredPass | None
@@ -59,6 +62,7 @@ class Attaching:
         if not roots:
             return None
         walked = walk(roots)
+        self._warn_of_closed(walked)
         names = parameter_names(self._model)
         spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:
@@ -68,6 +72,18 @@ class Attaching:
         node = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
         return MeasuredPass(walked, spots, live_scale(self._scaler), plan, recognizing, number)
+
+    def _warn_of_closed(self, walked: Walk) -> None:
+        if self._warned or not walked.graph.structure.closed:
+            return
+        reasons = reasons_closed(walked, "this watch", "the watch")
+        if reasons:
+            self._warned = True
+            warnings.warn(
+                "`gradscale.watch`: of a compiled graph only what enters and leaves it is measured,"
+                f" because {reasons}.",
+                stacklevel=2,
+            )
 
     def _spots(
         self,

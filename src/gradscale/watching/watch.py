@@ -13,6 +13,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.capturing import capturing
+from gradscale.compiled.preparing import prepare_compiled
 from gradscale.emulation.later_passes import Roots
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.agreement import rank_groups
@@ -89,6 +90,7 @@ class Watch:
         self._running: list[MeasuredPass | None] = []
         self._callbacks: list[Callback] = []
         self._active = False
+        prepare_compiled(self)  # what is compiled from now on shows what is inside
 
     @property
     def step(self) -> int:
@@ -141,10 +143,8 @@ class Watch:
         Raises:
             ValueError: if there is no such format, or `at` is no whole number.
         """
-        chosen, exponent = (
-            settings.checked_format(format) or self._format,
-            settings.checked_exponent(at),
-        )
+        chosen = settings.checked_format(format) or self._format
+        exponent = settings.checked_exponent(at)
         self.poll()
         seen = [*self._kept, *self._unfinished()]
         return report_of(seen, chosen, exponent, scaled=self.scaler is not None)
