@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gradscale.backward.measure import Measuring
+from gradscale.backward.measurements import PassCounts
 from gradscale.host_copies import HostCopies
 from gradscale.ranks import Ranks, all_ranks, distributed, mesh_groups, reduce_max_
 
@@ -30,7 +30,7 @@ def ranks_of(groups: Iterable[ProcessGroup]) -> int:
 
 
 def merged_over_ranks(
-    measurings: Sequence[Measuring],
+    measurings: Sequence[PassCounts],
     situations: Sequence[object],
     groups: Sequence[ProcessGroup],
     device: torch.device,

@@ -9,8 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure import Measuring
-from gradscale.backward.measurements import Measurements
+from gradscale.backward.measurements import Measurements, PassCounts
 from gradscale.layerwise.measuring_cost import MeasuredGraph, cost_in_steps
 from gradscale.layerwise.timing import has_bad_data
 from gradscale.layerwise.tracks import Tracks
@@ -29,7 +28,7 @@ class StepPasses:
     """
 
     def __init__(self) -> None:
-        self.measurings: list[Measuring] = []
+        self.measurings: list[PassCounts] = []
         self.signatures: set[str] = set()
         self.walked = self.scaled = self.custom = False
         self._seen: set[int] = set()
@@ -57,7 +56,7 @@ class MeasuredStep(NamedTuple):
         bad_data: whether the data of some rank were bad; None if there is only this one.
     """
 
-    measurings: Sequence[Measuring]
+    measurings: Sequence[PassCounts]
     step: StepOutcome
     scale: Tensor
     bad_data: bool | None = None

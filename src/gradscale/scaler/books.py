@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from gradscale.callers import level_of_caller
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.lost_count import JudgedRow, count_lost
 from gradscale.metrics.meter import FinishedStep, Meter, Subscription
@@ -65,7 +66,7 @@ class Books:
             step.models.warn_of_buffers()
         if reason == "nonfinite_gradient" and not self._warned_of_left_over:
             self._warned_of_left_over = True
-            warnings.warn(LEFT_OVER, stacklevel=6)
+            warnings.warn(LEFT_OVER, stacklevel=level_of_caller())
         hint = partial(beyond_half, outcome, step.names.items())
         self.alarm.hear(in_a_row, update, reason, hint if reason == "nonfinite_loss" else str)
 

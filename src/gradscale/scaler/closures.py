@@ -13,7 +13,7 @@ from torch import Tensor
 from gradscale.gradients.flags import inverse, read_together
 from gradscale.gradients.master_weights import masters_of
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.dividing import divide, quotient_overflowed, unscale
+from gradscale.scaler.dividing import divide, quotient_overflowed, unscale_now
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import NOT_SCALED, refuse
 from gradscale.scaler.record import At, Record
@@ -92,7 +92,7 @@ class ClosureStep:
         if record.untouched and not step.pending.divided(optimizer):
             if step.evidence.losses or step.pending.knows(optimizer):
                 step.pending.bring_to(self._held.ready("step"))
-                unscale(self._held, step, optimizer, record)
+                unscale_now(self._held, step, optimizer, record)
         return not self._overflowed()
 
     def _evaluation(self, closure: Closure) -> Closure:

@@ -9,6 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.pending import PendingGradients
 from gradscale.gradients.step_gradients import StepGradients
@@ -150,7 +151,7 @@ class CurrentStep:
                 f"`step(optimizer)` on {added} micro-batches, after {usual} in each step before: "
                 "if an epoch ended in between, sums were left over from it. Call "
                 "`scaler.step(optimizer)` or `scaler.abandon()` at its end.",
-                stacklevel=6,
+                stacklevel=level_of_caller(),
             )
         self.usual[id(optimizer)] = (added, steps + 1 if added == usual else 1)
 
@@ -174,7 +175,7 @@ class CurrentStep:
             self.evidence.note_inner(number)
         if self.candidates:  # cleared meanwhile, they are no evidence
             there = {key: left for key, left in self.candidates.items() if left.still_there}
-            self.evidence.left_over |= there
+            self.evidence.left_over = {**self.evidence.left_over, **there}
             self.candidates = {}
 
     @property

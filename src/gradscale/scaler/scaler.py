@@ -156,14 +156,17 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return
-        scale = scale_without_loss(self._held, self._step, optimizer, "unscale_")
-        record = self._step.records[id(optimizer)]
+        held, step = self._held, self._step
+        scale = held.tensor
+        if scale is None:
+            scale = scale_without_loss(held, step, optimizer, "unscale_")
+        record = step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "unscale_")
         if record.sums is None:
-            divide(self._held, self._step, optimizer, record, inverse(scale))
+            divide(held, step, optimizer, record, inverse(scale))
         else:
-            deliver(self._held, self._step, optimizer, record)
+            deliver(held, step, optimizer, record)
 
     @eager
     def step(
@@ -195,16 +198,17 @@ class GradScaler(GradientVerbs):
             scale_without_loss(held, step, optimizer, "step")
         step.open()
         record = step.records[id(optimizer)]
-        if not record.untouched:
+        untouched = record.untouched
+        if not untouched:
             refuse(record, "step")
         if takes_scaler(optimizer):
             call = step_call(optimizer, args, {**kwargs, "grad_scaler": self})
             return step_of_its_own(held, step, optimizer, record, call)
-        if record.untouched and closure is None and divided_first(step, undo, optimizer, record):
+        if untouched and closure is None and divided_first(step, undo, optimizer, record):
             self.unscale_(optimizer)
         if closure is not None:
             return ClosureStep(held, step, undo, optimizer, record).take(closure, args, kwargs)
-        call = step_call(optimizer, args, kwargs)
+        call = step_call(optimizer, args, kwargs) if args or kwargs else optimizer.step
         return take_or_skip(held, step, undo, optimizer, record, call)
 
     @eager

@@ -10,11 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.gradients.flags import combined, read_together
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, keep, quotient_overflowed, with_quotients
-from gradscale.scaler.fused import handed_over
+from gradscale.scaler.fused import step_deciding
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.record import Record
 from gradscale.undo.readers import steps_fused
@@ -29,8 +30,7 @@ def step_call(
     optimizer: torch.optim.Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> StepCall:
     """The optimizer's own step with these arguments, to be called or not."""
-    own = cast("Callable[..., float | None]", optimizer.step)
-    return partial(own, *args, **kwargs) if args or kwargs else own
+    return partial(cast("Callable[..., float | None]", optimizer.step), *args, **kwargs)
 
 
 def divided_first(
@@ -141,18 +141,19 @@ def _fused_step(
     on_cpu = scale.is_cpu
     # On an accelerator `update` changes the scale before anybody reads this one.
     at = scale if on_cpu else scale.clone()
-    divisor, flags = record.divisor, record.flags
+    divisor = record.divisor
     if record.untouched:
         flags, divisor = check_fused(held, step, optimizer, record), at
     elif divisor is None and held.at_least(scale) < 1:
         flags = with_quotients(step, optimizer, scale, record)
+    else:
+        flags = record.flags
     found_inf = combined(list(flags.values()), scale.device)
     outcome = outcome_of(step, optimizer, record, [found_inf], at)
     if on_cpu:
         outcome.unrepresentable = record.beyond is not None and bool(record.beyond)
         outcome.settle(bool(found_inf.item()), scale.item(), step.process_group)
-    with handed_over(optimizer, divisor, found_inf):
-        result = call()
+    result = step_deciding(optimizer, divisor, found_inf, call)
     if divisor is not None:
         step.gradients.mark_divided(optimizer, outcome)
     return result
@@ -178,7 +179,7 @@ def step_of_its_own(
         f"`{type(optimizer).__name__}.step` takes `grad_scaler`: torch is going to stop passing "
         "it. It will set `grad_scale` and `found_inf` on the optimizer instead.",
         FutureWarning,
-        stacklevel=4,
+        stacklevel=level_of_caller(),
     )
     result = call()
     scale = held.ready("step")

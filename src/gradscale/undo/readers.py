@@ -17,7 +17,9 @@ def steps_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 def takes_scaler(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its `step` wants the scaler itself, as torch's older contract has it."""
-    return steps_fused(optimizer) and _takes_scaler(getattr(optimizer.step, "__func__", None))
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False  # as `steps_fused`, without the call, in every step
+    return _takes_scaler(getattr(optimizer.step, "__func__", None))
 
 
 def read_by_others(optimizer: torch.optim.Optimizer) -> bool:
@@ -30,7 +32,7 @@ def read_by_others(optimizer: torch.optim.Optimizer) -> bool:
         return True
     if _global_optimizer_pre_hooks and not all(map(_is_ours, _global_optimizer_pre_hooks.values())):
         return True
-    return steps_fused(optimizer) and not _is_torchs(type(optimizer))
+    return not _is_torchs(type(optimizer)) and steps_fused(optimizer)
 
 
 def _is_ours(hook: Callable[..., object]) -> bool:
