@@ -6,14 +6,16 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler as TorchScaler
+from torch.autograd.graph import GradientEdge
 
 from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.names import ParameterName, parameter_names
 from gradscale.emulation import DirectionFormats, emulating
+from gradscale.emulation.later_passes import Roots
 from gradscale.layerwise.closed_graphs import reasons_closed
 from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
@@ -23,7 +25,7 @@ from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.settings import corrects, live_scale
 from gradscale.watching.spots import RowSpot, spots_of
 
-_KEPT = 16
+_KEPT = 16  # structures, the latest; a training loop has a few
 
 
 class Attaching:
@@ -38,7 +40,7 @@ class Attaching:
         functions: what is known of functions that torch did not write.
     """
 
-    def __init__(self, model: nn.Module, scaler: Any) -> None:
+    def __init__(self, model: nn.Module, scaler: TorchScaler | None) -> None:
         self._model = model
         self._scaler = scaler
         self._known: OrderedDict[object, list[RowSpot]] = OrderedDict()
@@ -47,7 +49,9 @@ class Attaching:
         self.functions.naming.know(model)
         self._warned = False
 
-    def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
+    def attach(
+        self, tensors: Roots, passes: int, outer: MeasuredPass | None
+    ) -> MeasuredPass | None:
         """Hooks the pass that is about to begin at `tensors`.
 
         Args:
@@ -58,12 +62,9 @@ class Attaching:
         Returns:
             None if there is nothing to measure, or if `backward` will refuse the tensors.
         """
-        roots = (
-            [tensors]
-            if isinstance(tensors, Tensor | torch.autograd.graph.GradientEdge)
-            else tensors
-        )
-        roots = [root for root in roots if not isinstance(root, Tensor) or root.requires_grad]
+        # An edge is a tuple, too.
+        given = [tensors] if isinstance(tensors, Tensor | GradientEdge) else tensors
+        roots = [root for root in given if not isinstance(root, Tensor) or root.requires_grad]
         if not roots:
             return None
         walked = walk(roots)
@@ -74,7 +75,7 @@ class Attaching:
             return None
         recognizing = self.negligible.begin(walked, names)
         plan = PlanInForce.of(self._scaler, walked)
-        node: Any = torch._C._current_autograd_node()
+        node = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
         scale = live_scale(self._scaler)
         ended = self._probe(walked, scale) if outer is None else None
