@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradscale.half.widen import Widening, in_memory_order
+from gradscale.half.widening import Widening, in_memory_order
 from gradscale.triton_kernels import launching_on
 
 _BLOCK = 2048
