@@ -188,9 +188,11 @@ class Masters:
         self.take_changes()
         whole = [link for link in self.links if not _sharded(link.master)]
         self._drift.look(whole, type(optimizer).__name__)
+        # Before gradients are widened: afterwards nothing says at which exponent they came.
         refuse_scaled(optimizer, self.links)
         self.widen_()
         for link in self.links:
+            # `model.to(device)` moves the master along, and nobody the state that belongs to it.
             if link.moved:
                 move_state(optimizer, link.master)
                 link.moved = False

@@ -61,6 +61,7 @@ def widen(
         A flag per device that holds gradients, 0 or 1.
     """
     flags: Flags = {}
+    # All portions first: below, each source gives way to its result.
     for places in list(_portions(sources)):
         device = sources[places[0]][0].device
         jobs = [Widening(s, _target(s), k) for s, k in (sources[place] for place in places)]
@@ -71,6 +72,7 @@ def widen(
         for place, job in zip(places, jobs, strict=True):
             sources[place] = job.target, 0
             take(place, job.target)
+        # Or the halves of this portion would live on while the next one's targets are made.
         del jobs
     return flags
 
@@ -127,10 +129,13 @@ def pass_over(
         for targets, pieces in _blocks(of_exponent) if on_cpu else _whole(of_exponent):
             torch._foreach_copy_(targets, pieces)  # pyright: ignore[reportPrivateImportUsage]
             if by is not None:
+                # Torch's kernel writes a flag whether somebody wants it or not.
                 unused = torch.zeros((), device=by.device) if flag is None else flag
                 multiply_and_check_(targets, unused, by)
+    # What a factor of at most 1 multiplies cannot overflow; on the CPU it costs nothing to ask.
     if flag is not None and later is not None and (later.device.type != "cpu" or later.item() > 1):
         largest = tensor_amax([job.target for job in jobs]) * later
+        # Not `largest == inf`, which a NaN is not.
         torch.maximum(flag, (largest < math.inf).logical_not().to(flag.dtype), out=flag)
 
 

@@ -51,6 +51,7 @@ class Evidence:
             Its number.
         """
         loss = output.detach()
+        # 0 times infinity is NaN, as 0 times NaN is; everything else adds a zero.
         self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
         self.graphs.append(output.grad_fn)
         return len(self.losses) - 1
