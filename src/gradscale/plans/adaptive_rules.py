@@ -137,7 +137,7 @@ def product_bounds(
         >>> round(product_bounds(g, w, 4608, 1e-3, summed=True).raw, 4)
         49.8678
     """
-    # Of each factor the root of its mean square, std^2 + mean^2; those of independent ones multiply.
+    # The root of each factor's mean square, std^2 + mean^2; those of independent ones multiply.
     rms = math.hypot(gradient.std, gradient.mean) * math.hypot(weight.std, weight.mean)
     if summed:
         # The variance of a sum of `fan` products, halved because a ReLU lets half of them through.
