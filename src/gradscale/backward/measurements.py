@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from gradscale.backward.measure_rows import AMAX, NONFINITE, OCTAVES, ZERO
 from gradscale.exponents import ceil_exponent
 from gradscale.histogram import MIN_OCTAVE
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Kind = Literal["arrived", "produced", "weight"]
 Moments = tuple[float, float, float, float]
@@ -186,6 +189,28 @@ class Measurements:
             "signature": self.signature,
             "records": [asdict(record) for record in self.records],
         }
+
+
+class PassCounts(Protocol):
+    """What is counted in one backward pass: by hooks, or by a captured graph itself."""
+
+    signature: str
+
+    def reduce(self, groups: Iterable[ProcessGroup]) -> None:
+        """Merges the counts of all ranks."""
+        ...
+
+    def fetch(self) -> None:
+        """Begins to copy them to the host."""
+        ...
+
+    def remove(self) -> None:
+        """Counts no further."""
+        ...
+
+    def result(self) -> Measurements:
+        """The counts; waits for the copy."""
+        ...
 
 
 def _with_maximum(record: PlaceRecord, amax: float) -> PlaceRecord:
