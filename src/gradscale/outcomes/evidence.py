@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from gradscale.gradients.left_over import LeftOver
 from gradscale.outcomes.reach import Reach
 from gradscale.outcomes.triage import Reason
 from gradscale.ranks import Ranks, distributed, mesh_groups, reduce_max_
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Blame(NamedTuple):
@@ -71,7 +74,7 @@ class Evidence:
     ) -> None:
         self.names = names
         self.losses: list[Tensor] = []
-        self.inputs: list[Any] = []
+        self.inputs: list[object] = []
         self.graphs: list[Node | None] = []
         self.depends = depends
         self._reach = reach or Reach()
@@ -83,6 +86,7 @@ class Evidence:
             Its number.
         """
         loss = output.detach()
+        # 0 times infinity is NaN, as 0 times NaN is; everything else adds a zero.
         self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
         self.graphs.append(output.grad_fn)
         return len(self.losses) - 1
@@ -196,7 +200,7 @@ class Evidence:
         return flag.to(torch.float32).nan_to_num(nan=0.0)
 
 
-def _agreed(found_inf: Tensor, blame: Blame, groups: Sequence[Any]) -> Blame:
+def _agreed(found_inf: Tensor, blame: Blame, groups: Sequence[ProcessGroup]) -> Blame:
     """What some rank blames all ranks blame: one collective for each group."""
     none = torch.zeros_like(found_inf)
     other = found_inf - blame.scaling, blame.loss, blame.stale

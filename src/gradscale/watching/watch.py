@@ -81,9 +81,7 @@ class Watch:
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
-        keep = settings.checked_count(
-            "keep", keep, "A report needs one measuring step to be made of."
-        )
+        keep = settings.checked_count("keep", keep, "A report is made of one step at least.")
         self._kept: deque[StepSights] = deque(maxlen=keep)
         self._current: MeasuringStep | None = None
         self._under_way = WaitingLine(self._arrived)
