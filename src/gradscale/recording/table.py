@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gradscale.metrics.lost_count import count_lost
+from gradscale.metrics.lost_count import count_lost, may_lose
 from gradscale.watching.rows import Row
 
 Key = tuple[str, str, str]
@@ -69,6 +69,10 @@ def seen(rows: Sequence[Row], table: RowTable) -> dict[str, Any]:
     }
     if letters.strip(lost.method[0]):
         value["methods"] = letters
+    counting = [row for row in rows if may_lose(row)]
+    least, most = sum(row.least for row in counting), sum(row.most for row in counting)
+    if least != most:
+        value |= {"least": least, "most": most}
     negligible = [table.id_of(row) for row in rows if row.negligible]
     if negligible:
         value["negligible"] = negligible

@@ -56,7 +56,15 @@ def _summary(report: WatchReport) -> str:
     when = f"Step {first}." if count == 1 else f"Steps {first} to {last}, {count} of them measured."
     lost = share_cell(report.lost_share)
     what = f"{formats} loses {lost} of {total:,} non-zero gradient elements ({methods})."
-    return f"{what}\n{when}"
+    return "\n".join([what, *_between(report), when])
+
+
+def _between(report: WatchReport) -> list[str]:
+    """How far the estimate may be off; nothing where that is no figure of the table's."""
+    least, most = map(share_cell, report.lost_between)
+    if least == most:
+        return []
+    return [f"At least {least} if all zeros are true, at most {most} if none is."]
 
 
 def _notes(report: WatchReport) -> list[str]:
