@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Evidence:
     Args:
         names: of parameters, by id.
         depends: whether losses are known to depend on the scale; None to go by what is seen.
+        learn: adds to `names` those of parameters that nobody has named, as far as they have any.
 
     Attributes:
         losses: as they were given to `scale`.
@@ -32,8 +33,14 @@ class Evidence:
         left_over: of gradients that outlived a skipped step, by `id(optimizer)`.
     """
 
-    def __init__(self, names: Mapping[int, str], depends: bool | None = None) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        depends: bool | None = None,
+        learn: Callable[[Sequence[Tensor]], object] = len,
+    ) -> None:
         self.names = names
+        self.learn = learn
         self.losses: list[Tensor] = []
         self.inputs: list[Any] = []
         self.graphs: list[Node | None] = []
