@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
@@ -21,7 +21,7 @@ from gradscale.outcomes.triage import (
     find_reason,
 )
 from gradscale.policies.policy import Observation
-from gradscale.ranks import agreed_index, distributed, groups_of
+from gradscale.ranks import Ranks, agreed_index, distributed, groups_of
 
 if TYPE_CHECKING:
     from gradscale.outcomes.ledger import Counters
@@ -78,7 +78,7 @@ class OptimizerOutcome:
         self._scale: Tensor | float = scale
         self._evidence = evidence
 
-    def settle(self, skipped: bool, scale: float, process_group: Any) -> None:
+    def settle(self, skipped: bool, scale: float, process_group: Ranks | None) -> None:
         """Records what the host has read. Of a skipped step, finds out why: a collective."""
         self.settled, self._skipped, self._scale = True, skipped, scale
         if not skipped:
