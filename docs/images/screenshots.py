@@ -1,9 +1,9 @@
 """Draws every picture of a screen: tables of the program and pages of the report.
 
 `make screenshots`, or `python docs/images/screenshots.py [NAME …]`; it needs chromium and
-chromedriver. Everything shown is real: the commands run, and what they print is set in a browser as a
-terminal would set it, 160 columns wide in light colors and 80 in dark ones. Pages are shot in light,
-dark and narrow.
+chromedriver. Everything shown is real: the commands run, and what they print is set in a browser as
+a terminal would set it, 160 columns wide in light colors and 80 in dark ones. Pages are shot in
+light, dark and narrow.
 
 The runs: 10 linear layers without normalization learn handwritten digits in emulated float16,
 watched and recorded, under one loss scale and layer-wise. The loss is divided by 2^14, as gradient
@@ -34,9 +34,10 @@ from gradscale.recipes import find
 from gradscale.recording import Recorder
 from gradscale.report import write_report
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from browser import Page, chromium
+
+HERE = Path(__file__).parent
 
 LAYERS, WIDTH, STEPS, DIVISOR = 10, 64, 300, 2**14
 VIEW, NARROW = 1180, 390
@@ -183,7 +184,9 @@ def tables(folder: Path, printed: dict[str, str], wanted: set[str]) -> None:
                 continue
             texts = {}
             for width, (columns, *_) in TERMINALS.items():
-                again = f"{command} --out {name}-{width}" if name in ("compare", "inspect") else command
+                again = (
+                    f"{command} --out {name}-{width}" if name in ("compare", "inspect") else command
+                )
                 again = again.replace("--out inspected --out", "--out")
                 again = again.replace("--out trained", f"--out trained-{width}")
                 again = again.replace("--out both.html", "--out both.html --force")
