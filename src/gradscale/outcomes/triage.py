@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Culprit(NamedTuple):
 def find_reason(
     parameters: Sequence[Tensor],
     losses: Sequence[Tensor],
-    inputs: Any,
+    inputs: object,
     *,
     others: Sequence[Tensor] = (),
     left_over: Sequence[Tensor] = (),

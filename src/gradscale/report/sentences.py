@@ -40,7 +40,7 @@ def sentences_of(run: Run, *, named: bool = False) -> list[str]:
 
 def _how(lost: Mapping[str, Any]) -> str:
     """How a share is known, and between which the truth lies."""
-    if lost["between"] is None:
+    least, most = map(percent, lost["between"] or (0.0, 0.0))
+    if least == most:
         return str(lost["method"])
-    least, most = map(percent, lost["between"])
     return f"{lost['method']}: at least {least}, at most {most}"

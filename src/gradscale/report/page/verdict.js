@@ -32,7 +32,8 @@ function lostTiles(it) {
 
 // How far an estimate may be off: which zeros are true nobody saw.
 function betweenWords(between) {
-  return between ? `: at least ${percent(between[0])}, at most ${percent(between[1])}` : "";
+  if (!between || percent(between[0]) === percent(between[1])) return "";
+  return `: at least ${percent(between[0])}, at most ${percent(between[1])}`;
 }
 
 // By the last histograms, with four octaves to spare below overflow.
