@@ -159,6 +159,7 @@ def check_groups(groups: Groups, factor: Tensor | None = None) -> Flags:
     """
     flags: Flags = {}
     for device, by_dtype in groups.items():
+        # Times at most 1 what is finite stays so: torch's kernel, with a factor of 1, is enough.
         if factor is None or (device.type == "cpu" and factor.item() <= 1):
             flags[device] = torch.zeros((), device=device)
             one = torch.ones((), device=device)
@@ -188,6 +189,7 @@ def tensor_amax(tensors: Sequence[Tensor]) -> Tensor:
         return torch.zeros((), device=tensors[0].device)
     if filled[0].device.type != "cpu":
         return _largest(filled).amax().to(torch.float32)
+    # Both ends in one reading, without the copy that `abs` makes; a NaN becomes both of them.
     ends = [end for tensor in filled for end in torch.aminmax(tensor)]
     return torch.stack(ends).abs().amax().to(torch.float32)
 
