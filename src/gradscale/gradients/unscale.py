@@ -112,19 +112,6 @@ def _collect(
         bucket.append(grad)
 
 
-def unscale_reference(gradients: Sequence[Tensor], scale: float) -> bool:
-    """Divides in place, tensor by tensor in float64; True if one is not finite, before or after.
-
-    The slow, obvious version: the oracle of `unscale_groups_` and `check_groups`.
-    """
-    found_inf = False
-    for grad in gradients:
-        quotient = (grad.to(torch.float64) / scale).to(grad.dtype)
-        found_inf |= not bool(torch.isfinite(grad).all() and torch.isfinite(quotient).all())
-        grad.copy_(quotient)
-    return found_inf
-
-
 def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> Flags:
     """Multiplies every gradient by `inv_scale` in place and flags the non-finite ones.
 
