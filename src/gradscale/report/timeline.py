@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gradscale.recording import Recording, Step
 from gradscale.report.histograms import log2
+from gradscale.report.seen import Floats
 
-Floats = NDArray[np.float64]
 LIMIT = 120_000
 UNKNOWN = "unknown"
 
