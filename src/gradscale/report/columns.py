@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscale.report.seen import Floats, SeenArrays
 
-LIMIT = 1000
+LIMIT = 1000  # more than a screen has places for
 
 
 @dataclass

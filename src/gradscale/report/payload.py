@@ -180,6 +180,7 @@ def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, object]:
     rows = sorted(snapshot.rows)
     found = [snapshot.rows[row] for row in rows]
     counts = [count for it in found for count in it.octaves.counts]
+    # JavaScript counts in doubles: exactly up to 2^53, far beyond any tensor.
     wide = "u4" if max(counts, default=0) < 2**32 else "f8"
     return {
         "step": snapshot.step,

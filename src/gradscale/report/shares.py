@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from gradscale.report.seen import Floats
 
+# Two codes for what has no logarithm; from `FIRST` on they count steps above 2^-40.
 UNKNOWN = 0
 ZERO = 1
 FIRST = 2
