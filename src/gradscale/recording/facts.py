@@ -18,6 +18,8 @@ class Facts(NamedTuple):
         asked: whether the policy chose the next scale.
         guessed: whether the reason is a guess, which the loss may correct.
         optimizers: with several, whether each skipped.
+        dropped: micro-batches that were left out.
+        micro_batches: how many there were, where some were left out.
         culprits: names of parameters whose gradients were not finite.
         groups: how many loss scales were in use.
         amax: the largest finite magnitude of the unscaled gradients, if it was measured.
@@ -31,6 +33,8 @@ class Facts(NamedTuple):
     asked: bool = True
     guessed: bool = False
     optimizers: tuple[bool, ...] = ()
+    dropped: int = 0
+    micro_batches: int = 0
     culprits: tuple[str, ...] = ()
     groups: int = 1
     amax: float | None = None

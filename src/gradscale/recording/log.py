@@ -170,6 +170,8 @@ def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:
     line["groups"] = facts.groups
     if facts.optimizers:
         line["optimizers"] = facts.optimizers
+    if facts.dropped:
+        line |= {"dropped": facts.dropped, "micro_batches": facts.micro_batches}
     if facts.culprits:
         line["culprits"] = facts.culprits[:MOST_CULPRITS]
         if len(facts.culprits) > MOST_CULPRITS:

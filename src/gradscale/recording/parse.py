@@ -120,6 +120,8 @@ def _rare(line: Entries) -> dict[str, Any]:
     return {
         "exponents": _octaves(line, "exponents") if has("exponents") else None,
         "optimizers": tuple(map(bool, line.list("optimizers"))) if has("optimizers") else (),
+        "dropped": line.optional(line.count, "dropped") or 0,
+        "micro_batches": line.optional(line.count, "micro_batches") or 0,
         "culprits": line.texts("culprits") if has("culprits") else (),
         "culprits_left_out": line.optional(line.count, "culprits_left_out") or 0,
         "first_nonfinite": _first_nonfinite(line) if has("first_nonfinite") else None,
@@ -130,7 +132,7 @@ def _rare(line: Entries) -> dict[str, Any]:
 
 
 _RARE = frozenset(
-    {"exponents", "optimizers", "culprits", "culprits_left_out", "first_nonfinite"}
+    {"exponents", "optimizers", "dropped", "culprits", "culprits_left_out", "first_nonfinite"}
     | {"seen", "octaves", "plan"}
 )
 

@@ -156,6 +156,9 @@ class Step:
         asked: whether the policy chose the next scale; False after `update(new_scale)`.
         groups: how many loss scales were in use.
         optimizers: with several optimizers, whether each skipped.
+        dropped: micro-batches that were left out, because they overflowed or their loss was not
+            finite; the step was taken on the others, if there were any.
+        micro_batches: how many there were, where some were left out; 0 where none was.
         culprits: parameters whose gradients were not finite; the first `MOST_CULPRITS` of them.
         culprits_left_out: how many more there were.
         first_nonfinite: where the first value that is not finite was, if the step measured.
@@ -175,6 +178,8 @@ class Step:
     asked: bool = True
     groups: int | None = None
     optimizers: tuple[bool, ...] = ()
+    dropped: int = 0
+    micro_batches: int = 0
     culprits: tuple[str, ...] = ()
     culprits_left_out: int = 0
     first_nonfinite: FirstNonfinite | None = None

@@ -46,14 +46,19 @@ class OurSource:
     def _hear(self, finished: FinishedStep) -> None:
         metrics, outcomes = finished.metrics, list(finished.outcome)
         skips = tuple(outcome.skipped for outcome in outcomes)
+        # A step that was taken without some micro-batches may have overflowed all the same.
+        overflow = any(map(_blamed, outcomes)) or (not metrics.skipped and finished.overflow)
+        dropped = metrics.dropped or 0
         self._listener.arrived(
             Facts(
                 scale=metrics.scale,
                 skipped=metrics.skipped,
                 reason=metrics.reason,
-                overflow=any(map(_blamed, outcomes)),
+                overflow=overflow,
                 asked=finished.outcome.observation is not None,
                 optimizers=skips if len(skips) > 1 else (),
+                dropped=dropped,
+                micro_batches=sum(it.micro_batches for it in outcomes) if dropped else 0,
                 culprits=tuple(culprit.name for culprit in finished.outcome.culprits),
                 groups=metrics.groups,
                 amax=metrics.amax,

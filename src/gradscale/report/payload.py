@@ -92,12 +92,14 @@ def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, Any]:
 
 
 def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
-    """All skipped steps; parameters and places by name only for the first ones and the last."""
+    """All skipped steps, and those without some micro-batches; the first and the last by name."""
     names = list(line.reasons)
     codes = {name: code for code, name in enumerate(names)}
-    steps = line.skipped
-    half = DETAILS // 2
-    told = steps if len(steps) <= DETAILS else (*steps[:half], *steps[-half:])
+    steps, half = line.skipped, DETAILS // 2
+    taken = [step for step in line.dropping if not step.skipped]
+    told = sorted((*steps, *taken), key=lambda step: step.step)
+    if len(told) > DETAILS:
+        told = [*told[:half], *told[-half:]]
     return {
         "reasons": names,
         "step": arrays.add([step.step for step in steps], "u4"),
@@ -105,7 +107,8 @@ def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
         "details": [
             {
                 "step": step.step,
-                "reason": step.reason or "unknown",
+                "reason": (step.reason or "unknown") if step.skipped else None,
+                "dropped": [step.dropped, step.micro_batches] if step.dropped else None,
                 "scale": finite_or_none(step.scale),
                 "culprits": list(step.culprits),
                 "first": None if step.first_nonfinite is None else step.first_nonfinite._asdict(),

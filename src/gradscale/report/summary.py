@@ -9,6 +9,7 @@ from gradscale.report.counting import best_scale, fate, total
 from gradscale.report.histograms import latest, rounded_up
 from gradscale.report.ranges import ranges_of
 from gradscale.report.run import Run
+from gradscale.report.timeline import Timeline
 
 WORST = 5
 
@@ -17,9 +18,10 @@ def summary_of(run: Run) -> dict[str, Any]:
     """What a run comes down to, as plain values; None for what was not recorded.
 
     Returns:
-        ``steps``, ``skipped``, ``reasons``, the ``scale`` (log2, first, last, lowest, highest), the
-        last ``loss``, the ``lost`` share with its method, the ``worst`` rows, the number of
-        ``groups``, and ``best``: the single scale that would lose least, by the last histograms.
+        ``steps``, ``skipped``, ``reasons``, the micro-batches ``dropped``, the ``scale`` (log2,
+        first, last, lowest, highest), the last ``loss``, the ``lost`` share with its method, the
+        ``worst`` rows, the number of ``groups``, and ``best``: the single scale that would lose
+        least, by the last histograms.
     """
     line = run.timeline
     return {
@@ -32,6 +34,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         "last_step": _last(line.step.tolist()),
         "skipped": len(line.skipped),
         "reasons": line.reasons,
+        "dropped": _dropped(line),
         "log2_scale": _spread(line.scale.tolist()),
         "loss": _last(_known(line.loss.tolist())),
         "lost": _lost(run),
@@ -40,6 +43,12 @@ def summary_of(run: Run) -> dict[str, Any]:
         "best": best_of(run),
         "missing": run.missing,
     }
+
+
+def _dropped(line: Timeline) -> dict[str, int] | None:
+    """Micro-batches that were left out, and in how many steps; None if none was."""
+    batches = sum(step.dropped for step in line.dropping)
+    return {"micro_batches": batches, "steps": len(line.dropping)} if batches else None
 
 
 def _policy(run: Run) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ def copied(model: nn.Module) -> nn.Module:
         ValueError: it cannot be copied.
     """
     try:
-        twin: Any = copying.deepcopy(model)
+        twin = copying.deepcopy(model)
     except Exception as error:
         raise ValueError(
             f"this {type(model).__name__} cannot be copied ({error}). It holds something that "

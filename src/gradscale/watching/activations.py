@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscale.backward.measure_counts import count_into, empty_counts
+from gradscale.backward.measure_counts import count_into
 from gradscale.backward.measure_places import format_name
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import unscaled_counts
 from gradscale.backward.names import WRAPPERS
 from gradscale.backward.running_pass import current_pass

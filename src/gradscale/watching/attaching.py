@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscale.backward.graph import BackwardGraph, walk
+from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.names import ParameterName, parameter_names
 from gradscale.emulation import DirectionFormats, emulating
+from gradscale.layerwise.closed_graphs import reasons_closed
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
@@ -37,6 +39,7 @@ class Attaching:
         self._scaler = scaler
         self._known: OrderedDict[object, list[RowSpot]] = OrderedDict()
         self.negligible = Negligible()
+        self._warned = False
 
     def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
         """Hooks the pass that is about to begin at `tensors`.
@@ -58,6 +61,7 @@ class Attaching:
         if not roots:
             return None
         walked = walk(roots)
+        self._warn_of_closed(walked)
         names = parameter_names(self._model)
         spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:
@@ -67,6 +71,18 @@ class Attaching:
         node: Any = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
         return MeasuredPass(walked, spots, live_scale(self._scaler), plan, recognizing, number)
+
+    def _warn_of_closed(self, walked: Walk) -> None:
+        if self._warned or not walked.graph.structure.closed:
+            return
+        reasons = reasons_closed(walked, "this watch", "the watch")
+        if reasons:
+            self._warned = True
+            warnings.warn(
+                "`gradscale.watch`: of a compiled graph only what enters and leaves it is measured,"
+                f" because {reasons}.",
+                stacklevel=2,
+            )
 
     def _spots(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gradscale.capturing import capturing
+from gradscale.compiled.preparing import prepare_compiled
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.agreement import rank_groups
 from gradscale.layerwise.calendar import Calendar
@@ -88,6 +89,7 @@ class Watch:
         self._running: list[MeasuredPass | None] = []
         self._callbacks: list[Callback] = []
         self._active = False
+        prepare_compiled(self)  # what is compiled from now on shows what is inside
 
     @property
     def step(self) -> int:
