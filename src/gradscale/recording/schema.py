@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 VERSION = 1
 """Raised when a line changes its meaning; a new optional entry does not raise it."""
@@ -96,11 +96,11 @@ class Header:
     started: str | None = None
     format: str = "fp16"
     scaler: str | None = None
-    policy: Mapping[str, Any] | None = None
-    state: Mapping[str, Any] | None = None
+    policy: Mapping[str, object] | None = None
+    state: Mapping[str, object] | None = None
     layerwise: str | None = None
     measure_every: int | None = None
-    note: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    note: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 import gradscale.policies
 from gradscale.entries import Entries, shown
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
-from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.counters import Counters
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.policy import Policy, PolicyState
 from gradscale.scaler.state import VERSION, Fields, describe
