@@ -121,6 +121,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
         local: Tensor = getattr(tensor, "_local_tensor", tensor)
         if local.is_sparse:
             local = local._values()
+        # `isfinite` knows no other layouts.
         if local.layout is not torch.strided:
             continue
         if not bool(torch.isfinite(local.detach()).all()):

@@ -17,6 +17,7 @@ PRIOR = 16
 UNSEEN = 12  # as `flushed_whole.NEAR`: what one product may take away
 """Octaves by which what has vanished whole should be lifted to see anything of it."""
 
+# As float32 and bfloat16 have: they still hold what narrower formats flush.
 _WIDE_EXPONENT_BITS = 8
 
 
