@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +54,7 @@ class Evidence:
         names: of parameters, by id.
         depends: see below.
         reach: which losses lead to which parameters; remembers for longer than this step.
+        learn: adds to `names` those of parameters that nobody has named, as far as they have any.
 
     Attributes:
         depends: whether losses are known to depend on the scale: 1, 0, or -1 to go by what is seen;
@@ -70,9 +71,14 @@ class Evidence:
     _inner: frozenset[int] = frozenset()
 
     def __init__(
-        self, names: Mapping[int, str], depends: Tensor | int = -1, reach: Reach | None = None
+        self,
+        names: Mapping[int, str],
+        depends: Tensor | int = -1,
+        reach: Reach | None = None,
+        learn: Callable[[Sequence[Tensor]], object] = len,
     ) -> None:
         self.names = names
+        self.learn = learn
         self.losses: list[Tensor] = []
         self.inputs: list[object] = []
         self.graphs: list[Node | None] = []

@@ -88,6 +88,11 @@ class Ledger:
         """What has been counted so far, without waiting."""
         return self._counters
 
+    @property
+    def behind(self) -> bool:
+        """Whether outcomes are still under way, so that `settled_counters` lacks them."""
+        return bool(self._line)
+
     def add(self, step: Iterable[OptimizerOutcome]) -> bool:
         """Takes the outcomes of a step; counts now those that cost nothing.
 

@@ -32,6 +32,7 @@ def end_step(
     try:
         if books.ledger.add(ended):
             books.take_news(held, step)
+        books.compare_replicas(held, step)
     finally:  # a callback may raise: the step has ended all the same
         step.begin(held.policy, held.layerwise)
     if books.meter is not None:

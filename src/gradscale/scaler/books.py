@@ -23,6 +23,7 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.device_patience import DevicePatience
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.patience import Patience
+from gradscale.scaler.replicas import Replicas
 
 LEFT_OVER = (
     "a step was skipped because its gradients{names} were infinite or NaN before the backward "
@@ -45,6 +46,7 @@ class Books:
         device_patience: does so where the host must not look, or ranks would look apart; None until
             such a step was made.
         meter: hands on numbers; None until somebody asks for them.
+        replicas: notices that other ranks decided otherwise, where nobody may ask them.
     """
 
     def __init__(self, sync_free: bool = False) -> None:
@@ -55,6 +57,17 @@ class Books:
         self.device_patience: DevicePatience | None = None
         self._warned_of_left_over = False
         self.meter: Meter | None = None
+        self.replicas = Replicas()
+
+    def compare_replicas(self, held: HeldScale, step: CurrentStep) -> None:
+        """Now and then: do ranks that train the same weights decide alike? For a scaler alone."""
+        update = self.ledger.settled_counters.updates
+        if not self.replicas.due(update) or step.process_group is not None:
+            return
+        scale, tracker = held.tensor, held.tracker
+        if scale is not None and tracker is not None:
+            skipped = None if self.ledger.behind else self.ledger.settled_counters.skipped
+            self.replicas.look(update, scale, tracker, skipped, step.parameters())
 
     def take_news(self, held: HeldScale, step: CurrentStep) -> None:
         """Tells those who have to know what has been counted: alarm, buffers, patience."""
@@ -89,6 +102,7 @@ class Books:
             scale, factor = outcome.scale, held.backoff_factor
             self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor)
         if reason != "overflow":
+            # Bad data went through the forward pass, and what that wrote nobody takes back.
             step.models.warn_of_buffers(outcome.optimizer)
         if reason == "nonfinite_gradient" and not self._warned_of_left_over:
             self._warned_of_left_over = True
@@ -100,6 +114,7 @@ class Books:
     def note_numbers(self, step: CurrentStep, layerwise: Layerwise | None) -> None:
         """Begins to copy the numbers of a step that has ended, if anybody listens."""
         if self.meter is not None and step.closed:
+            # This step has been counted already, and steps are numbered from 0.
             number = self.ledger.settled_counters.updates - 1
             self.meter.note(step.outcome, number, _scales_in_use(layerwise))
 

@@ -176,12 +176,13 @@ def _quoted(value: object) -> str:
 
 
 def _counters(held: Entries) -> Counters:
-    reasons = held.within("reasons")
+    within = held.within("reasons")
+    reasons = {name: within.count(name) for name in within.held}
     return Counters(
         steps=held.count("steps"),
         skipped=held.count("skipped"),
         consecutive=held.count("consecutive"),
-        reasons={name: reasons.count(name) for name in reasons.held},
+        reasons={name: count for name, count in reasons.items() if count},
         updates=held.optional(held.count, "updates") or 0,
     )
 
