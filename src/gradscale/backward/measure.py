@@ -16,7 +16,7 @@ from gradscale.backward.measure_fetched import Fetched
 from gradscale.backward.measure_places import CountedPlace, places_of
 from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_tally import Tally
-from gradscale.backward.measure_waiting import Waiting, is_small
+from gradscale.backward.measure_waiting import Waiting
 from gradscale.backward.measure_weights import Weight, weights_of
 from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.exponents import ceil_exponent
@@ -167,7 +167,7 @@ class Measuring:
 
     def _see(self, index: int, tensor: Tensor) -> None:
         way = self._ways[index]
-        if is_small(tensor) and way.waiting.add(index, tensor):
+        if way.waiting.add(index, tensor):
             if self._noting_all:
                 self._repeats.of(tensor, index)
             return

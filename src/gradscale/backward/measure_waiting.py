@@ -51,12 +51,14 @@ class Waiting:
         self._stream = _stream_of(tally.device)
 
     def add(self, place: int, tensor: Tensor) -> bool:
-        """Copies a small tensor; False, and nothing done, if it lives on another stream."""
+        """Copies a small tensor; False, and nothing done, if it may not wait."""
+        if not is_small(tensor):
+            return False
         if self._stream is not None and _stream_of(self._tally.device) != self._stream:
             return False  # the memory of its copy would be used again before it is counted
-        with torch._C._DisableTorchDispatch():
-            if torch.is_grad_enabled():  # a pass that is differentiated in its turn
-                tensor = tensor.detach()
+        if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack():
+            self._copies.append((place, _hidden_copy(tensor)))
+        else:
             self._copies.append((place, tensor.clone()))
         self._elements += tensor.numel()
         if self._elements > MOST_ELEMENTS or len(self._copies) >= MOST_TENSORS:
@@ -77,6 +79,12 @@ class Waiting:
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             for places, tensors in by_dtype.values():
                 self._tally.count_together(places, tensors, ceil=self._ceil)
+
+
+def _hidden_copy(tensor: Tensor) -> Tensor:
+    """A copy that no dispatch mode sees, nor a pass that is differentiated in its turn."""
+    with torch._C._DisableTorchDispatch():
+        return tensor.detach().clone()
 
 
 def _stream_of(device: torch.device) -> torch.Stream | None:

@@ -43,7 +43,7 @@ def json_object(values: Mapping[Any, object]) -> JsonObject:
     return {str(name): json_value(part) for name, part in values.items()}
 
 
-def json_line(value: Mapping[str, object]) -> bytes:
+def json_line(value: object) -> bytes:
     r"""A line of JSON.
 
     Example:

@@ -18,10 +18,11 @@ from gradscale.capturing import capturing
 from gradscale.compiled.preparing import prepare_compiled
 from gradscale.entries import Entries
 from gradscale.gradients.master_weights import trained_by
-from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
+from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups, ranks_of
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
+from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
 from gradscale.layerwise.planning import Planning
@@ -52,7 +53,8 @@ class Layerwise:
 
     Args:
         planner: decides the exponents.
-        measure_every: steps between two measurements; the first steps measure more often.
+        measure_every: steps between two measurements; the first steps measure more often. None for
+            100, or as many times more as a measurement costs steps, where that is more than one.
         keep: how many graph structures are remembered; the one unused for longest is forgotten.
         process_group: the ranks that must have the same plan; None for all of them.
         linear: functions of your own that are known to be linear in their gradient, as classes or
@@ -78,7 +80,7 @@ class Layerwise:
         self,
         planner: Planner | None = None,
         *,
-        measure_every: int = 100,
+        measure_every: int | None = None,
         keep: int = 8,
         process_group: Ranks | None = None,
         linear: Iterable[type[torch.autograd.Function] | str] = (),
@@ -88,13 +90,12 @@ class Layerwise:
         self.process_group = process_group
         self.linear = tuple(linear)
         self.functions = FunctionVerdicts(naming=self.planning.naming)
-        self.taken = False
+        self.taken = self._hiding = False
         prepare_compiled(self)
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
         self.passes = StepPasses()
         self._measured: MeasuredStep | None = None
-        self._hiding = False
         self._warned: set[str] = set()
 
     @property
@@ -246,23 +247,26 @@ class Layerwise:
         for track in self.tracks:
             track.graph = track.graph.proving(self.functions.proven(track.graph.signature))
         self.timing.now |= self.planning.decide(merged, float(measured.scale), scale)
+        ranks = ranks_of(rank_groups(self.process_group))
+        self.timing.measuring_costs(measured.cost_in_steps(merged, self.tracks, ranks))
 
-    def report(self) -> str:
+    def report(self) -> LayerwiseReport:
         """How many loss scales each structure needs, where and why; the latest structure last."""
-        return "\n".join([self.planning.report(), *self.functions.report()])
+        return self.planning.report(self.functions.report())
 
     def state_dict(self) -> StateDict:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._measured is not None and self._scale is not None:
             self.begin_step(self._scale)
-        timing = {"steps": self.timing.steps, "again": self.timing.now, "hiding": self._hiding}
+        now, cost = self.timing.now, self.timing.calendar.cost
+        timing = {"steps": self.timing.steps, "again": now, "cost": cost, "hiding": self._hiding}
         return {**timing, "linear": self.functions.state_dict(), **self.planning.state_dict()}
 
     def take_over(self, saved: SavedPlans) -> None:
         """Goes on where another run stopped; each plan comes into force as its graph is met."""
         self.planning.take_over(saved)
         self.functions.load_state_dict(saved.linear)
-        self.timing.resume(saved.steps, saved.again)
+        self.timing.resume(saved.steps, saved.again, saved.cost)
         self._hiding, self._measured, self.passes = saved.hiding, None, StepPasses()
 
     def __getstate__(self) -> dict[str, object]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements, PassCounts
+from gradscale.layerwise.measuring_cost import MeasuredGraph, cost_in_steps
 from gradscale.layerwise.timing import has_bad_data
+from gradscale.layerwise.tracks import Tracks
 from gradscale.outcomes.outcome import StepOutcome
 
 
@@ -66,6 +69,22 @@ class MeasuredStep(NamedTuple):
             known = merged.get(measuring.signature)
             merged[measuring.signature] = result if known is None else known.merged([result])
         return merged
+
+    def cost_in_steps(self, merged: Mapping[str, Measurements], tracks: Tracks, ranks: int) -> int:
+        """What measuring cost, in steps.
+
+        Args:
+            merged: what `merged` gave, of all ranks.
+            tracks: the structures that are known.
+            ranks: how many counted.
+        """
+        passes = Counter(measuring.signature for measuring in self.measurings)
+        graphs = [
+            MeasuredGraph(len(tracks[key].graph), passes[key], measurements)
+            for key, measurements in merged.items()
+            if key in tracks
+        ]
+        return cost_in_steps(graphs, ranks)
 
     def blames_scale(self) -> bool:
         """Whether a skipped step was lost to the scale, not to bad data. Waits for the device."""

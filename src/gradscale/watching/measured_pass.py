@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from gradscale.backward.graph import Walk
 from gradscale.backward.measure import measure
@@ -15,6 +16,9 @@ from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.sights import Order, Part, Sight
 from gradscale.watching.spots import RowSpot
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MeasuredPass:
@@ -71,7 +75,7 @@ class MeasuredPass:
             self._flags.add(index, negligible)
         return kept
 
-    def reduce(self, groups: Sequence[Any]) -> None:
+    def reduce(self, groups: Sequence[ProcessGroup]) -> None:
         """Adds up the counts of all ranks, in place on the device."""
         self.measuring.reduce(groups)
         self._flags.reduce(groups)
@@ -86,7 +90,7 @@ class MeasuredPass:
         """Whether they have arrived."""
         return self.measuring.ready and self._flags.arrived
 
-    def number_inside(self, node: Any) -> Order:
+    def number_inside(self, node: Node) -> Order:
         """The number of a pass that runs inside a node of this one, as a reentrant checkpoint."""
         return (*self._number, self._inner.get(node, self._nodes))
 
