@@ -29,6 +29,7 @@ GROUND = {
     "formats",
     "histogram",
     "host_copies",
+    "live_nodes",
     "nested_tensors",
     "percent",
     "random_state",

@@ -342,8 +342,7 @@ def test_only_a_gradient_that_nobody_else_holds_is_overwritten() -> None:
 
     def note(name: str) -> Any:
         def hook(made: tuple[Tensor, ...], _: Any) -> None:
-            made_list = list(made)
-            seen[name] = [is_unshared(made_list, i) for i in range(len(made))]
+            seen[name] = [is_unshared(grad) for grad in made]
 
         return hook
 

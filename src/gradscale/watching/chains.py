@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import is_reduced
-from gradscale.backward.structure import CAST
+from gradscale.backward.topology import CAST
 
 _MOVING = {
     "AliasBackward", "AsStridedBackward", "CloneBackward", "ConjBackward", "ContiguousBackward",
