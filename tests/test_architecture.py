@@ -23,6 +23,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Single files on the ground floor may share it, and know each other.
 GROUND = {
     "accelerators",
+    "callers",
     "capturing",
     "entries",
     "exponents",
@@ -34,6 +35,7 @@ GROUND = {
     "percent",
     "random_state",
     "ranks",
+    "torch_types",
     "triton_kernels",
     "untraced",
     "version",

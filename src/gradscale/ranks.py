@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:  # torch may have been built without either
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+Ranks: TypeAlias = "ProcessGroup | DeviceMesh"
+"""Ranks that decide alike: a process group, or a mesh, which stands for all of its dimensions."""
 
 _FLAT = "_fsdp_flattened"
 """What FSDP1 marks its flat parameters with, and the views of them that optimizers are given."""
@@ -18,12 +25,12 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def all_ranks() -> Any:
+def all_ranks() -> ProcessGroup | None:
     """The process group of all ranks; None if there is only this one."""
     return dist.group.WORLD if distributed() else None
 
 
-def groups_of(optimizer: torch.optim.Optimizer, process_group: Any) -> list[Any]:
+def groups_of(optimizer: torch.optim.Optimizer, process_group: Ranks | None) -> list[ProcessGroup]:
     """The process groups over which the ranks that share this optimizer's step must agree.
 
     Args:
@@ -42,14 +49,17 @@ def groups_of(optimizer: torch.optim.Optimizer, process_group: Any) -> list[Any]
     return groups + [group for group in own if not any(group is other for other in groups)]
 
 
-def mesh_groups(process_group: Any) -> list[Any]:
+def mesh_groups(process_group: Ranks | None) -> list[ProcessGroup]:
     """A process group, those of a `DeviceMesh`, or none for None, as a list."""
     if process_group is None:
         return []
-    return process_group.get_all_groups() if hasattr(process_group, "mesh") else [process_group]
+    # Asked by attribute: the class of meshes is an import that most runs have no use for.
+    if hasattr(process_group, "mesh"):
+        return cast("DeviceMesh", process_group).get_all_groups()
+    return [cast("ProcessGroup", process_group)]
 
 
-def agreed_index(index: int, groups: Iterable[Any], like: Tensor) -> int:
+def agreed_index(index: int, groups: Iterable[ProcessGroup], like: Tensor) -> int:
     """The largest `index` of all ranks of `groups`. Reads the host.
 
     Args:
@@ -62,16 +72,14 @@ def agreed_index(index: int, groups: Iterable[Any], like: Tensor) -> int:
     return int(code.item())
 
 
-def _deciding_groups(parameters: Iterable[Tensor]) -> list[Any]:
+def _deciding_groups(parameters: Iterable[Tensor]) -> list[ProcessGroup]:
     """The groups of all dimensions of the meshes of distributed parameters, each once.
 
     Those of replicas, too: their gradients are alike after the reduction, unless a hook or a
     flipped bit makes them differ, and then one replica would step where the other skips.
     """
-    groups: dict[int, Any] = {}
-    meshes: dict[Any, None] = dict.fromkeys(getattr(it, "device_mesh", None) for it in parameters)
-    meshes.pop(None, None)
-    for mesh in meshes:
+    groups: dict[int, ProcessGroup] = {}
+    for mesh in dict.fromkeys(mesh for it in parameters if (mesh := _mesh_of(it)) is not None):
         for dimension in range(mesh.ndim):
             if mesh.size(dimension) > 1:
                 group = mesh.get_group(dimension)
@@ -79,15 +87,19 @@ def _deciding_groups(parameters: Iterable[Tensor]) -> list[Any]:
     return list(groups.values())
 
 
-def sharding_groups(parameters: Iterable[Tensor]) -> list[Any]:
+def _mesh_of(parameter: Tensor) -> DeviceMesh | None:
+    return getattr(parameter, "device_mesh", None)  # as DTensors have, without importing them
+
+
+def sharding_groups(parameters: Iterable[Tensor]) -> list[ProcessGroup]:
     """The process groups over which distributed parameters (DTensor) are split, each once.
 
     A norm is summed over these. Asked of the parameters rather than of their gradients, because a
     rank may lack a gradient, and a collective that it leaves out would never end.
     """
-    groups: dict[int, Any] = {}
+    groups: dict[int, ProcessGroup] = {}
     for parameter in parameters:
-        mesh = getattr(parameter, "device_mesh", None)
+        mesh = _mesh_of(parameter)
         if mesh is None:
             continue
         for dimension, placement in enumerate(parameter.placements):  # pyright: ignore
@@ -97,7 +109,7 @@ def sharding_groups(parameters: Iterable[Tensor]) -> list[Any]:
     return list(groups.values())
 
 
-def reduce_max_(tensors: Iterable[Tensor], groups: Iterable[Any]) -> None:
+def reduce_max_(tensors: Iterable[Tensor], groups: Iterable[ProcessGroup]) -> None:
     """Replaces each tensor by its maximum over every group, in place, without a host read."""
     tensors = list(tensors)
     for group in groups:
@@ -105,7 +117,7 @@ def reduce_max_(tensors: Iterable[Tensor], groups: Iterable[Any]) -> None:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
 
 
-def reduce_sum_(tensors: Iterable[Tensor], groups: Iterable[Any]) -> None:
+def reduce_sum_(tensors: Iterable[Tensor], groups: Iterable[ProcessGroup]) -> None:
     """Replaces each tensor by its sum over every group, in place, without a host read."""
     tensors = list(tensors)
     for group in groups:
@@ -113,7 +125,7 @@ def reduce_sum_(tensors: Iterable[Tensor], groups: Iterable[Any]) -> None:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
 
 
-def differing_ranks(values: Tensor, group: Any = None) -> list[int]:
+def differing_ranks(values: Tensor, group: ProcessGroup | None = None) -> list[int]:
     """The ranks of `group` whose `values` differ from rank 0's, bit for bit. Reads the host.
 
     Args:

@@ -1,4 +1,4 @@
-"""A plan followed over many steps, between which the graph may change in any way: checked slowly."""
+"""A plan followed over many steps between which the graph may change: checked the slow way."""
 
 from __future__ import annotations
 

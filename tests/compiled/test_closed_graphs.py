@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradscale import GradScaler
+from gradscale import Adaptive, GradScaler
 from gradscale.backward import BackwardGraph, ScalePlan, rescale, walk
 
 compile: Any = torch.compile
@@ -180,3 +180,17 @@ def test_what_is_not_linear_stays_at_the_loss_scale_inside_a_graph() -> None:
     for seed in range(4):
         for one, two in zip(gradients(run, seed), expected, strict=True):
             assert torch.equal(one, two)
+
+
+def test_adaptive_says_which_weights_inside_a_graph_it_cannot_read() -> None:
+    def report(around: Callable[[nn.Module], Callable[[Tensor], Tensor]]) -> str:
+        network = model()
+        trainer = Trainer(lambda x: run(x.half()), network)
+        trainer.scaler = GradScaler("cpu", layerwise=Adaptive(rule="product"))
+        run = around(network)
+        trainer.steps(2)
+        return trainer.scaler.layerwise.report()
+
+    assert "could not be read" not in report(lambda network: network)
+    compiled = report(lambda network: compile(network, backend="aot_eager"))
+    assert "the weight of" in compiled and "could not be read" in compiled

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradscale
@@ -57,6 +57,7 @@ def test_an_ordinary_scale_is_healthy(scale, tmp_path):
     assert str(diagnosis).endswith("No problem found.")
 
 
+@settings(deadline=None)  # a process is started for each
 @given(exponent=st.integers(0, 16), tracker=st.integers(0, 1999))
 def test_no_ordinary_state_of_torch_raises_an_alarm(tmp_path_factory, exponent, tracker):
     state = TORCH | {"scale": 2.0**exponent, "_growth_tracker": tracker}

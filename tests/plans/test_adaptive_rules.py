@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscale.backward.measure_counts import count_into, empty_counts, moments_into
+from gradscale.backward.measure_counts import count_into, moments_into
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import unscaled_counts
 from gradscale.exponents import floor_exponent
 from gradscale.plans.adaptive_rules import (

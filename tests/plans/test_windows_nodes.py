@@ -98,3 +98,26 @@ def test_products_may_read_a_narrower_format_than_carries_the_gradient(attention
     narrow = FloatFormat.of("e4m3")
     found = node_windows(graph, measurements, flushed=0.0, headroom=4, product_format=narrow)
     assert found[node].hi == highest_exponent(1.0, narrow) - 4 < FAR
+
+
+def zeros(node: int) -> PlaceRecord:
+    return PlaceRecord(node, "arrived", -1, "fp16", 0, Counts(0.0, 10))
+
+
+def test_nodes_that_received_nothing_need_what_the_node_before_them_needs() -> None:
+    graph = graph_of()
+    found = windows(graph, record(0, -30, "produced", 1), zeros(1), zeros(2))
+    assert [w.lo for w in found[:3]] == [window(-30).lo] * 3
+    assert found[1].extrapolated and found[2].extrapolated
+    assert found[3] == Window()  # a leaf stays at the loss scale
+
+
+def test_what_was_seen_ends_it() -> None:
+    graph = graph_of()
+    found = windows(graph, record(0, -30, "produced", 1), zeros(1), record(2, -5))
+    assert found[1].lo == window(-30).lo and found[2] == window(-5)
+
+
+def test_zeros_behind_a_node_without_a_limit_are_free() -> None:
+    graph = graph_of()
+    assert windows(graph, zeros(1), zeros(2)) == [Window()] * 4

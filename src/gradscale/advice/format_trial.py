@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Moment(NamedTuple):
 class _Stay(torch.optim.Optimizer):
     """An optimizer that leaves the parameters where they are: the float32 run moves them."""
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         del closure
 
 
@@ -137,6 +137,7 @@ class FormatTrial:
     def _settled(self, loss: Loss) -> Gradients | None:
         """The gradients of the first pass whose plan was that of the pass before; else the last."""
         before: tuple[ScalePlan | None, float] | None = None
+        # Later looks begin with the plan of the one before: a pass under it, and one to confirm it.
         passes = SETTLING if not self.plan.cosines else 2
         found: Gradients | None = None
         for _ in range(passes):
@@ -204,6 +205,8 @@ class FormatTrial:
     def _single_scale_pass(self, loss: Loss) -> Gradients:
         """At the highest scale that nothing in the graph forbids; lower where that overflows."""
         found = self._at(loss, self.log2_single)
+        # The histograms are of what passes between nodes; what a kernel holds inside may overflow
+        # first, as the product inside of an attention. Two octaves at a time, 16 at most.
         for _ in range(8):
             if found.finite:
                 break

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gradscale.advice.activations import Largest
-from gradscale.advice.evidence import Evidence
+from gradscale.advice.evidence import ScalingEvidence
 from gradscale.advice.format_trial import FormatTrial, Moment, ScaleGroup
 from gradscale.emulation.computing import EIGHT_BIT
+from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
+from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
 from gradscale.truth import Nonfinite
-from gradscale.truth.rows_of import carrier
 from gradscale.watching.rows import Row
 
 Level = Literal["safe", "risky", "unsafe", "unknown"]
@@ -57,9 +58,9 @@ class Verdict:
     log2_scale: int
     scales: tuple[int, ...]
     groups: tuple[ScaleGroup, ...]
-    none: Evidence | None
-    one: Evidence | None
-    plan: Evidence | None
+    none: ScalingEvidence | None
+    one: ScalingEvidence | None
+    plan: ScalingEvidence | None
     moments: tuple[Moment, ...]
     activation: Largest
     headroom: float
@@ -69,7 +70,7 @@ class Verdict:
     note: str = ""
 
     @property
-    def chosen(self) -> Evidence | None:
+    def chosen(self) -> ScalingEvidence | None:
         """The evidence for the scaling that is advised."""
         return {"none": self.none, "one scale": self.one, "a plan": self.plan}[self.scaling]
 
@@ -83,7 +84,7 @@ class Verdict:
         """The share of gradients lost with the scaling that is advised; 1 if nothing could run."""
         return 1.0 if self.chosen is None else self.chosen.lost_share
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON."""
         evidence = {"none": self.none, "one": self.one, "plan": self.plan}
         return {
@@ -115,6 +116,7 @@ def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
     elif trial.error:
         level = "unknown"
     headroom = activation.headroom(forward_format(trial.format))
+    # Less than an octave: a float32 pass of a few steps has not seen the largest there will be.
     if level == "safe" and headroom < 1:
         level = "risky"
     return Verdict(
@@ -142,13 +144,13 @@ def forward_format(format: str) -> FloatFormat:
     return carrier(FloatFormat.of(format))
 
 
-def level_of(evidence: Evidence | None) -> Level:
+def level_of(evidence: ScalingEvidence | None) -> Level:
     """How safe one way of scaling is.
 
     Example:
-        >>> level_of(Evidence(0.001, 0.999, 0.98, "head", overflowed=False))
+        >>> level_of(ScalingEvidence(0.001, 0.999, 0.98, "head", overflowed=False))
         'safe'
-        >>> level_of(Evidence(0.2, 0.999, 0.98, "head", overflowed=False))
+        >>> level_of(ScalingEvidence(0.2, 0.999, 0.98, "head", overflowed=False))
         'unsafe'
     """
     if evidence is None or evidence.overflowed:
@@ -159,7 +161,9 @@ def level_of(evidence: Evidence | None) -> Level:
     return "unsafe"
 
 
-def _least(ways: tuple[tuple[Scaling, Evidence | None], ...], format: str) -> tuple[Level, Scaling]:
+def _least(
+    ways: tuple[tuple[Scaling, ScalingEvidence | None], ...], format: str
+) -> tuple[Level, Scaling]:
     """The best level that some way of scaling reaches, and the simplest that reaches it."""
     # A format with float32's range needs no scaling; any other gets one scale, which costs nothing.
     if FloatFormat.of(format).exponent_bits < 8:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -14,8 +14,8 @@ from torch.autograd.graph import GradientEdge, Node
 from gradscale.backward.discovery import discover
 from gradscale.backward.structure import Arrival as Arrival
 from gradscale.backward.structure import Structure, structure_of
+from gradscale.backward.topology import LEAF, topology_of
 from gradscale.backward.topology import Edge as Edge
-from gradscale.backward.topology import topology_of
 from gradscale.backward.user_functions import is_users
 from gradscale.backward.user_hooks import watched_numbers
 from gradscale.compiled.opened import Opening
@@ -146,6 +146,18 @@ class BackwardGraph:
         """The same graph with users' functions that were seen to be linear."""
         unproven = self.unproven.difference(nodes)
         return self if unproven == self.unproven else replace(self, unproven=unproven)
+
+    def with_leaves(self, leaves: Mapping[int, Tensor]) -> BackwardGraph:
+        """The same graph in which these nodes are the leaves of these tensors.
+
+        While a compiler traces, other nodes stand in the places of leaves.
+        """
+        known = {leaf: ref for leaf, ref in zip(self.leaves, self._parameters, strict=True)}
+        known |= {leaf: weakref.ref(tensor) for leaf, tensor in leaves.items()}
+        names = tuple(LEAF if node in known else name for node, name in enumerate(self.names))
+        structure = replace(self.structure, names=names, leaves=tuple(sorted(known)))
+        parameters = tuple(known[leaf] for leaf in structure.leaves)
+        return replace(self, structure=structure, pinned=structure.pinned, _parameters=parameters)
 
     @property
     def held(self) -> frozenset[int]:

@@ -61,8 +61,8 @@ class LossEntry:
         if probe is None:
             probe = torch.zeros((), device=loss.device, requires_grad=True)
             self._probes[loss.device] = probe
-        watched = _LossEntry.apply(loss, probe)
-        node = watched.grad_fn
+        watched = enter(loss, probe)
+        node: Any = watched.grad_fn
         self._nodes = [ref for ref in self._nodes if ref() is not None]
         self._nodes.append(weakref.ref(node))
         node.register_prehook(self._entered)
@@ -94,6 +94,16 @@ class LossEntry:
         """The entries that the running pass goes through, in the order they were watched."""
         here = torch._C._current_autograd_node()  # the engine does not count a pass's only root
         return [node for node in self.nodes() if node is here or executes(node)]
+
+
+def enter(loss: Tensor, probe: Tensor) -> Tensor:
+    """The same loss behind the node at which `LossEntry` notices a pass.
+
+    Args:
+        loss: requires a gradient.
+        probe: a leaf that no `inputs=` can name; it gets no gradient.
+    """
+    return _LossEntry.apply(loss, probe)
 
 
 def transformed() -> bool:

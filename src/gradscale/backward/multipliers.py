@@ -95,9 +95,9 @@ class Multipliers:
             edge = self._graph.edges[number]
             values.append(exponents[edge.target] - exponents[edge.source])
         for device, places in self._places.items():
-            _write(self.factors[device], [values[place] for place in places])
+            write_powers(self.factors[device], [values[place] for place in places])
         for factors, span in zip(self._spans, self._graph.spans, strict=True):
-            _write(factors, span.steps(exponents))
+            write_powers(factors, span.steps(exponents))
         self.plan = plan
         self.multiplied = len(cuts.union(self.edges))
         self.root_exponents = tuple(values[: len(self._graph.roots)])
@@ -173,7 +173,8 @@ class Multipliers:
             )
 
 
-def _write(factors: Tensor, exponents: Sequence[int]) -> None:
+def write_powers(factors: Tensor, exponents: Sequence[int]) -> None:
+    """Overwrites factors, of shape `(n,)`, with these powers of two; the host waits for nothing."""
     new = torch.tensor([2.0**exponent for exponent in exponents], device="cpu")
     if factors.is_cuda:
         new = new.pin_memory()

@@ -9,9 +9,10 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from gradscale.captured.capture import Captured, capture_compiled, capture_cuda_graph
+from gradscale.captured.capture import capture_compiled, capture_cuda_graph
 from gradscale.captured.cuda_graph import on_side_stream
 from gradscale.captured.eager_step import EagerStep, Loss
+from gradscale.captured.planned_step import measures
 from gradscale.captured.refusals import (
     Mode,
     check_arguments,
@@ -24,7 +25,7 @@ from gradscale.captured.refusals import (
     check_saved_step,
 )
 from gradscale.captured.settings import FrozenSettings, learning
-from gradscale.captured.step_result import StepResult
+from gradscale.captured.step_result import Captured, StepResult
 from gradscale.captured.tally import Tally
 from gradscale.policies.policy import Policy
 from gradscale.scaler.scaler import GradScaler
@@ -49,6 +50,8 @@ class CapturedStep:
         mode: ``"cuda_graph"``; ``"compile"``, on any device; or ``"eager"``, which captures nothing
             and is what the others must equal.
         policy: chooses the scale; `Dynamic()` by default.
+        layerwise: as in `GradScaler`: every part of the model gets a scale of its own. A step that
+            measures runs another compiled form; with CUDA graphs, as written.
         max_norm: clips the unscaled gradients by norm.
         micro_batches: how many batches `step` is given, as a list; their mean loss is stepped on.
         warmup: steps run as written before a CUDA graph is recorded, at least.
@@ -84,6 +87,7 @@ class CapturedStep:
         *,
         mode: Mode,
         policy: Policy | None = None,
+        layerwise: Any = False,
         max_norm: float | None = None,
         micro_batches: int = 1,
         warmup: int = 3,
@@ -95,11 +99,11 @@ class CapturedStep:
         self._optimizer, self._backend = optimizer, backend
         device = self._device = self._parameters[0].device
         if mode == "cuda_graph":
-            check_cuda_graph(optimizer, device)
+            check_cuda_graph(optimizer, device, layerwise=bool(layerwise))
         if mode == "compile":
             check_compile(model, optimizer, device)
         self.mode: Mode = mode
-        self.scaler = GradScaler(device.type, policy=policy, sync_free=True)
+        self.scaler = GradScaler(device.type, policy=policy, sync_free=True, layerwise=layerwise)
         self._micro_batches, self._warmup = micro_batches, warmup
         self._tally = Tally(device)
         self._written = EagerStep(model, loss_fn, optimizer, self.scaler, max_norm, self._tally)
@@ -133,6 +137,8 @@ class CapturedStep:
         if self._captured is None or self._frozen is None:
             return self._run_as_written(batches)
         self._frozen.check()
+        if self._stream is not None and measures(self.scaler):
+            return self._run_as_written(batches)
         self._last = self._captured(batches)
         return self._last.loss
 

@@ -89,13 +89,24 @@ def check_arguments(model: Any, loss_fn: Any, optimizer: Any) -> None:
         )
 
 
-def check_cuda_graph(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def check_cuda_graph(
+    optimizer: torch.optim.Optimizer, device: torch.device, *, layerwise: bool = False
+) -> None:
     """Refuses what a CUDA graph cannot hold.
 
     Raises:
         RuntimeError: if the parameters are not on a CUDA device.
-        ValueError: if the optimizer counts its steps on the host.
+        ValueError: if the optimizer counts its steps on the host, or a plan would give its
+            parameters exponents of their own.
     """
+    if layerwise and masters_of(optimizer) is not None:
+        # The host divides them by exponents that change with the plan, and a graph keeps numbers.
+        raise ValueError(
+            "`CapturedStep(mode='cuda_graph', layerwise=…)`: this "
+            f"{type(optimizer).__name__} trains float32 masters of a half-precision model, whose "
+            "gradients keep exponents of their own. Train under autocast, or in a loop of your own "
+            "with `GradScaler(layerwise=True)` and `torch.compile(model)`."
+        )
     if device.type != "cuda":
         raise RuntimeError(
             f"`CapturedStep(mode='cuda_graph')`: the parameters are on {str(device)!r}. Move the "

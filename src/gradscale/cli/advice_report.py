@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gradscale.advice import Advice, Moment, Verdict
-from gradscale.advice.sentences import headline
+from gradscale.advice.verdict_sentences import headline
 from gradscale.host_copies import HostCopies
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log

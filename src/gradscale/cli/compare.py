@@ -31,6 +31,7 @@ from gradscale.training import (
     Interrupted,
     Planned,
     RunFolder,
+    RunResult,
     StopRequest,
     Summary,
     damaged,
@@ -41,7 +42,7 @@ from gradscale.training import (
     summaries_of,
 )
 
-Results = dict[Path, dict[str, Any]]
+Results = dict[Path, RunResult]
 """What every run ended with, by its folder."""
 
 

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
@@ -23,7 +22,7 @@ from rich.table import Column
 from rich.text import Text
 
 from gradscale.cli.printable import printable
-from gradscale.training import StepRecord
+from gradscale.training import RunResult, StepRecord
 
 
 class _Screen(Console):
@@ -140,7 +139,7 @@ class Display:
             done = int(task.completed) + steps
             self.progress.reset(task.id, total=task.total, completed=done)
 
-    def finish(self, label: str, metric: str, result: dict[str, Any]) -> None:
+    def finish(self, label: str, metric: str, result: RunResult) -> None:
         """A run has ended: leave one line."""
         loss, value = float(result["loss"]), float(result["metric"])
         self.console.print(f"{label:<40} loss {loss:.4f}  {metric} {value:.4f}", style="dim")

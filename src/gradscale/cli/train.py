@@ -26,6 +26,7 @@ from gradscale.training import (
     DamagedRun,
     Interrupted,
     RunFolder,
+    RunResult,
     Settings,
     damaged,
     load_data,
@@ -108,7 +109,7 @@ def _stored(path: Path) -> Settings:
             return Settings.from_json(stored)
 
 
-def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _run(settings: Settings, path: Path, given: dict[str, Any]) -> RunResult:
     errors = console(stderr=True, no_color=given["no_color"])
     resume = f"gradscale train --resume {path}"
     with bad_input():
@@ -138,7 +139,7 @@ def _run(settings: Settings, path: Path, given: dict[str, Any]) -> dict[str, Any
     raise SystemExit(stop.exit_code)
 
 
-def _report(recipe: Recipe, result: dict[str, Any], path: Path, *, no_color: bool) -> None:
+def _report(recipe: Recipe, result: RunResult, path: Path, *, no_color: bool) -> None:
     loss, metric = float(result["loss"]), float(result["metric"])
     reasons = ", ".join(f"{count} {reason}" for reason, count in result["reasons"].items())
     lost = result["lost_share"]

@@ -16,8 +16,8 @@ from gradscale.compiled.under_way import Hook, under_way
 COMPILED = "CompiledFunctionBackward"
 _PARTS: weakref.WeakKeyDictionary[Any, CompiledPart | Closed] = weakref.WeakKeyDictionary()
 _UNPREPARED = Closed(
-    "it was compiled before this scaler was built, or by a backend that does not go through "
-    "`torch._dynamo.backends.common.aot_autograd`. Build the scaler before the first step, or call "
+    "it was compiled before {this} was built, or by a backend that does not go through "
+    "`torch._dynamo.backends.common.aot_autograd`. Build {the} before the first step, or call "
     "`torch.compiler.reset()` after you have built it"
 )
 

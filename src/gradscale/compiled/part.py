@@ -93,6 +93,9 @@ class CompiledPart:
 
 
 class Closed(NamedTuple):
-    """A compiled backward pass that no plan can look into, and why."""
+    """A compiled backward pass that nobody can look into, and why.
+
+    In the reason `{this}` and `{the}` stand for who wanted to: "this scaler", "the scaler".
+    """
 
     why: str

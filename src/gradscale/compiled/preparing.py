@@ -92,7 +92,8 @@ def _read(
     try:
         return read_part(backward.graph, forward.graph, names, arguments)
     except Exception as error:  # whatever it was: without a plan the graph is still right
-        return Closed(f"reading it failed, {type(error).__name__}: {error}")
+        why = f"reading it failed, {type(error).__name__}: {error}"
+        return Closed(why.replace("{", "{{").replace("}", "}}"))
 
 
 def _compiling(compiler: Callable[..., Any]) -> Callable[..., Any]:

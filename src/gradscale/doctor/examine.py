@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from gradscale.doctor.checkpoint_files import parts_of
 from gradscale.doctor.checks import CHECKS
@@ -28,7 +27,7 @@ Progress = Callable[[int, int, str], object]
 
 def examine(
     path: str | Path,
-    against: Policy | str | Mapping[str, Any] | None = None,
+    against: Policy | str | Mapping[str, object] | None = None,
     *,
     progress: Progress = lambda done, total, what: None,
 ) -> Diagnosis:
@@ -129,7 +128,7 @@ def _disabled(found: FoundState, name: str) -> Finding:
     )  # fmt: skip
 
 
-def _no_state(path: Path, tree: Any) -> str:
+def _no_state(path: Path, tree: object) -> str:
     keys = (
         f" It has the keys {', '.join(map(shown, tree))[:200]}." if isinstance(tree, dict) else ""
     )

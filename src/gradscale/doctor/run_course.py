@@ -42,7 +42,10 @@ class Course:
         scales: the first, the lowest, the highest and the last.
         longest: the longest stretch of skipped steps; None without any.
         final: the stretch in which the run ends; None if its last step was taken.
-        first_bad_loss: the first step whose loss was not finite, among those taken.
+        first_bad_loss: the first step whose loss was not finite, among those taken whole.
+        dropped: micro-batches that were left out.
+        without_some: the steps that were taken without some, or skipped because none was left.
+        bad_data: these, whose loss was not finite.
         backwards: the first step that is no later than the one before it, after that one; None if
             every step is later.
         lost: the lost share at the last step that measured it.
@@ -62,6 +65,9 @@ class Course:
     longest: Stretch | None = None
     final: Stretch | None = None
     first_bad_loss: int | None = None
+    dropped: int = 0
+    without_some: int = 0
+    bad_data: int = 0
     backwards: tuple[int, int] | None = None
     lost: float | None = None
     lost_at: int | None = None
@@ -100,6 +106,9 @@ class _Walk:
     begin: Step | None = None
     length: int = 0
     bad_loss: int | None = None
+    dropped: int = 0
+    without_some: int = 0
+    bad_data: int = 0
     backwards: tuple[int, int] | None = None
     measured: Step | None = None
 
@@ -112,12 +121,16 @@ class _Walk:
         self.first = self.first or step
         self.last, self.count = step, self.count + 1
         self.lowest, self.highest = min(self.lowest, step.scale), max(self.highest, step.scale)
+        bad = step.loss is not None and not math.isfinite(step.loss)
+        if step.dropped:
+            self.dropped += step.dropped
+            self.without_some += 1
+            self.bad_data += bad
         if step.skipped:
             self._skip(step)
         else:
             self.begin, self.length = None, 0
-            bad = step.loss is not None and not math.isfinite(step.loss)
-            if bad and self.bad_loss is None:
+            if bad and not step.dropped and self.bad_loss is None:
                 self.bad_loss = step.step
         if step.seen is not None and step.seen.lost_share is not None:
             self.measured = step
@@ -153,6 +166,9 @@ class _Walk:
             longest=self.longest,
             final=self._stretch(),
             first_bad_loss=self.bad_loss,
+            dropped=self.dropped,
+            without_some=self.without_some,
+            bad_data=self.bad_data,
             backwards=self.backwards,
             lost=None if seen is None else seen.lost_share,
             lost_at=None if self.measured is None else self.measured.step,

@@ -58,6 +58,15 @@ def _so_far(patient: Patient) -> Iterator[str]:
         yield f"A plan by layer: up to {counted(patient.plan.scales, 'loss scale')} for {graphs}."
     if patient.course is not None and patient.system != "none":
         yield _course(patient.course)
+        yield from _dropped(patient.course)
+
+
+def _dropped(course: Course) -> Iterator[str]:
+    if course.dropped:
+        batches = counted(course.dropped, "micro-batch was", "micro-batches were")
+        bad = f"; the loss was not finite in {course.bad_data:,} of these"
+        where = counted(course.without_some, "step")
+        yield f"{batches} left out, in {where}{bad if course.bad_data else ''}."
 
 
 def _course(course: Course) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from gradscale.emulation.direction_formats import as_operand, as_result
 
 if TYPE_CHECKING:
-    from gradscale.emulation.mode import EmulationMode
+    from gradscale.emulation.rounding import Rounding
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,23 @@ class AttentionOptions:
         return 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
 
 
+Saved: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]"
+"""Query, key, value, the probabilities, and what dropout kept of them."""
+
+
+class AttentionContext(Protocol):
+    """What the forward pass leaves to the backward pass."""
+
+    rounding: Rounding
+    options: AttentionOptions
+    mask_shape: torch.Size | None
+    saved_tensors: Saved
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Torch's own, which takes None, too."""
+
+
 class EmulatedAttention(torch.autograd.Function):
     """Attention as fused kernels compute it: scores and their gradient stay in float32.
 
@@ -42,8 +59,8 @@ class EmulatedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
-        mode: EmulationMode,
+        ctx: AttentionContext,
+        rounding: Rounding,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -51,21 +68,23 @@ class EmulatedAttention(torch.autograd.Function):
         options: AttentionOptions,
     ) -> Tensor:
         """The output, shape `(..., targets, value features)`, in the dtype of `query`."""
-        with mode.silenced():
-            output, probabilities, kept = attend(mode, query, key, value, mask, options)
-        ctx.mode, ctx.options = mode, options
+        with rounding.silenced():
+            output, probabilities, kept = attend(rounding, query, key, value, mask, options)
+        ctx.rounding, ctx.options = rounding, options
         ctx.mask_shape = None if mask is None or mask.dtype == torch.bool else mask.shape
         ctx.save_for_backward(query, key, value, probabilities, kept)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: AttentionContext, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """The gradients of query, key, value and a floating mask."""
         # A backward() inside autocast would cast these float32 products back to half.
-        device = grads[0].device.type
-        with ctx.mode.silenced(), torch.autocast(device, enabled=False):
-            found = attend_backward(ctx.mode, grads[0], ctx.saved_tensors, ctx.options)
+        device = grad.device.type
+        with ctx.rounding.silenced(), torch.autocast(device, enabled=False):
+            found = attend_backward(ctx.rounding, grad, ctx.saved_tensors, ctx.options)
         query, key, value, mask = found
         if ctx.mask_shape is None or not ctx.needs_input_grad[4]:
             return None, query, key, value, None, None
@@ -74,7 +93,7 @@ class EmulatedAttention(torch.autograd.Function):
 
 
 def attend(
-    mode: EmulationMode,
+    rounding: Rounding,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -82,13 +101,16 @@ def attend(
     options: AttentionOptions,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The output, the float32 probabilities before dropout, and what dropout kept (scaled)."""
-    formats = mode.precision
+    formats = rounding.precision
     q, k, v = (as_operand(tensor, formats.forward) for tensor in (query, key, value))
     if options.grouped:
         k, v = (_repeat_heads(tensor, query) for tensor in (k, v))
+    # The order of the fused kernels: the scale after the product, in float32, where it cannot
+    # make a score underflow or overflow that the kernel's accumulator holds.
     scores = (q @ k.transpose(-2, -1)).mul_(options.scale_for(query))
     probabilities = torch.softmax(_masked(scores, mask, options), -1)
     if options.causal or mask is not None:
+        # A row without a target: softmax of nothing but -inf is NaN, and kernels return zeros.
         probabilities = probabilities.nan_to_num_(0.0)
     kept = None
     weights = probabilities
@@ -101,16 +123,13 @@ def attend(
 
 
 def attend_backward(
-    mode: EmulationMode,
+    rounding: Rounding,
     grad: Tensor,
-    saved: Any,
+    saved: Saved,
     options: AttentionOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of query, key, value and, in float32, of the scores.
-
-    `saved` is query, key, value, then what else `attend` returned.
-    """
-    formats = mode.precision
+    """The gradients of query, key, value and, in float32, of the scores."""
+    formats = rounding.precision
     query, key, value, probabilities, kept = saved
     q, k, v = (as_operand(tensor, formats.forward) for tensor in (query, key, value))
     if options.grouped:
@@ -121,6 +140,7 @@ def attend_backward(
     for_weights = rounded @ v.transpose(-2, -1)
     if kept is not None:
         for_weights = for_weights * kept
+    # The softmax's own gradient, for which nothing is rounded: it never leaves the kernel.
     mean = (for_weights * probabilities).sum(-1, keepdim=True)
     for_scores = (for_weights - mean) * probabilities
     scale = options.scale_for(query)
@@ -159,7 +179,7 @@ def _fold_to(part: Tensor, like: Tensor) -> Tensor:
 
 
 def attention(
-    mode: EmulationMode,
+    rounding: Rounding,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -170,7 +190,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention` under `mode`, with the arguments of the original.
+    """`scaled_dot_product_attention` under `rounding`, with the arguments of the original.
 
     Raises:
         RuntimeError: if both a mask and `is_causal` are given, as the original does.
@@ -181,4 +201,4 @@ def attention(
             "Merge the causal mask into `attn_mask`."
         )
     options = AttentionOptions(dropout_p, is_causal, scale, enable_gqa)
-    return EmulatedAttention.apply(mode, query, key, value, attn_mask, options)
+    return EmulatedAttention.apply(rounding, query, key, value, attn_mask, options)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gradscale.emulation.attention import attention
 from gradscale.emulation.direction_formats import DirectionFormats, takes_part
-from gradscale.emulation.kernel import Kernel
-from gradscale.emulation.mode import EmulationMode, current_mode
+from gradscale.emulation.mode import current_rounding
+from gradscale.emulation.operators import Kernel
+from gradscale.emulation.rounding import Rounding
 from gradscale.formats import FloatFormat
 
 _sdpa = torch.ops.aten.scaled_dot_product_attention.default
@@ -22,19 +23,19 @@ def attention_kernels() -> list[Kernel]:
     return [Kernel(name, key, _kernel) for key in ("AutogradCPU", "AutogradCUDA")]
 
 
-def _kernel(keyset: Any, *args: Any, **kwargs: Any) -> Tensor:
-    mode = current_mode()
-    if mode is None or not _applies(mode, args):
-        return _sdpa.decompose(*args, **kwargs)
-    return attention(mode, *args, **kwargs)
+def _kernel(
+    keyset: object, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    rounding = current_rounding()
+    if rounding is None or not _applies(rounding, query, key, value):
+        return _sdpa.decompose(query, key, value, *args, **kwargs)
+    return attention(rounding, query, key, value, *args, **kwargs)
 
 
-def _applies(mode: EmulationMode, args: tuple[Any, ...]) -> bool:
-    tensors = args[:3]
-    if mode.silent or not takes_part(*tensors) or mode.keeps_float32(*tensors):
+def _applies(rounding: Rounding, *operands: Tensor) -> bool:
+    if rounding.silent or not takes_part(*operands) or rounding.keeps_float32(*operands):
         return False
-    own = FloatFormat.of(tensors[0].dtype)
-    real = tensors[0].device.type != "cpu" and mode.precision == DirectionFormats(
-        own, own, own, own
-    )
-    return not real
+    own = FloatFormat.of(operands[0].dtype)
+    # Where the formats are the operands' own, an accelerator's kernel is the real thing.
+    everywhere = DirectionFormats(own, own, own, own)
+    return operands[0].device.type == "cpu" or rounding.precision != everywhere

@@ -52,7 +52,7 @@ class DirectionFormats:
         if between is not None:
             results = (FloatFormat.of(between),) * 2
         else:
-            results = _result_of(operands[0]), _result_of(operands[1])
+            results = carrier(operands[0]), carrier(operands[1])
         return DirectionFormats(*operands, *results)
 
     @property
@@ -61,7 +61,13 @@ class DirectionFormats:
         return (self.forward, self.forward_result) != (self.backward, self.backward_result)
 
 
-def _result_of(format: FloatFormat) -> FloatFormat:
+def carrier(format: FloatFormat) -> FloatFormat:
+    """The format that stores what passes between products which read it in `format`.
+
+    Example:
+        >>> carrier(FloatFormat.of("e5m2")).name, carrier(FloatFormat.of("bf16")).name
+        ('fp16', 'bf16')
+    """
     wide = 1 + format.exponent_bits + format.mantissa_bits >= _HALF_WIDTH
     return format if wide else FloatFormat.of(torch.float16)
 

@@ -6,15 +6,19 @@ import threading
 from collections.abc import Generator
 from contextlib import ContextDecorator, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from gradscale.emulation.direction_formats import DirectionFormats
 from gradscale.emulation.later_passes import formats_built_in, next_number, remember
-from gradscale.emulation.mode import EmulationMode, current_mode
+from gradscale.emulation.mode import EmulationMode, current_rounding
 from gradscale.emulation.overrides import overrides
+from gradscale.emulation.rounding import Rounding
 from gradscale.formats import FloatFormat
+
+if TYPE_CHECKING:
+    from gradscale.emulation.later_passes import Roots
 
 
 class emulate(ContextDecorator):
@@ -69,7 +73,7 @@ class emulate(ContextDecorator):
         between: FloatFormat | torch.dtype | str | None = None,
     ) -> None:
         self.precision = DirectionFormats.of(forward, backward, between)
-        self._entered: list[tuple[EmulationMode, EmulationMode | None, int]] = []
+        self._entered: list[tuple[EmulationMode, Rounding | None, int]] = []
 
     def _recreate_cm(self) -> emulate:
         again = emulate()
@@ -77,13 +81,13 @@ class emulate(ContextDecorator):
         return again
 
     def __enter__(self) -> DirectionFormats:
-        outer = current_mode()
+        outer = current_rounding()
         mode = EmulationMode(self.precision)
-        mode.silent = getattr(_HERE, "suspended", 0)
+        mode.rounding.silent = getattr(_HERE, "suspended", 0)
         overrides.acquire()
         mode.__enter__()
         if outer is not None:
-            outer.silent += 1
+            outer.silent += 1  # which would else see the products that the inner one runs
         self._entered.append((mode, outer, next_number()))
         return self.precision
 
@@ -98,7 +102,7 @@ class emulate(ContextDecorator):
             outer.silent -= 1
         mode.__exit__(exc_type, exc_value, traceback)
         overrides.release()
-        if outer is None and not mode.silent:
+        if outer is None and not mode.rounding.silent:
             remember(mode, first)
 
 
@@ -115,7 +119,7 @@ def suspended() -> Generator[None]:
         ...     a @ b
         tensor([[180000.]])
     """
-    outer = current_mode()
+    outer = current_rounding()
     _HERE.suspended = getattr(_HERE, "suspended", 0) + 1
     if outer is not None:
         outer.silent += 1
@@ -127,7 +131,7 @@ def suspended() -> Generator[None]:
             outer.silent -= 1
 
 
-def emulating(loss: Any = None) -> DirectionFormats | None:
+def emulating(loss: Roots | None = None) -> DirectionFormats | None:
     """The formats that products round to here and now, or None outside `emulate`.
 
     Args:
@@ -143,9 +147,9 @@ def emulating(loss: Any = None) -> DirectionFormats | None:
         >>> emulating() is None, emulating(loss).backward.name
         (True, 'e5m2')
     """
-    mode = current_mode()
+    rounding = current_rounding()
     if getattr(_HERE, "suspended", 0):
         return None
-    if mode is None:
+    if rounding is None:
         return None if loss is None else formats_built_in(loss)
-    return mode.precision
+    return rounding.precision

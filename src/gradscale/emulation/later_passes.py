@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from gradscale.emulation.direction_formats import DirectionFormats
 from gradscale.emulation.mode import EmulationMode, current_mode
@@ -32,6 +32,14 @@ MOST_BLOCKS = 64
 PASSES_WITHOUT = 256
 """After so many passes that met no node of a block its graphs are taken to be gone: looking for
 them costs a walk through the graph of every pass."""
+
+Roots: TypeAlias = Tensor | GradientEdge | Iterable[Tensor | GradientEdge | Node]
+"""What `backward` is called with, a tensor, an edge or several; or nodes."""
+
+Engine = Callable[..., object]
+
+ENGINE = "_engine_run_backward"
+"""Where `backward` and `grad` look up torch's engine: a name in `torch.autograd`."""
 
 _MARK = "_looks_for_blocks"
 _LEAF = 2**64 - 1
@@ -54,7 +62,7 @@ class Block:
     mode: EmulationMode
     passes_without: int = 0
 
-    def built(self, node: Any) -> bool:
+    def built(self, node: Node) -> bool:
         """Whether a node was recorded inside."""
         return self.first <= node._sequence_nr() < self.end
 
@@ -80,11 +88,11 @@ def remember(mode: EmulationMode, first: int) -> None:
         _install()
 
 
-def formats_built_in(roots: Any) -> DirectionFormats | None:
+def formats_built_in(roots: Roots) -> DirectionFormats | None:
     """The formats of the block in which a part of this graph was built; None if it was in none.
 
     Args:
-        roots: what `backward` is called with, a tensor, an edge or several; or nodes.
+        roots: where a backward pass begins.
 
     Example:
         >>> from gradscale.emulation import emulate
@@ -95,20 +103,21 @@ def formats_built_in(roots: Any) -> DirectionFormats | None:
         ('e5m2', None)
     """
     found = _met(roots) if _HERE.ended else []
-    return found[0][0].mode.precision if found else None
+    return found[0][0].mode.rounding.precision if found else None
 
 
-def _met(roots: Any) -> list[tuple[Block, list[Any]]]:
+def _met(roots: Roots) -> list[tuple[Block, list[Node]]]:
     """The blocks that built nodes of this graph, the latest first, each with its nodes."""
     nodes = list(_nodes(roots))
     found = [(block, list(filter(block.built, nodes))) for block in reversed(_HERE.ended)]
     return [(block, built) for block, built in found if built]
 
 
-def _nodes(roots: Any) -> Iterator[Any]:
-    one = isinstance(roots, Tensor | GradientEdge)
-    ahead = [_node_of(root) for root in ([roots] if one else roots)]
-    seen: set[Any] = set()
+def _nodes(roots: Roots) -> Iterator[Node]:
+    # An edge is a named tuple, and iterable, too.
+    several = (roots,) if isinstance(roots, Tensor | GradientEdge) else roots
+    ahead = [_node_of(root) for root in several]
+    seen: set[Node] = set()
     while ahead:
         node = ahead.pop()
         if node is None or node in seen or node._sequence_nr() == _LEAF:
@@ -118,13 +127,13 @@ def _nodes(roots: Any) -> Iterator[Any]:
         ahead += [target for target, _ in node.next_functions]
 
 
-def _node_of(root: Any) -> Any:
+def _node_of(root: Tensor | GradientEdge | Node) -> Node | None:
     if isinstance(root, Tensor):
         return root.grad_fn
     return root.node if isinstance(root, GradientEdge) else root
 
 
-def _run(original: Callable[..., Any], roots: Any, *args: Any, **kwargs: Any) -> Any:
+def _run(original: Engine, roots: Roots, *args: object, **kwargs: object) -> object:
     """One backward pass, with the mode of the block on where the block built."""
     if not _HERE.ended or current_mode() is not None:
         return original(roots, *args, **kwargs)
@@ -146,23 +155,23 @@ def _standing_by(mode: EmulationMode) -> Generator[None]:
     """The mode is there, and does nothing yet."""
     first = next_number()
     overrides.acquire()
-    mode.silent = 1
+    mode.rounding.silent = 1
     try:
         with mode:
             yield
     finally:
-        mode.silent = 0
+        mode.rounding.silent = 0
         overrides.release()
         remember(mode, first)  # a graph of the gradients, if one was asked for
 
 
 @contextmanager
-def _on_within(node: Any, mode: EmulationMode) -> Generator[None]:
-    def begin(gradients: Any) -> None:
-        mode.silent = 0
+def _on_within(node: Node, mode: EmulationMode) -> Generator[None]:
+    def begin(gradients: object) -> None:
+        mode.rounding.silent = 0
 
-    def end(produced: Any, arrived: Any) -> None:
-        mode.silent = 1
+    def end(produced: object, arrived: object) -> None:
+        mode.rounding.silent = 1
 
     with node.register_prehook(begin), node.register_hook(end):
         yield
@@ -178,14 +187,13 @@ def _forget_old(met: list[Block]) -> None:
 
 def _install() -> None:
     """Stands in for the engine where `backward` and `grad` look it up, from the first block on."""
-    place: Any = torch.autograd
-    original = place._engine_run_backward
+    original: Engine = getattr(torch.autograd, ENGINE)
     if hasattr(original, _MARK):
         return
 
     @wraps(original)
-    def engine(roots: Any, *args: Any, **kwargs: Any) -> Any:
+    def engine(roots: Roots, *args: object, **kwargs: object) -> object:
         return _run(original, roots, *args, **kwargs)
 
     setattr(engine, _MARK, True)
-    place._engine_run_backward = engine
+    setattr(torch.autograd, ENGINE, engine)

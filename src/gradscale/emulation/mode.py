@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,32 +13,15 @@ from torch.utils._python_dispatch import (
 )
 
 from gradscale.emulation.attention import attention
-from gradscale.emulation.convolutions import convolution_handlers
-from gradscale.emulation.direction_formats import DirectionFormats, as_format, takes_part
-from gradscale.emulation.passes import autocast_depth, in_autograd_node, in_backward
-from gradscale.emulation.products import Handler, product_handlers
-from gradscale.emulation.provenance import Provenance, Role, format_in_role
-from gradscale.formats import FloatFormat
+from gradscale.emulation.convolutions import convolution_backward
+from gradscale.emulation.direction_formats import DirectionFormats, takes_part
+from gradscale.emulation.products import product_handlers
+from gradscale.emulation.rounding import Rounding
 
+if TYPE_CHECKING:
+    from gradscale.emulation.operators import Handler, Operator
 
-@dataclass(frozen=True)
-class ProductFormats:
-    """The formats of one product's two operands and of its result."""
-
-    first: FloatFormat
-    second: FloatFormat
-    result: FloatFormat
-
-    def dtype_for(self, tensor: Tensor) -> torch.dtype:
-        """What to multiply in: float32, or the tensor's own dtype where that does the same.
-
-        A GPU's kernel accumulates in float32 and rounds the result to the dtype, so that it is the
-        real thing if the operands' formats fit into the dtype. CPU kernels are too slow for that.
-        """
-        own = as_format(tensor.dtype)
-        real = tensor.device.type != "cpu" and self.result == own
-        fits = real and self.first.fits_into(own) and self.second.fits_into(own)
-        return tensor.dtype if fits else torch.float32
+_sdpa: Operator = torch.ops.aten.scaled_dot_product_attention.default
 
 
 class EmulationMode(TorchDispatchMode):
@@ -52,108 +33,30 @@ class EmulationMode(TorchDispatchMode):
 
     def __init__(self, precision: DirectionFormats) -> None:
         super().__init__()
-        self.precision = precision
-        self.silent = 0
-        self._provenance = Provenance()
-        self._exact_seen = False
-        self._autocast_seen = False
+        self.rounding = Rounding(precision)
 
     def __torch_dispatch__(
         self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        func: Operator,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
-        if self.silent:
+        if self.rounding.silent:
             return func(*args, **kwargs)
-        handler = _HANDLERS.get(func, _UNSEEN)
-        if handler is _UNSEEN:
-            handler = _HANDLERS[func] = _decompose if _is_composite(func) else None
-        result = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
-        if self.precision.directions_differ:
-            self._note_created(func, result)
-        return result
-
-    @contextmanager
-    def silenced(self) -> Generator[None]:
-        """Products inside run as they are."""
-        self.silent += 1
-        try:
-            yield
-        finally:
-            self.silent -= 1
-
-    def formats(self, a: Tensor, b: Tensor) -> ProductFormats | None:
-        """The formats of the product of `a` and `b` here and now; None leaves it alone."""
-        if not in_backward():
-            return self._forward_formats(a, b)
-        precision = self.precision
-        if not (precision.directions_differ or self._exact_seen):
-            return ProductFormats(precision.forward, precision.forward, precision.forward_result)
-        if not precision.directions_differ:
-            exact = "exact" in (self._provenance.role(a), self._provenance.role(b))
-            roles: tuple[Role, Role] = ("exact", "exact") if exact else ("saved", "gradient")
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            result = handler(self.rounding, func, *args, **kwargs)
+        elif _is_composite(func):
+            # Composite operations arrive whole in inference mode: take them apart, and look again.
+            with self:
+                result = func.decompose(*args, **kwargs)
         else:
-            roles = self._provenance.roles(a, b)
-        self._remember_for_double_backward(roles, a, b)
-        return self._product_formats(*roles)
-
-    def backward_formats(self, grad: Tensor, *saved: Tensor) -> ProductFormats | None:
-        """The formats of a backward operation that names its gradient, then the others."""
-        if self._exact_seen and "exact" in map(self._provenance.role, saved):
-            return None
-        if torch.is_grad_enabled():
-            self._remember_for_double_backward(
-                ("gradient", *("saved" for _ in saved)), grad, *saved
-            )
-        return self._product_formats("gradient", "saved")
-
-    def keeps_float32(self, *tensors: Tensor) -> bool:
-        """Whether float32 operands were chosen: they met autocast and are float32 nevertheless.
-
-        A disabled autocast context alone is no choice: checkpointing enters some, and so do
-        training loops with a switch. Autocast must have lowered a product before.
-        """
-        if autocast_depth() == 0:
-            return False
-        single = all(tensor.dtype == torch.float32 for tensor in tensors)
-        self._autocast_seen = self._autocast_seen or not single
-        return single and self._autocast_seen
-
-    def _forward_formats(self, a: Tensor, b: Tensor) -> ProductFormats | None:
-        exact = self.keeps_float32(a, b)
-        self._exact_seen |= exact
-        if exact or self._exact_seen or self.precision.directions_differ:
-            for tensor in (a, b):
-                self._provenance.remember(tensor, "exact" if exact else "saved")
-        if exact:
-            return None
-        precision = self.precision
-        return ProductFormats(precision.forward, precision.forward, precision.forward_result)
-
-    def _product_formats(self, first: Role, second: Role) -> ProductFormats | None:
-        precision = self.precision
-        a = format_in_role(first, precision.forward, precision.backward)
-        b = format_in_role(second, precision.forward, precision.backward)
-        if a is None or b is None:
-            return None
-        return ProductFormats(a, b, precision.backward_result)
-
-    def _remember_for_double_backward(self, roles: tuple[Role, ...], *operands: Tensor) -> None:
-        if torch.is_grad_enabled() and self.precision.directions_differ:
-            for tensor, role in zip(operands, roles, strict=True):
-                self._provenance.remember(tensor, role)
-
-    def _note_created(self, func: Any, result: Any) -> None:
-        if not in_autograd_node():
-            self._provenance.backward_ended()
-        elif not _aliases(func):
-            by_backward = in_backward()
-            for tensor in result if isinstance(result, (tuple, list)) else (result,):
-                if isinstance(tensor, Tensor) and takes_part(tensor):
-                    self._provenance.created(tensor, by_backward=by_backward)
+            result = func(*args, **kwargs)
+        if self.rounding.precision.directions_differ:
+            self.rounding.note_made(result, aliases=_aliases(func))
+        return result
 
 
 def current_mode() -> EmulationMode | None:
@@ -164,35 +67,39 @@ def current_mode() -> EmulationMode | None:
     return None
 
 
-def _is_composite(func: Any) -> bool:
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func.has_kernel_for_dispatch_key(key)
+def current_rounding() -> Rounding | None:
+    """That of the innermost emulation."""
+    mode = current_mode()
+    return None if mode is None else mode.rounding
 
 
-def _decompose(
-    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Composite operations arrive whole in inference mode: take them apart, and look again."""
-    with mode:
-        return func.decompose(*args, **kwargs)
+@cache
+def _is_composite(func: Operator) -> bool:
+    return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def _attend(
-    mode: EmulationMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
+    rounding: Rounding,
+    func: Operator,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> object:
     """Attention arrives whole in inference mode."""
-    if not takes_part(*args[:3]) or mode.keeps_float32(*args[:3]):
-        return func(*args, **kwargs)
-    return attention(mode, *args, **kwargs)
+    if not takes_part(query, key, value) or rounding.keeps_float32(query, key, value):
+        return func(query, key, value, *args, **kwargs)
+    return attention(rounding, query, key, value, *args, **kwargs)
 
 
-def _aliases(func: Any) -> bool:
+def _aliases(func: Operator) -> bool:
+    # Its schema says of `_unsafe_view` that it makes a new tensor, which its kernel does not.
     return func.is_view or func._schema.is_mutable or func is torch.ops.aten._unsafe_view.default
 
 
-_UNSEEN: Any = object()
-_HANDLERS: dict[Any, Handler | None] = {
+_HANDLERS: dict[Operator, Handler] = {
     **product_handlers(),
-    **convolution_handlers(),
-    torch.ops.aten.scaled_dot_product_attention.default: _attend,
+    torch.ops.aten.convolution_backward.default: convolution_backward,
+    _sdpa: _attend,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ class Overrides:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holders = 0
-        self._library: Any = None
+        self._library: torch.library.Library | None = None
         self._fused_attention_layers = True
 
     def acquire(self) -> None:
@@ -28,6 +27,7 @@ class Overrides:
             if self._holders == 0:
                 self._library = _register()
                 self._fused_attention_layers = torch.backends.mha.get_fastpath_enabled()
+                # nn.TransformerEncoderLayer in one call, whose products no mode would see.
                 torch.backends.mha.set_fastpath_enabled(False)
             self._holders += 1
 
@@ -35,13 +35,13 @@ class Overrides:
         """Put everything back, if nobody else needs it."""
         with self._lock:
             self._holders -= 1
-            if self._holders == 0:
+            if self._holders == 0 and self._library is not None:
                 self._library._destroy()
                 self._library = None
                 torch.backends.mha.set_fastpath_enabled(self._fused_attention_layers)
 
 
-def _register() -> Any:
+def _register() -> torch.library.Library:
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         # torch warns once of any replaced kernel; here that is the intention.

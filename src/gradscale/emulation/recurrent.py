@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from gradscale.emulation.kernel import Kernel
-from gradscale.emulation.mode import current_mode
+from gradscale.emulation.mode import current_rounding
+from gradscale.emulation.operators import Kernel, KernelFunction
 
 LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 OVERLOADS = ("input", "data")
@@ -29,16 +29,16 @@ def recurrent_kernels() -> list[Kernel]:
     ]
 
 
-def _composite(layer: str, overload: str) -> Callable[..., Any]:
+def _composite(layer: str, overload: str) -> KernelFunction:
     op = getattr(getattr(torch.ops.aten, layer), overload)
 
-    def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        mode = current_mode()
-        if mode is None or mode.silent:
-            return op.decompose(*args, **kwargs)
-        on_cpu = args[0].device.type == "cpu"
-        with unfused(oneDNN=on_cpu, cuDNN=not on_cpu and mode.precision.directions_differ):
-            return op.decompose(*args, **kwargs)
+    def kernel(keyset: object, input: Tensor, *args: object, **kwargs: object) -> object:
+        rounding = current_rounding()
+        if rounding is None or rounding.silent:
+            return op.decompose(input, *args, **kwargs)
+        on_cpu = input.device.type == "cpu"
+        with unfused(oneDNN=on_cpu, cuDNN=not on_cpu and rounding.precision.directions_differ):
+            return op.decompose(input, *args, **kwargs)
 
     return kernel
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.files.replacement import replace_file
 
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What JSON can say; what is read from a file consists of `list` and `dict`."""
 
-def json_value(value: Any) -> Any:
+JsonObject: TypeAlias = "dict[str, Json]"
+
+
+def json_value(value: object) -> Json:
     """`value` with floats that are not finite as strings such as ``"nan"``: JSON has none.
 
     Example:
@@ -22,13 +27,23 @@ def json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(name): json_value(part) for name, part in value.items()}
+        return json_object(value)
     if isinstance(value, list | tuple):
         return [json_value(part) for part in value]
-    return value
+    return cast("Json", value)
 
 
-def json_line(value: Mapping[str, Any]) -> bytes:
+def json_object(values: Mapping[Any, object]) -> JsonObject:
+    """A dictionary whose values are those of `json_value`.
+
+    Example:
+        >>> json_object({"loss": math.inf, 2: (1, 2)})
+        {'loss': 'inf', '2': [1, 2]}
+    """
+    return {str(name): json_value(part) for name, part in values.items()}
+
+
+def json_line(value: object) -> bytes:
     r"""A line of JSON.
 
     Example:
@@ -42,7 +57,7 @@ def json_line(value: Mapping[str, Any]) -> bytes:
     return text.encode() + b"\n"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Json:
     """The file's content; None if it is missing.
 
     Raises:
@@ -63,7 +78,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"`{path}` is not valid JSON: {error}.") from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Replace the file by `value`, indented; one that says the same already is left alone.
 
     So what is finished can be looked at again in a folder that cannot be written.

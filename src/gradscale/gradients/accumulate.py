@@ -7,8 +7,11 @@ Passes over the gradients, per micro-batch (`g`: the gradient as backward left i
 | the first | g | s | 0 |
 | every other | g, s | s | 0 |
 | `drop_overflow` | +1 g | 0 | 0; on the CPU the flag, for free |
+| the same on an accelerator | +1 g, +1 s | +1 s | 0 |
 | in the end, once | s | s | 0 |
 
+As long as nothing was kept the sum holds the micro-batch that was dropped last, so that whoever
+asks why nothing is left finds the parameters to blame; the first that is kept takes its place.
 Without `drop_overflow` no micro-batch is checked by itself: what is not finite stays so in the sum.
 """
 
@@ -37,7 +40,8 @@ Divisor = Literal["kept", "all", "nothing"]
 class MicroBatches:
     """The gradient of one step, summed over micro-batches in float32 (or wider).
 
-        add_:      sum += weight * grad / S, and `grad` is cleared; nothing if it is dropped
+        add_:      sum += weight * grad / S, and `grad` is cleared; nothing if it is dropped and
+                   another was kept
         deliver_:  grad = sum / divisor
 
     Args:
@@ -113,25 +117,48 @@ class MicroBatches:
             flag: what `check` said, agreed on by all ranks; only with `drop_overflow`.
         """
         self._all += weight
-        keep = None if flag is None else (flag == 0)
-        if flag is None or keep is None:
+        use: Tensor | bool = True
+        if flag is None:
             self._kept = self._kept + weight
         else:
-            self._kept = self._kept + weight * keep.to(torch.float32)
-            # Moving the zero of the beginning to the device would wait for it.
-            known = self.dropped.device == flag.device
-            self.dropped = self.dropped + flag if known else flag.clone()
-            if flag.device.type == "cpu" and flag.item():
-                self.clear()
-                return
-            keep = None if flag.device.type == "cpu" else keep
+            use = self._wanted(flag, weight)
+        if use is False:
+            self.clear()
+            return
         factor = inv_scale * weight
         for source, target in self._pairs:
             if source.grad is not None:
                 master = self._masters.get(id(source))
                 own = factor if master is None else factor * 2.0**-master.exponent
-                self._add(source, id(target), own, keep)
+                self._add(source, id(target), own, use)
         self.clear()
+
+    def _wanted(self, flag: Tensor, weight: float) -> Tensor | bool:
+        """Counts a micro-batch; whether its gradient belongs into the sums."""
+        on_host = flag.device.type == "cpu"
+        return (self._wanted_on_host if on_host else self._wanted_on_device)(flag, weight)
+
+    def _wanted_on_host(self, flag: Tensor, weight: float) -> bool:
+        bad, empty = bool(flag.item()), not self._kept
+        self.dropped = self.dropped + flag
+        self._kept = self._kept + weight * (flag == 0).to(torch.float32)
+        if empty:
+            self._sums.clear()
+        return empty or not bad
+
+    def _wanted_on_device(self, flag: Tensor, weight: float) -> Tensor | bool:
+        keep, before = flag == 0, self._kept
+        self._kept = before + weight * keep.to(torch.float32)
+        # Moving the zero of the beginning to the device would wait for it.
+        known = self.dropped.device == flag.device
+        self.dropped = self.dropped + flag if known else flag.clone()
+        if not isinstance(before, Tensor):  # the first
+            return True
+        empty = before == 0
+        for total in self._sums.values():
+            sums = tensor_values(total)
+            sums.masked_fill_(empty.to(sums.device, non_blocking=True), 0.0)
+        return keep | empty
 
     def clear(self) -> None:
         """Sets the gradients that backward fills to None."""
@@ -156,7 +183,7 @@ class MicroBatches:
         flags: list[Tensor] = []
         for device, by_dtype in groups.items():
             by = _scalar(divisor, device)
-            # Where everything was dropped the sum is zero, and must not become 0/0.
+            # Where everything was dropped the divisor is zero.
             factor = torch.where(by > 0, by, 1.0).reciprocal()
             flags.append((_scalar(self._kept, device) == 0).to(torch.float32))
             for values in by_dtype.values():
@@ -175,7 +202,7 @@ class MicroBatches:
             return (_scalar(self._kept, torch.device("cpu")) == 0).to(torch.float32)
         return combined(flags, flags[0].device)
 
-    def _add(self, source: Tensor, key: int, factor: Tensor, keep: Tensor | None) -> None:
+    def _add(self, source: Tensor, key: int, factor: Tensor, use: Tensor | bool) -> None:
         grad = source.grad
         if grad is None:
             return
@@ -194,11 +221,11 @@ class MicroBatches:
         factor = factor.to(device=sums.device, non_blocking=True)
         if new:
             sums.mul_(factor)
-            if keep is not None:
-                sums.copy_(torch.where(keep.to(sums.device), sums, 0.0))
+            if isinstance(use, Tensor):
+                sums.copy_(torch.where(use.to(sums.device), sums, 0.0))
         elif values is not None:
-            if keep is not None:
-                values = torch.where(keep.to(sums.device), values, 0.0)
+            if isinstance(use, Tensor):
+                values = torch.where(use.to(sums.device), values, 0.0)
             sums.addcmul_(values, factor)
 
     def _groups(self) -> Groups:

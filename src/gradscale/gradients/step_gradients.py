@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from gradscale.gradients.unscale import (
     unscale_groups_,
 )
 from gradscale.policies.policy import Need, Observation
-from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
+from gradscale.ranks import Ranks, groups_of, reduce_max_, reduce_sum_
 
 
 class StepGradients:
@@ -32,7 +31,7 @@ class StepGradients:
         process_group: ranks that decide alike, beside those of sharded parameters; or None.
     """
 
-    def __init__(self, needs: Set[Need], process_group: Any) -> None:
+    def __init__(self, needs: Set[Need], process_group: Ranks | None) -> None:
         self.needs = needs
         self.process_group = process_group
         self._divided: list[tuple[torch.optim.Optimizer, StepFate | None]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from gradscale.half.saving import (
     unhook_module_states,
 )
 from gradscale.half.settling import Settles
+from gradscale.torch_types import StateDict
 
 
 class HalfPrecision:
@@ -133,7 +134,7 @@ class HalfPrecision:
         """The model's buffers, as `AveragedModel(use_buffers=True)` asks for."""
         return self.model.buffers()
 
-    def float_state_dict(self) -> dict[str, Any]:
+    def float_state_dict(self) -> StateDict:
         """The model's state with the float32 weights: for a plain model, an export, an evaluation.
 
         The masters are not copied: a later step changes them. Parameters that no optimizer has were
@@ -178,7 +179,7 @@ class HalfPrecision:
         for masters in self._masters:
             masters.widen_()
 
-    def broadcast(self, source: int = 0, process_group: Any = None) -> None:
+    def broadcast(self, source: int = 0, process_group: dist.ProcessGroup | None = None) -> None:
         """Sends one rank's masters to all others, and rounds them into the parameters.
 
         For ranks that built their models from different seeds. DDP sends parameters only.
@@ -213,10 +214,10 @@ class HalfPrecision:
         for link in links.values():
             link.dissolve()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {name: value for name, value in self.__dict__.items() if name != "_masters"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         # Copied optimizers have masters of their own; the model may not be complete yet.
         self.__dict__.update(state)
         self._masters = [cast(Masters, masters_of(o)) for o in self._optimizers]
@@ -236,7 +237,7 @@ class HalfPrecision:
         )
 
 
-def _computed(model: nn.Module) -> dict[int, Any]:
+def _computed(model: nn.Module) -> dict[int, Tensor]:
     """For `deepcopy`: what modules hold that they computed, and will compute anew.
 
     The old `weight_norm` and `spectral_norm` leave a weight that autograd made, which torch does

@@ -16,13 +16,14 @@ from gradscale.half.rounding import floating, local
 from gradscale.half.under_ddp import wrapped_before
 
 
-def check_kinds(model: Any, optimizer: Any) -> list[Optimizer]:
+def check_kinds(model: object, optimizer: object) -> list[Optimizer]:
     """The optimizers; refuses what is no model or no optimizer, and the two in the wrong order."""
     optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     wrong = [o for o in optimizers if not isinstance(o, Optimizer)]
     if not wrong and isinstance(model, nn.Module):
-        _check_hooks(optimizers)
-        return cast("list[Optimizer]", optimizers)
+        checked = cast("list[Optimizer]", optimizers)
+        _check_hooks(checked)
+        return checked
     said = type(wrong[0] if wrong else optimizer).__name__
     call = f"`half_precision({type(model).__name__}, {said})`"
     if isinstance(model, Optimizer):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, cast
 from weakref import WeakMethod
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.running_pass import NONE, current_pass
 from gradscale.half.rounding import HALVES
@@ -65,8 +66,8 @@ class SharedGradient:
         self._seen: Tensor | None = None
         self._arrived = 0
         # None: half precision from the backward pass, float32 once divided.
-        cast(Any, parameter).grad_dtype = None if accumulates in HALVES else accumulates
-        cast(Any, master).grad_dtype = None
+        parameter.grad_dtype = None if accumulates in HALVES else accumulates
+        master.grad_dtype = None
         self._handle = _hook_accumulation(parameter, self._accumulated)
 
     def expect(self, exponent: int) -> None:
@@ -138,10 +139,10 @@ class SharedGradient:
     def release(self) -> None:
         """Gives the parameter gradients of its own back."""
         self._handle.remove()
-        cast(Any, self.parameter).grad_dtype = self.parameter.dtype
+        self.parameter.grad_dtype = self.parameter.dtype
 
 
-def _hook_accumulation(parameter: Tensor, method: Any) -> Any:
+def _hook_accumulation(parameter: Tensor, method: Callable[[Tensor], None]) -> RemovableHandle:
     # Weakly, because what the hook of a tensor holds is out of the garbage collector's sight.
     weak = WeakMethod(method)
 

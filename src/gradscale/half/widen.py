@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -211,7 +211,7 @@ def in_layout_of(grad: Tensor, values: Tensor) -> Tensor:
     if hasattr(grad, "_local_tensor"):
         from torch.distributed.tensor import DTensor
 
-        whole = cast(Any, grad)
+        whole = cast(DTensor, grad)
         return DTensor.from_local(
             values, whole.device_mesh, whole.placements, run_check=False,
             shape=grad.shape, stride=grad.stride(),

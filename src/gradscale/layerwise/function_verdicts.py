@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from gradscale.backward.loss_entry import LossEntry, transformed
 from gradscale.backward.user_functions import function_name
 from gradscale.capturing import capturing
 from gradscale.layerwise.naming import Naming
+from gradscale.torch_types import StateDict
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Injected = Literal["warn", "scale", "ignore"]
 
@@ -47,7 +51,7 @@ class FunctionVerdicts:
         self._found: dict[str, dict[int, Linearity]] = {}
         self._names: dict[tuple[str, int], str] = {}
         self._probings: list[Probing] = []
-        self._functions: dict[tuple[str, int], Any] = {}
+        self._functions: dict[tuple[str, int], object] = {}
         self._named: set[str] = set()
         self._looking = injected != "ignore"
         self._scale: Tensor | None = None
@@ -108,7 +112,7 @@ class FunctionVerdicts:
         found = self._found.get(signature, {})
         return frozenset(node for node, verdict in found.items() if verdict.kind == "linear")
 
-    def reduce(self, groups: Sequence[Any], device: torch.device) -> None:
+    def reduce(self, groups: Sequence[ProcessGroup], device: torch.device) -> None:
         """Merges what all ranks saw in this step. A collective."""
         for probing in self._probings:
             probing.reduce(groups, device)
@@ -182,10 +186,10 @@ class FunctionVerdicts:
         done = ", which is multiplied by the scale" if self.injected == "scale" else ""
         return f"it returns a gradient of its own{done}"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"injected": self.injected, "linear": self.state_dict()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__init__(state["injected"])
         self.load_state_dict(state["linear"])
 

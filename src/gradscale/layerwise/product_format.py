@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch.autograd.graph import Node
+
 from gradscale.emulation import emulating
 from gradscale.plans.planner import Excluding, Planner
 from gradscale.plans.windows import Windows
 
 
-def fitted(planner: Planner, nodes: Sequence[object] | None = None) -> Planner:
+def fitted(planner: Planner, nodes: Sequence[Node] | None = None) -> Planner:
     """The planner, told of the formats to which products round their gradient here and now.
 
     Under `gradscale.emulation` a gradient is carried by a float16 or float32 tensor, but every

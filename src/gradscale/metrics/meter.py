@@ -26,11 +26,13 @@ class FinishedStep(NamedTuple):
         metrics: as numbers.
         outcome: what it consisted of.
         exponents: the histogram of its gradients, on the host; None unless it was measured.
+        overflow: whether a micro-batch that was left out had overflowed.
     """
 
     metrics: Metrics
     outcome: StepOutcome
     exponents: Tensor | None
+    overflow: bool = False
 
 
 @dataclass
@@ -165,7 +167,9 @@ def _depart(step: int, outcome: StepOutcome, groups: int, lost: LostShare | None
     observation = outcome.observation
     amax = None if observation is None else observation.amax
     exponents = None if observation is None else observation.exponents
-    copies = HostCopies([_device_scale(outcome), amax, exponents])
+    dropped = [it.dropped_micro_batches for it in outcome if it.dropped_micro_batches is not None]
+    shown = observation.found_inf if dropped and observation is not None else None
+    copies = HostCopies([_device_scale(outcome), amax, exponents, shown, *dropped])
     return _Step(step, outcome, groups, lost, copies)
 
 
@@ -175,7 +179,7 @@ def _device_scale(outcome: StepOutcome) -> Tensor | None:
 
 
 def _finished(step: _Step) -> FinishedStep:
-    scale, amax, exponents = step.copies.tensors
+    scale, amax, exponents, shown, *dropped = step.copies.tensors
     outcome = step.outcome
     counters = [one.counted for one in outcome if one.counted is not None]
     total = counters[-1] if counters else Counters()
@@ -184,6 +188,7 @@ def _finished(step: _Step) -> FinishedStep:
         scale=outcome.scale if scale is None else float(scale),
         skipped=outcome.skipped,
         reason=outcome.reason,
+        dropped=sum(int(count) for count in dropped if count is not None) if dropped else None,
         steps=total.steps,
         skipped_steps=total.skipped,
         consecutive=total.consecutive,
@@ -192,7 +197,7 @@ def _finished(step: _Step) -> FinishedStep:
         amax=None if amax is None else float(amax),
         lost=step.lost,
     )
-    return FinishedStep(metrics, outcome, exponents)
+    return FinishedStep(metrics, outcome, exponents, shown is not None and bool(shown))
 
 
 def _capturing(outcome: StepOutcome) -> bool:

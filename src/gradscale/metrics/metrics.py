@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class LostShare(NamedTuple):
@@ -31,6 +31,7 @@ class Metrics:
         scale: the loss scale that it was taken at; NaN at step -1.
         skipped: whether one of its optimizers did not step.
         reason: why; None if none was skipped.
+        dropped: micro-batches that were left out of it; None unless `accumulate_` may do so.
         steps: optimizer steps so far, this step's included.
         skipped_steps: of these, not taken.
         consecutive: skipped since the last one taken.
@@ -49,6 +50,7 @@ class Metrics:
     scale: float = math.nan
     skipped: bool = False
     reason: str | None = None
+    dropped: int | None = None
     steps: int = 0
     skipped_steps: int = 0
     consecutive: int = 0
@@ -78,13 +80,15 @@ class Metrics:
             "groups": float(self.groups),
         }
         numbers |= {f"skipped_{reason}": float(n) for reason, n in self.reasons.items()}
+        if self.dropped is not None:
+            numbers["dropped"] = float(self.dropped)
         if self.amax is not None:
             numbers["amax"] = self.amax
         if self.lost is not None:
             numbers["lost_share"] = self.lost.lost_share
         return numbers
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All fields, as plain values that JSON has; non-finite numbers are strings.
 
         Example:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+from gradscale.callers import level_of_caller
 from gradscale.outcomes.triage import Reason
 
 PATIENCE = 5
@@ -115,7 +116,7 @@ class SkipAlarm:
     def _sound(self, alarm: Alarm) -> None:
         for callback in self.on_alarm:
             callback(alarm)
-        warnings.warn(alarm.message, stacklevel=8)
+        warnings.warn(alarm.message, stacklevel=level_of_caller())
 
 
 def _is_power_of_ten(ratio: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gradscale.gradients.left_over import LeftOver
-from gradscale.ranks import distributed, mesh_groups, reduce_max_
+from gradscale.ranks import Ranks, distributed, mesh_groups, reduce_max_
 
 
 class Evidence:
@@ -32,15 +33,17 @@ class Evidence:
         left_over: of gradients that outlived a skipped step, by `id(optimizer)`.
     """
 
+    # What few steps have is of the class: one of these is made in every step.
+    left_over: Mapping[int, LeftOver] = MappingProxyType({})
+    _first_inner: int | None = None
+    _inner: frozenset[int] = frozenset()
+
     def __init__(self, names: Mapping[int, str], depends: bool | None = None) -> None:
         self.names = names
         self.losses: list[Tensor] = []
         self.inputs: list[Any] = []
         self.graphs: list[Node | None] = []
-        self.left_over: dict[int, LeftOver] = {}
         self._depends = depends
-        self._first_inner: int | None = None
-        self._inner: set[int] = set()
 
     def note_loss(self, output: Tensor) -> int:
         """Keeps a loss as it was; of a large one, only a NaN if it was not finite.
@@ -55,23 +58,25 @@ class Evidence:
 
     def note_inner(self, number: int) -> None:
         """A loss was differentiated in a way that lets the gradient be differentiated again."""
-        self._inner.add(number)
+        self._inner |= {number}
         if self._first_inner is None:
             self._first_inner = len(self.losses)
 
     def forget(self, losses: int, inputs: int) -> None:
         """Forgets the first ones, which belong to a step that was given up."""
         del self.losses[:losses], self.graphs[:losses], self.inputs[:inputs]
-        self._inner = {number - losses for number in self._inner if number >= losses}
+        self._inner = frozenset(n - losses for n in self._inner if n >= losses)
         if self._first_inner is not None:
             self._first_inner = max(0, self._first_inner - losses)
 
     def release(self) -> None:
         """Lets go of losses and inputs: nobody will ask for them any more."""
         self.losses.clear()
-        self.inputs.clear()
         self.graphs.clear()
-        self.left_over.clear()
+        if self.inputs:
+            self.inputs.clear()
+        if self.left_over:
+            self.left_over = {}
 
     def bears_witness(self, number: int) -> bool:
         """Whether this loss says something that does not depend on the scale."""
@@ -95,7 +100,9 @@ class Evidence:
         witnesses = [self.losses[n] for n in numbers if self.bears_witness(n)]
         return witnesses, [self.losses[n] for n in numbers if not self.bears_witness(n)]
 
-    def blamed(self, found_inf: Tensor, process_group: Any, since: int = 0) -> Tensor | None:
+    def blamed(
+        self, found_inf: Tensor, process_group: Ranks | None, since: int = 0
+    ) -> Tensor | None:
         """The flag as far as the scale is to blame: 0 if a loss was not finite.
 
         Agreed on over `process_group`, because all ranks must blame the same thing; with several

@@ -132,7 +132,7 @@ class Ledger:
         """
         self._counters.updates += 1
         for outcome in step:
-            if outcome.settled and not self._line:
+            if outcome.settled and not self._line.things:
                 self._count(outcome)
             else:
                 self._queue(outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
@@ -20,7 +20,7 @@ from gradscale.outcomes.triage import (
     find_reason,
 )
 from gradscale.policies.policy import Observation
-from gradscale.ranks import agreed_index, distributed, groups_of
+from gradscale.ranks import Ranks, agreed_index, distributed, groups_of
 
 if TYPE_CHECKING:
     from gradscale.outcomes.ledger import Counters
@@ -34,7 +34,9 @@ class OptimizerOutcome:
 
     Attributes:
         observation: what the policy was shown; None before `update()`.
-        dropped_micro_batches: their number, on the device until `dropped` reads it.
+        micro_batches: how many were given to `accumulate_`; 0 without it.
+        dropped_micro_batches: how many were left out, on the device until `dropped` reads it; None
+            if none may be.
         unrepresentable: whether a gradient was finite at this scale, but not when divided by it: it
             exceeds its own dtype, and no scale helps.
         blames_scale: whether the host found the scale at fault; the policy sees only such steps.
@@ -49,7 +51,8 @@ class OptimizerOutcome:
 
     observation: Observation | None = None
     unrepresentable = False
-    dropped_micro_batches: Tensor | int = 0
+    micro_batches = 0
+    dropped_micro_batches: Tensor | None = None
     blames_scale = False
     suspected = False
     in_a_row = 0
@@ -74,7 +77,7 @@ class OptimizerOutcome:
         self._scale: Tensor | float = scale
         self._evidence = evidence
 
-    def settle(self, skipped: bool, scale: float, process_group: Any) -> None:
+    def settle(self, skipped: bool, scale: float, process_group: Ranks | None) -> None:
         """Records what the host has read. Of a skipped step, finds out why: a collective."""
         self.settled, self._skipped, self._scale = True, skipped, scale
         if not skipped:
@@ -122,7 +125,7 @@ class OptimizerOutcome:
     @property
     def dropped(self) -> int:
         """How many micro-batches were left out because they overflowed; see `accumulate_`."""
-        return int(self.dropped_micro_batches)
+        return 0 if self.dropped_micro_batches is None else int(self.dropped_micro_batches)
 
     def left_at(self) -> Tensor:
         """What the gradients are multiplied by after the step: S if the device skipped it."""
@@ -175,11 +178,24 @@ class OptimizerOutcome:
     def __repr__(self) -> str:
         if not self.settled:
             return "OptimizerOutcome(on the device)"
-        if not self.skipped:
-            return f"OptimizerOutcome(taken, scale={self.scale:g})"
-        named = "; ".join(map(str, self.culprits[:3]))
-        more = f" and {len(self.culprits) - 3} more" if len(self.culprits) > 3 else ""
-        return f"OptimizerOutcome(skipped, {self.reason}, scale={self.scale:g}, {named}{more})"
+        parts = ["skipped", str(self.reason)] if self.skipped else ["taken"]
+        parts.append(f"scale={self.scale:g}")
+        if self.dropped:
+            parts.append(f"{dropped_words(self.dropped, self.micro_batches)} dropped")
+        if self.culprits:
+            more = f" and {len(self.culprits) - 3} more" if len(self.culprits) > 3 else ""
+            parts.append("; ".join(map(str, self.culprits[:3])) + more)
+        return f"OptimizerOutcome({', '.join(parts)})"
+
+
+def dropped_words(dropped: int, of: int) -> str:
+    """How many micro-batches were left out of a step.
+
+    Example:
+        >>> dropped_words(1, 4), dropped_words(4, 4)
+        ('1 of 4 micro-batches', 'all 4 micro-batches')
+    """
+    return f"{f'all {of}' if dropped == of else f'{dropped} of {of}'} micro-batches"
 
 
 class StepOutcome:
@@ -249,6 +265,11 @@ class StepOutcome:
     def culprits(self) -> tuple[Culprit, ...]:
         """The parameters whose gradients were not finite, with the number of elements."""
         return tuple(culprit for outcome in self._outcomes for culprit in outcome.culprits)
+
+    @property
+    def dropped(self) -> int:
+        """How many micro-batches were left out because they overflowed; see `accumulate_`."""
+        return sum(outcome.dropped for outcome in self._outcomes)
 
     @property
     def scale(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gradscale.backward.graph import BackwardGraph
@@ -78,7 +78,29 @@ def node_windows(
             )
         if finder.is_leaf(edge.target):
             windows[edge.target].append(window)
-    return [intersection(found) if found else _FREE for found in windows]
+    return _followed(graph, finder, [intersection(found) if found else _FREE for found in windows])
+
+
+def _followed(graph: BackwardGraph, finder: _Finder, windows: Sequence[Window]) -> list[Window]:
+    """Nodes at which nothing but zeros arrived need what the nodes before them need.
+
+    Their gradient may have been flushed on its way, as behind a cast or between two exponents, and
+    then it is seen only once they go up as well: all of them at once, up to where it joins others.
+    """
+    found, blind = list(windows), [False] * len(graph)
+    fixed = graph.fixed
+    for node in range(len(graph)):  # in topological order
+        sources = [graph.edges[number].source for number in graph.edges_into(node)]
+        if node in fixed or not sources:
+            continue
+        record = finder.arrived.get(node)
+        # A node that nobody counts, as one in float32, received what the ones before it did.
+        blind[node] = all(blind[s] for s in sources) if record is None else record.counts.amax == 0
+        if blind[node]:
+            lo = max(found[source].lo for source in sources)
+            if lo > found[node].lo:
+                found[node] = intersection((found[node], Window(lo=lo, extrapolated=True)))
+    return found
 
 
 _FREE = Window()

@@ -1,8 +1,8 @@
-"""What is known of a step apart from what was measured: the same for every kind of scaler."""
+"""What is known of a step apart from what was measured, whatever the scaler, and who is told."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ class Facts(NamedTuple):
         asked: whether the policy chose the next scale.
         guessed: whether the reason is a guess, which the loss may correct.
         optimizers: with several, whether each skipped.
+        dropped: micro-batches that were left out.
+        micro_batches: how many there were, where some were left out.
         culprits: names of parameters whose gradients were not finite.
         groups: how many loss scales were in use.
         amax: the largest finite magnitude of the unscaled gradients, if it was measured.
@@ -31,7 +33,19 @@ class Facts(NamedTuple):
     asked: bool = True
     guessed: bool = False
     optimizers: tuple[bool, ...] = ()
+    dropped: int = 0
+    micro_batches: int = 0
     culprits: tuple[str, ...] = ()
     groups: int = 1
     amax: float | None = None
     exponents: Tensor | None = None
+
+
+class Listener(Protocol):
+    """Who is told: of a step as it ends, and again once its values have arrived, both in order."""
+
+    def departed(self) -> None:
+        """A step has ended."""
+
+    def arrived(self, facts: Facts) -> None:
+        """The oldest step that has not arrived yet has."""

@@ -9,7 +9,6 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from gradscale.entries import Entries
 from gradscale.metrics.lost_count import METHODS
@@ -60,8 +59,10 @@ def header_of(line: Entries) -> Header:
     return Header(
         version=version,
         format=line.text("format") if line.has("format") else Header.format,
-        policy=None if policy is None else _floats({**policy.held, "name": policy.text("name")}),
-        state=_floats(line.entries("state").held) if line.has("state") else None,
+        policy=None
+        if policy is None
+        else _with_floats({**policy.held, "name": policy.text("name")}),
+        state=_with_floats(line.entries("state").held) if line.has("state") else None,
         measure_every=line.optional(line.count, "measure_every"),
         note=line.within("note").held,
         **{name: line.optional(line.text, name) for name in texts},
@@ -83,7 +84,7 @@ def row_infos(line: Entries) -> tuple[RowInfo, ...]:
     )
 
 
-def structure_of(line: Entries) -> RecordedNetwork:
+def recorded_network(line: Entries) -> RecordedNetwork:
     """A line with the network."""
     nodes, rows = line.texts("nodes"), line.entries("rows")
     edges = Entries(dict(enumerate(line.list("edges"))), "edges")
@@ -114,12 +115,14 @@ def step_of(line: Entries) -> Step:
     return step if line.held.keys().isdisjoint(_RARE) else replace(step, **_rare(line))
 
 
-def _rare(line: Entries) -> dict[str, Any]:
+def _rare(line: Entries) -> dict[str, object]:
     """What a step has if it was skipped, or measured."""
     has = line.has
     return {
         "exponents": _octaves(line, "exponents") if has("exponents") else None,
         "optimizers": tuple(map(bool, line.list("optimizers"))) if has("optimizers") else (),
+        "dropped": line.optional(line.count, "dropped") or 0,
+        "micro_batches": line.optional(line.count, "micro_batches") or 0,
         "culprits": line.texts("culprits") if has("culprits") else (),
         "culprits_left_out": line.optional(line.count, "culprits_left_out") or 0,
         "first_nonfinite": _first_nonfinite(line) if has("first_nonfinite") else None,
@@ -130,7 +133,7 @@ def _rare(line: Entries) -> dict[str, Any]:
 
 
 _RARE = frozenset(
-    {"exponents", "optimizers", "culprits", "culprits_left_out", "first_nonfinite"}
+    {"exponents", "optimizers", "dropped", "culprits", "culprits_left_out", "first_nonfinite"}
     | {"seen", "octaves", "plan"}
 )
 
@@ -228,10 +231,14 @@ def _plan(held: Entries) -> Plan:
     )
 
 
-def _floats(value: Any) -> Any:
-    """`value` with the floats that were written as strings."""
+def _with_floats(held: Mapping[str, object]) -> dict[str, object]:
+    """`held` with the floats that were written as strings."""
+    return {name: _float_or(part) for name, part in held.items()}
+
+
+def _float_or(value: object) -> object:
     if isinstance(value, str) and value in _WORDS:
         return float(value)
     if isinstance(value, Mapping):
-        return {name: _floats(part) for name, part in value.items()}
-    return [_floats(part) for part in value] if isinstance(value, list) else value
+        return _with_floats(value)
+    return [_float_or(part) for part in value] if isinstance(value, list) else value

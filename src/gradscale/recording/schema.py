@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 VERSION = 1
 """Raised when a line changes its meaning; a new optional entry does not raise it."""
@@ -96,11 +96,11 @@ class Header:
     started: str | None = None
     format: str = "fp16"
     scaler: str | None = None
-    policy: Mapping[str, Any] | None = None
-    state: Mapping[str, Any] | None = None
+    policy: Mapping[str, object] | None = None
+    state: Mapping[str, object] | None = None
     layerwise: str | None = None
     measure_every: int | None = None
-    note: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    note: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,9 @@ class Step:
         asked: whether the policy chose the next scale; False after `update(new_scale)`.
         groups: how many loss scales were in use.
         optimizers: with several optimizers, whether each skipped.
+        dropped: micro-batches that were left out, because they overflowed or their loss was not
+            finite; the step was taken on the others, if there were any.
+        micro_batches: how many there were, where some were left out; 0 where none was.
         culprits: parameters whose gradients were not finite; the first `MOST_CULPRITS` of them.
         culprits_left_out: how many more there were.
         first_nonfinite: where the first value that is not finite was, if the step measured.
@@ -175,6 +178,8 @@ class Step:
     asked: bool = True
     groups: int | None = None
     optimizers: tuple[bool, ...] = ()
+    dropped: int = 0
+    micro_batches: int = 0
     culprits: tuple[str, ...] = ()
     culprits_left_out: int = 0
     first_nonfinite: FirstNonfinite | None = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.names import module_places, plain_modules
+from gradscale.emulation.later_passes import Roots
 from gradscale.watching.passes import listen, stop_listening
 
 MOST_USES = 4
@@ -29,7 +30,7 @@ class Sketch(NamedTuple):
     edges: tuple[tuple[int, int], ...]
     modules: tuple[str, ...]
 
-    def line(self, ids: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    def line(self, ids: Mapping[str, Sequence[int]]) -> dict[str, object]:
         """The line of a recording, given the ids of its rows by name."""
         rows = {str(node): ids[name][0] for node, name in enumerate(self.modules) if ids.get(name)}
         return {"kind": "structure", "nodes": self.nodes, "edges": self.edges, "rows": rows}
@@ -144,9 +145,10 @@ class Sketching:
         self._listening = False
 
     @contextmanager
-    def _around(self, tensors: Any) -> Generator[None]:
-        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if all(isinstance(root, Tensor) and root.requires_grad for root in roots):
+    def _around(self, tensors: Roots) -> Generator[None]:
+        given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        roots = [root for root in given if isinstance(root, Tensor) and root.requires_grad]
+        if len(roots) == len(given):
             found = sketch(walk(roots).graph, self._model)
             if found.nodes:
                 self.sketch = found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gradscale.histogram import EXPONENT_BINS, MIN_OCTAVE
 from gradscale.policies import Dynamic, Observation, Policy, advance
+from gradscale.policies.dynamic import DynamicState
+from gradscale.policies.policy import PolicyState
 from gradscale.recording import Recording, Step
 from gradscale.replay.lost_shares import LostShares
 from gradscale.replay.peaks import Peaks, shown_amax
@@ -88,7 +90,7 @@ class _Carried:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.state: Any = policy.init()
+        self.state: PolicyState = policy.init()
 
     @property
     def scale(self) -> float:
@@ -99,7 +101,7 @@ class _Carried:
 
     def advance(self, observation: Observation) -> None:
         if isinstance(self.policy, Dynamic):
-            self.policy.update_(self.state, observation)
+            self.policy.update_(cast(DynamicState, self.state), observation)
         else:
             self.state = advance(self.policy, self.state, observation)
 
@@ -163,6 +165,8 @@ class _Run:
         if self._same and scale == step.scale:
             return step.skipped, step.overflow, True
         bad_data = step.skipped and (step.reason or "overflow") != "overflow"
+        if step.dropped and not step.skipped:
+            return self._fate_without_some(index, step, scale)
         if bad_data or scale == step.scale:
             return step.skipped, step.overflow and not bad_data, True
         if not step.skipped and scale < step.scale:
@@ -174,6 +178,16 @@ class _Run:
             raise ValueError(_nothing_tells(self._recording, step, scale))
         overflows = scale >= limit
         return overflows, overflows, False
+
+    def _fate_without_some(self, index: int, step: Step, scale: float) -> tuple[bool, bool, bool]:
+        """That of a step that was taken without some micro-batches.
+
+        It is taken to be taken at any scale; whether one overflows decides what the policy is told.
+        """
+        if scale == step.scale or (step.overflow and scale > step.scale):
+            return False, step.overflow, scale == step.scale
+        limit = self._peaks.limit(index)
+        return False, limit is not None and scale >= limit, False
 
 
 def _observation(overflow: bool, amax: float | None, step: Step) -> Observation:

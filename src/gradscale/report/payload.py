@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscale.report.arrays import Arrays
+from gradscale.report.arrays import Arrays, Reference
 from gradscale.report.columns import Column
 from gradscale.report.histograms import HistogramSnapshot
 from gradscale.report.network import Network
@@ -24,15 +23,21 @@ from gradscale.version import __version__
 
 Floats = NDArray[np.float64]
 ALL_POINTS = 480_000
+"""Steps drawn of all runs together: four times `LIMIT`, and then each gets its share."""
+
 DETAILS = 300
+"""Skipped steps told one by one: the first and the last of very many."""
+
 OCTAVE_STEPS = 16
 """The heat map's magnitudes are told to a sixteenth of an octave."""
 NOTHING = -32768
+"""The lowest of 16 bits, which no octave comes near."""
+
 LONGEST_TEXT = 1000
 """Characters: names of a module are shorter, and with one of 200,000 a browser draws nothing."""
 
 
-def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, Any], Arrays]:
+def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, object], Arrays]:
     """Everything that the page shows of these runs."""
     arrays = Arrays()
     points = min(LIMIT, ALL_POINTS // max(1, len(runs)))
@@ -45,7 +50,7 @@ def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, Any], Arrays]
     }, arrays
 
 
-def _run(run: Run, arrays: Arrays, points: int) -> dict[str, Any]:
+def _run(run: Run, arrays: Arrays, points: int) -> dict[str, object]:
     header = run.header
     return {
         "name": run.name,
@@ -72,11 +77,11 @@ def _run(run: Run, arrays: Arrays, points: int) -> dict[str, Any]:
     }
 
 
-def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, Any]:
+def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, object]:
     kept = extremes([line.scale, line.loss, line.amax], points) if len(line.step) else []
     measured = np.flatnonzero(~np.isnan(line.lost))
 
-    def series(values: Floats) -> dict[str, Any] | None:
+    def series(values: Floats) -> Reference | None:
         return None if np.isnan(values).all() else arrays.add(values[kept], "f4")
 
     return {
@@ -91,13 +96,15 @@ def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, Any]:
     }
 
 
-def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
-    """All skipped steps; parameters and places by name only for the first ones and the last."""
+def _skips(line: Timeline, arrays: Arrays) -> dict[str, object]:
+    """All skipped steps, and those without some micro-batches; the first and the last by name."""
     names = list(line.reasons)
     codes = {name: code for code, name in enumerate(names)}
-    steps = line.skipped
-    half = DETAILS // 2
-    told = steps if len(steps) <= DETAILS else (*steps[:half], *steps[-half:])
+    steps, half = line.skipped, DETAILS // 2
+    taken = [step for step in line.dropping if not step.skipped]
+    told = sorted((*steps, *taken), key=lambda step: step.step)
+    if len(told) > DETAILS:
+        told = [*told[:half], *told[-half:]]
     return {
         "reasons": names,
         "step": arrays.add([step.step for step in steps], "u4"),
@@ -105,7 +112,8 @@ def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
         "details": [
             {
                 "step": step.step,
-                "reason": step.reason or "unknown",
+                "reason": (step.reason or "unknown") if step.skipped else None,
+                "dropped": [step.dropped, step.micro_batches] if step.dropped else None,
                 "scale": finite_or_none(step.scale),
                 "culprits": list(step.culprits),
                 "first": None if step.first_nonfinite is None else step.first_nonfinite._asdict(),
@@ -115,9 +123,9 @@ def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _row(row: RowStory) -> dict[str, Any]:
+def _row(row: RowStory) -> dict[str, object]:
     info = row.info
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "name": info.name,
         "kind": info.kind,
         "format": info.format,
@@ -139,7 +147,7 @@ def _row(row: RowStory) -> dict[str, Any]:
     return found
 
 
-def _heat(columns: Sequence[Column], order: Sequence[int], arrays: Arrays) -> dict[str, Any]:
+def _heat(columns: Sequence[Column], order: Sequence[int], arrays: Arrays) -> dict[str, object]:
     """Planes of shape (rows in backward order, columns)."""
 
     def plane(name: str) -> Floats:
@@ -168,7 +176,7 @@ def _steps(values: Floats, steps: int) -> NDArray[np.int16]:
     return np.where(finite, rounded, NOTHING).astype(np.int16)
 
 
-def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, Any]:
+def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, object]:
     rows = sorted(snapshot.rows)
     found = [snapshot.rows[row] for row in rows]
     counts = [count for it in found for count in it.octaves.counts]
@@ -190,7 +198,7 @@ def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _network(network: Network) -> dict[str, Any]:
+def _network(network: Network) -> dict[str, object]:
     return {
         "known": network.known,
         "names": list(network.names),
@@ -211,7 +219,7 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     r"""JSON that can stand inside a page: no text in it can end the element that holds it.
 
     Example:
@@ -222,7 +230,7 @@ def to_json(value: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, float):
         return finite_or_none(value)
     if isinstance(value, dict):

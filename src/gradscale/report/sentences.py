@@ -18,6 +18,9 @@ def sentences_of(run: Run, *, named: bool = False) -> list[str]:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in it["reasons"].items())
     skipped = f"{it['skipped']:,} skipped" + (f" ({reasons})" if reasons else "")
     parts = [f"{it['steps']:,} steps", skipped]
+    if it["dropped"] is not None:
+        batches, steps = it["dropped"]["micro_batches"], it["dropped"]["steps"]
+        parts.append(f"{batches:,} micro-batches dropped in {steps:,} steps")
     if it["log2_scale"] is not None:
         low, high = (f"2^{it['log2_scale'][name]:g}" for name in ("lowest", "highest"))
         parts.append(f"scale {low if low == high else f'{low} to {high}'}")

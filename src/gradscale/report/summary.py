@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from gradscale.report.counting import best_scale, fate, total
 from gradscale.report.histograms import latest, rounded_up
 from gradscale.report.ranges import ranges_of
 from gradscale.report.run import Run
+from gradscale.report.timeline import Timeline
 
 WORST = 5
+T = TypeVar("T")
 
 
 def summary_of(run: Run) -> dict[str, Any]:
     """What a run comes down to, as plain values; None for what was not recorded.
 
     Returns:
-        ``steps``, ``skipped``, ``reasons``, the ``scale`` (log2, first, last, lowest, highest), the
-        last ``loss``, the ``lost`` share with its method, the ``worst`` rows, the number of
-        ``groups``, and ``best``: the single scale that would lose least, by the last histograms.
+        ``steps``, ``skipped``, ``reasons``, the micro-batches ``dropped``, the ``scale`` (log2,
+        first, last, lowest, highest), the last ``loss``, the ``lost`` share with its method, the
+        ``worst`` rows, the number of ``groups``, and ``best``: the single scale that would lose
+        least, by the last histograms.
     """
     line = run.timeline
     return {
@@ -32,6 +35,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         "last_step": _last(line.step.tolist()),
         "skipped": len(line.skipped),
         "reasons": line.reasons,
+        "dropped": _dropped(line),
         "log2_scale": _spread(line.scale.tolist()),
         "loss": _last(_known(line.loss.tolist())),
         "lost": _lost(run),
@@ -40,6 +44,12 @@ def summary_of(run: Run) -> dict[str, Any]:
         "best": best_of(run),
         "missing": run.missing,
     }
+
+
+def _dropped(line: Timeline) -> dict[str, int] | None:
+    """Micro-batches that were left out, and in how many steps; None if none was."""
+    batches = sum(step.dropped for step in line.dropping)
+    return {"micro_batches": batches, "steps": len(line.dropping)} if batches else None
 
 
 def _policy(run: Run) -> str | None:
@@ -51,11 +61,11 @@ def _known(values: list[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _first(values: list[Any]) -> Any:
+def _first(values: list[T]) -> T | None:
     return values[0] if values else None
 
 
-def _last(values: list[Any]) -> Any:
+def _last(values: list[T]) -> T | None:
     return values[-1] if values else None
 
 
@@ -66,7 +76,7 @@ def _spread(values: list[float]) -> dict[str, float] | None:
     return {"first": known[0], "last": known[-1], "lowest": min(known), "highest": max(known)}
 
 
-def _lost(run: Run) -> dict[str, Any] | None:
+def _lost(run: Run) -> dict[str, object] | None:
     """Over the run, at its worst measured step and at its last one."""
     measured = [step for step in run.recording.steps if step.seen is not None]
     shares = [
@@ -87,7 +97,7 @@ def _lost(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _worst(run: Run) -> list[dict[str, Any]]:
+def _worst(run: Run) -> list[dict[str, object]]:
     losing = [row for row in run.rows if row.alarming and row.flushed]
     losing.sort(key=lambda row: (-row.lost_share, row.info.order))
     return [
@@ -96,7 +106,7 @@ def _worst(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def best_of(run: Run) -> dict[str, Any] | None:
+def best_of(run: Run) -> dict[str, object] | None:
     """The one loss scale at which the latest histograms lose least, and what that is.
 
     Every row keeps its distance to the loss scale, as under the plan in use. Activations do not

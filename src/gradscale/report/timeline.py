@@ -31,6 +31,7 @@ class Timeline:
         lost: the share of lost elements; NaN but on measured steps.
         groups: how many loss scales were in use; NaN where it was not recorded.
         skipped: the steps that were skipped.
+        dropping: the steps that lack some of their micro-batches, or all.
         reasons: why, one each; ``unknown`` if nobody said.
     """
 
@@ -42,6 +43,7 @@ class Timeline:
     lost: Floats
     groups: Floats
     skipped: tuple[Step, ...]
+    dropping: tuple[Step, ...] = ()
 
     @staticmethod
     def of(recording: Recording) -> Timeline:
@@ -58,6 +60,7 @@ class Timeline:
             lost=_floats(None if s.seen is None else s.seen.lost_share for s in steps),
             groups=_floats(step.groups for step in steps),
             skipped=tuple(step for step in steps if step.skipped),
+            dropping=tuple(step for step in steps if step.dropped),
         )
 
     @property

@@ -19,7 +19,7 @@ def end_step(
     scale = held.ready("update")
     if step.in_between or new_scale is not None:
         _refuse_in_between(step, new_scale)
-    ended = step.so_far
+    ended = step.so_far if step.closed else step.outcome
     if new_scale is not None:
         new = scale_to_set(new_scale)
         step.pending.leave(step.records, scale)

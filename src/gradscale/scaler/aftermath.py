@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 import torch
 
+from gradscale.callers import level_of_caller
 from gradscale.gradients.master_weights import trained_by
 from gradscale.outcomes.outcome import OptimizerOutcome
 
@@ -41,7 +42,7 @@ class KnownModels:
                 "infinite or NaN: the weights are as they were, but evaluation will not be "
                 "finite. Reset it (`module.reset_running_stats()`), load it from a checkpoint, or "
                 "check inputs before the model sees them.",
-                stacklevel=7,
+                stacklevel=level_of_caller(),
             )
 
 

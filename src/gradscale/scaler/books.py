@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
+from gradscale.callers import level_of_caller
 from gradscale.layerwise import Layerwise
-from gradscale.metrics.lost_count import count_lost
+from gradscale.metrics.lost_count import JudgedRow, count_lost
 from gradscale.metrics.meter import FinishedStep, Meter, Subscription
 from gradscale.metrics.metrics import LostShare, Metrics
 from gradscale.outcomes.alarm import SkipAlarm
@@ -66,7 +66,7 @@ class Books:
             step.models.warn_of_buffers()
         if reason == "nonfinite_gradient" and not self._warned_of_left_over:
             self._warned_of_left_over = True
-            warnings.warn(LEFT_OVER, stacklevel=6)
+            warnings.warn(LEFT_OVER, stacklevel=level_of_caller())
         hint = partial(beyond_half, outcome, step.names.items())
         self.alarm.hear(in_a_row, update, reason, hint if reason == "nonfinite_loss" else str)
 
@@ -90,7 +90,7 @@ class Books:
         if self.meter is not None:
             self.meter.poll(wait=True)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """What has been counted; outcomes that are still under way are waited for."""
         ledger = Ledger(self.ledger.on_skip)
         ledger.counters = self.ledger.counters
@@ -107,7 +107,7 @@ def sends_to(meter: Meter, sink: Callable[[Metrics], object], every: int) -> Sub
     return meter.listen(hear, every)
 
 
-def note_lost(meter: Meter, step: int, rows: Sequence[Any]) -> None:
+def note_lost(meter: Meter, step: int, rows: Sequence[JudgedRow]) -> None:
     """Takes the lost share of a step from the rows of a watch."""
     lost = count_lost(rows)
     if lost.lost_share is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.pending import PendingGradients
 from gradscale.gradients.step_gradients import StepGradients
@@ -17,12 +17,13 @@ from gradscale.layerwise import Layerwise
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
-from gradscale.ranks import all_ranks
+from gradscale.ranks import Ranks, all_ranks
 from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
 from gradscale.scaler.storage import refuse_cast, warn_of_float16
+from gradscale.torch_types import StateDict
 from gradscale.untraced import untraced
 
 
@@ -57,7 +58,7 @@ class CurrentStep:
     in_between = False
     closed = True
 
-    def __init__(self, process_group: Any) -> None:
+    def __init__(self, process_group: Ranks | None) -> None:
         self.records = Records()
         self.pending = PendingGradients()
         self.outcome = StepOutcome()
@@ -150,7 +151,7 @@ class CurrentStep:
                 f"`step(optimizer)` on {added} micro-batches, after {usual} in each step before: "
                 "if an epoch ended in between, sums were left over from it. Call "
                 "`scaler.step(optimizer)` or `scaler.abandon()` at its end.",
-                stacklevel=6,
+                stacklevel=level_of_caller(),
             )
         self.usual[id(optimizer)] = (added, steps + 1 if added == usual else 1)
 
@@ -174,7 +175,7 @@ class CurrentStep:
             self.evidence.note_inner(number)
         if self.candidates:  # cleared meanwhile, they are no evidence
             there = {key: left for key, left in self.candidates.items() if left.still_there}
-            self.evidence.left_over |= there
+            self.evidence.left_over = {**self.evidence.left_over, **there}
             self.candidates = {}
 
     @property
@@ -182,9 +183,9 @@ class CurrentStep:
         """Empty if no optimizer has stepped since the last `update`: nothing is counted twice."""
         return StepOutcome() if self.closed else self.outcome
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"process_group": self.process_group, "also_needed": self.also_needed}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__init__(state["process_group"])
         self.also_needed = state["also_needed"]

@@ -6,6 +6,8 @@ import warnings
 
 import torch
 
+from gradscale.callers import level_of_caller
+
 
 def warn_of_float16(optimizer: torch.optim.Optimizer) -> None:
     """Warns if an optimizer writes float16 weights, to which most updates are too small to add.
@@ -22,7 +24,7 @@ def warn_of_float16(optimizer: torch.optim.Optimizer) -> None:
                     "and Adam's squares leave the format. Call "
                     "`gradscale.half_precision(model, optimizer)` before the first step, or keep "
                     "the weights in float32 under `torch.autocast`.",
-                    stacklevel=6,
+                    stacklevel=level_of_caller(),
                 )
                 return
 

@@ -9,6 +9,7 @@ from gradscale.training.comparison import summaries_of as summaries_of
 from gradscale.training.damage import DamagedRun as DamagedRun
 from gradscale.training.damage import damaged as damaged
 from gradscale.training.folder import RunFolder as RunFolder
+from gradscale.training.folder import RunResult as RunResult
 from gradscale.training.folder import only_writer as only_writer
 from gradscale.training.precision import PRECISIONS as PRECISIONS
 from gradscale.training.run import Interrupted as Interrupted

@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from gradscale.files.json_text import Json, JsonObject
+from gradscale.training.folder import RunResult
 from gradscale.training.settings import Settings, settings_for
 
 _LISTS = ("policies", "loss_divisors")
@@ -98,22 +100,23 @@ class Comparison:
         name = f"{row.format}-{row.policy}"
         return Planned(row, settings, Path(f"divisor-{divisor:g}") / name / f"seed-{seed}")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The fields by name."""
         return asdict(self)
 
     @staticmethod
-    def from_json(fields: dict[str, Any]) -> Comparison:
+    def from_json(fields: Json) -> Comparison:
         """The inverse of `to_json`.
 
         Raises:
             LookupError, TypeError, ValueError: if `fields` is not what `to_json` returns.
         """
         for name in Comparison.__annotations__:
-            if name not in fields:
+            if not isinstance(fields, dict) or name not in fields:
                 raise ValueError(f"it lacks `{name}`")
-        lists: dict[str, Any] = {name: tuple(fields[name]) for name in _LISTS}
-        return Comparison(**(fields | lists))
+        known = cast("dict[str, Any]", fields)
+        lists: dict[str, Any] = {name: tuple(known[name]) for name in _LISTS}
+        return Comparison(**(known | lists))
 
 
 class Spread(NamedTuple):
@@ -155,7 +158,7 @@ class Summary:
     scales: tuple[float, ...]
     ms_per_step: float | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The fields by name, spreads as ``mean`` and ``sd``."""
         spreads = {
             name: value._asdict() if value is not None else None
@@ -177,14 +180,14 @@ class Summary:
         }
 
 
-def summaries_of(comparison: Comparison, results: dict[Path, dict[str, Any]]) -> list[Summary]:
+def summaries_of(comparison: Comparison, results: dict[Path, RunResult]) -> list[Summary]:
     """One summary a row and divisor.
 
     Args:
         comparison: what was run.
         results: every run's result, by its folder.
     """
-    groups: dict[tuple[float, Candidate], list[dict[str, Any]]] = {}
+    groups: dict[tuple[float, Candidate], list[RunResult]] = {}
     steps: dict[tuple[float, Candidate], int] = {}
     for planned in comparison.runs():
         key = planned.settings.loss_divisor, planned.row
@@ -196,8 +199,8 @@ def summaries_of(comparison: Comparison, results: dict[Path, dict[str, Any]]) ->
 
 def _summary(
     key: tuple[float, Candidate],
-    runs: list[dict[str, Any]],
-    truth: list[dict[str, Any]],
+    runs: list[RunResult],
+    truth: list[RunResult],
     steps: int,
 ) -> Summary:
     losses = [float(run["loss"]) for run in runs]

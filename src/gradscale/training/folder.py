@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 
@@ -25,20 +25,36 @@ from gradscale.files.unwritable import Unwritable, writing
 from gradscale.files.writer_lock import WriterLock
 from gradscale.training.damage import damaged
 from gradscale.training.settings import Settings
-from gradscale.training.trial import StepRecord
+from gradscale.training.trial import StepRecord, TrialState
 
 RESTART = "Delete it to train this run from its first step."
-RESULT = {
-    "loss",
-    "metric",
-    "lost",
-    "lost_share",
-    "skipped",
-    "reasons",
-    "final_scale",
-    "ms_per_step",
-    "emulated",
-}
+
+
+class RunResult(TypedDict):
+    """What a run ended with, as ``result.json`` holds it: floats that JSON lacks are strings.
+
+    Attributes:
+        loss: on the test data.
+        metric: the recipe's, on the test data.
+        lost: the share of gradient elements flushed, by ``activations`` and ``parameters``; None
+            where nothing was sampled.
+        lost_share: of both together.
+        skipped: how many steps were.
+        reasons: how many of them for which reason.
+        final_scale: 1 without a scaler.
+        ms_per_step: the median; None if no step was timed.
+        emulated: whether half precision was.
+    """
+
+    loss: float | str
+    metric: float | str
+    lost: dict[str, float | None]
+    lost_share: float | None
+    skipped: int
+    reasons: dict[str, int]
+    final_scale: float | str
+    ms_per_step: float | None
+    emulated: bool
 
 
 @contextmanager
@@ -82,13 +98,13 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> RunResult | None:
         """What the run ended with; None while it has not."""
         path = self.path / "result.json"
         with damaged(path, "Delete it to evaluate the run again."):
-            result = read_json(path)
+            result = cast("RunResult | None", read_json(path))
             if result is not None:
-                missing = RESULT - set(result)
+                missing = RunResult.__required_keys__ - set(result)
                 if missing:
                     raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             return result
@@ -97,11 +113,11 @@ class RunFolder:
         """Write ``settings.json``."""
         write_json(self.path / "settings.json", settings.to_json())
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Write ``result.json``: from now on the run counts as finished."""
         write_json(self.path / "result.json", result)
 
-    def save(self, state: dict[str, Any], records: list[StepRecord]) -> None:
+    def save(self, state: TrialState, records: list[StepRecord]) -> None:
         """Append the steps since the last save, then replace the checkpoint.
 
         In this order, so that a checkpoint never counts a step whose line is missing.
@@ -127,16 +143,16 @@ class RunFolder:
                 os.ftruncate(file.fileno(), before)
                 raise
 
-    def load(self, device: str) -> dict[str, Any] | None:
+    def load(self, device: str) -> TrialState | None:
         """The last checkpoint, with ``steps.jsonl`` cut back to it; None if there is none."""
         checkpoint = self.path / "checkpoint.pt"
-        state: dict[str, Any] | None = None
+        state: TrialState | None = None
         step = 0
         if checkpoint.exists():
             with damaged(checkpoint, RESTART):
                 _check_regular(checkpoint.resolve())
-                state = torch.load(checkpoint, map_location=device, weights_only=True)
-                step = int(state["step"])  # pyright: ignore[reportOptionalSubscript]
+                loaded = torch.load(checkpoint, map_location=device, weights_only=True)
+                state, step = cast(TrialState, loaded), int(loaded["step"])
         self._cut(step)
         return state
 

@@ -6,20 +6,20 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from gradscale.metrics.lost_count import LostCount
 from gradscale.recipes import Data
 from gradscale.training.damage import damaged
-from gradscale.training.folder import RESTART, RunFolder, only_writer
+from gradscale.training.folder import RESTART, RunFolder, RunResult, only_writer
 from gradscale.training.precision import is_emulated
 from gradscale.training.recorded import recorded
 from gradscale.training.settings import Settings
 from gradscale.training.trial import StepRecord, Trial
 
 SAVE_EVERY_SECONDS = 5.0
+"""What a killed run may lose."""
 
 
 class Interrupted(Exception):
@@ -36,7 +36,7 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     save_every: int | None = None,
     record: bool = False,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train, saving on the way, and return the result, which is also written to the folder.
 
     Args:
@@ -72,7 +72,7 @@ def _run(
     stop: Callable[[], bool],
     save_every: int | None,
     record: bool,
-) -> dict[str, Any]:
+) -> RunResult:
     folder.write_settings(settings)
     _make_deterministic(settings)
     trial = Trial(settings, data)
@@ -121,7 +121,7 @@ def _train(
             raise Interrupted
 
 
-def _result(trial: Trial) -> dict[str, Any]:
+def _result(trial: Trial) -> RunResult:
     settings = trial.settings
     loss, metric = trial.evaluate()
     return {

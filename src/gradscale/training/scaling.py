@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.amp.grad_scaler import GradScaler as TorchScaler
@@ -52,7 +52,7 @@ def make_policy(name: str, init_scale: float | None, format: str = "fp16") -> Po
 
 
 def _adapted(policy: Policy, init_scale: float | None, format: str) -> Policy:
-    changes: dict[str, Any] = {}
+    changes: dict[str, object] = {}
     names = {field.name for field in fields(policy)}  # pyright: ignore[reportArgumentType]
     if isinstance(policy, Guarded):
         inner = _adapted(policy.policy, init_scale, format)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from gradscale.files.json_text import Json, JsonObject
 from gradscale.recipes import find
 from gradscale.training.precision import PRECISIONS, check_precision
 from gradscale.training.scaling import SCALINGS, make_scaler
@@ -61,12 +62,12 @@ class Settings:
         check_precision(self.format, self.emulate)
         make_scaler(self.policy, self.device, self.init_scale, self.format)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The fields by name."""
         return asdict(self)
 
     @staticmethod
-    def from_json(fields: Any) -> Settings:
+    def from_json(fields: Json) -> Settings:
         """The inverse of `to_json`.
 
         Raises:
@@ -74,15 +75,16 @@ class Settings:
         """
         if not isinstance(fields, dict):
             raise ValueError("it does not hold an object")
-        known: dict[str, Any] = Settings.__annotations__
+        known = Settings.__annotations__
         for name in sorted(known.keys() ^ fields.keys()):
             fault = "lacks" if name in known else "has an unknown key"
             raise ValueError(f"it {fault} `{name}`")
         for name in ("seed", "steps", "batch_size", "threads"):
             if type(fields[name]) is not int:
                 raise ValueError(f"`{name}` is {fields[name]!r}, which is not a whole number")
-        find(fields["recipe"])
-        return Settings(**fields)
+        given = cast("dict[str, Any]", fields)
+        find(given["recipe"])
+        return Settings(**given)
 
 
 def settings_for(recipe: str, **given: Any) -> Settings:

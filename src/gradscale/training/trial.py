@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ from gradscale.truth import Gradients, capture_gradients, compared, reference
 from gradscale.watching import Watch
 
 LOST_SAMPLES = 4
+"""Steps of a run that are compared with float32, in the middle of its quarters.
+
+Each costs a second pass; what the table says of them, it says with two places.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,20 @@ class StepRecord:
     scale: float
     skipped: bool
     reason: str | None
+
+
+class TrialState(TypedDict):
+    """All that the next step of a `Trial` depends on, as tensors and plain values."""
+
+    step: int
+    samples: int
+    lost: dict[str, dict[str, Any]]
+    seconds: list[float]
+    skips: dict[str, int]
+    model: dict[str, object]
+    optimizer: dict[str, object]
+    scaler: dict[str, object] | None
+    watch: Mapping[str, object] | None
 
 
 class Trial:
@@ -71,9 +90,9 @@ class Trial:
         self.skips: dict[str, int] = {}
         self.recorder: Recorder | None = None
         self.watching: Watch | None = None
-        self.watched: dict[str, Any] | None = None
+        self.watched: Mapping[str, object] | None = None
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[dict[str, object]]:
         parameters = list(self.model.parameters())
         decay = self.recipe.defaults.weight_decay
         return [
@@ -115,6 +134,7 @@ class Trial:
 
     def _seed(self) -> None:
         """Random numbers of a step depend on the seed and the step alone, so none need saving."""
+        # A prime above the steps of any run, so that no two seeds share a step's numbers.
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
 
     def _sample_is_due(self) -> bool:
@@ -187,14 +207,15 @@ class Trial:
         sums = torch.zeros(2, dtype=torch.float64)
         count = 0
         for batch in self.recipe.evaluation(self.data.test):
+            # Means over batches of unequal size: weighted, and summed in float64.
             values = [self.recipe.loss(self.model, batch), self.recipe.metric(self.model, batch)]
             sums += len(batch[0]) * torch.stack(values).cpu().double()
             count += len(batch[0])
         loss, metric = (sums / count).tolist()
         return loss, metric
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, as tensors and plain values."""
+    def state_dict(self) -> TrialState:
+        """All that the next step depends on."""
         return {
             "step": self.step,
             "samples": self.samples,
@@ -207,7 +228,7 @@ class Trial:
             "watch": None if self.watching is None else self.watching.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: TrialState) -> None:
         """Go on from where `state_dict` was called."""
         self.step, self.samples = state["step"], state["samples"]
         self.lost = {kind: LostCount(**value) for kind, value in state["lost"].items()}
@@ -215,7 +236,7 @@ class Trial:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
+            self.scaler.load_state_dict(state["scaler"] or {})
         self.watched = state.get("watch")
 
 

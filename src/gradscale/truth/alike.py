@@ -7,6 +7,7 @@ compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from gradscale.truth.wider import NARROW
 
 # For each function the place of its dropout probability among its arguments, and its keyword.
-_INSIDE: dict[Any, tuple[int, str]] = {
+_INSIDE: dict[Callable[..., object], tuple[int, str]] = {
     F.scaled_dot_product_attention: (4, "dropout_p"),
     F.multi_head_attention_forward: (10, "dropout_p"),
     torch.lstm: (5, "dropout"),
@@ -52,11 +53,11 @@ class alike(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Any,
-        types: Any,
+        func: Callable[..., Tensor],
+        types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> object:
         del types
         kwargs = dict(kwargs or {})
         if func in _ELEMENTS or func in _CHANNELS:
@@ -72,7 +73,7 @@ class alike(TorchFunctionMode):
 
 
 def _dropped(
-    func: Any,
+    func: Callable[..., Tensor],
     input: Tensor,
     p: float = 0.5,
     training: bool = True,
@@ -83,17 +84,22 @@ def _dropped(
     if not (training and train) or p == 0:
         return input
     shape = input.shape if func in _ELEMENTS else _channels_of(func, input)
+    # Drawn as torch does on a CPU, but never in half precision, which has too few numbers in
+    # [0, 1): the same seed would keep other elements.
     kept = torch.rand(shape, device=input.device) >= p
+    # p = 1 keeps nothing, and 0 / 2^-126 is 0 where 0 / 0 would be NaN.
     factor = (kept.to(torch.float32) / max(1 - p, 2.0**-126)).to(input.dtype)
     return input.mul_(factor) if inplace else input * factor
 
 
-def _channels_of(func: Any, input: Tensor) -> tuple[int, ...]:
+def _channels_of(func: Callable[..., Tensor], input: Tensor) -> tuple[int, ...]:
     spatial = _CHANNELS.index(func) + 1
     return (*input.shape[: input.dim() - spatial], *(1,) * spatial)
 
 
-def _without_dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def _without_dropout(
+    func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[object, ...]:
     place, keyword = _INSIDE[func]
     # A packed sequence hands over its batch sizes, too.
     place += func in _PACKED and isinstance(args[3], list | tuple)
@@ -104,7 +110,9 @@ def _without_dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return args
 
 
-def _drawn(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _drawn(
+    func: Callable[..., Tensor], args: tuple[object, ...], kwargs: dict[str, object]
+) -> Tensor:
     given = kwargs.get("dtype")
     source = next((a for a in args if isinstance(a, Tensor)), None)
     dtype = cast("torch.dtype | None", given or (None if source is None else source.dtype))

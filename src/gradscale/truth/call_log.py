@@ -8,25 +8,48 @@ modules, leads back to the innermost module it belongs to.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.graph import walk
 from gradscale.backward.names import plain_modules
+from gradscale.emulation.later_passes import next_number
+from gradscale.emulation.passes import in_autograd_node
+from gradscale.live_nodes import LiveNode
 from gradscale.nested_tensors import tensors_in
+from gradscale.truth.gradients import as_dense
 
 
-class Bad(NamedTuple):
-    """Where something was not finite: see `Spot`."""
+@dataclass(frozen=True)
+class Spot:
+    """Where something was first not finite.
+
+    Attributes:
+        module: the innermost module that made it, as in `named_modules()`.
+        operation: what torch calls the operation: ``"SqrtBackward0"``; in the forward pass the
+            module's class.
+        nonfinite: how many elements were infinite or NaN.
+        elements: of how many.
+        before: in the forward pass, the module that received it, if the module that made it did so
+            between two of its children; else empty.
+    """
 
     module: str
     operation: str
     nonfinite: int
     elements: int
     before: str = ""
+
+    def __str__(self) -> str:
+        where = self.module if self.module.startswith("after ") else f"in {self.module}"
+        before = f", before {self.before}" if self.before else ""
+        count = f"{self.nonfinite:,} of {self.elements:,} elements"
+        return f"{where} ({self.operation}){before}: {count}"
 
 
 class _Call(NamedTuple):
@@ -45,14 +68,14 @@ class CallLog:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.forward: Bad | None = None
-        self.backward: Bad | None = None
+        self.forward: Spot | None = None
+        self.backward: Spot | None = None
         self.bad_inputs = False
         self._model = model
         self._root = type(model).__name__
         self._open: list[_Call] = []
         self._spans: list[tuple[int, int, str]] = []
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> CallLog:
@@ -67,7 +90,7 @@ class CallLog:
         for handle in self._handles:
             handle.remove()
 
-    def follow(self, node: Any) -> None:
+    def follow(self, node: LiveNode) -> None:
         """Looks at what a node makes of its gradients, as it runs."""
         number, name = node._sequence_nr(), node.name()
 
@@ -79,22 +102,22 @@ class CallLog:
                     bad = 0 if tensor is None else nonfinite(tensor)
                     if tensor is not None and bad:
                         with self._lock:
-                            found = Bad(self._module_of(number), name, bad, tensor.numel())
+                            found = Spot(self._module_of(number), name, bad, tensor.numel())
                             self.backward = self.backward or found
                         return
 
         node.register_hook(look)
 
-    def _opened(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self.forward is None and not self.bad_inputs and not _in_backward():
+    def _opened(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, kwargs: object) -> None:
+            if self.forward is None and not self.bad_inputs and not in_autograd_node():
                 self._look_at_inputs(name, (args, kwargs))
-            first = _next_number()
+            first = next_number()
             self._open.append(_Call(name, type(module).__name__, first))
 
         return hook
 
-    def _look_at_inputs(self, name: str, inputs: Any) -> None:
+    def _look_at_inputs(self, name: str, inputs: object) -> None:
         for tensor in tensors_in(inputs):
             # A mask of -inf is meant; what is made of it shows in outputs.
             bad = nonfinite(tensor.detach().clamp(min=0)) if tensor.is_floating_point() else 0
@@ -104,28 +127,29 @@ class CallLog:
                 self.bad_inputs = True
             else:
                 around = self._open[-1]
-                self.forward = Bad(around.name, around.kind, bad, tensor.numel(), name)
+                self.forward = Spot(around.name, around.kind, bad, tensor.numel(), name)
             return
 
-    def _closed(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _closed(self, module: nn.Module, args: object, output: object) -> None:
         del module, args
         call = self._open.pop()
-        end = _next_number()
+        end = next_number()
         self._spans.append((call.first, end, call.name))
-        if _in_backward():
+        if in_autograd_node():
             self._follow_recomputed(output, call.first)
         elif self.forward is None and not self.bad_inputs:
             for tensor in tensors_in(output):
                 bad = nonfinite(tensor)
                 if bad:
-                    self.forward = Bad(call.name, call.kind, bad, tensor.numel())
+                    self.forward = Spot(call.name, call.kind, bad, tensor.numel())
                     return
 
-    def _follow_recomputed(self, output: Any, first: int) -> None:
+    def _follow_recomputed(self, output: object, first: int) -> None:
         """Reentrant checkpointing runs its backward pass through nodes that are made only now."""
         for tensor in tensors_in(output):
             if tensor.grad_fn is not None:
                 for node in walk(tensor).nodes:
+                    # Nodes that accumulate into leaves, which outlive the call, count from the top.
                     if first <= node._sequence_nr() < 2**63:
                         self.follow(node)
 
@@ -138,18 +162,4 @@ def nonfinite(tensor: Tensor) -> int:
     """How many elements are infinite or NaN. Reads the host."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return 0
-    values = tensor.detach()
-    if hasattr(values, "to_local"):
-        values = values.to_local()  # type: ignore[operator]
-    if values.layout != torch.strided:
-        values = values.to_dense()
-    return int((~torch.isfinite(values)).sum())
-
-
-def _next_number() -> int:
-    """The number that autograd gives to the next node of this thread."""
-    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-
-
-def _in_backward() -> bool:
-    return bool(torch._C._current_autograd_node())
+    return int((~torch.isfinite(as_dense(tensor))).sum())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from gradscale.backward.measure_places import PRODUCTS
 from gradscale.backward.names import plain_modules
@@ -89,18 +90,18 @@ def capture_gradients(model: nn.Module) -> Generator[Gradients]:
     """
     found = Gradients()
     calls: dict[str, int] = {}
-    made: dict[tuple[Any, int], None] = {}
+    made: dict[tuple[Node, int], None] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             del module, args
             call = calls.get(name, 0)
             for index, tensor in enumerate(tensors_in(output)):
-                key = tensor.grad_fn, tensor.output_nr
-                if tensor.grad_fn is not None and key not in made:
-                    made[key] = None
+                node, number = tensor.grad_fn, tensor.output_nr
+                if node is not None and (node, number) not in made:
+                    made[node, number] = None
                     calls[name] = call + 1
-                    _collect(found, Output(name, call, index), tensor)
+                    _collect(found, Output(name, call, index), node, number)
 
         return hook
 
@@ -112,10 +113,8 @@ def capture_gradients(model: nn.Module) -> Generator[Gradients]:
             handle.remove()
 
 
-def _collect(found: Gradients, output: Output, tensor: Tensor) -> None:
-    node, number = tensor.grad_fn, tensor.output_nr
-    behind = _product_behind(node)
-    if behind is not None:
+def _collect(found: Gradients, output: Output, node: Node, number: int) -> None:
+    if _is_product(node):
         found.products.add(output)
 
     def keep(gradients: tuple[Tensor | None, ...]) -> None:
@@ -124,16 +123,25 @@ def _collect(found: Gradients, output: Output, tensor: Tensor) -> None:
             known = found.modules.get(output)
             found.modules[output] = grad.detach() if known is None else known + grad.detach()
 
-    node.register_prehook(keep)  # type: ignore[union-attr]
+    node.register_prehook(keep)
 
 
-def _product_behind(node: Any) -> Any:
-    """The node of the matrix product below the views and casts that a layer may end with."""
+def _is_product(node: Node) -> bool:
+    """Whether this is a matrix product, below the views and casts that a layer may end with."""
+    # A linear layer that ends in `.float()`, on sequences: cast, view, product; one to spare.
     for _ in range(4):
         if node.name() in PRODUCTS:
-            return node
+            return True
         onward = [target for target, _ in node.next_functions if target is not None]
         if len(onward) != 1:
-            return None
+            return False
         node = onward[0]
-    return None
+    return False
+
+
+def as_dense(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, detached, as a dense one."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()  # type: ignore[operator]
+    return tensor.to_dense() if tensor.layout != torch.strided else tensor

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.measurements import Counts
+from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import flushed_share, with_flushed
 from gradscale.truth.gradients import Gradients
-from gradscale.truth.rows_of import Found, Judge, Pair, carrier, counts_of
+from gradscale.truth.rows_of import Found, Judge, Pair, counts_of
 from gradscale.truth.vanished import vanished_gradients
 
 NOISE = 2.0**-24
@@ -36,6 +37,7 @@ def by_truth(pair: Pair, format: FloatFormat, counts: Counts) -> Found:
     if bool(torch.isfinite(held).logical_and_(held != 0).any()):
         # The exponent of a plan is not known here; what survived tells it.
         size, kept = true.abs(), (held != 0) & torch.isfinite(held)
+        # The smallest float32 keeps 0 / 0 out: nothing survived that is not zero in truth, too.
         rise = held[kept].to(size.dtype).abs().sum() / size[kept].sum().clamp(min=1e-45)
         limit = format if pair.product else carrier(format)
         lost &= size * rise <= FLUSHED_ON_THE_WAY * limit.flush_threshold

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
 from gradscale.metrics.lost_count import count_lost, may_lose
 from gradscale.truth.gradients import Gradients
 from gradscale.truth.judges import by_octaves, by_probe, by_truth
-from gradscale.truth.nonfinite import scale_to_run_at
+from gradscale.truth.nonfinite import Scales, scale_to_run_at
 from gradscale.truth.one_pass import Loss, one_pass
 from gradscale.truth.probe import probe
 from gradscale.truth.reference import Precision, reference
@@ -85,7 +86,7 @@ class Lost:
         ][:10]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON."""
         return {
             "lost_share": self.lost_share,
@@ -103,7 +104,7 @@ def measure_lost(
     model: nn.Module,
     loss: Loss,
     *,
-    scale: Any = 1.0,
+    scale: float | Scales = 1.0,
     format: FloatFormat | torch.dtype | str | None = None,
     method: Way = "reference",
     precision: Precision = "fp32",

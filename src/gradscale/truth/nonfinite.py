@@ -6,42 +6,16 @@ import math
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from gradscale.backward.graph import walk
-from gradscale.truth.call_log import CallLog, nonfinite
+from gradscale.files.json_text import JsonObject
+from gradscale.truth.call_log import CallLog, Spot, nonfinite
 from gradscale.truth.one_pass import Loss, checked_loss
 from gradscale.truth.untouched import no_gradients, untouched
-
-
-@dataclass(frozen=True)
-class Spot:
-    """Where something was first not finite.
-
-    Attributes:
-        module: the innermost module that made it, as in `named_modules()`.
-        operation: what torch calls the operation: ``"SqrtBackward0"``; in the forward pass the
-            module's class.
-        nonfinite: how many elements were infinite or NaN.
-        elements: of how many.
-        before: in the forward pass, the module that received it, if the module that made it did so
-            between two of its children; else empty.
-    """
-
-    module: str
-    operation: str
-    nonfinite: int
-    elements: int
-    before: str = ""
-
-    def __str__(self) -> str:
-        where = self.module if self.module.startswith("after ") else f"in {self.module}"
-        before = f", before {self.before}" if self.before else ""
-        count = f"{self.nonfinite:,} of {self.elements:,} elements"
-        return f"{where} ({self.operation}){before}: {count}"
 
 
 @dataclass(frozen=True)
@@ -91,12 +65,20 @@ class Nonfinite:
             lines.append(f"gradients that are not finite in the end: {_few(self.gradients)}")
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers and strings; `first_nonfinite` of a recording takes the two modules."""
         return asdict(self)
 
 
-def find_nonfinite(model: nn.Module, loss: Loss, scale: Any = 1.0) -> Nonfinite:
+class Scales(Protocol):
+    """A scaler: torch's, ours, or anything that can be asked."""
+
+    def get_scale(self) -> float:
+        """The loss scale."""
+        ...
+
+
+def find_nonfinite(model: nn.Module, loss: Loss, scale: float | Scales = 1.0) -> Nonfinite:
     """Runs the batch once more, and says where the first value that is not finite was made.
 
     Every module's output and every operation of the backward pass is looked at, so the re-run is
@@ -127,7 +109,7 @@ def find_nonfinite(model: nn.Module, loss: Loss, scale: Any = 1.0) -> Nonfinite:
         return _hunt(model, loss, scale_to_run_at(scale))
 
 
-def scale_to_run_at(scale: Any) -> float:
+def scale_to_run_at(scale: float | Scales) -> float:
     """A number as it is; of a scaler the scale of its last step if that was skipped, else its own.
 
     Example:
@@ -135,7 +117,7 @@ def scale_to_run_at(scale: Any) -> float:
         >>> scale_to_run_at(2.0), scale_to_run_at(GradScaler("cpu"))
         (2.0, 65536.0)
     """
-    if not hasattr(scale, "get_scale"):
+    if isinstance(scale, float | int):
         return float(scale)
     last = getattr(scale, "last_step", None)
     return float(last.scale if last is not None and last.skipped else scale.get_scale())
@@ -158,15 +140,8 @@ def _hunt(model: nn.Module, loss: Loss, scale: float) -> Nonfinite:
                 for name, parameter in model.named_parameters()
                 if parameter.grad is not None and nonfinite(parameter.grad)
             )
-    forward, backward = log.forward, log.backward
     return Nonfinite(
-        float(value.detach()),
-        scale,
-        None if forward is None else Spot(*forward),
-        None if backward is None else Spot(*backward),
-        log.bad_inputs,
-        bad,
-        gradients,
+        float(value.detach()), scale, log.forward, log.backward, log.bad_inputs, bad, gradients
     )
 
 

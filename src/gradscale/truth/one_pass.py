@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from gradscale.backward.cancellation import Cancellations
 from gradscale.backward.graph import walk
 from gradscale.backward.names import parameter_names
 from gradscale.emulation import emulating
+from gradscale.emulation.later_passes import ENGINE, Engine
 from gradscale.truth.alike import alike
-from gradscale.truth.gradients import Gradients, capture_gradients
+from gradscale.truth.gradients import Gradients, as_dense, capture_gradients
 from gradscale.truth.untouched import no_gradients, untouched
 from gradscale.truth.wider import wider
 
@@ -66,11 +66,13 @@ def one_pass(
         named, places = dict(model.named_parameters()), parameter_names(model)
         found.owners = {name: places[id(p)].module for name, p in named.items() if id(p) in places}
         found.zeros = {name: zeros[id(p)] for name, p in named.items() if id(p) in zeros}
-        found.parameters = {name: _local(p.grad) for name, p in named.items() if p.grad is not None}
+        found.parameters = {
+            name: as_dense(p.grad) for name, p in named.items() if p.grad is not None
+        }
     return found
 
 
-def checked_loss(value: Any, call: str = "loss(model)") -> Tensor:
+def checked_loss(value: object, call: str = "loss(model)") -> Tensor:
     """A loss that a backward pass can start from.
 
     Raises:
@@ -100,9 +102,9 @@ def run_backward(loss: Tensor) -> None:
     torch hands its own `backward` to the mode, which is off until that returns. What checkpointing
     computes again inside would not be computed as it was the first time.
     """
-    # Looked up where `emulate` looks for passes that begin after its block.
-    engine: Any = torch.autograd
-    engine._engine_run_backward(
+    # Looked up anew, where `emulate` stands in for it once a block has ended.
+    engine: Engine = getattr(torch.autograd, ENGINE)
+    engine(
         (loss,),
         (torch.ones_like(loss),),
         False,
@@ -120,10 +122,3 @@ def _strangers_without_gradients(model: nn.Module, loss: Tensor) -> Generator[No
     leaves = walk(loss).graph.parameters().values()
     with no_gradients(leaf for leaf in leaves if leaf is not None and id(leaf) not in own):
         yield
-
-
-def _local(grad: Tensor) -> Tensor:
-    grad = grad.detach()
-    if hasattr(grad, "to_local"):
-        grad = grad.to_local()  # type: ignore[operator]
-    return grad.to_dense() if grad.layout != torch.strided else grad

@@ -45,12 +45,12 @@ def probe(
         # What is not captured, inside of an attention, may overflow first.
         if rise == 1 or higher.finite:
             return higher
-        rise //= 2
+        rise //= 2  # of the octaves: at most five passes
 
 
 def _headroom(stored: Gradients, format: FloatFormat) -> int:
     """Octaves by which everything may rise before something overflows, less one."""
-    held = [(t, FloatFormat.of(t.dtype)) for t in (*stored.modules.values(),)]
+    held = [(t, FloatFormat.of(t.dtype)) for t in stored.modules.values()]
     held += [(stored.modules[output], format) for output in stored.products & stored.modules.keys()]
     found = [highest_exponent(_amax(t), f) for t, f in held if t.numel()]
     return min(found, default=MOST_OCTAVES) - 1

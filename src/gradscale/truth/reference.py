@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -62,19 +62,19 @@ def reference(
             "range of float32."
         )
     dtype = DTYPES[precision]
-    subject = copied(model) if copy else model
+    subject = fresh_copy(model) if copy else model
     single = precision == "fp32"
     return one_pass(subject, loss, dtype=dtype, cancelled=single, draw_alike=draw_alike)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def fresh_copy(model: nn.Module) -> nn.Module:
     """A deep copy without gradients.
 
     Raises:
         ValueError: it cannot be copied.
     """
     try:
-        twin: Any = copying.deepcopy(model)
+        twin = copying.deepcopy(model)
     except Exception as error:
         raise ValueError(
             f"this {type(model).__name__} cannot be copied ({error}). It holds something that "

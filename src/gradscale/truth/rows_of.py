@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.cancellation import mostly
-from gradscale.backward.measure_counts import count_into, empty_counts
+from gradscale.backward.measure_counts import count_into
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import Counts, unscaled_counts
+from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import window_of
 from gradscale.truth.gradients import Gradients, Output
 from gradscale.watching.rows import Method, Row, RowKind
-
-_HALF_WIDTH = 16
 
 
 class Pair(NamedTuple):
@@ -132,17 +132,6 @@ def _row(place: RowTensors, format: FloatFormat, scale: float, method: Method, j
     return Row(
         place.name, place.kind, shown.name, seen, exponent, flushed, method, window, negligible
     )
-
-
-def carrier(format: FloatFormat) -> FloatFormat:
-    """The format that stores gradients between products which read them in `format`.
-
-    Example:
-        >>> carrier(FloatFormat.of("e5m2")).name, carrier(FloatFormat.of("bf16")).name
-        ('fp16', 'bf16')
-    """
-    wide = 1 + format.exponent_bits + format.mantissa_bits >= _HALF_WIDTH
-    return format if wide else FloatFormat.of(torch.float16)
 
 
 def counts_of(tensor: Tensor, scale: float) -> Counts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +59,14 @@ def no_gradients(leaves: Iterable[Tensor]) -> Generator[None]:
                 leaf._post_accumulate_grad_hooks.update(hooks)
 
 
-def _taken(leaf: Tensor) -> tuple[Tensor | None, Tensor | None, dict[Any, Any]]:
+def _taken(leaf: Tensor) -> tuple[Tensor | None, Tensor | None, dict[int, object]]:
     grad = leaf.grad
     # Among several ranks a gradient may be a view of a bucket that the next pass writes to.
     shared = grad is not None and torch.distributed.is_available()
     shared = shared and torch.distributed.is_initialized()
     values = grad.detach().clone() if grad is not None and shared else None
     leaf.grad = None
-    registered: dict[Any, Any] | None = getattr(leaf, "_post_accumulate_grad_hooks", None)
+    registered: dict[int, object] | None = getattr(leaf, "_post_accumulate_grad_hooks", None)
     hooks = dict(registered or {})
     if registered:
         registered.clear()

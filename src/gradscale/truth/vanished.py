@@ -6,9 +6,10 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
+from gradscale.emulation.direction_formats import carrier
 from gradscale.formats import FloatFormat
 from gradscale.truth.gradients import Gradients
-from gradscale.truth.rows_of import Pair, carrier, counts_of
+from gradscale.truth.rows_of import Pair, counts_of
 from gradscale.watching.flushed_whole import Passed, flushed_whole, is_near
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,17 +57,17 @@ class _Wider(TorchFunctionMode):
         self._narrow = tuple(kind for kind in NARROW if kind != dtype)
         single = dtype == torch.float32
         method = Tensor.float if single else Tensor.bfloat16
-        self._methods: dict[Any, Any] = {Tensor.half: method}
+        self._methods: dict[Callable[..., object], Callable[..., object]] = {Tensor.half: method}
         if single:
             self._methods[Tensor.bfloat16] = method
 
     def __torch_function__(
         self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         del types
         kept = 1 if _writes(func) else 0
         read = [tree_map(self._widened, value) for value in args[kept:]]
@@ -79,7 +78,7 @@ class _Wider(TorchFunctionMode):
         with _autocast(self._dtype):
             return self._methods.get(func, func)(*args[:kept], *read, **named)
 
-    def _widened(self, value: Any) -> Any:
+    def _widened(self, value: object) -> object:
         if isinstance(value, Tensor):
             return value.to(self._dtype) if value.dtype in self._narrow else value
         if isinstance(value, torch.dtype):
@@ -87,7 +86,7 @@ class _Wider(TorchFunctionMode):
         return value
 
 
-def _writes(func: Any) -> bool:
+def _writes(func: Callable[..., object]) -> bool:
     """Whether a function changes its first argument, which then must stay the caller's own."""
     name = getattr(func, "__name__", "")
     return name in ("__set__", "__setitem__") or (name.endswith("_") and not name.endswith("__"))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler as TorchScaler
+from torch.autograd.graph import GradientEdge
 
-from gradscale.backward.graph import BackwardGraph, walk
+from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.names import ParameterName, parameter_names
 from gradscale.emulation import DirectionFormats, emulating
+from gradscale.emulation.later_passes import Roots
+from gradscale.layerwise.closed_graphs import reasons_closed
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.settings import live_scale
 from gradscale.watching.spots import RowSpot, spots_of
 
-_KEPT = 16
+_KEPT = 16  # structures, the latest; a training loop has a few
 
 
 class Attaching:
@@ -32,13 +36,16 @@ class Attaching:
         negligible: which gradients were seen to be zero up to rounding.
     """
 
-    def __init__(self, model: nn.Module, scaler: Any) -> None:
+    def __init__(self, model: nn.Module, scaler: TorchScaler | None) -> None:
         self._model = model
         self._scaler = scaler
         self._known: OrderedDict[object, list[RowSpot]] = OrderedDict()
         self.negligible = Negligible()
+        self._warned = False
 
-    def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
+    def attach(
+        self, tensors: Roots, passes: int, outer: MeasuredPass | None
+    ) -> MeasuredPass | None:
         """Hooks the pass that is about to begin at `tensors`.
 
         Args:
@@ -49,24 +56,34 @@ class Attaching:
         Returns:
             None if there is nothing to measure, or if `backward` will refuse the tensors.
         """
-        roots = (
-            [tensors]
-            if isinstance(tensors, Tensor | torch.autograd.graph.GradientEdge)
-            else tensors
-        )
-        roots = [root for root in roots if not isinstance(root, Tensor) or root.requires_grad]
+        # An edge is a tuple, too.
+        given = [tensors] if isinstance(tensors, Tensor | GradientEdge) else tensors
+        roots = [root for root in given if not isinstance(root, Tensor) or root.requires_grad]
         if not roots:
             return None
         walked = walk(roots)
+        self._warn_of_closed(walked)
         names = parameter_names(self._model)
         spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:
             return None
         recognizing = self.negligible.begin(walked, names)
         plan = PlanInForce.of(self._scaler, walked)
-        node: Any = torch._C._current_autograd_node()
+        node = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
         return MeasuredPass(walked, spots, live_scale(self._scaler), plan, recognizing, number)
+
+    def _warn_of_closed(self, walked: Walk) -> None:
+        if self._warned or not walked.graph.structure.closed:
+            return
+        reasons = reasons_closed(walked, "this watch", "the watch")
+        if reasons:
+            self._warned = True
+            warnings.warn(
+                "`gradscale.watch`: of a compiled graph only what enters and leaves it is measured,"
+                f" because {reasons}.",
+                stacklevel=2,
+            )
 
     def _spots(
         self,

@@ -14,7 +14,7 @@ from gradscale.watching.sights import Part, Sight
 PRIOR = 16
 """Elements; see `with_flushed`. True zeros, as of a ReLU, are less often taken for flushed ones."""
 
-UNSEEN = 12
+UNSEEN = 12  # as `flushed_whole.NEAR`: what one product may take away
 """Octaves by which what has vanished whole should be lifted to see anything of it."""
 
 _WIDE_EXPONENT_BITS = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
 from gradscale.watching.sights import Order, Part, Sight
 from gradscale.watching.spots import RowSpot
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MeasuredPass:
@@ -50,7 +53,7 @@ class MeasuredPass:
         places = [spot.place for spot in spots]
         self.measuring = measure(walked, scale=scale, places=places, cleaned=self._cleaned)
         reentrant = walked.graph.structure.reentrant
-        self._inner = {walked.nodes[node]: node for node in reentrant}
+        self._inner: dict[object, int] = {walked.nodes[node]: node for node in reentrant}
 
     def end(self) -> None:
         """The pass has ended: the hooks go, and a plan's exponents are taken down."""
@@ -71,7 +74,7 @@ class MeasuredPass:
             self._flags.add(index, negligible)
         return kept
 
-    def reduce(self, groups: Sequence[Any]) -> None:
+    def reduce(self, groups: Sequence[ProcessGroup]) -> None:
         """Adds up the counts of all ranks, in place on the device."""
         self.measuring.reduce(groups)
         self._flags.reduce(groups)
@@ -86,7 +89,7 @@ class MeasuredPass:
         """Whether they have arrived."""
         return self.measuring.ready and self._flags.arrived
 
-    def number_inside(self, node: Any) -> Order:
+    def number_inside(self, node: object) -> Order:
         """The number of a pass that runs inside a node of this one, as a reentrant checkpoint."""
         return (*self._number, self._inner.get(node, self._nodes))
 

@@ -6,8 +6,9 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import overload
 
+from gradscale.files.json_text import JsonObject
 from gradscale.metrics.lost_count import count_lost
 from gradscale.watching.ranking import badness
 from gradscale.watching.rows import Method, Row, RowKind
@@ -112,7 +113,7 @@ class WatchReport(Sequence[Row]):
             first_nonfinite_forward=forward and change(forward),
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON."""
         first, forward = self.first_nonfinite, self.first_nonfinite_forward
         return {
@@ -128,7 +129,17 @@ class WatchReport(Sequence[Row]):
 
     def table(self, rows: int = 20) -> str:
         """The worst rows as a table of at most 100 columns, and what it is made of."""
-        return table(self, rows)
+        return table(tuple(self), rows, self.steps, self._notes())
+
+    def _notes(self) -> Iterator[str]:
+        if not self.scaled:
+            yield "No scaler was given, so the loss scale is taken to be 1."
+        if self.alone:
+            yield "Ranks ran different graphs: these are the counts of this rank only."
+        if self.first_nonfinite is not None:
+            yield f"First gradient that was not finite: {self.first_nonfinite.name}."
+        if self.first_nonfinite_forward is not None:
+            yield f"First output that was not finite: {self.first_nonfinite_forward.name}."
 
     def __str__(self) -> str:
         return self.table()

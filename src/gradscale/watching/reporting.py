@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gradscale.watching.flushed_whole import vanished_sights
 from gradscale.watching.judging import judge, native_format
-from gradscale.watching.measured_step import StepSights
+from gradscale.watching.measuring_step import StepSights
 from gradscale.watching.report import WatchReport
 from gradscale.watching.rows import Row
 from gradscale.watching.sights import Sight, together

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from gradscale.backward.measurements import Counts
+from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import Window, flush_octave
 
@@ -140,7 +141,7 @@ class Row:
         """
         return replace(self, flushed=flushed, method=method)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON; `from_dict` is the inverse."""
         state = asdict(self)
         state["counts"]["octaves"] = list(self.counts.octaves)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE, ScalerSettings, ScalerState
 from gradscale.entries import Entries
+from gradscale.torch_types import StateDict
 
 
 @final
@@ -116,7 +117,7 @@ class DeepSpeedFused(Layout):
         return draft.finish(saved)
 
 
-def _common(draft: Draft) -> dict[str, Any]:
+def _common(draft: Draft) -> StateDict:
     factor = draft.take("growth_factor", 2.0)
     draft.fixed(backoff_factor=1 / factor)  # one factor serves both ways
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradscale.doctor.checks.skips import AT_START, WHY
+from gradscale.doctor.checks.skips import AT_START, MOST, WHY
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
 from gradscale.doctor.number_text import counted, scale_words
@@ -37,6 +37,8 @@ def check_run_steps(patient: Patient) -> Iterator[Finding]:
             "The step was taken all the same, and what it did to the weights stays.",
             f"Go back to a checkpoint from before step {course.first_bad_loss:,}.", patient.where,
         )  # fmt: skip
+    if course.without_some - AT_START > MOST * course.steps:
+        yield _dropping(patient, course)
     if course.lost is not None and course.lost > MOST_LOST:
         yield Finding(
             "warning", "lost", f"{percent(course.lost)} of the gradients are lost to underflow.",
@@ -45,6 +47,21 @@ def check_run_steps(patient: Patient) -> Iterator[Finding]:
             "`gradscale report` shows where; a higher scale or "
             "`gradscale.GradScaler(layerwise=True)` keeps them.", patient.where,
         )  # fmt: skip
+
+
+def _dropping(patient: Patient, course: Course) -> Finding:
+    share = course.without_some / course.steps
+    return Finding(
+        "warning", "dropped",
+        f"{percent(share)} of the steps lack some of their micro-batches.",
+        f"`accumulate_(drop_overflow=True)` left out {course.dropped:,} in "
+        f"{counted(course.without_some, 'step')}; the loss was not finite in {course.bad_data:,} "
+        f"of these. A healthy run drops a few at its start and then in less than {percent(MOST)}.",
+        "Where the loss is not finite, clean the data: what is left out is never learnt. "
+        "Otherwise the scale is too high for some micro-batches: keep away from the limit with "
+        "`gradscale.Band()`, or plan by layer (`layerwise=True`).",
+        patient.where,
+    )  # fmt: skip
 
 
 def _ending(patient: Patient, course: Course) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ MOST_INSTRUCTIONS = 2_000_000
 """Of a pickle, on a system that cannot bound memory: each leaves at most some 100 bytes there."""
 
 
-def main() -> None:
+def answer_standard_input() -> None:
     """Reads standard input within ``megabytes`` and ``seconds``, the two arguments."""
     megabytes, seconds = (int(argument) for argument in sys.argv[1:3])
     answer = answer_to(sys.stdin.buffer, megabytes, bounded=_limit(megabytes, seconds))

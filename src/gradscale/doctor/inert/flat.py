@@ -8,10 +8,10 @@ cost what they are.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
 
 from gradscale.doctor.inert.numbers_in_bytes import Array, numpy_array
-from gradscale.doctor.inert.unpickling import StandIn, kind_of
+from gradscale.doctor.inert.unpickling import StandIn, named_class
 
 MOST_BYTES = 2**24
 """Of the text: a checkpoint of many thousand tensors has a few million."""
@@ -29,7 +29,7 @@ class TooMuch(Exception):
     """A tree with more in it than anybody needs to look at."""
 
 
-def flatten(tree: Any) -> str:
+def flatten(tree: object) -> str:
     """The text for a tree.
 
     Args:
@@ -60,17 +60,19 @@ class _Nodes:
     """The containers of a tree, numbered in the order in which they are met."""
 
     def __init__(self) -> None:
-        self.values: list[Any] = []
+        self.values: list[object] = []
         self.waiting = 0
         self._numbers: dict[int, int] = {}
 
-    def number(self, value: Any) -> int:
+    def number(self, value: object) -> int:
+        # By identity: equal containers may differ later, and comparing them may never end. The
+        # list keeps them alive, so that no number is dealt out twice.
         at = self._numbers.setdefault(id(value), len(self.values))
         if at == len(self.values):
             self.values.append(value)
         return at
 
-    def described(self, value: Any) -> list[Any]:
+    def described(self, value: object) -> list[object]:
         if isinstance(value, StandIn):
             value = numpy_array(value) or value
         if isinstance(value, StandIn):
@@ -85,30 +87,31 @@ class _Nodes:
             return ["list", self._all(value)]
         return ["value", self._said(value)]
 
-    def _all(self, values: Any) -> list[Any]:
+    def _all(self, values: Iterable[object]) -> list[object]:
         return [self._said(value) for value in values]
 
-    def _pairs(self, held: dict[Any, Any]) -> list[Any]:
+    def _pairs(self, held: dict[object, object]) -> list[object]:
+        # Pairs rather than an object of JSON, whose keys would all be texts.
         return [[_key(key), self._said(value)] for key, value in held.items()]
 
-    def _said(self, value: Any) -> Any:
+    def _said(self, value: object) -> object:
         """A plain value as it is; a container as the number of its node, in brackets."""
         if isinstance(value, _CONTAINERS):
             return [self.number(value)]
         return _plain(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, str):
         return value if len(value) <= LONGEST_TEXT else value[:_BEGINNING]
     if isinstance(value, int) and not isinstance(value, bool):
         return max(-_HIGHEST, min(value, _HIGHEST))
     if value is None or isinstance(value, bool | float):
         return value
-    return kind_of(value) or None
+    return named_class(value) or None
 
 
-def _key(key: Any) -> Any:
+def _key(key: object) -> object:
     if isinstance(key, str):
         return key
     plain = key is None or isinstance(key, bool | int | float)

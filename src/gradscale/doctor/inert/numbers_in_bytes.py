@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from gradscale.doctor.inert.unpickling import StandIn, kind_of
+from gradscale.doctor.inert.unpickling import StandIn, named_class
 
 CODES = {
     "float16": "e",
@@ -74,7 +73,7 @@ class Array:
     """
 
     def __init__(
-        self, dtype: str, shape: Any, read: Callable[[int, int], bytes], order: str
+        self, dtype: str, shape: Iterable[object], read: Callable[[int, int], bytes], order: str
     ) -> None:
         self.dtype = dtype
         self.shape = tuple(shape)
@@ -85,8 +84,8 @@ class Array:
     def numel(self) -> int:
         """Elements; 0 for a shape that no array has."""
         sizes = self.shape
-        whole = len(sizes) <= _MOST_AXES and all(type(size) is int and size >= 0 for size in sizes)
-        return math.prod(sizes) if whole else 0
+        whole = [size for size in sizes if type(size) is int and size >= 0]
+        return math.prod(whole) if len(whole) == len(sizes) <= _MOST_AXES else 0
 
     def number(self) -> float | int | None:
         """The value of a single element; None if there are several, or its bytes are missing."""
@@ -114,11 +113,11 @@ def size_of(dtype: str | None) -> int:
     return struct.calcsize(f"={CODES[dtype]}") if dtype in CODES else 0
 
 
-def tensor(args: tuple[Any, ...]) -> Array | None:
+def tensor(args: tuple[object, ...]) -> Array | None:
     """The tensor of `torch._utils._rebuild_tensor_v2` and its like, left in the file."""
     match args:
         case (Storage() as storage, int(offset), tuple(shape), *rest) if offset >= 0:
-            said = [kind_of(part) for part in rest if kind_of(part).startswith("torch.")]
+            said = [named_class(part) for part in rest if named_class(part).startswith("torch.")]
             dtype = storage.dtype or (said[-1].removeprefix("torch.") if said else "unknown")
             begin = offset * size_of(dtype)
             read = storage.read
@@ -130,13 +129,14 @@ def tensor(args: tuple[Any, ...]) -> Array | None:
 def numpy_array(thing: StandIn) -> Array | None:
     """The array that numpy would restore; None if it is anything else."""
     match thing.state:
+        # What `ndarray.__setstate__` takes: version, shape, dtype, Fortran order, content.
         case (int(), tuple(shape), StandIn() as dtype, bool(), bytes(raw)):
             return _numpy(dtype, shape, raw)
         case _:
             return None
 
 
-def numpy_scalar(args: tuple[Any, ...]) -> float | int | None:
+def numpy_scalar(args: tuple[object, ...]) -> float | int | None:
     """What `numpy.core.multiarray.scalar` would give, as Python's own number."""
     match args:
         case (StandIn() as dtype, bytes(raw)):
@@ -146,9 +146,10 @@ def numpy_scalar(args: tuple[Any, ...]) -> float | int | None:
             return None
 
 
-def _numpy(dtype: StandIn, shape: Any, raw: bytes) -> Array | None:
+def _numpy(dtype: StandIn, shape: Iterable[object], raw: bytes) -> Array | None:
     match dtype.args:
         case (str(code), *_) if code in _NUMPY_CODES:
+            # The dtype's own state says the byte order; "|" and "<" are read alike.
             big = isinstance(dtype.state, tuple) and ">" in dtype.state
             return Array(
                 _NUMPY_CODES[code], shape, lambda at, n: raw[at : at + n], ">" if big else "<"

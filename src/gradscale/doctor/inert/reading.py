@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from gradscale.doctor.inert.tree import rebuild
 from gradscale.files.regular import open_regular
@@ -29,12 +29,12 @@ import sys, types
 for name, folder in zip({names!r}, {folders!r}):
     package = sys.modules[name] = types.ModuleType(name)
     package.__path__ = [folder]
-from gradscale.doctor.inert.child import main
-main()
+from gradscale.doctor.inert.child import answer_standard_input
+answer_standard_input()
 """
 
 
-def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS) -> Any:
+def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS) -> object:
     """What a file holds, as dictionaries, lists, numbers, texts and stand-ins.
 
     Tensors stay in the file.
@@ -59,6 +59,7 @@ def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS)
 def _size(file: IO[bytes]) -> int:
     """Bytes on the disk: a sparse file may claim any length."""
     facts = os.fstat(file.fileno())
+    # `st_blocks` counts 512 bytes whatever the file system's own block is.
     return min(facts.st_size, getattr(facts, "st_blocks", facts.st_size) * 512)
 
 

@@ -20,10 +20,10 @@ class SavedObject:
     """
 
     kind: str
-    args: list[Any] = field(default_factory=list[Any], repr=False)
-    attributes: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    entries: dict[Any, Any] = field(default_factory=dict[Any, Any], repr=False)
-    items: list[Any] = field(default_factory=list[Any], repr=False)
+    args: list[object] = field(default_factory=list[object], repr=False)
+    attributes: dict[str, object] = field(default_factory=dict[str, object], repr=False)
+    entries: dict[object, object] = field(default_factory=dict[object, object], repr=False)
+    items: list[object] = field(default_factory=list[object], repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class SavedArray:
         return self.value
 
 
-def rebuild(text: str) -> Any:
+def rebuild(text: str) -> object:
     """The tree that `flatten` wrote; what was a tuple or a set is a list.
 
     Args:
@@ -61,29 +61,34 @@ def rebuild(text: str) -> Any:
         >>> rebuild('[["dict",[["a",[1]],["b",null]]],["list",[1,2.5]]]')
         {'a': [1, 2.5], 'b': None}
     """
-    nodes: list[Any] = json.loads(text)
+    nodes: list[list[Any]] = json.loads(text)
     values = [_empty(node) for node in nodes]
 
-    def said(value: Any) -> Any:
-        return values[value[0]] if isinstance(value, list) else value
+    def said(value: object) -> object:
+        match value:
+            case [int(number)]:
+                return values[number]
+            case _:
+                return value
 
+    # In two rounds, because a container may hold one that comes later, or itself.
     for node, value in zip(nodes, values, strict=True):
-        match node:
-            case ["object", _, args, attributes, entries, items]:
+        match node, value:
+            case ["object", _, args, attributes, entries, items], SavedObject():
                 value.args.extend(map(said, args))
                 value.attributes.update((str(name), said(part)) for name, part in attributes)
                 value.entries.update((key, said(part)) for key, part in entries)
                 value.items.extend(map(said, items))
-            case ["dict", pairs]:
+            case ["dict", pairs], dict():
                 value.update((key, said(part)) for key, part in pairs)
-            case ["list", parts]:
+            case ["list", parts], list():
                 value.extend(map(said, parts))
             case _:
                 pass
     return values[0]
 
 
-def _empty(node: list[Any]) -> Any:
+def _empty(node: list[Any]) -> object:
     match node:
         case ["object", kind, *_]:
             return SavedObject(kind)

@@ -33,7 +33,7 @@ class MLflow:
         self, run_id: str | None = None, prefix: str = "gradscale/", *, mlflow: Any = None
     ) -> None:
         self.prefix = prefix
-        self._mlflow: Any = mlflow or optional("MLflow()", "mlflow", "mlflow")
+        self._mlflow = mlflow or optional("MLflow()", "mlflow", "mlflow")
         if run_id is None:
             active = self._mlflow.active_run()
             if active is None:

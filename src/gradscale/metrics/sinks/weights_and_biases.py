@@ -50,7 +50,7 @@ class WandB:
 
     def __call__(self, metrics: Metrics) -> None:
         """Logs a step."""
-        row: dict[str, Any] = {f"{self.prefix}{k}": v for k, v in metrics.scalars().items()}
+        row: dict[str, float | str] = {f"{self.prefix}{k}": v for k, v in metrics.scalars().items()}
         row[f"{self.prefix}step"] = metrics.step
         if metrics.reason is not None:
             row[f"{self.prefix}reason"] = metrics.reason

@@ -47,8 +47,8 @@ function trimmed(log2) {
   return (Number.isInteger(log2) ? String(log2) : log2.toFixed(1)).replace("-", "−");
 }
 
-function plural(number, noun) {
-  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+function plural(number, noun, several = `${noun}s`) {
+  return `${count(number)} ${number === 1 ? noun : several}`;
 }
 
 // Names come from the user's network and are shown as they are, never as markup.
@@ -70,6 +70,7 @@ function shortened(name, length = 34) {
 
 const REASONS = {
   overflow: "overflow",
+  nonfinite_gradient: "left-over gradient not finite",
   nonfinite_loss: "loss not finite",
   nonfinite_parameter: "parameter not finite",
   nonfinite_input: "input not finite",

@@ -7,6 +7,7 @@ function drawVerdict() {
     tile("Steps", count(it.steps), it.steps ? `${count(it.first_step)} to ${count(it.last_step)}` : "none yet"),
     tile("Skipped", count(it.skipped), skippedWords(it)),
   ];
+  if (it.dropped) tiles.push(tile("Dropped", plural(it.dropped.micro_batches, "micro-batch", "micro-batches"), `left out of ${plural(it.dropped.steps, "step")}`));
   if (it.log2_scale) tiles.push(tile("Loss scale, last", powerHtml(it.log2_scale.last), rangeWords(it.log2_scale)));
   if (it.lost) tiles.push(...lostTiles(it));
   if (it.groups !== null) tiles.push(tile("Scales in use", count(it.groups), it.groups === 1 ? "one for the whole network" : "one for each part that needs it"));
