@@ -32,6 +32,7 @@ GROUND = {
     "host_copies",
     "live_nodes",
     "nested_tensors",
+    "owning_module",
     "percent",
     "random_state",
     "ranks",

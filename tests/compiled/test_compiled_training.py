@@ -89,7 +89,7 @@ class Run:
 
     @property
     def report(self) -> str:
-        return self.scaler.layerwise.report()
+        return str(self.scaler.layerwise.report())
 
 
 def whole(**settings: Any) -> Compile:
@@ -194,7 +194,7 @@ def test_a_half_precision_model_keeps_the_exponents_of_its_parts_and_its_bits() 
             scaler.scale(F.cross_entropy(run(x).float(), y)).backward()
             scaler.step(optimizer)
             scaler.update()
-        return scaler.layerwise.report(), [p.detach() for p in model.parameters()]
+        return str(scaler.layerwise.report()), [p.detach() for p in model.parameters()]
 
     expected, weights = train(lambda model: model)
     report, found = train(whole())

@@ -149,7 +149,7 @@ def trained(build: Callable[[], tuple[nn.Module, Run]]) -> tuple[list[str], list
             scaler.step(optimizer)
             scaler.update()
     said = [str(one.message) for one in seen]
-    return said, [p.detach() for p in model.parameters()], scaler.layerwise.report()
+    return said, [p.detach() for p in model.parameters()], str(scaler.layerwise.report())
 
 
 def test_reentrant_checkpoints_around_compiled_blocks_say_so_once_and_train_on() -> None:

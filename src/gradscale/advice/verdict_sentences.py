@@ -11,7 +11,7 @@ from gradscale.percent import percent
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "e5m2": "float8_e5m2", "e4m3": "float8_e4m3fn"}
 MOST_ROWS = 5
-MUCH = 0.01
+MUCH = 0.01  # of a module's gradients: worth its name
 LEAST = 1e-5
 """Shares below are not told apart."""
 

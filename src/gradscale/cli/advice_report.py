@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,7 +43,7 @@ def _write_recording(verdict: Verdict, folder: Path, target: str) -> None:
     log.end(len(verdict.moments), None)
 
 
-def note_of(verdict: Verdict, target: str) -> dict[str, Any]:
+def note_of(verdict: Verdict, target: str) -> dict[str, object]:
     """What the page says of a format: the verdict, and the line to write."""
     lines = [f"{verdict.format} is {headline(verdict)}."]
     ran = verdict.level in ("safe", "risky")

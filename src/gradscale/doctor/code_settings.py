@@ -13,7 +13,7 @@ from gradscale.policies import Policy, preset
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.presets import PRESETS
 
-_NOT_COMPARED = {"init_scale"}
+_NOT_COMPARED = {"init_scale"}  # it says nothing once the scale has moved
 _LOADING = {
     "torch": "torch's load_state_dict overwrites the code's settings by the saved ones, silently: "
     "set them again after loading, or change the code.",

@@ -35,6 +35,7 @@ def saved_by_object(thing: SavedObject) -> Mapping[str, object] | None:
     return {"scale": held["_init_scale"], "_growth_tracker": tracker, **factors}
 
 
+# torch keeps them in attributes of these names, an underscore in front.
 _FACTORS = ("growth_factor", "backoff_factor", "growth_interval")
 
 

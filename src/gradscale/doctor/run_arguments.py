@@ -10,6 +10,7 @@ from gradscale.doctor.examined_scaler import Setting
 from gradscale.doctor.inert.tree import SavedObject
 from gradscale.entries import MOST, plain_settings
 
+# Of DeepSpeed; Lightning and the Trainer; Megatron; fairseq; and of loops written by hand.
 _STEPS = ("global_steps", "global_step", "iteration", "num_updates", "step")
 
 _MEGATRON = {

@@ -9,7 +9,9 @@ from gradscale.checkpoints import detect_source
 from gradscale.doctor.inert.tree import SavedObject
 from gradscale.doctor.pickled_scalers import saved_by_object
 
+# Of torch, Megatron, Paddle and flax; of DeepSpeed; of fairseq and apex; of Keras.
 _SCALES = {"scale", "cur_scale", "loss_scale", "dynamic_scale"}
+# Where frameworks keep a scaler, whose state is empty if it was disabled.
 _EMPTY = {"scaler", "grad_scaler", "amp_scaler", "amp", "MixedPrecision"}
 MOST_STATES = 1000
 """Found in one file: nobody has more, and a file that says so is up to something."""

@@ -12,7 +12,7 @@ from gradscale.emulation.mode import current_rounding
 from gradscale.emulation.operators import Kernel, KernelFunction
 
 LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-OVERLOADS = ("input", "data")
+OVERLOADS = ("input", "data")  # for batches, and for packed sequences
 
 
 def recurrent_kernels() -> list[Kernel]:

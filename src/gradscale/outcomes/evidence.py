@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ class Evidence:
     Args:
         names: of parameters, by id.
         depends: whether losses are known to depend on the scale; None to go by what is seen.
+        learn: adds to `names` those of parameters that nobody has named, as far as they have any.
 
     Attributes:
         losses: as they were given to `scale`.
@@ -38,10 +38,16 @@ class Evidence:
     _first_inner: int | None = None
     _inner: frozenset[int] = frozenset()
 
-    def __init__(self, names: Mapping[int, str], depends: bool | None = None) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        depends: bool | None = None,
+        learn: Callable[[Sequence[Tensor]], object] = len,
+    ) -> None:
         self.names = names
+        self.learn = learn
         self.losses: list[Tensor] = []
-        self.inputs: list[Any] = []
+        self.inputs: list[object] = []
         self.graphs: list[Node | None] = []
         self._depends = depends
 
@@ -52,6 +58,7 @@ class Evidence:
             Its number.
         """
         loss = output.detach()
+        # 0 times infinity is NaN, as 0 times NaN is; everything else adds a zero.
         self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
         self.graphs.append(output.grad_fn)
         return len(self.losses) - 1

@@ -133,6 +133,7 @@ class Appending:
             self._lock.release()
 
 
+# Of every recording: what a torn first line must agree with as far as it goes.
 _BEGINNING = b'{"kind":"run",'
 
 

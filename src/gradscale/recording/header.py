@@ -60,6 +60,7 @@ def _ours(scaler: GradScaler) -> dict[str, object]:
 def _torch(scaler: TorchScaler) -> dict[str, object]:
     saved = scaler.state_dict()
     tracker = saved.pop("_growth_tracker")
+    # What is left of torch's state are its settings, by the names that ours have.
     policy = Dynamic(init_scale=saved.pop("scale"), **saved)
     return {
         "scaler": "torch.amp.GradScaler",

@@ -79,6 +79,7 @@ class Log:
         elif line["kind"] == "structure":
             self._drawn = True
         elif line["kind"] == "step":
+            # Written where it changes, so that the last one is in force.
             self._plan = line.get("plan", self._plan)
             self._account(line, size)
 
@@ -106,6 +107,7 @@ class Log:
     def write(self, pending: Pending) -> None:
         """Writes a step."""
         facts, loss = pending.facts or Facts(), pending.read_loss()
+        # torch does not say why it skipped; a loss that is not finite does.
         if facts.guessed and facts.skipped and loss is not None and not math.isfinite(loss):
             facts = facts._replace(reason="nonfinite_loss")
         line = _line(pending.step, facts, loss)

@@ -25,8 +25,8 @@ from gradscale.recording.schema import (
     Step,
 )
 
-_LETTERS = {method[0]: method for method in METHODS}
-_WORDS = ("nan", "inf", "-inf")
+_LETTERS = {method[0]: method for method in METHODS}  # as `table.seen` abbreviates them
+_WORDS = ("nan", "inf", "-inf")  # for which JSON has no number
 _LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
 # Nine digits of it may round above it, and half an ulp leads back.
 _MOST = _LARGEST_FLOAT32 * (1 + 2.0**-25)
@@ -214,6 +214,8 @@ def _seen(held: Entries) -> Seen:
         hi=hi,
         methods=tuple(_LETTERS[letter] for letter in letters),
         negligible=frozenset(held.counts("negligible") if held.has("negligible") else ()),
+        least=held.optional(held.count, "least"),
+        most=held.optional(held.count, "most"),
     )
 
 

@@ -158,6 +158,7 @@ class Recorder:
             watched = self._watch.step if self._watch.measures else None
             # A skipped step is over as well, and no optimizer has told the watch so.
             self._watch.end_step()
+        # On a CPU they are there as the optimizer steps, before the scaler ends the step.
         rows = self._early.pop(watched, None)
         self._early.clear()
         waits_for = None if rows is not None else watched

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.names import module_places, plain_modules
 from gradscale.emulation.later_passes import Roots
+from gradscale.plans.disjoint_sets import DisjointSets
 from gradscale.watching.passes import listen, stop_listening
 
 MOST_USES = 4
@@ -64,28 +65,16 @@ def sketch(graph: BackwardGraph, model: nn.Module) -> Sketch:
 
 def _uses(graph: BackwardGraph, modules: Sequence[str | None]) -> dict[int, int]:
     """For each node of a module the first node of the same use, which stands for it."""
-    first = {node: node for node, module in enumerate(modules) if module is not None}
     # A parameter's own node joins all uses of it, and belongs to none.
-    for leaf in graph.leaves:
-        first.pop(leaf, None)
-    for node in sorted(first):
+    leaves = set(graph.leaves)
+    inside = [n for n, module in enumerate(modules) if module is not None and n not in leaves]
+    sets, known = DisjointSets(len(modules)), set(inside)
+    for node in inside:
         for number in graph.edges_from(node):
             below = graph.edges[number].target
-            if below in first and modules[below] == modules[node]:
-                _join(first, node, below)
-    found = {node: _root(first, node) for node in first}
-    return _merged(found, modules)
-
-
-def _root(first: dict[int, int], node: int) -> int:
-    while first[node] != node:
-        node = first[node]
-    return node
-
-
-def _join(first: dict[int, int], one: int, other: int) -> None:
-    roots = _root(first, one), _root(first, other)
-    first[max(roots)] = min(roots)
+            if below in known and modules[below] == modules[node]:
+                sets.unite(node, below)
+    return _merged({node: sets.find(node) for node in inside}, modules)
 
 
 def _merged(uses: dict[int, int], modules: Sequence[str | None]) -> dict[int, int]:

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gradscale.report.seen import SeenArrays
+from gradscale.report.seen import Floats, SeenArrays
 
-Floats = NDArray[np.float64]
-LIMIT = 1000
+LIMIT = 1000  # more than a screen has places for
 
 
 @dataclass

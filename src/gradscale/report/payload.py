@@ -16,12 +16,12 @@ from gradscale.report.network import Network
 from gradscale.report.ranges import ranges_of
 from gradscale.report.rows import RowStory
 from gradscale.report.run import Run
+from gradscale.report.seen import Floats
 from gradscale.report.shares import encode_shares
 from gradscale.report.summary import summary_of
 from gradscale.report.timeline import LIMIT, Timeline, extremes
 from gradscale.version import __version__
 
-Floats = NDArray[np.float64]
 ALL_POINTS = 480_000
 """Steps drawn of all runs together: four times `LIMIT`, and then each gets its share."""
 
@@ -180,6 +180,7 @@ def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, object]:
     rows = sorted(snapshot.rows)
     found = [snapshot.rows[row] for row in rows]
     counts = [count for it in found for count in it.octaves.counts]
+    # JavaScript counts in doubles: exactly up to 2^53, far beyond any tensor.
     wide = "u4" if max(counts, default=0) < 2**32 else "f8"
     return {
         "step": snapshot.step,

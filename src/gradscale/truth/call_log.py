@@ -76,6 +76,7 @@ class CallLog:
         self._open: list[_Call] = []
         self._spans: list[tuple[int, int, str]] = []
         self._handles: list[RemovableHandle] = []
+        # torch runs a backward pass in one thread a device.
         self._lock = threading.Lock()
 
     def __enter__(self) -> CallLog:
@@ -83,6 +84,7 @@ class CallLog:
             self._handles.append(
                 module.register_forward_pre_hook(self._opened(name), with_kwargs=True)
             )
+            # Also called where the module raises, or it would count as open from then on.
             self._handles.append(module.register_forward_hook(self._closed, always_call=True))
         return self
 

@@ -99,7 +99,7 @@ class Recognizing:
             self._sums.remove()
 
 
-_SINGLE = torch.float32.itemsize
+_SINGLE = torch.float32.itemsize  # bytes
 
 
 def _by_parts(zeros: Tensor) -> Tensor:

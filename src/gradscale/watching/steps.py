@@ -108,6 +108,7 @@ class _Mark:
     """The first gradient there was, and how often it had been written to."""
 
     def __init__(self, parameter: Tensor, gradient: Tensor) -> None:
+        # Weakly, so that neither lives longer for being compared.
         self._parameter = weakref.ref(parameter)
         self._gradient = weakref.ref(gradient)
         self._version = gradient._version
@@ -123,4 +124,5 @@ class _Mark:
         parameter, gradient = self._parameter(), self._gradient()
         if parameter is None or gradient is None or parameter.grad is not gradient:
             return True
+        # Clearing to None replaces the gradient, which is told above; zeroing writes to it.
         return gradient._version != self._version

@@ -20,7 +20,7 @@ _DAMAGED = (
 
 Check = Callable[[IO[bytes]], object]
 
-LARGEST_JSON = 2**26
+LARGEST_JSON = 2**26  # bytes; a state has a few thousand
 
 
 def read_container(file: IO[bytes], check: Check = lambda pickled: None) -> object:

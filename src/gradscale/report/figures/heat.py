@@ -20,8 +20,8 @@ from gradscale.report.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOWEST = 1e-6
-TALLEST = 8.5
+LOWEST = 1e-6  # where the colors begin: less is as good as nothing
+TALLEST = 8.5  # inches: a page of a paper, with its caption
 LINE = 0.1
 """Inches: with so much, every row has room for its name."""
 X_TICKS = 7

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHOWN = 6
+SHOWN = 6  # rows: as many as a page has room for
 FAR_BELOW = 22
 """Octaves below the format that are drawn at most."""
 
