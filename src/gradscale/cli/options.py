@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import click
 
@@ -14,6 +14,25 @@ from gradscale.training import PRECISIONS, SCALINGS
 
 F = TypeVar("F", bound=Callable[..., object])
 V = TypeVar("V")
+
+
+class SharedOptions(TypedDict):
+    """What `shared_options` adds to a command; None where nothing was said."""
+
+    steps: int | None
+    batch_size: int | None
+    lr: float | None
+    init_scale: float | None
+    device: str | None
+    emulate: str
+    threads: int | None
+    data: str | None
+    out: Path | None
+    resume: Path | None
+    record: bool
+    save_every: int | None
+    as_json: bool
+    no_color: bool
 
 
 def parse_number(value: object) -> float:
