@@ -70,7 +70,11 @@ $(HOSTS)/.ready: pyproject.toml constraints.txt | $(READY)
 	@if [ ! -x $(HOSTS)/bin/python ]; then $(BIN)/python -m venv $(HOSTS); fi
 	@echo 'Installing the trainers that gradscale attaches to'
 	@$(HOSTS)/bin/pip install -q -c constraints.txt torch
-	@$(HOSTS)/bin/pip install -q -c constraints.txt -e '.[hosts]'
+	@$(HOSTS)/bin/pip install -q -c constraints.txt -e '.[hosts]' ninja setuptools wheel
+	@# Megatron-core and fastai ask for packages that would replace torch or break transformers, and run without them.
+	@$(HOSTS)/bin/pip install -q -c constraints.txt --no-deps megatron-core fastai fastdownload fasttransform
+	@$(HOSTS)/bin/pip install -q -c constraints.txt fastcore fastprogress plum-dispatch matplotlib pandas scikit-learn
+	@DS_BUILD_OPS=0 $(HOSTS)/bin/pip install -q -c constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
 test-hosts: $(HOSTS)/.ready

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,26 @@ _FLAT = "_fsdp_flattened"
 """What FSDP1 marks its flat parameters with, and the views of them that optimizers are given."""
 
 
+class NoteStore(Protocol):
+    """What is asked of a store of the process group: notes by name, which every rank can read."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Leaves a note."""
+        ...
+
+    def get(self, key: str, /) -> bytes:
+        """Reads a note; waits for one that is not there."""
+        ...
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether these notes are there."""
+        ...
+
+    def compare_set(self, key: str, expected: str, value: str, /) -> bytes:
+        """Leaves a note where there is none, for an `expected` of ""; returns what is there."""
+        ...
+
+
 def distributed() -> bool:
     """Whether there is more than this one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -28,6 +48,18 @@ def distributed() -> bool:
 def all_ranks() -> ProcessGroup | None:
     """The process group of all ranks; None if there is only this one."""
     return dist.group.WORLD if distributed() else None
+
+
+def default_store() -> NoteStore | None:
+    """The key-value store by which the ranks found each other; None if there is none."""
+    from torch.distributed import distributed_c10d
+
+    # No public way leads there; a torch without this one has no digest of replicas.
+    find = getattr(distributed_c10d, "_get_default_store", None)
+    try:
+        return None if find is None else find()
+    except (RuntimeError, ValueError):  # the process group came without one (MPI)
+        return None
 
 
 def groups_of(optimizer: torch.optim.Optimizer, process_group: Ranks | None) -> list[ProcessGroup]:

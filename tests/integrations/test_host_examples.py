@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "integrations").glob("*.py"))
 NEEDS = {
     "with_accelerate": "accelerate",
+    "with_deepspeed": "deepspeed",
+    "with_fastai": "fastai.callback.fp16",
+    "with_ignite": "ignite",
+    "with_keras": "keras",
     "with_lightning": "lightning",
+    "with_monai": "monai",
+    "with_skorch": "skorch",
     "with_transformers": "transformers",
 }
 """What an example imports beside torch."""

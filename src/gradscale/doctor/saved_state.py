@@ -144,7 +144,7 @@ def _counted(counters: Entries) -> dict[str, object]:
     if not counters.held:
         return {}
     held = counters.within("reasons")
-    reasons = {name: held.count(name) for name in held.held}
+    reasons = {name: count for name in held.held if (count := held.count(name))}
     numbers = (counters.count(name) for name in ("steps", "skipped", "consecutive"))
     skips = Skips(*numbers, reasons=reasons)
     never = not reasons.get("overflow", 0) if skips.steps else None

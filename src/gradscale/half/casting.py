@@ -164,6 +164,7 @@ def cast_to(value: object, dtype: torch.dtype) -> object:
     """
     if isinstance(value, Tensor):
         return value.to(dtype) if floating(value) and value.dtype != dtype else value
+    # Much of what modules are given, and nothing to take apart.
     if value is None or isinstance(value, bool | int | float | str):
         return value
     leaves, structure = tree_flatten(value)

@@ -98,12 +98,14 @@ class HalfPrecision:
             for key, parameter in fresh.items():
                 if key in here:
                     own.link(parameter, masters[key])
+            # What was widened stands for itself: its state is brought to float32 along with it.
             repoint(optimizer, {**masters, **widened})
         wide = self._gradients not in HALVES
         hook_model(self.model, self.format, kept.modules, kept.named, without_ddp=wide)
         stay = (t for t in (*inside.values(), *self.model.buffers()) if id(t) in kept.tensors)
         hook_settling(self.model, Settles(self._masters, stay))
         hook_module_states(self.model)
+        # cuDNN wants a layer's weights in one block of memory, which the casts have taken apart.
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()

@@ -29,7 +29,8 @@ from gradscale.half.repoint import move_state
 from gradscale.half.rounding import HALVES
 from gradscale.half.saving import hook_states
 from gradscale.half.step_refusals import refuse_orphans, refuse_scaled, refuse_writes
-from gradscale.half.widen import in_layout_of, widen
+from gradscale.half.widen import widen
+from gradscale.half.widening import in_layout_of
 from gradscale.ranks import distributed
 
 
@@ -121,16 +122,7 @@ class Masters:
         found_inf: Tensor | None = None,
         divided_later: Tensor | None = None,
     ) -> tuple[Flags, set[int]]:
-        """Turns half-precision gradients into float32 ones of the masters, in one pass.
-
-        Args:
-            inv_scale: what they are multiplied by; None for 1, unchecked.
-            found_inf: the flag of its own device; None together with `inv_scale`.
-            divided_later: what they will be multiplied by afterwards, to be checked already.
-
-        Returns:
-            A flag per device, and the ids of the masters whose gradients are done.
-        """
+        """Turns half-precision gradients into float32 ones; see `MasterWeights.widen_`."""
         pending: list[Link] = []
         for link in self.links:
             grad = link.gradient()
@@ -196,9 +188,11 @@ class Masters:
         self.take_changes()
         whole = [link for link in self.links if not _sharded(link.master)]
         self._drift.look(whole, type(optimizer).__name__)
+        # Before gradients are widened: afterwards nothing says at which exponent they came.
         refuse_scaled(optimizer, self.links)
         self.widen_()
         for link in self.links:
+            # `model.to(device)` moves the master along, and nobody the state that belongs to it.
             if link.moved:
                 move_state(optimizer, link.master)
                 link.moved = False

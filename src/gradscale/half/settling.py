@@ -46,6 +46,7 @@ class Settles:
             self._masters = _look_up(module)
         alive = [masters for r in self._masters if (masters := r()) is not None]
         ddp = DistributedDataParallel._active_ddp_module
+        # Once a wrapper: its ranks meet in this pass, and what it was built for does not change.
         if ddp is not None and (self._ddp is None or self._ddp() is not ddp):
             check_under_ddp(ddp, module, alive)
             self._ddp = ref(ddp)

@@ -87,6 +87,7 @@ class SharedGradient:
     def _accumulated(self, parameter: Tensor) -> None:
         number, exponent = self._incoming
         incoming = exponent if number == current_pass() else 0
+        # The engine adds in place: the same tensor as before is one that was added to.
         if parameter.grad is self._seen and not self._zeroed and incoming != self.exponent:
             raise RuntimeError(
                 f"a gradient at 2^{incoming} of the loss scale was added to one at "

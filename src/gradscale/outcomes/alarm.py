@@ -101,6 +101,7 @@ class SkipAlarm:
         """
         if self._near_floor or in_a_row < PATIENCE or not math.isfinite(scale):
             return
+        # Back-offs from here to the floor.
         left = max(0, math.ceil(math.log(max(scale / floor, 1.0)) / -math.log(backoff_factor)))
         if scale >= 1 and left > HORIZON:
             return
@@ -120,4 +121,5 @@ class SkipAlarm:
 
 
 def _is_power_of_ten(ratio: float) -> bool:
+    # A logarithm may be off by a rounding; powers of ten are exact up to 10^22.
     return ratio == 10.0 ** round(math.log10(ratio))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Evidence:
     def __init__(self, names: Mapping[int, str], depends: bool | None = None) -> None:
         self.names = names
         self.losses: list[Tensor] = []
-        self.inputs: list[Any] = []
+        self.inputs: list[object] = []
         self.graphs: list[Node | None] = []
         self._depends = depends
 
@@ -52,6 +51,7 @@ class Evidence:
             Its number.
         """
         loss = output.detach()
+        # 0 times infinity is NaN, as 0 times NaN is; everything else adds a zero.
         self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
         self.graphs.append(output.grad_fn)
         return len(self.losses) - 1

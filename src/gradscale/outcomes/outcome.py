@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 from weakref import ref
 
 import torch
 from torch import Tensor
 
 from gradscale.gradients.master_weights import trained_by
+from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.triage import (
     REASONS,
@@ -21,9 +21,6 @@ from gradscale.outcomes.triage import (
 )
 from gradscale.policies.policy import Observation
 from gradscale.ranks import Ranks, agreed_index, distributed, groups_of
-
-if TYPE_CHECKING:
-    from gradscale.outcomes.ledger import Counters
 
 
 class OptimizerOutcome:

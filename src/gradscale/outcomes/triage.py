@@ -6,7 +6,7 @@ Runs only after a bad step; a good step pays nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Culprit(NamedTuple):
 def find_reason(
     parameters: Sequence[Tensor],
     losses: Sequence[Tensor],
-    inputs: Any,
+    inputs: object,
     *,
     others: Sequence[Tensor] = (),
     left_over: Sequence[Tensor] = (),

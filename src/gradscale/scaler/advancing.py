@@ -30,6 +30,7 @@ def end_step(
     try:
         if books.ledger.add(ended):
             books.take_news(held, step)
+        books.compare_replicas(held, step)
     finally:  # a callback may raise: the step has ended all the same
         step.begin(held.policy, held.layerwise)
     if books.meter is not None:
@@ -76,6 +77,7 @@ def _advance(held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
             skipped, blamed = True, blamed or outcome.blames_scale
     if not flags:
         raise AssertionError(NO_CHECKS)
+    # The usual step of a CPU: its one flag is taken as it is, without a launch.
     alone = len(flags) == 1 and flags[0].is_cpu and scale.is_cpu
     found_inf = flags[0] if alone else combined(flags, scale.device)
     # Whether bad data is to blame: known to the host, or as a flag.
@@ -99,6 +101,7 @@ def _advance(held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
     observation = step.gradients.observation(found_inf)
     step.outcome.show(observation)
     step.pending.leave(step.records, scale)
+    # Before the policy decides: what was measured was measured at this scale.
     if held.layerwise is not None:
         held.layerwise.update(step.outcome)
     elif held.functions.wanted:

@@ -13,7 +13,7 @@ from gradscale.gradients.unscale import Flags
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.meter import Meter, Subscription
 from gradscale.metrics.metrics import Metrics
-from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import Ranks, differing_ranks, mesh_groups

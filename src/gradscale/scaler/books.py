@@ -19,6 +19,7 @@ from gradscale.scaler.aftermath import beyond_half
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.patience import Patience
+from gradscale.scaler.replicas import Replicas
 
 LEFT_OVER = (
     "a step was skipped because its gradients were infinite or NaN before the backward pass: those "
@@ -35,6 +36,7 @@ class Books:
         alarm: warns of a run that takes no step any more.
         patience: tries a lower scale for a loss that stays non-finite.
         meter: hands on numbers; None until somebody asks for them.
+        replicas: notices that other ranks decided otherwise, where nobody may ask them.
     """
 
     def __init__(self) -> None:
@@ -43,6 +45,17 @@ class Books:
         self.patience = Patience()
         self._warned_of_left_over = False
         self.meter: Meter | None = None
+        self.replicas = Replicas()
+
+    def compare_replicas(self, held: HeldScale, step: CurrentStep) -> None:
+        """Now and then: do ranks that train the same weights decide alike? For a scaler alone."""
+        update = self.ledger.settled_counters.updates
+        if not self.replicas.due(update) or step.process_group is not None:
+            return
+        scale, tracker = held.tensor, held.tracker
+        if scale is not None and tracker is not None:
+            skipped = None if self.ledger.behind else self.ledger.settled_counters.skipped
+            self.replicas.look(update, scale, tracker, skipped, step.parameters())
 
     def take_news(self, held: HeldScale, step: CurrentStep) -> None:
         """Tells those who have to know what has been counted: alarm, buffers, patience."""

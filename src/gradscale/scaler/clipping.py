@@ -171,6 +171,7 @@ def _clip_scaled(
     step.note(optimizer)
     fits = true < math.inf
     if steps_fused(optimizer):
+        # A fused kernel divides by what it is handed, where ours multiplies.
         record.divisor = factor.reciprocal()
     else:
         held_by_it = undo.norm_fits(optimizer, norm.value)

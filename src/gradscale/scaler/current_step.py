@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from weakref import ref
 
 import torch
@@ -177,6 +177,14 @@ class CurrentStep:
             there = {key: left for key, left in self.candidates.items() if left.still_there}
             self.evidence.left_over = {**self.evidence.left_over, **there}
             self.candidates = {}
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Of the optimizers of this step."""
+        for key in self.records:
+            optimizer = self.pending.optimizer(key)
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    yield from group["params"]
 
     @property
     def so_far(self) -> StepOutcome:

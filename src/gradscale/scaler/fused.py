@@ -35,6 +35,7 @@ def step_deciding(
     own = getattr(optimizer, "grad_scale", None)
     fused.grad_scale = own if scale is None else scale if own is None else scale * own
     fused.found_inf = found_inf
+    # Asked before the step, which allocates what is missing.
     unwritten = list(_without_momentum(optimizer))
     try:
         result = call()

@@ -13,7 +13,7 @@ from torch import Tensor
 import gradscale.policies
 from gradscale.entries import Entries, shown
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
-from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.counters import Counters
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.policy import Policy, PolicyState
 from gradscale.scaler.state import VERSION, Fields, describe
@@ -176,12 +176,13 @@ def _quoted(value: object) -> str:
 
 
 def _counters(held: Entries) -> Counters:
-    reasons = held.within("reasons")
+    within = held.within("reasons")
+    reasons = {name: within.count(name) for name in within.held}
     return Counters(
         steps=held.count("steps"),
         skipped=held.count("skipped"),
         consecutive=held.count("consecutive"),
-        reasons={name: reasons.count(name) for name in reasons.held},
+        reasons={name: count for name, count in reasons.items() if count},
         updates=held.optional(held.count, "updates") or 0,
     )
 

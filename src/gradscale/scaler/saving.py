@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal
 
+from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.triage import REASONS
 from gradscale.scaler.books import Books
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
@@ -24,11 +26,20 @@ def own_state(held: HeldScale, books: Books) -> StateDict:
         "version": VERSION,
         "policy": describe(held.policy),
         "state": held.saved_fields(),
-        "counters": asdict(books.ledger.counters),
+        "counters": _every_reason(books.ledger.counters),
     }
     if layerwise is not None:
         own["layerwise"] = layerwise
     return own
+
+
+def _every_reason(counters: Counters) -> dict[str, object]:
+    """Counters as they are saved: those of reasons that have not come up are zeros.
+
+    `torch.distributed.checkpoint` reads what the scaler that loads has saved itself, key by key; a
+    fresh one has met no reason yet, and would be given none.
+    """
+    return {**asdict(counters), "reasons": {**dict.fromkeys(REASONS, 0), **counters.reasons}}
 
 
 def warn_of_sums(records: Records) -> None:

@@ -69,6 +69,8 @@ def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts)
     step.bring_along(scale)
     number = step.evidence.note_loss(output)
     given = output
+    # Torch promotes a half 0-d loss times the float32 0-d scale by itself; only where one of two
+    # factors has dimensions does that one's dtype win.
     if output.dim() and output.dtype in (torch.float16, torch.bfloat16):
         output = output.to(torch.float32)
     if layerwise is not None:

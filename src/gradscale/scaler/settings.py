@@ -185,6 +185,7 @@ def check_listener(sink: object, every: int) -> None:
 
 def _warn_of_rounding(numbers: Mapping[str, float]) -> None:
     for name in ("growth_factor", "backoff_factor"):
+        # The mantissa, in [0.5, 1), of a power of two and of no other number.
         if math.frexp(numbers[name])[0] != 0.5:
             warnings.warn(
                 f"`GradScaler({name}={numbers[name]})` is not a power of two: multiplying and "

@@ -95,8 +95,10 @@ def host_step(
     scale = held.ready("step")
     outcome = outcome_of(step, optimizer, record, flags, scale)
     skipped, value = read_together(flags, scale)
+    # The transfer that had to be made brings the scale along: its bound is exact again.
     if not scale.is_cpu:
         held.known.note(scale, value)
+    # From a scale of 1 on no quotient is larger than the gradient that was checked.
     if not skipped and value < 1 and not record.kept:
         skipped = outcome.unrepresentable = quotient_overflowed(step, optimizer, scale, flags)
     outcome.settle(skipped, value, step.process_group)

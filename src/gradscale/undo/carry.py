@@ -21,6 +21,7 @@ from gradscale.undo.degrees import Degrees, check_state, from_table
 from gradscale.undo.own_step import own_step
 
 STATE_SCALE = "state_scale"
+# The normal numbers of float32, in which kernels compute with a setting.
 SMALLEST, LARGEST = 2.0**-126, torch.finfo(torch.float32).max
 _MARK = "_gradscale_carrier"
 
@@ -146,6 +147,8 @@ class _Carrier:
 
 def multiply_(tensor: Tensor, ratio: float, degree: int) -> None:
     """Multiplies by `ratio**degree`; in several steps where that leaves float32."""
+    # The kernel rounds the factor to float32, which holds 2^-126 to 2^127: 2^±120 keeps away from
+    # both ends, whatever a ratio that is no power of two adds.
     if abs(degree * math.log2(ratio)) < 120:
         tensor.mul_(ratio**degree)
         return

@@ -89,6 +89,7 @@ class _Before:
             for parameter, old in zip(self._parameters, self._values, strict=True):
                 new = tensor_values(parameter.detach())
                 torch.where(_on(skipped, new), old, new, out=new)
+            # New state has no earlier value to choose on the device: the host decides, by a read.
             made_keys = _state_keys(self._optimizer, self._parameters)[len(self._keys) :]
             if made_keys and skipped.item():
                 for key in made_keys:
