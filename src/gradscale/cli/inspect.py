@@ -123,6 +123,7 @@ def _device(name: str | None) -> torch.device | None:
         return None
     try:
         device = torch.device(name)
+        # A name can be valid and the device not there.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]

@@ -64,6 +64,7 @@ def several(parse: Callable[[str], V]) -> Callable[[object], tuple[V, ...]]:
         parts = [part.strip() for part in str(value).split(",") if part.strip()]
         if not parts:
             raise click.BadParameter("needs at least one value.")
+        # In order, each once.
         return tuple(dict.fromkeys(map(parse, parts)))
 
     return parse_all

@@ -122,6 +122,7 @@ def _stored(path: Path) -> Settings:
             raise ValueError(
                 f"`--resume {path}`: there is no run in this folder (no settings.json)."
             )
+        # What is not there was refused above; what is there and wrong is damage.
         with damaged(path / "settings.json"):
             return Settings.from_json(stored)
 

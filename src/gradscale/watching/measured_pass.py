@@ -14,7 +14,7 @@ from gradscale.backward.measure import measure
 from gradscale.watching.flags import Flags
 from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
-from gradscale.watching.sights import Order, Part, Sight
+from gradscale.watching.sights import Order, Sight, StoredAs
 from gradscale.watching.spots import RowSpot
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ class MeasuredPass:
         for index, spot in enumerate(self._spots):
             record = records[spot.place.node]
             if record.counts.numel and not self._seen_already(index):
+                # A plan moves a gradient after it was rounded: what counts is where it was before.
                 stored = record.exponent - self._rise(spot)
-                part = Part(spot.place.format, spot.rounded, stored)
+                part = StoredAs(spot.place.format, spot.rounded, stored)
                 order = (*self._number, spot.place.node)
                 broken = order if record.counts.nonfinite else None
                 counts = {part: record.counts}
