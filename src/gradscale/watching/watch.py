@@ -276,7 +276,6 @@ class Watch:
     def _attach(self, tensors: Roots) -> MeasuredPass | None:
         if self._current is None:
             return None
-        # A reentrant checkpoint runs a pass inside of one of the outer pass's nodes.
         outer = next((each for each in reversed(self._running) if each is not None), None)
         return self._attaching.attach(tensors, len(self._current.passes), outer)
 
