@@ -201,5 +201,6 @@ def next_state(
     if losses is not None:
         each = [losses] if isinstance(losses, Tensor) else losses
         finite = torch.stack([torch.isfinite(loss).all() for loss in each]).all()
+        # Only an overflow is left out: a step that was taken counts, whatever its losses were.
         ignore = finite.logical_not().to(torch.float32) * seen.found_inf
     return advance(policy, state, seen, ignore)

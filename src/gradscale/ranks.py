@@ -99,6 +99,7 @@ def agreed_index(index: int, groups: Iterable[ProcessGroup], like: Tensor) -> in
         groups: the process groups.
         like: a tensor on the device that the groups communicate on.
     """
+    # As a float, which every backend reduces.
     code = torch.full((), float(index), dtype=torch.float32, device=like.device)
     reduce_max_([code], groups)
     return int(code.item())

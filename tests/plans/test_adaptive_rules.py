@@ -17,13 +17,18 @@ from gradscale.plans.adaptive_rules import (
     Bounds,
     Statistics,
     capped,
-    element_wise_bounds,
     fork_exponent,
     gradient_bounds,
     kappa,
     lognormal_bounds,
     product_bounds,
 )
+
+
+def element_wise_bounds(gradient, weight, fan):
+    """The exact bounds over all products of two small tensors, of which one is not zero."""
+    products = [abs(g * w) for g in gradient for w in weight if g * w != 0]
+    return Bounds(UNDERFLOW / min(products), OVERFLOW / (max(products) * fan))
 
 
 def statistics_of(tensor: torch.Tensor, log2_scale: int = 0) -> Statistics:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from gradscale.cli.display import console, flows
+from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.progress import progress
+from gradscale.cli.prose import say
 from gradscale.cli.replay_table import replay_table, words
 from gradscale.files.json_text import json_value
 from gradscale.recording import Recording, read
@@ -78,7 +79,7 @@ def replay_command(
     screen = console(no_color=no_color)
     screen.print(replay_table(recording, found, screen.width))
     for line in words(recording, found):
-        screen.print(line, style="dim", soft_wrap=flows(screen))
+        say(screen, line, style="dim")
 
 
 def _as_json(

@@ -15,6 +15,7 @@ from rich.console import Console
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import several
+from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
 from gradscale.files.json_text import json_value
 from gradscale.files.replacement import check_ours
@@ -102,7 +103,7 @@ def report_command(
     else:
         _tell(loaded, page, figures, console(no_color=no_color))
     for reason in left_out:
-        errors.print(f"Left out: {reason}", soft_wrap=True, style="yellow")
+        say(errors, f"Left out: {reason}", style="yellow")
     if show:
         webbrowser.open(page.resolve().as_uri())
 
@@ -155,7 +156,7 @@ def _tell(runs: Sequence[Run], page: Path, figures: Path | None, screen: Console
 
     for run in runs:
         for line in sentences_of(run, named=len(runs) > 1):
-            screen.print(line, soft_wrap=True)
+            say(screen, line)
     screen.print(f"Written to {page}", soft_wrap=True)
     if figures:
         screen.print(f"Figures in {figures}", soft_wrap=True)

@@ -73,12 +73,6 @@ def gradient_norm(
     return Norm(total, torch.float64 if wide else torch.float32)
 
 
-def norm_reference(gradients: Iterable[Tensor], norm_type: float) -> float:
-    """The norm in float64, all at once: the oracle of `gradient_norm`."""
-    whole = torch.cat([g.detach().to_dense().double().reshape(-1) for g in gradients])
-    return float(torch.linalg.vector_norm(whole, norm_type)) if whole.numel() else 0.0
-
-
 def _by_ranks(parameters: Iterable[Tensor]) -> dict[Splits, Lists]:
     """The gradients by the process groups over which they are split, by device, and by dtype."""
     found: dict[Splits, Lists] = {}

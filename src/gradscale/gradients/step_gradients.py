@@ -85,6 +85,7 @@ class StepGradients:
         """Multiplies by `inv_scale` what is not divided yet; flags by device what is not finite."""
         if self.needs:
             sum_duplicates_(_parameters(optimizer))  # what is measured is the sum of their parts
+        # Nearly every step: one optimizer after another, nothing shared, nothing to measure.
         if not self._divided and not self.needs and masters_of(optimizer) is None:
             groups, _ = collect_gradients(optimizer)
             return self.agreed(optimizer, unscale_groups_(groups, inv_scale, found_inf), found_inf)
@@ -92,6 +93,7 @@ class StepGradients:
         flags, widened = _widened(optimizer, inv_scale, found_inf)
         fresh, others = collect_gradients(optimizer, shared | widened)
         _merge(flags, unscale_groups_(fresh, inv_scale, found_inf))
+        # Another optimizer has divided these; checked here, too, both of them skip.
         if others and shared:
             one = torch.ones_like(inv_scale)
             _merge(flags, unscale_groups_(others, one, found_inf))

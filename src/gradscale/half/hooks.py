@@ -38,6 +38,7 @@ def hook_model(
             continue
         if isinstance(module, NORMALIZATION) and module is not model:
             _register_first(module, NormReads())
+            # After an error, too: what the layer keeps is taken back by this hook alone.
             module.register_forward_hook(NormReturns(format), always_call=True)
             continue
         _register_first(module, ReadsIn(torch.float32), with_kwargs=True)

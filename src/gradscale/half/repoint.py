@@ -49,6 +49,7 @@ def move_state(optimizer: Optimizer, master: Tensor) -> None:
     for group in optimizer.param_groups:
         if not any(parameter is master for parameter in group["params"]):
             continue
+        # Elsewhere torch keeps the count of steps on the host, where reading it waits for nobody.
         steps_along = group.get("capturable") or group.get("fused")
         for name, value in state.items():
             if isinstance(value, Tensor) and (name != "step" or steps_along):

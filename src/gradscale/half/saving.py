@@ -50,6 +50,7 @@ def _hooks(module: nn.Module) -> Iterator[tuple[dict[int, Callable[..., object]]
         module._state_dict_pre_hooks,
     ):
         for key, hook in hooks.items():
+            # Torch puts hooks that are given the module into a wrapper, which keeps them as `hook`.
             if getattr(hook, "hook", hook) in (follow_loaded, settle_loaded, settle_saved):
                 yield hooks, key
 

@@ -243,18 +243,3 @@ def fork_exponent(
     while math.ldexp(bound, exponent) >= u_max:
         exponent -= 1
     return exponent
-
-
-def element_wise_bounds(
-    gradient: Sequence[float], weight: Sequence[float], fan: int, u_max: float = OVERFLOW
-) -> Bounds:
-    """The exact bounds over all products of two small tensors; slow, for tests.
-
-    Example:
-        >>> round(element_wise_bounds([1e-5], [1e-4], 1).raw, 6)
-        60.0
-    """
-    products = [abs(g * w) for g in gradient for w in weight if g * w != 0]
-    if not products:
-        return _NO_CHANGE
-    return Bounds(UNDERFLOW / min(products), u_max / (max(products) * fan))

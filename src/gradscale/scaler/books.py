@@ -76,6 +76,7 @@ class Books:
             scale, factor = outcome.scale, held.backoff_factor
             self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor)
         else:
+            # Bad data went through the forward pass, and what that wrote nobody takes back.
             step.models.warn_of_buffers()
         if reason == "nonfinite_gradient" and not self._warned_of_left_over:
             self._warned_of_left_over = True
@@ -86,6 +87,7 @@ class Books:
     def note_numbers(self, step: CurrentStep, layerwise: Layerwise | None) -> None:
         """Begins to copy the numbers of a step that has ended, if anybody listens."""
         if self.meter is not None and step.closed:
+            # This step has been counted already, and steps are numbered from 0.
             number = self.ledger.settled_counters.updates - 1
             self.meter.note(step.outcome, number, _scales_in_use(layerwise))
 

@@ -46,6 +46,7 @@ class Snapshot:
         with torch.no_grad():
             for parameter, value in self._parameters:
                 parameter.copy_(value)
+            # State that the step has made goes; what was there before comes back below.
             self.optimizer.state.clear()
             for key, state, saved in self._state:
                 # The same dictionary, because the optimizer may hold on to it.

@@ -41,6 +41,7 @@ class DeepSpeedScaler(Layout):
         )
         return ScalerState(
             scale,
+            # It grows at each `interval`-th step since the overflow, and keeps no counter for it.
             good_steps=(_since_overflow(state) - 1) % interval,
             hysteresis_left=state.count("cur_hysteresis"),
             settings=settings,
