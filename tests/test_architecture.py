@@ -31,6 +31,7 @@ GROUND = {
     "histogram",
     "host_copies",
     "nested_tensors",
+    "optimizer_parameters",
     "percent",
     "random_state",
     "ranks",
