@@ -110,12 +110,10 @@ def test_blocks_that_are_compiled_with_their_checkpoints_keep_the_bits() -> None
         assert_same_gradients(found, expected())
 
 
-def test_checkpoints_around_compiled_blocks_run_them_uncompiled_and_keep_the_bits() -> None:
-    model, run = blocks(recomputed)
+def test_checkpoints_around_compiled_blocks_keep_the_bits() -> None:
+    model, run = blocks(recomputed)  # which torch runs uncompiled inside `checkpoint` up to 2.13
     for seed in range(3):
-        found, inside = gradients(model, run, seed)
-        assert inside == 0  # torch itself leaves what is inside `checkpoint` uncompiled
-        assert_same_gradients(found, expected())
+        assert_same_gradients(gradients(model, run, seed)[0], expected())
 
 
 @pytest.mark.parametrize("around", [plainly, recomputed])
@@ -149,7 +147,7 @@ def trained(build: Callable[[], tuple[nn.Module, Run]]) -> tuple[list[str], list
             scaler.step(optimizer)
             scaler.update()
     said = [str(one.message) for one in seen]
-    return said, [p.detach() for p in model.parameters()], scaler.layerwise.report()
+    return said, [p.detach() for p in model.parameters()], str(scaler.layerwise.report())
 
 
 def test_reentrant_checkpoints_around_compiled_blocks_say_so_once_and_train_on() -> None:

@@ -19,6 +19,7 @@ from gradscale.cli.options import (
     several,
     shared_options,
 )
+from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.table import caption, comparison_table
@@ -199,7 +200,7 @@ def _report(
     emulated = any(result["emulated"] for result in results.values())
     recipe = find(comparison.recipe)
     screen = console(no_color=given["no_color"])
-    screen.print(f"\n{recipe.data}; {recipe.network}, {recipe.parameters():,} parameters")
+    say(screen, f"\n{recipe.data}; {recipe.network}, {recipe.parameters():,} parameters")
     screen.print(comparison_table(comparison, summaries, recipe, screen.width))
-    screen.print(caption(comparison, summaries, emulated=emulated), style="dim")
-    screen.print(f"\nWritten to {path}")
+    say(screen, caption(comparison, summaries, emulated=emulated), style="dim")
+    screen.print(f"\nWritten to {path}", soft_wrap=True)

@@ -9,13 +9,14 @@ from typing import Any
 import click
 import torch
 
-from gradscale.advice import FORMATS, Advice, ModelStep, advise
+from gradscale.advice import FORMATS, Advice, ModelStep, Verdict, advise
 from gradscale.cli.advice_report import INSTALL, write_page, write_recordings
 from gradscale.cli.advice_table import advice_table, layer_table
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import FOLDER, several
 from gradscale.cli.progress import progress
+from gradscale.cli.prose import say
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.user_function import user_code, user_function
 from gradscale.files.json_text import json_value, write_json
@@ -104,7 +105,7 @@ def inspect_command(target: str, **given: Any) -> None:
     _show(advice, path, page, given)
     over = _over(advice, given["formats"], given["limit"])
     if over:
-        screen.print(over, soft_wrap=True)
+        say(screen, over)
         raise SystemExit(1)
 
 
@@ -138,14 +139,19 @@ def _show(advice: Advice, path: Path, page: Path | None, given: dict[str, Any]) 
         layers = layer_table(advice.verdicts[0])
         if layers is not None:
             screen.print(layers)
-    screen.print(str(advice), soft_wrap=True)
+    say(screen, str(advice), verbatim=[line for v in advice.verdicts for line in _code(v)])
     # The answer above has the line of the best format only.
     for verdict in advice.verdicts if len(advice.verdicts) > 1 else ():
         if verdict.level in ("safe", "risky"):
             screen.print(f"\n{verdict.format}, {verdict.level}:\n  {verdict.code}", soft_wrap=True)
-    screen.print(f"\nWritten to {path}" if page is None else f"\nWritten to {path}; see {page}")
+    written = f"\nWritten to {path}" if page is None else f"\nWritten to {path}; see {page}"
+    screen.print(written, soft_wrap=True)
     if page is None and advice.verdicts:
         screen.print(INSTALL, style="dim")
+
+
+def _code(verdict: Verdict) -> list[str]:
+    return [line.strip() for line in verdict.code.splitlines()]
 
 
 def _over(advice: Advice, formats: tuple[str, ...] | None, limit: float | None) -> str:

@@ -12,8 +12,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gradscale.cli.display import console, flows
+from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.prose import say
 from gradscale.cli.replay_table import replay_table, words
 from gradscale.files.json_text import json_value
 from gradscale.recording import Recording, read
@@ -73,7 +74,7 @@ def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
     screen = console(no_color=given["no_color"])
     screen.print(replay_table(recording, found, screen.width))
     for line in words(recording, found):
-        screen.print(line, style="dim", soft_wrap=flows(screen))
+        say(screen, line, style="dim")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.console import Console
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import several
+from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
 from gradscale.files.json_text import json_value
 from gradscale.files.replacement import check_ours
@@ -90,7 +91,7 @@ def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     else:
         _tell(loaded, out, given)
     for reason in left_out:
-        errors.print(f"Left out: {reason}", soft_wrap=True, style="yellow")
+        say(errors, f"Left out: {reason}", style="yellow")
     if given["show"]:
         webbrowser.open(out.resolve().as_uri())
 
@@ -146,7 +147,7 @@ def _tell(runs: Sequence[Run], out: Path, given: dict[str, Any]) -> None:
     screen = console(no_color=given["no_color"])
     for run in runs:
         for line in sentences_of(run, named=len(runs) > 1):
-            screen.print(line, soft_wrap=True)
+            say(screen, line)
     screen.print(f"Written to {out}", soft_wrap=True)
     if given["figures"]:
         screen.print(f"Figures in {given['figures']}", soft_wrap=True)

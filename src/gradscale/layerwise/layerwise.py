@@ -22,6 +22,7 @@ from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_g
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
+from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
 from gradscale.layerwise.planning import Planning
@@ -89,13 +90,12 @@ class Layerwise:
         self.process_group = process_group
         self.linear = tuple(linear)
         self.functions = FunctionVerdicts(naming=self.planning.naming)
-        self.taken = False
+        self.taken = self._hiding = False
         prepare_compiled(self)
         self._entry = LossEntry(self._begin_pass)
         self._scale: Tensor | None = None
         self.passes = StepPasses()
         self._measured: MeasuredStep | None = None
-        self._hiding = False
         self._warned: set[str] = set()
 
     @property
@@ -250,9 +250,9 @@ class Layerwise:
         ranks = ranks_of(rank_groups(self.process_group))
         self.timing.measuring_costs(measured.cost_in_steps(merged, self.tracks, ranks))
 
-    def report(self) -> str:
+    def report(self) -> LayerwiseReport:
         """How many loss scales each structure needs, where and why; the latest structure last."""
-        return "\n".join([self.planning.report(), *self.functions.report()])
+        return self.planning.report(self.functions.report())
 
     def state_dict(self) -> StateDict:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -24,6 +24,7 @@ class Evidence:
     Args:
         names: of parameters, by id.
         depends: whether losses are known to depend on the scale; None to go by what is seen.
+        learn: adds to `names` those of parameters that nobody has named, as far as they have any.
 
     Attributes:
         losses: as they were given to `scale`.
@@ -37,8 +38,14 @@ class Evidence:
     _first_inner: int | None = None
     _inner: frozenset[int] = frozenset()
 
-    def __init__(self, names: Mapping[int, str], depends: bool | None = None) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        depends: bool | None = None,
+        learn: Callable[[Sequence[Tensor]], object] = len,
+    ) -> None:
         self.names = names
+        self.learn = learn
         self.losses: list[Tensor] = []
         self.inputs: list[object] = []
         self.graphs: list[Node | None] = []

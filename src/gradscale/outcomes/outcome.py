@@ -13,6 +13,7 @@ from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.triage import (
     REASONS,
+    UNNAMED,
     Culprit,
     Reason,
     all_finite,
@@ -169,7 +170,9 @@ class OptimizerOutcome:
         if self._reason == "overflow" and self.scaling is not None and not self.scaling.item():
             self._reason = "nonfinite_loss"  # of another rank, which this one does not hold
         if optimizer is not None:
-            self._culprits = tuple(find_culprits(optimizer, self._evidence.names))
+            self._culprits = tuple(
+                find_culprits(optimizer, self._evidence.names, self._evidence.learn)
+            )
         self._explained = True
 
     def __repr__(self) -> str:
@@ -179,9 +182,12 @@ class OptimizerOutcome:
         parts.append(f"scale={self.scale:g}")
         if self.dropped:
             parts.append(f"{dropped_words(self.dropped, self.micro_batches)} dropped")
-        if self.culprits:
+        shown = [str(culprit) for culprit in self.culprits[:3]]
+        if shown:
             more = f" and {len(self.culprits) - 3} more" if len(self.culprits) > 3 else ""
-            parts.append("; ".join(map(str, self.culprits[:3])) + more)
+            parts.append("; ".join(shown) + more)
+        if any(map(UNNAMED.match, shown)):
+            parts.append("named after `scaler.name_parameters(model)`")
         return f"OptimizerOutcome({', '.join(parts)})"
 
 

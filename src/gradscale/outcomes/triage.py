@@ -5,7 +5,8 @@ Runs only after a bad step; a good step pays nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -77,14 +78,27 @@ def find_reason(
     return "nonfinite_loss" if losses else "overflow"
 
 
-def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[Culprit]:
+UNNAMED = re.compile(r"group \d+, parameter \d+")
+"""What a parameter is called that nobody has named."""
+
+
+def find_culprits(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    learn: Callable[[Sequence[Tensor]], object] = len,
+) -> list[Culprit]:
     """The parameters whose gradients are not finite, as long as the gradients are still there.
 
     Args:
         optimizer: owns the parameters; its groups' ``param_names`` are used where they exist.
         names: parameter names by ``id(parameter)``; they come first.
+        learn: is told of parameters without a name before they are called by their number, and may
+            add to `names`.
     """
-    names = {**names_by(optimizer), **names}
+    own = names_by(optimizer)
+    if not own and any("param_names" not in group for group in optimizer.param_groups):
+        learn(trained_by(optimizer))
+    names = {**own, **names}
     found: list[Culprit] = []
     for group_index, group in enumerate(optimizer.param_groups):
         own_names: Sequence[str] | None = group.get("param_names")

@@ -214,6 +214,8 @@ def _seen(held: Entries) -> Seen:
         hi=hi,
         methods=tuple(_LETTERS[letter] for letter in letters),
         negligible=frozenset(held.counts("negligible") if held.has("negligible") else ()),
+        least=held.optional(held.count, "least"),
+        most=held.optional(held.count, "most"),
     )
 
 

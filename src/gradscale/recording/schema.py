@@ -123,6 +123,9 @@ class Seen:
         hi: the highest.
         methods: where each row's `flushed` comes from.
         negligible: ids of rows whose true value is zero up to rounding.
+        least: elements lost for certain, over the rows that `lost_share` is of; None if `flushed`
+            tells.
+        most: elements lost if no zero is true; likewise.
     """
 
     lost_share: float | None
@@ -138,6 +141,8 @@ class Seen:
     hi: tuple[int, ...]
     methods: tuple[str, ...]
     negligible: frozenset[int] = frozenset()
+    least: int | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True)

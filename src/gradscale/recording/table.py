@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradscale.metrics.lost_count import count_lost
+from gradscale.metrics.lost_count import count_lost, may_lose
 from gradscale.recording.appending import Line
 from gradscale.watching.rows import Row
 
@@ -75,6 +75,10 @@ def seen(rows: Sequence[Row], table: RowTable) -> dict[str, object]:
     }
     if letters.strip(lost.method[0]):
         value["methods"] = letters
+    counting = [row for row in rows if may_lose(row)]
+    least, most = sum(row.least for row in counting), sum(row.most for row in counting)
+    if least != most:
+        value |= {"least": least, "most": most}
     negligible = [table.id_of(row) for row in rows if row.negligible]
     if negligible:
         value["negligible"] = negligible

@@ -82,7 +82,7 @@ def _lost(run: Run) -> dict[str, object] | None:
     shares = [
         (s.step, s.seen.lost_share) for s in measured if s.seen and s.seen.lost_share is not None
     ]
-    counted = [row for row in run.rows if row.alarming]
+    counted = [row for row in run.rows if row.counts]
     last = measured[-1].seen if measured else None
     if not counted or last is None:
         return None
@@ -90,11 +90,28 @@ def _lost(run: Run) -> dict[str, object] | None:
     worst = max(shares, key=lambda pair: pair[1], default=None)
     return {
         "share": flushed / nonzero if nonzero else None,
+        "between": _between(run, nonzero - flushed),
         "last": _last([share for _, share in shares]),
         "worst": None if worst is None else {"step": worst[0], "share": worst[1]},
         "method": last.method,
         "measured_steps": len(measured),
     }
+
+
+def _between(run: Run, kept: int) -> list[float] | None:
+    """The least and the largest share that fits what was measured; None if it is known."""
+    seen = [step.seen for step in run.recording.steps if step.seen is not None]
+    if all(it.least is None or it.most is None for it in seen):
+        return None
+    counting = {row.info.id for row in run.rows if row.counts}
+    least = most = 0
+    for it in seen:
+        if it.least is None or it.most is None:
+            known = sum(n for id, n in zip(it.id, it.flushed, strict=True) if id in counting)
+            least, most = least + known, most + known
+        else:
+            least, most = least + it.least, most + it.most
+    return [lost / max(1, kept + lost) for lost in (least, most)]
 
 
 def _worst(run: Run) -> list[dict[str, object]]:
@@ -118,7 +135,7 @@ def best_of(run: Run) -> dict[str, object] | None:
     stored = [
         (histogram, spans[run.rows[row].info.format])
         for row, histogram in sorted(latest(run.snapshots).items())
-        if run.rows[row].alarming and run.rows[row].info.format in spans
+        if run.rows[row].counts and run.rows[row].info.format in spans
     ]
     recorded = rounded_up(run.snapshots[-1].log2_scale)
     best = best_scale(stored, recorded)

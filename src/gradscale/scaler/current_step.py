@@ -20,6 +20,7 @@ from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import Ranks, all_ranks
 from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.bare_step import BareStepWatch
+from gradscale.scaler.known_names import KnownNames
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
 from gradscale.scaler.storage import refuse_cast, warn_of_float16
@@ -40,7 +41,7 @@ class CurrentStep:
         in_between: whether `update` would lose something: sums, or a closure that runs.
         outputs: scaled losses and the losses themselves, while a closure is running.
         pending: the optimizers that were handled, and where each left its gradients.
-        names: of parameters, by id, as the user has given them.
+        names: of parameters, by id, as the user has given them or as they were learnt.
         models: those that were named.
         process_group: the ranks that must decide alike.
         usual: how many micro-batches each optimizer's steps had, and in how many steps in a row.
@@ -63,7 +64,7 @@ class CurrentStep:
         self.pending = PendingGradients()
         self.outcome = StepOutcome()
         self.outputs: list[tuple[Tensor, Tensor]] | None = None
-        self.names: dict[int, str] = {}
+        self.names = KnownNames()
         self.models = KnownModels()
         self.bare: BareStepWatch | None = None
         self.usual: dict[int, tuple[int, int]] = {}
@@ -83,7 +84,7 @@ class CurrentStep:
             self.bare = None
         if layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
-        self.evidence = Evidence(self.names, self.depends)
+        self.evidence = Evidence(self.names, self.depends, self.names.learn)
         needs = policy.needs
         if self.also_needed:
             needs |= self.also_needed

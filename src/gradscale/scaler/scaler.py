@@ -250,13 +250,15 @@ class GradScaler(GradientVerbs):
         self._books.alarm.on_alarm.append(callback)
 
     def name_parameters(self, model: torch.nn.Module) -> None:
-        """Lets outcomes and plans name this model's parts; else optimizers' own names are used.
+        """Lets outcomes and plans name this model's parts.
 
+        Where nobody calls it, names are learnt when they are first asked for: from the optimizer,
+        from `half_precision`, from a watch, or by looking for the module that owns the parameters.
         After a step lost to bad data its buffers are looked at, too: those that the forward pass
         has left infinite or NaN are named in a warning.
         """
         self._step.models.know(model)
-        self._step.names.update({id(p): name for name, p in model.named_parameters()})
+        self._step.names.know(model)
         self._held.functions.naming.know(model)
 
     def step_scheduler(

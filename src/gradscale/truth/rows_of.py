@@ -130,7 +130,16 @@ def _row(place: RowTensors, format: FloatFormat, scale: float, method: Method, j
     negligible = bool(zeros) and all(bool(mostly(each)) for each in zeros)
     exponent, window = ceil_exponent(scale), window_of(true, shown)
     return Row(
-        place.name, place.kind, shown.name, seen, exponent, flushed, method, window, negligible
+        name=place.name,
+        kind=place.kind,
+        format=shown.name,
+        counts=seen,
+        exponent=exponent,
+        flushed=flushed,
+        method=method,
+        window=window,
+        negligible=negligible,
+        unsure=0 if method == "reference" else seen.zero,
     )
 
 

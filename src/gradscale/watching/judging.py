@@ -28,12 +28,21 @@ def native_format(sights: Iterable[Sight], default: str) -> str | None:
         None, each in the format that it really has, if any is narrower than float32; `default`
         where all of a run is float32.
     """
-    narrow = any(part.native != "fp32" for sight in sights for part in sight.parts)
-    return None if narrow else default
+    return None if is_narrow(sights) else default
+
+
+def is_narrow(sights: Iterable[Sight]) -> bool:
+    """Whether anything was held in less than float32, so that zeros need not be true ones."""
+    return any(part.native != "fp32" for sight in sights for part in sight.parts)
 
 
 def judge(
-    sight: Sight, format: str | None, at: int | None = None, *, vanished: bool = False
+    sight: Sight,
+    format: str | None,
+    at: int | None = None,
+    *,
+    vanished: bool = False,
+    narrow: bool = False,
 ) -> Row:
     """A row.
 
@@ -42,6 +51,7 @@ def judge(
         format: to judge it for; None for the one that it really has.
         at: as if stored at this exponent; None for the one that it has.
         vanished: whether its zeros were flushed; nobody knows from how far below.
+        narrow: whether anything in the run was narrower than float32, so that zeros may be losses.
 
     Example:
         >>> seen = Counts(amax=1.0, zero=1, lowest=-30, octaves=(2, *[0] * 29, 5))
@@ -73,6 +83,7 @@ def judge(
         method="counted" if exact else "extrapolated",
         window=window if exact else replace(window, extrapolated=True),
         negligible=sight.negligible,
+        unsure=seen.zero if narrow else 0,
     )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import overload
 
 from gradscale.files.json_text import JsonObject
-from gradscale.metrics.lost_count import count_lost
+from gradscale.metrics.lost_count import LostBetween, count_lost, lost_between
 from gradscale.watching.ranking import badness
 from gradscale.watching.rows import Method, Row, RowKind
 from gradscale.watching.table import table
@@ -93,6 +93,15 @@ class WatchReport(Sequence[Row]):
         """
         return count_lost(self.in_order).lost_share or 0.0
 
+    @property
+    def lost_between(self) -> LostBetween:
+        """The shares between which the truth of the same gradients lies: how far to trust it.
+
+        What half precision has flushed is a zero, and which zeros are true nobody can see in one
+        pass: `least` takes all of them for true ones, `most` takes none.
+        """
+        return lost_between(self.in_order)
+
     def with_truth(self, flushed: Mapping[str, int], method: Method) -> WatchReport:
         """The same report with better founded numbers of lost elements.
 
@@ -122,6 +131,7 @@ class WatchReport(Sequence[Row]):
             "scaled": self.scaled,
             "alone": self.alone,
             "lost_share": self.lost_share,
+            "lost_between": list(self.lost_between),
             "first_nonfinite": first and first.name,
             "first_nonfinite_forward": forward and forward.name,
             "rows": [row.to_dict() for row in self],

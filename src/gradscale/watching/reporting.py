@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradscale.watching.flushed_whole import vanished_sights
-from gradscale.watching.judging import judge, native_format
+from gradscale.watching.judging import is_narrow, judge, native_format
 from gradscale.watching.measuring_step import StepSights
 from gradscale.watching.report import WatchReport
 from gradscale.watching.rows import Row
@@ -27,10 +27,10 @@ def report_of(
     chosen = format or native_format(sights.values(), "fp16")
     gradients = [sight for sight in sights.values() if sight.kind != "activation"]
     activations = [sight for sight in sights.values() if sight.kind == "activation"]
-    gone = vanished_sights(gradients)
+    gone, narrow = vanished_sights(gradients), is_narrow(sights.values())
     gradients.sort(key=lambda sight: sight.broken or sight.order)
     rows = {
-        sight.key: judge(sight, chosen, at, vanished=sight.key in gone)
+        sight.key: judge(sight, chosen, at, vanished=sight.key in gone, narrow=narrow)
         for sight in (*gradients, *activations)
     }
     return WatchReport(

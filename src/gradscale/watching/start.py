@@ -8,6 +8,7 @@ from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.formats import FloatFormat
 from gradscale.ranks import Ranks
+from gradscale.scaler import GradScaler
 from gradscale.watching.watch import Watch
 
 
@@ -50,7 +51,7 @@ def watch(
         >>> row.name, row.lost_share, row.exponent, row.needs
         ('weight', 1.0, 0, 5)
     """
-    return Watch(
+    watching = Watch(
         model,
         scaler,
         every=every,
@@ -59,3 +60,6 @@ def watch(
         keep=keep,
         process_group=process_group,
     )
+    if isinstance(scaler, GradScaler):
+        scaler._step.names.learn_from(model)
+    return watching

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from gradscale.metrics.lost_count import count_lost, may_lose
+from gradscale.metrics.lost_count import count_lost, lost_between, may_lose
 from gradscale.watching.rows import Row
 
 WIDTH = 100
@@ -55,7 +55,15 @@ def _summary(every: Sequence[Row], steps: Sequence[int]) -> str:
     when = f"Step {first}." if count == 1 else f"Steps {first} to {last}, {count} of them measured."
     lost = share_cell(count_lost(rows).lost_share or 0.0)
     what = f"{formats} loses {lost} of {total:,} non-zero gradient elements ({methods})."
-    return f"{what}\n{when}"
+    return "\n".join([what, *_between(rows), when])
+
+
+def _between(rows: Sequence[Row]) -> list[str]:
+    """How far the estimate may be off; nothing where that is no figure of the table's."""
+    least, most = map(share_cell, lost_between(rows))
+    if least == most:
+        return []
+    return [f"At least {least} if all zeros are true, at most {most} if none is."]
 
 
 def _negligible(rows: Sequence[Row]) -> list[str]:

@@ -53,10 +53,14 @@ class TensorBoard:
 
     def __call__(self, metrics: Metrics) -> None:
         """Writes a step."""
-        for name, value in metrics.scalars().items():
-            self.writer.add_scalar(self.prefix + name, value, metrics.step)
+        self.write(metrics.step, metrics.scalars())
         if metrics.skipped:
             self.writer.add_text(f"{self.prefix}skipped", metrics.reason or "unknown", metrics.step)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Writes numbers by name."""
+        for name, value in numbers.items():
+            self.writer.add_scalar(self.prefix + name, value, step)
 
     def close(self) -> None:
         """Writes out what is buffered."""

@@ -55,3 +55,8 @@ class WandB:
         if metrics.reason is not None:
             row[f"{self.prefix}reason"] = metrics.reason
         self.run.log(row, commit=self.commit)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Logs numbers by name."""
+        row = {f"{self.prefix}{name}": value for name, value in numbers.items()}
+        self.run.log({**row, f"{self.prefix}step": step}, commit=self.commit)
