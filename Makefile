@@ -78,8 +78,8 @@ $(HOSTS)/.ready: pyproject.toml constraints.txt | $(READY)
 	@touch $@
 
 test-hosts: $(HOSTS)/.ready
-	GRADSCALE_HOSTS=required HF_HUB_OFFLINE=1 $(HOSTS)/bin/python -m pytest -q -n $(WORKERS) tests/integrations
-	GRADSCALE_HOSTS=required $(HOSTS)/bin/python -m pytest -q tests/test_examples.py -k integrations
+	GRADSCALE_HOSTS=required HF_HUB_OFFLINE=1 KERAS_BACKEND=torch $(HOSTS)/bin/python -m pytest -q -n $(WORKERS) tests/integrations
+	GRADSCALE_HOSTS=required KERAS_BACKEND=torch $(HOSTS)/bin/python -m pytest -q tests/test_examples.py -k integrations
 
 lint: $(READY)
 	$(BIN)/ruff check .
