@@ -73,7 +73,7 @@ $(HOSTS)/.ready: pyproject.toml constraints.txt | $(READY)
 	@$(HOSTS)/bin/pip install -q -c constraints.txt -e '.[hosts]' ninja setuptools wheel
 	@# Megatron-core and fastai ask for packages that would replace torch or break transformers, and run without them.
 	@$(HOSTS)/bin/pip install -q -c constraints.txt --no-deps megatron-core fastai fastdownload fasttransform
-	@$(HOSTS)/bin/pip install -q -c constraints.txt fastcore fastprogress plum-dispatch matplotlib pandas scikit-learn
+	@$(HOSTS)/bin/pip install -q -c constraints.txt fastcore fastprogress matplotlib pandas 'plum-dispatch<2.10' requests scikit-learn
 	@DS_BUILD_OPS=0 $(HOSTS)/bin/pip install -q -c constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
