@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
 WORKERS ?= 2
 
-.PHONY: help setup browser experiments demo test test-all test-hosts lint types docs wheel-test bench bench-peers gpu clean
+.PHONY: help setup browser experiments demo test test-all test-hosts lint types docs screenshots wheel-test bench bench-peers gpu clean
 
 help:
 	@echo 'make demo        train two networks in float32 and in fp16 under seven strategies, about 3 minutes'
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint        ruff, check and format'
 	@echo 'make types       pyright'
 	@echo 'make docs        build the documentation into site/'
+	@echo 'make screenshots draw every table and page anew into docs/images, about 10 minutes'
 	@echo 'make wheel-test  build the wheel, install it into an empty environment, train with it'
 	@echo 'make bench       time one scaler step against torch.amp.GradScaler'
 	@echo 'make bench-peers time a half-precision step against DeepSpeed and fairseq'
@@ -90,6 +91,10 @@ types: $(READY)
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --quiet
+
+# Commands are run and pages opened in a browser; everything on them is real.
+screenshots: $(READY) browser
+	$(BIN)/python docs/images/screenshots.py
 
 wheel-test: $(READY)
 	$(BIN)/python -m pytest -q tests/test_wheel.py
