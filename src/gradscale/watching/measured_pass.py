@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,7 @@ class MeasuredPass:
         plan: of a layer-wise scaler, or None.
         recognizing: tells which gradients are zero up to rounding.
         number: the place of this pass among those of its step, for the order of what is found.
+        ended: what else has to be done then.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class MeasuredPass:
         plan: PlanInForce | None,
         recognizing: Recognizing,
         number: Order,
+        ended: Callable[[], object] | None = None,
     ) -> None:
         self._spots = spots
         self._recognizing = recognizing
         self._flags = Flags()
         self._plan = plan
         self._number = number
+        self._ended = ended
         self._nodes = len(walked.graph)
         places = [spot.place for spot in spots]
         self.measuring = measure(walked, scale=scale, places=places, cleaned=self._cleaned)
@@ -60,6 +63,8 @@ class MeasuredPass:
         """The pass has ended: the hooks go, and a plan's exponents are taken down."""
         self.measuring.remove()
         self._recognizing.end()
+        if self._ended is not None:
+            self._ended()
         self._inner = {}
         if self._plan is not None:
             self.measuring.exponents = self._plan.exponents(self._nodes)
