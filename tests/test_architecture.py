@@ -32,6 +32,7 @@ GROUND = {
     "host_copies",
     "live_nodes",
     "nested_tensors",
+    "optimizer_parameters",
     "owning_module",
     "percent",
     "random_state",

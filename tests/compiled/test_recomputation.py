@@ -110,12 +110,10 @@ def test_blocks_that_are_compiled_with_their_checkpoints_keep_the_bits() -> None
         assert_same_gradients(found, expected())
 
 
-def test_checkpoints_around_compiled_blocks_run_them_uncompiled_and_keep_the_bits() -> None:
-    model, run = blocks(recomputed)
+def test_checkpoints_around_compiled_blocks_keep_the_bits() -> None:
+    model, run = blocks(recomputed)  # which torch runs uncompiled inside `checkpoint` up to 2.13
     for seed in range(3):
-        found, inside = gradients(model, run, seed)
-        assert inside == 0  # torch itself leaves what is inside `checkpoint` uncompiled
-        assert_same_gradients(found, expected())
+        assert_same_gradients(gradients(model, run, seed)[0], expected())
 
 
 @pytest.mark.parametrize("around", [plainly, recomputed])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from gradscale.captured.compiled import CompiledStep
+from gradscale.captured.compiled import Backend, CompiledStep
 from gradscale.captured.cuda_graph import CudaGraph
 from gradscale.captured.eager_step import EagerStep
 from gradscale.captured.planned_gradients import PlannedGradients
@@ -29,7 +28,7 @@ def capture_cuda_graph(
 
 
 def capture_compiled(
-    step: EagerStep, trained: Sequence[torch.Tensor], backend: str | Callable[..., Any]
+    step: EagerStep, trained: Sequence[torch.Tensor], backend: Backend
 ) -> Captured:
     """The same step as a function of tensors, compiled; on the state that the scaler holds."""
     held = step.scaler._held
@@ -39,7 +38,7 @@ def capture_compiled(
         return CompiledStep(TensorStep(step, trained, held.policy, held.rebound()), backend)
     gradients = PlannedGradients(held.layerwise, trained)
 
-    def compiled(gradients_of: GradientsOf, backend: str | Callable[..., Any]) -> CompiledStep:
+    def compiled(gradients_of: GradientsOf, backend: Backend) -> CompiledStep:
         policy, state = held.policy, held.rebound()
         return CompiledStep(TensorStep(step, trained, policy, state, gradients_of), backend)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 from weakref import ref
 
 import torch
 from torch import Tensor
 
 from gradscale.captured.capture import capture_compiled, capture_cuda_graph
+from gradscale.captured.compiled import Backend
 from gradscale.captured.cuda_graph import on_side_stream
 from gradscale.captured.eager_step import EagerStep, Loss
 from gradscale.captured.planned_step import measures
@@ -27,6 +28,8 @@ from gradscale.captured.refusals import (
 from gradscale.captured.settings import FrozenSettings, learning
 from gradscale.captured.step_result import Captured, StepResult
 from gradscale.captured.tally import Tally
+from gradscale.layerwise import Layerwise
+from gradscale.layerwise.planner_argument import PlannerArgument
 from gradscale.policies.policy import Policy
 from gradscale.scaler.scaler import GradScaler
 from gradscale.undo.select import prepared
@@ -87,11 +90,11 @@ class CapturedStep:
         *,
         mode: Mode,
         policy: Policy | None = None,
-        layerwise: Any = False,
+        layerwise: Layerwise | PlannerArgument | None = False,
         max_norm: float | None = None,
         micro_batches: int = 1,
         warmup: int = 3,
-        backend: str | Callable[..., Any] = "inductor",
+        backend: Backend = "inductor",
     ) -> None:
         check_mode(mode)
         check_numbers(max_norm, micro_batches, warmup)
@@ -114,7 +117,7 @@ class CapturedStep:
         self.recapture()
         _recapture_when_loaded(optimizer, self)
 
-    def step(self, batch: Any) -> Tensor:
+    def step(self, batch: object) -> Tensor:
         """One optimizer step.
 
         Args:
@@ -142,7 +145,7 @@ class CapturedStep:
         self._last = self._captured(batches)
         return self._last.loss
 
-    def eager_step(self, batch: Any) -> Tensor:
+    def eager_step(self, batch: object) -> Tensor:
         """The same step, not captured: for a batch of another shape."""
         self._check_surroundings()
         return self._run_as_written(self._listed(batch))
@@ -233,10 +236,11 @@ class CapturedStep:
             )
         return self._last
 
-    def _listed(self, batch: Any) -> list[Any]:
+    def _listed(self, batch: object) -> list[object]:
         if self._micro_batches == 1:
             return [batch]
-        batches = list(batch) if isinstance(batch, list | tuple) else [batch]
+        several = isinstance(batch, list | tuple)
+        batches = list(cast(Sequence[object], batch)) if several else [batch]
         if len(batches) != self._micro_batches:
             raise ValueError(
                 f"`step(batch)` was given {len(batches)} of {self._micro_batches} micro-batches. "
@@ -244,7 +248,7 @@ class CapturedStep:
             )
         return batches
 
-    def _run_as_written(self, batches: Sequence[Any]) -> Tensor:
+    def _run_as_written(self, batches: Sequence[object]) -> Tensor:
         if self._stream is None:
             result = self._written(batches)
         else:
@@ -271,7 +275,7 @@ class CapturedStep:
                 parameter.grad = torch.zeros_like(parameter)
         return prepared(self._optimizer)
 
-    def _capture(self, batches: Sequence[Any]) -> Captured:
+    def _capture(self, batches: Sequence[object]) -> Captured:
         if self._stream is not None:
             return capture_cuda_graph(self._written, batches, self._stream)
         parameters = self._parameters

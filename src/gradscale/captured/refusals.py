@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -14,7 +14,7 @@ from gradscale.gradients.master_weights import masters_of, trained_by
 Mode = Literal["cuda_graph", "compile", "eager"]
 
 
-def check_mode(mode: Any) -> None:
+def check_mode(mode: object) -> None:
     """Refuses an unknown mode.
 
     Raises:
@@ -45,7 +45,7 @@ def check_numbers(max_norm: float | None, micro_batches: int, warmup: int) -> No
             )
 
 
-def check_arguments(model: Any, loss_fn: Any, optimizer: Any) -> None:
+def check_arguments(model: object, loss_fn: object, optimizer: object) -> None:
     """Refuses what does not make one training step together.
 
     Raises:
@@ -182,13 +182,13 @@ def check_gradients_on() -> None:
         )
 
 
-def check_saved_step(state: Any, parameters: int) -> None:
+def check_saved_step(state: object, parameters: int) -> None:
     """Refuses what was not saved by a captured step, before anything is loaded.
 
     Raises:
         ValueError: if it has other keys, or is of an optimizer with more or fewer parameters.
     """
-    entries: Mapping[str, Any] = state if isinstance(state, Mapping) else {}
+    entries = cast(Mapping[str, Any], state) if isinstance(state, Mapping) else {}
     missing = [key for key in ("scaler", "steps", "trained", "requires_grad") if key not in entries]
     if missing and "scale" in entries:
         raise ValueError(

@@ -56,7 +56,7 @@ class TensorStep:
         # Torch wraps `step` in graph breaks, which guard a gradient mode that we set ourselves.
         self.optimizer_step = inspect.unwrap(type(self.optimizer).step)
 
-    def __call__(self, batches: Sequence[Any]) -> StepResult:
+    def __call__(self, batches: Sequence[object]) -> StepResult:
         """One optimizer step on the mean of the losses of `batches`."""
         losses, gradients, counted = self._backward(batches)
         with torch.no_grad():
@@ -74,7 +74,9 @@ class TensorStep:
             self.tally.count(found_inf)
         return StepResult(summed(losses), found_inf, norm, tuple(counted))
 
-    def _backward(self, batches: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def _backward(
+        self, batches: Sequence[object]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         losses: list[Tensor] = []
         counted: list[Tensor] = []
         gradients: list[Tensor | None] = [None] * len(self.trained)

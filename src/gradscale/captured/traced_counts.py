@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph, Walk
-from gradscale.backward.measure_counts import moments_into, stored_values
+from gradscale.backward.measure_counts import count_into, moments_into
 from gradscale.backward.measure_fetched import Fetched
 from gradscale.backward.measure_places import CountedPlace, places_of
-from gradscale.backward.measure_rows import AMAX, WIDTH, count_by_torch, empty_counts
+from gradscale.backward.measure_rows import AMAX, WIDTH, empty_counts
 from gradscale.backward.measure_tally import MOMENTS, Part
 from gradscale.backward.measure_weights import weights_of
 from gradscale.backward.measurements import Measurements, PlaceRecord
@@ -22,6 +22,34 @@ from gradscale.ranks import reduce_max_, reduce_sum_
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+def count(tensors: list[Tensor], moments: bool) -> Tensor:
+    """A row of what some tensors hold: counts, and the bits of the moments if they are asked for.
+
+    One operator, so that a compiler has one to trace for each place, and runs the quick form.
+    """
+    row = _no_counts(moments, tensors[0].device)
+    for tensor in tensors:
+        count_into(row[:WIDTH], tensor)
+        if moments:
+            moments_into(row[WIDTH:].view(torch.float64), tensor)
+    return row
+
+
+def _no_counts(moments: bool, device: torch.device) -> Tensor:
+    return empty_counts(1, device, WIDTH + (MOMENTS if moments else 0))[0]
+
+
+def _count_fake(tensors: list[Tensor], moments: bool) -> Tensor:
+    return _no_counts(moments, tensors[0].device)
+
+
+_LIBRARY = torch.library.Library("gradscale", "FRAGMENT")
+_LIBRARY.define("count(Tensor[] tensors, bool moments) -> Tensor")
+_LIBRARY.impl("count", count, "CompositeExplicitAutograd")
+torch.library.register_fake("gradscale::count", _count_fake)
+COUNT: Callable[[list[Tensor], bool], Tensor] = torch.ops.gradscale.count.default
 
 
 class TracedCounts:
@@ -42,8 +70,7 @@ class TracedCounts:
         self._products = planner.products or planner.moments
         self.places: list[CountedPlace] = []
         self.fans: list[int] = []
-        self._rows: list[Tensor] = []
-        self._sums: list[Tensor] = []
+        self._rows: dict[int, Tensor] = {}
 
     def hook(self, walked: Walk) -> None:
         """Counts what passes the nodes of a live graph, before a plan multiplies it."""
@@ -54,45 +81,33 @@ class TracedCounts:
         by_node: dict[int, list[int]] = {}
         for row, place in enumerate(self.places):
             by_node.setdefault(place.node, []).append(row)
-            self._add_row(place.device)
         for node, rows in by_node.items():
             walked.nodes[node].register_hook(self._counting(rows))
         for weight in weights_of(graph, walked.nodes) if self._moments else ():
+            self._rows[len(self.places)] = self._counted([weight.tensor])
             self.places.append(weight.place)
             self.fans.append(weight.fan)
-            self._add_row(weight.place.device)
-            self._count(len(self._rows) - 1, weight.tensor)
-
-    def _add_row(self, device: torch.device) -> None:
-        self._rows.append(empty_counts(1, device)[0])
-        if self._moments:
-            self._sums.append(torch.zeros(MOMENTS, dtype=torch.float64, device=device))
 
     def _counting(self, rows: Sequence[int]) -> Callable[..., None]:
         def count(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
             for row in rows:
                 output = self.places[row].output
-                for tensor in arrived if output < 0 else (produced[output],):
-                    if tensor is not None and tensor.numel():
-                        self._count(row, tensor)
+                met = arrived if output < 0 else (produced[output],)
+                tensors = [tensor for tensor in met if tensor is not None]
+                if tensors:
+                    self._rows[row] = self._counted(tensors)
 
         return count
 
-    def _count(self, row: int, tensor: Tensor) -> None:
+    def _counted(self, tensors: list[Tensor]) -> Tensor:
         with torch.no_grad():
-            count_by_torch(self._rows[row], stored_values(tensor))
-            if self._moments:
-                moments_into(self._sums[row], tensor)
+            return COUNT(tensors, self._moments)
 
     def packed(self, device: torch.device) -> Tensor:
-        """All rows, int64, shape `(places, columns)`."""
-        if not self._rows:
-            return empty_counts(0, device)
-        rows = torch.stack([row.to(device) for row in self._rows])
-        if not self._moments:
-            return rows
-        sums = torch.stack([each.to(device) for each in self._sums])
-        return torch.cat([rows, sums.view(torch.int64)], 1)
+        """All rows, int64, shape `(places, columns)`; of zeros where nothing passed."""
+        none = _no_counts(self._moments, device)
+        rows = [self._rows.get(row, none).to(device) for row in range(len(self.places))]
+        return torch.stack(rows) if rows else none[None, :][:0]
 
     def wanted(self, graph: BackwardGraph, exponents: Sequence[int]) -> set[CountedPlace]:
         """The places that say something under this plan."""
@@ -102,7 +117,7 @@ class TracedCounts:
     def without_tensors(self) -> TracedCounts:
         """What the rows mean, which outlives the trace."""
         kept = object.__new__(TracedCounts)
-        kept.__dict__.update(self.__dict__, _rows=[], _sums=[])
+        kept.__dict__.update(self.__dict__, _rows={})
         return kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ class Arriving(NamedTuple):
 
     dtype: torch.dtype
     device: torch.device
-    shape: tuple[Any, ...]
+    shape: tuple[int, ...]
     value: str
 
 
@@ -80,7 +80,7 @@ class CompiledPart:
     arguments: int
     device: torch.device
 
-    def __deepcopy__(self, memo: Any) -> CompiledPart:
+    def __deepcopy__(self, memo: dict[int, object]) -> CompiledPart:
         return self  # torch copies a traced graph, with its notes, before it compiles it
 
     @cached_property
