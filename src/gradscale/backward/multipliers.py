@@ -138,7 +138,11 @@ class Multipliers:
                 math.prod(arrival.shape) >= WORTH_ASKING,
             )
             sources.setdefault(edge.source, []).append(factor)
-        return tuple((source, tuple(factors)) for source, factors in sources.items())
+        # The large ones first: a small one before them makes a list, which would hold them.
+        return tuple(
+            (source, tuple(sorted(factors, key=lambda factor: not factor.large)))
+            for source, factors in sources.items()
+        )
 
     def of_roots(self) -> tuple[Tensor, ...]:
         """For each root the factor that its incoming gradient needs, shape `()`."""

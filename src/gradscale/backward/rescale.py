@@ -195,17 +195,19 @@ def _edge_hook(
         del arrived
         if gate.open_in != running():
             return None
-        scaled = list(produced)
+        scaled: list[Tensor | None] | None = None  # a list would hold what may be overwritten
         for output, by, is_float32, large in factors:
             grad = produced[output]
             if grad is None:
                 continue
             if large and not lent and is_unshared(grad):
                 multiply_gradient(grad, by, may_overwrite=True)
-            elif is_float32 and type(grad) is Tensor and grad.layout is torch.strided:
+                continue
+            scaled = scaled or list(produced)
+            if is_float32 and type(grad) is Tensor and grad.layout is torch.strided:
                 scaled[output] = grad * by
             else:
                 scaled[output] = multiply_gradient(grad, by)
-        return tuple(scaled)
+        return None if scaled is None else tuple(scaled)
 
     return hook
