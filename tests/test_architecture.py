@@ -31,6 +31,7 @@ GROUND = {
     "histogram",
     "host_copies",
     "nested_tensors",
+    "optimizer_parameters",
     "owning_module",
     "percent",
     "random_state",

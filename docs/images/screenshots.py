@@ -1,9 +1,10 @@
 """Draws every picture of a screen: tables of the program and pages of the report.
 
-`make screenshots`, or `python docs/images/screenshots.py [NAME …]`; it needs chromium and
-chromedriver. Everything shown is real: the commands run, and what they print is set in a browser as
-a terminal would set it, 160 columns wide in light colors and 80 in dark ones. Pages are shot in
-light, dark and narrow.
+`make screenshots`, or `python docs/images/screenshots.py [NAME … | pages]`; it needs chromium and
+chromedriver. With a folder in the variable SCREENSHOTS the runs are kept, and not trained again.
+Everything shown is real: the commands run, and what they print is set in a browser as a terminal
+would set it, 160 columns wide in light colors and 80 in dark ones. Pages are shot in light, dark
+and narrow.
 
 The runs: 10 linear layers without normalization learn handwritten digits in emulated float16,
 watched and recorded, under one loss scale and layer-wise. The loss is divided by 2^14, as gradient
@@ -40,7 +41,7 @@ from browser import Page, chromium
 HERE = Path(__file__).parent
 
 LAYERS, WIDTH, STEPS, DIVISOR = 10, 64, 300, 2**14
-VIEW, NARROW = 1180, 390
+VIEW, NARROW = 1300, 390
 MODES = {"light": (VIEW, "light"), "dark": (VIEW, "dark"), "narrow": (NARROW, "light")}
 TERMINALS = {"wide": (160, "#ffffff", "#1f2328"), "narrow": (80, "#0d1117", "#e6edf3")}
 COMPARED = "none,torch,static,dynamic,lognormal,layerwise"
@@ -104,7 +105,9 @@ def train(folder: Path, **options: Any) -> tuple[Any, Any]:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """The runs, in `folder`, and what a loop prints of them."""
+    """The runs, in `folder`, and what a loop prints of them; nothing where they are there."""
+    if (folder / "u-net").exists():
+        return {}
     watched, _ = train(folder / "one-scale")
     _, planned = train(folder / "layerwise", layerwise=True)
     said("train denoise --policy layerwise --format e5m2 --loss-divisor 65536 --steps 24 "
@@ -117,7 +120,7 @@ def said(command: str, columns: int = 160) -> str:
     os.environ["COLUMNS"] = str(columns)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        program.main([part.replace("_", "_") for part in command.split()], "gradscale")
+        program.main(command.split(), "gradscale")
     return printed.getvalue().strip("\n")
 
 
@@ -133,12 +136,13 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def shot(page: Page, selector: str, scale: float = 1.0) -> Image.Image:
+def shot(page: Page, selector: str, scale: float = 1.0, margin: int = 0) -> Image.Image:
     """An element of the page, as it looks."""
     box = page.run(
-        "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
-        "return [Math.max(0, r.x - 12), r.y + scrollY - 10, r.width + 24, r.height + 16]",
+        "const r = document.querySelector(arguments[0]).getBoundingClientRect(), m = arguments[1];"
+        "return [Math.max(0, r.x - m), r.y + scrollY - m, r.width + 2 * m, r.height + 2 * m]",
         selector,
+        margin,
     )
     clip = dict(zip(("x", "y", "width", "height"), box, strict=True)) | {"scale": scale}
     taken = page.driver.execute_cdp_cmd(
@@ -148,15 +152,16 @@ def shot(page: Page, selector: str, scale: float = 1.0) -> Image.Image:
 
 
 def save(images: list[Image.Image], name: str, colors: int = 64) -> None:
-    """Images below each other, in few enough colors for a small file."""
+    """Images below each other, in few enough colors for a small file without loss."""
     width, height = max(i.width for i in images), sum(i.height for i in images)
     whole = Image.new("RGB", (width, height), "white")
     top = 0
     for image in images:
         whole.paste(image.convert("RGB"), (0, top))
         top += image.height
-    path = HERE / f"{name}.png"
-    whole.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+    path = HERE / f"{name}.webp"
+    few = whole.quantize(colors, dither=Image.Dither.NONE).convert("RGB")
+    few.save(path, "WEBP", lossless=True, method=6)
     print(f"{path.name:<32} {whole.width} x {whole.height}, {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -180,21 +185,21 @@ def tables(folder: Path, printed: dict[str, str], wanted: set[str]) -> None:
     """Every table that the program or a loop prints."""
     with chromium(1500, 900) as page:
         for name, command in COMMANDS.items():
-            if wanted and name not in wanted:
-                continue
-            texts = {}
-            for width, (columns, *_) in TERMINALS.items():
-                again = (
-                    f"{command} --out {name}-{width}" if name in ("compare", "inspect") else command
-                )
-                again = again.replace("--out inspected --out", "--out")
-                again = again.replace("--out trained", f"--out trained-{width}")
-                again = again.replace("--out both.html", "--out both.html --force")
-                texts[width] = said(again, columns)
-            terminal(page, folder, name, command, texts)
+            if not wanted or name in wanted:
+                texts = {w: said(_into(command, w), TERMINALS[w][0]) for w in TERMINALS}
+                terminal(page, folder, name, command, texts)
         for name, text in printed.items():
             if not wanted or name in wanted:
                 terminal(page, folder, name, "", {"wide": text, "narrow": text})
+
+
+def _into(command: str, width: str) -> str:
+    """The same command, into a folder of its own."""
+    name, _, out = command.partition(" --out ")
+    if name.startswith(("replay", "doctor", "recipes")):
+        return command
+    forced = " --force" if name.startswith("report") else ""
+    return f"{name} --out {width}-{out or 'compared'}{forced}"
 
 
 def pages(folder: Path, wanted: set[str]) -> None:
@@ -202,8 +207,7 @@ def pages(folder: Path, wanted: set[str]) -> None:
     found = {
         "run": write_report(folder / "one-scale", folder / "run.html"),
         "runs": write_report([folder / "one-scale", folder / "layerwise"], folder / "runs.html"),
-        "unet": write_report(folder / "u-net", folder / "unet.html"),
-        "inspect": folder / "inspect-wide" / "report.html",
+        "inspect": folder / "wide-inspected" / "report.html",
     }
     for mode, (width, colors) in MODES.items():
         with chromium(width, 900) as page:
@@ -212,12 +216,15 @@ def pages(folder: Path, wanted: set[str]) -> None:
                 if not wanted or name in wanted:
                     page.open(path)
                     page.settle()
-                    scale = 0.75 if mode != "narrow" else 1.0
-                    save([shot(page, "body", scale)], f"page-{name}-{mode}")
+                    scale = 0.8 if mode == "narrow" else 0.5
+                    save([shot(page, "body", scale)], f"page-{name}-{mode}", colors=96)
             if mode == "light" and not wanted:
                 page.open(found["runs"])
-                save([shot(page, "#verdict"), shot(page, "#heat")], "report", 256)
-                save([shot(page, "#scale")], "report-scale", 256)
+                parts = [shot(page, f"#{name}", 0.9, 12) for name in ("verdict", "heat")]
+                save(parts, "report", colors=128)
+                save([shot(page, "#scale", 0.9, 12)], "report-scale", colors=128)
+                page.open(write_report(folder / "u-net", folder / "unet.html"))
+                save([shot(page, "#plan", 0.9, 12)], "report-plan")
 
 
 if __name__ == "__main__":
@@ -227,5 +234,7 @@ if __name__ == "__main__":
         place = Path(os.environ.get("SCREENSHOTS", made))
         place.mkdir(exist_ok=True)
         with inside(place):
-            tables(place, recorded(place), asked)
-            pages(place, asked)
+            printed = recorded(place)
+            if asked != {"pages"}:
+                tables(place, printed, asked)
+            pages(place, asked - {"pages"})

@@ -14,6 +14,7 @@ from gradscale.backward.plan import ScalePlan
 from gradscale.emulation.computing import EIGHT_BIT, computing_in, is_emulated
 from gradscale.formats import FloatFormat
 from gradscale.layerwise import Layerwise
+from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.layerwise.product_format import fitted
 from gradscale.layerwise.track import Track
 from gradscale.plans.window import FAR, Window
@@ -97,10 +98,16 @@ class FormatTrial:
         self.error = ""
         self._model = model
         self._planner = Windows(product_format=format) if format in EIGHT_BIT else Windows()
-        self._scaler = GradScaler(device, layerwise=Layerwise(self._planner, measure_every=1))
+        layerwise = Layerwise(self._planner, measure_every=1)
+        self._scaler = GradScaler(device, layerwise=layerwise, injected="scale")
         self._scaler.name_parameters(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._stay = _Stay(parameters, {})
+
+    @property
+    def functions(self) -> tuple[FunctionVerdict, ...]:
+        """What backward functions that torch did not write do to their gradient."""
+        return () if self._scaler.layerwise is None else self._scaler.layerwise.functions.verdicts()
 
     @property
     def narrow(self) -> FloatFormat:

@@ -20,7 +20,15 @@ def paragraph(verdict: Verdict) -> list[str]:
     """What is said of one format."""
     return [
         f"{verdict.format}: {headline(verdict)}",
-        *(f"  {line}" for line in (*_forward(verdict), *_scalings(verdict), *_layers(verdict))),
+        *(
+            f"  {line}"
+            for line in (
+                *_forward(verdict),
+                *_scalings(verdict),
+                *_layers(verdict),
+                *(str(function) for function in verdict.functions if function.kind != "linear"),
+            )
+        ),
     ]
 
 

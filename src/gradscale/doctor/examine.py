@@ -12,6 +12,7 @@ from gradscale.doctor.code_settings import compare_settings, wanted_settings
 from gradscale.doctor.diagnosis import Diagnosis, worst_first
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
+from gradscale.doctor.floats_beside import bad_floats
 from gradscale.doctor.inert.reading import read_file
 from gradscale.doctor.rank_agreement import across_ranks
 from gradscale.doctor.recorded_run import examine_run, is_run
@@ -36,7 +37,7 @@ def examine(
     Reads checkpoints of gradscale, torch, DeepSpeed, Megatron, fairseq, apex, Keras, Paddle and
     flax wherever they keep the state, recordings, and folders of `gradscale train` and `compare`.
     Pickled objects are read as names and plain data: nothing that the file holds is run, and no
-    tensor is loaded.
+    tensor is made. The bytes of floats beside a scaler are looked through for infinities and NaN.
 
     Args:
         path: a checkpoint, a recording, JSON with a state, or a folder of any of these.
@@ -95,8 +96,8 @@ def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
         tree = read_file(part)
     except ValueError as error:
         raise ValueError(f"`{part}` is not a checkpoint that can be read: {error}.") from None
-    found = find_states(tree)
-    if not found and not name:
+    found, beside = find_states(tree), bad_floats(tree, name)
+    if not (found or name or any(finding.problem for finding in beside)):
         raise ValueError(_no_state(part, tree))
     # The Trainer of Hugging Face counts its steps in a file beside its scaler.
     trainer = part.with_name("trainer_state.json")
@@ -104,7 +105,7 @@ def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
     steps = count_in(held, "global_step")
     patients = [_patient(tree, state, steps, name) for state in found if state.system]
     disabled = [_disabled(state, name) for state in found if not state.system]
-    return patients, unread if patients else disabled
+    return patients, [*(unread if patients else disabled), *beside]
 
 
 def _patient(tree: object, found: FoundState, steps: int | None, name: str) -> Patient:

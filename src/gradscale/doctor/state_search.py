@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple, cast
 
 from gradscale.checkpoints import detect_source
-from gradscale.doctor.inert.tree import SavedObject
+from gradscale.doctor.inert.tree import SavedArray, SavedObject
 from gradscale.doctor.pickled_scalers import saved_by_object
 
 # Of torch, Megatron, Paddle and flax; of DeepSpeed; of fairseq and apex; of Keras.
@@ -45,6 +45,19 @@ class _Place(NamedTuple):
         return "".join(reversed(steps))
 
 
+def arrays_beside(tree: object) -> Iterator[tuple[str, SavedArray]]:
+    """Every tensor that is no part of a scaler's state, and where it is.
+
+    Example:
+        >>> saved = {"model": {"weight": SavedArray("float32", (2,), None, 1)}}
+        >>> [where for where, _ in arrays_beside(saved)]
+        ['["model"]["weight"]']
+    """
+    for place in _places(tree):
+        if isinstance(place.value, SavedArray):
+            yield place.path(), place.value
+
+
 def find_states(tree: object) -> list[FoundState]:
     """Every scaler state in a tree of plain data, in the order of the file.
 
@@ -57,19 +70,26 @@ def find_states(tree: object) -> list[FoundState]:
         ('apex', '["amp"]["loss_scaler0"]')
     """
     found: list[FoundState] = []
+    for place in _places(tree):
+        found += _states(place)
+        if len(found) >= MOST_STATES:
+            break
+    return found
+
+
+def _places(tree: object) -> Iterator[_Place]:
+    """Everything in a tree, once, in the order of the file; nothing inside a scaler's state."""
     # A stack of our own instead of recursion: a file may be nested deeper than Python goes.
     seen: set[int] = set()
     waiting = [_Place(tree, "", None)]
-    while waiting and len(found) < MOST_STATES:
+    while waiting:
         place = waiting.pop()
         if id(place.value) in seen:
             continue
         seen.add(id(place.value))
-        here = list(_states(place))
-        found += here
-        if not here:  # a state holds no other
+        yield place
+        if not any(_states(place)):  # a state holds no other
             waiting += reversed(list(_inside(place)))
-    return found
 
 
 def _states(place: _Place) -> Iterator[FoundState]:
@@ -121,5 +141,5 @@ def _inside(place: _Place) -> Iterator[_Place]:
 
 
 def _container(part: object, step: str, place: _Place) -> Iterator[_Place]:
-    if isinstance(part, dict | list | tuple | SavedObject):
+    if isinstance(part, dict | list | tuple | SavedObject | SavedArray):
         yield _Place(part, step, place)

@@ -1,4 +1,4 @@
-"""Compiled graphs that no plan can look into, and what to say of them."""
+"""What no plan can look into, such as compiled graphs, and what to say of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ def closed_graphs(walk: Walk) -> str | None:
     return (
         f"layer-wise scaling: a compiled graph stays at one loss scale inside, because {reasons}. "
         "`scaler.layerwise.report()` says nothing of what is inside it."
+    )
+
+
+def hidden_by_checkpoints(walk: Walk) -> str | None:
+    """A warning, if a pass recomputes in a way that no walk sees through; else None."""
+    if not walk.graph.structure.reentrant:
+        return None
+    return (
+        "layer-wise scaling: reentrant checkpointing hides what it recomputes, which stays at the "
+        "loss scale. Pass `use_reentrant=False` to `checkpoint` to have it scaled too."
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from gradscale.backward.graph import BackwardGraph, Walk
+from gradscale.backward.graph import Walk
 from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measurements import PassCounts
 from gradscale.backward.rescale import rescale
@@ -20,7 +20,11 @@ from gradscale.entries import Entries
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups, ranks_of
 from gradscale.layerwise.calendar import Calendar
-from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
+from gradscale.layerwise.closed_graphs import (
+    closed_graphs,
+    compiled_autograd,
+    hidden_by_checkpoints,
+)
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
@@ -92,7 +96,7 @@ class Layerwise:
         self.functions = FunctionVerdicts(naming=self.planning.naming)
         self.taken = self._hiding = False
         prepare_compiled(self)
-        self._entry = LossEntry(self._begin_pass)
+        self._entry = LossEntry(self._begin_pass, self._begin_part)
         self._scale: Tensor | None = None
         self.passes = StepPasses()
         self._measured: MeasuredStep | None = None
@@ -125,7 +129,7 @@ class Layerwise:
             scale: the loss scale; changed in place if the planner moved it.
         """
         self._scale = scale
-        self.functions.poll(scale, wait=self._measured is not None)
+        self.functions.poll(wait=self._measured is not None)
         self.planning.carry_out_lowering(scale)
         if self._measured is not None:
             self._plan(scale, self._measured)
@@ -138,6 +142,7 @@ class Layerwise:
         if traced is not None:
             self._warn_once(traced)
             return loss
+        self.functions.warn_of_transforms(loss)
         return self._entry.watch(loss)
 
     def after_unscale(self, optimizer: torch.optim.Optimizer) -> None:
@@ -164,7 +169,7 @@ class Layerwise:
             for measuring in measurings:
                 measuring.fetch()
             scale = cast(Tensor, self._scale if scale is None else scale).detach().clone()
-            self.functions.end_step(scale)
+            self.functions.end_step()
             bad = on_any_rank(has_bad_data(last_step), groups, scale.device) if groups else None
             self._measured = MeasuredStep(measurings, last_step, scale, bad)
         if groups:
@@ -194,22 +199,18 @@ class Layerwise:
             rescale(walk, plan, factors)
         hiding = bool(custom - graph.structure.pinned)
         self.passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
-        self._report_reentrant(graph)
+        self._warn_once(hidden_by_checkpoints(walk))
         self._warn_once(closed_graphs(walk))
+
+    def _begin_part(self, walk: Walk) -> None:
+        """A pass to some of the leaves, which follows no plan; what is injected there is, too."""
+        self.functions.begin_pass(self._trusting(walk), cast(Tensor, self._scale), probes=False)
 
     def _trusting(self, walk: Walk) -> Walk:
         """The walk with those of the users' functions that somebody said are linear."""
         graph = walk.graph
         trusted = [n for n in graph.unproven if is_one_of(walk.nodes[n], self.linear)]
         return Walk(graph.proving(trusted), walk.nodes)
-
-    def _report_reentrant(self, graph: BackwardGraph) -> None:
-        if graph.structure.reentrant:
-            self._warn_once(
-                "layer-wise scaling: reentrant checkpointing hides what it recomputes, which "
-                "stays at the loss scale. Pass `use_reentrant=False` to `checkpoint` to have it "
-                "scaled too."
-            )
 
     def _agreed(
         self, measurings: Sequence[PassCounts], groups: Sequence[ProcessGroup]

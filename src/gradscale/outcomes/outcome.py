@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscale.gradients.master_weights import trained_by
 from gradscale.outcomes.counters import Counters
-from gradscale.outcomes.evidence import Evidence
+from gradscale.outcomes.evidence import Blame, Evidence
 from gradscale.outcomes.triage import (
     REASONS,
     UNNAMED,
@@ -43,7 +43,7 @@ class OptimizerOutcome:
         in_a_row: how many steps of this optimizer in a row were skipped by now; 0 if it stepped.
         counted: the scaler's counters with this outcome; None before it has reached the host.
         agreed: whether all ranks give the same reason.
-        scaling: whether all ranks together blame the scale, as a flag; None if nobody asked them.
+        blame: what the device, or all ranks together, found to blame; None if nobody asked them.
         settled: whether reading this outcome is free.
     """
 
@@ -56,7 +56,7 @@ class OptimizerOutcome:
     in_a_row = 0
     agreed = False
     counted: Counters | None = None
-    scaling: Tensor | None = None
+    blame: Blame | None = None
     settled = False
     _skipped = False
     _reason: Reason | None = None
@@ -87,10 +87,11 @@ class OptimizerOutcome:
         self.agreed = True
         groups = groups_of(optimizer, process_group)
         if groups:
-            code = agreed_index(
-                REASONS.index(self._reason or "overflow"), groups, self._found_inf[0]
-            )
-            self._reason = REASONS[code]
+            # The reason first, then whether it is in doubt: whoever doubts it must not be alone.
+            code = 2 * REASONS.index(self._reason or "overflow") + self.suspected
+            code = agreed_index(code, groups, self._found_inf[0])
+            self._reason = REASONS[code // 2]
+            self.suspected = self._reason == "overflow" and bool(code % 2)
         alone = not groups and distributed()
         self.blames_scale = not self.unrepresentable and (alone or self._reason == "overflow")
 
@@ -167,8 +168,8 @@ class OptimizerOutcome:
         inputs = self._evidence.inputs
         self._reason = find_reason(parameters, witnesses, inputs, others=others, left_over=flags)
         self.suspected = self._reason == "overflow" and not all_finite(others)
-        if self._reason == "overflow" and self.scaling is not None and not self.scaling.item():
-            self._reason = "nonfinite_loss"  # of another rank, which this one does not hold
+        if self._reason == "overflow" and self.blame is not None:
+            self._reason = self.blame.reason  # another rank's, whose losses this one does not hold
         if optimizer is not None:
             self._culprits = tuple(
                 find_culprits(optimizer, self._evidence.names, self._evidence.learn)

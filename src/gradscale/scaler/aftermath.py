@@ -9,7 +9,7 @@ from weakref import WeakSet
 import torch
 
 from gradscale.callers import level_of_caller
-from gradscale.gradients.master_weights import trained_by
+from gradscale.gradients.master_weights import masters_of, trained_by
 from gradscale.outcomes.outcome import OptimizerOutcome
 
 LARGEST_HALF = torch.finfo(torch.float16).max
@@ -26,8 +26,15 @@ class KnownModels:
         """Has this one looked at, too."""
         self._models.add(model)
 
-    def warn_of_buffers(self) -> None:
-        """Names buffers, such as running statistics, that are not finite, each once. Host reads."""
+    def warn_of_buffers(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Names buffers, such as running statistics, that are not finite, each once. Host reads.
+
+        Args:
+            optimizer: that was skipped; its half-precision model is known, too.
+        """
+        masters = None if optimizer is None else masters_of(optimizer)
+        if masters is not None and masters.model is not None:
+            self.know(masters.model)
         found = [
             name
             for model in self._models

@@ -16,6 +16,7 @@ from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.outcome import StepOutcome
+from gradscale.outcomes.reach import Reach
 from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import Ranks, all_ranks
 from gradscale.scaler.aftermath import KnownModels
@@ -49,7 +50,9 @@ class CurrentStep:
         bare: looks for optimizers that step past the scaler, until the first `update`.
         candidates: gradients that outlived a skip, until a backward pass finds them there.
         after_skip: whether the step before was skipped, or the host does not know.
-        depends: whether losses are known to depend on the scale; None if nothing is known.
+        depends: whether losses are known to depend on the scale: 1, 0, or -1 if nothing is known;
+            a tensor where only the device knows.
+        reach: which losses lead to which parameters.
         also_needed: what is measured beside the needs of the policy.
     """
 
@@ -74,7 +77,8 @@ class CurrentStep:
         self.also_needed: frozenset[Need] = frozenset()
         self.candidates: dict[int, LeftOver] = {}
         self.after_skip = False
-        self.depends: bool | None = None
+        self.depends: Tensor | int = -1
+        self.reach = Reach()
 
     def begin(self, policy: Policy, layerwise: Layerwise | None) -> None:
         """Forgets the step that has ended; `outcome` stays until the next one has its own."""
@@ -84,7 +88,7 @@ class CurrentStep:
             self.bare = None
         if layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
-        self.evidence = Evidence(self.names, self.depends, self.names.learn)
+        self.evidence = Evidence(self.names, self.depends, self.reach, self.names.learn)
         needs = policy.needs
         if self.also_needed:
             needs |= self.also_needed

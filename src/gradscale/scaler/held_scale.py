@@ -14,6 +14,7 @@ from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.policies.bits import MIN_SCALE
 from gradscale.policies.dynamic import Dynamic, DynamicState
 from gradscale.policies.policy import Observation, Policy, PolicyState, advance
+from gradscale.policies.static import Static
 from gradscale.scaler.known_scale import KnownScale, lowest_factor
 from gradscale.scaler.order import NO_SCALE
 from gradscale.scaler.settings import TORCH_NUMBERS
@@ -122,6 +123,11 @@ class HeldScale:
             scale.copy_(new)
         else:
             self.known.note(scale.fill_(new), new)
+
+    @property
+    def constant(self) -> bool:
+        """Whether nothing but the user moves it."""
+        return isinstance(self.policy, Static)
 
     @property
     def floor(self) -> float:

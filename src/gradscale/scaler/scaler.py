@@ -119,7 +119,7 @@ class GradScaler(GradientVerbs):
         self._held, self._step, self._books = (
             HeldScale(chosen, plan, FunctionVerdicts(injected)),
             CurrentStep(process_group),
-            Books(),
+            Books(sync_free),
         )
         if on_skip is not None:
             self.on_skip(on_skip)
@@ -242,7 +242,8 @@ class GradScaler(GradientVerbs):
 
         Example:
             >>> from gradscale import GradScaler
-            >>> def stop(alarm):
+            >>> from gradscale.outcomes import Alarm
+            >>> def stop(alarm: Alarm) -> None:
             ...     raise SystemExit(alarm.message)
             >>> GradScaler("cpu").on_alarm(stop)
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from gradscale.backward.measure import measure
 from gradscale.watching.flags import Flags
 from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
-from gradscale.watching.sights import Order, Part, Sight
+from gradscale.watching.sights import Order, Sight, StoredAs
 from gradscale.watching.spots import RowSpot
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class MeasuredPass:
         plan: of a layer-wise scaler, or None.
         recognizing: tells which gradients are zero up to rounding.
         number: the place of this pass among those of its step, for the order of what is found.
+        ended: what else has to be done then.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class MeasuredPass:
         plan: PlanInForce | None,
         recognizing: Recognizing,
         number: Order,
+        ended: Callable[[], object] | None = None,
     ) -> None:
         self._spots = spots
         self._recognizing = recognizing
         self._flags = Flags()
         self._plan = plan
         self._number = number
+        self._ended = ended
         self._nodes = len(walked.graph)
         places = [spot.place for spot in spots]
         self.measuring = measure(walked, scale=scale, places=places, cleaned=self._cleaned)
@@ -60,6 +63,8 @@ class MeasuredPass:
         """The pass has ended: the hooks go, and a plan's exponents are taken down."""
         self.measuring.remove()
         self._recognizing.end()
+        if self._ended is not None:
+            self._ended()
         self._inner = {}
         if self._plan is not None:
             self.measuring.exponents = self._plan.exponents(self._nodes)
@@ -106,8 +111,9 @@ class MeasuredPass:
         for index, spot in enumerate(self._spots):
             record = records[spot.place.node]
             if record.counts.numel and not self._seen_already(index):
+                # A plan moves a gradient after it was rounded: what counts is where it was before.
                 stored = record.exponent - self._rise(spot)
-                part = Part(spot.place.format, spot.rounded, stored)
+                part = StoredAs(spot.place.format, spot.rounded, stored)
                 order = (*self._number, spot.place.node)
                 broken = order if record.counts.nonfinite else None
                 counts = {part: record.counts}

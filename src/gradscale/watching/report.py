@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import overload
 
 from gradscale.files.json_text import JsonObject
+from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.metrics.lost_count import LostBetween, count_lost, lost_between
 from gradscale.watching.ranking import badness
 from gradscale.watching.rows import Method, Row, RowKind
-from gradscale.watching.table import table
+from gradscale.watching.table import WIDTH, table
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class WatchReport(Sequence[Row]):
         first_nonfinite: the first row in backward order that was not finite, in the latest step
             that had one; None if all was finite.
         first_nonfinite_forward: the first activation in forward order, likewise.
+        functions: what the backward functions that torch did not write do to their gradient, each
+            probed once; one that is not linear depends on the scale.
 
     Example:
         >>> import torch, gradscale
@@ -52,6 +56,7 @@ class WatchReport(Sequence[Row]):
     alone: bool = False
     first_nonfinite: Row | None = None
     first_nonfinite_forward: Row | None = None
+    functions: tuple[FunctionVerdict, ...] = ()
 
     @cached_property
     def _sorted(self) -> tuple[Row, ...]:
@@ -134,6 +139,7 @@ class WatchReport(Sequence[Row]):
             "lost_between": list(self.lost_between),
             "first_nonfinite": first and first.name,
             "first_nonfinite_forward": forward and forward.name,
+            "functions": [asdict(verdict) for verdict in self.functions],
             "rows": [row.to_dict() for row in self],
         }
 
@@ -150,6 +156,9 @@ class WatchReport(Sequence[Row]):
             yield f"First gradient that was not finite: {self.first_nonfinite.name}."
         if self.first_nonfinite_forward is not None:
             yield f"First output that was not finite: {self.first_nonfinite_forward.name}."
+        for function in self.functions:
+            if function.kind != "linear":
+                yield from textwrap.wrap(str(function), WIDTH)
 
     def __str__(self) -> str:
         return self.table()

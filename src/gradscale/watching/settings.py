@@ -32,13 +32,16 @@ def checked_model(model: object) -> nn.Module:
     return model.module if isinstance(model, wrappers) else model
 
 
-def checked_scaler(scaler: object) -> TorchScaler | None:
-    """The scaler.
+def checked_scaler(scaler: object, model: nn.Module) -> TorchScaler | None:
+    """The scaler; one of ours looks at the buffers of this model after a bad step.
 
     Raises:
         TypeError: if it is none.
     """
     if scaler is None or (hasattr(scaler, "_scale") and hasattr(scaler, "is_enabled")):
+        models = getattr(getattr(scaler, "_step", None), "models", None)
+        if models is not None:
+            models.know(model)
         return cast("TorchScaler | None", scaler)  # or one that stands in for it, as of FSDP
     raise TypeError(
         f"`watch(model, scaler={type(scaler).__name__})` needs a `gradscale.GradScaler` or a "
@@ -90,6 +93,12 @@ def live_scale(scaler: TorchScaler | None) -> float | torch.Tensor:
     if scaler is None or not scaler.is_enabled() or scaler._scale is None:
         return 1.0
     return scaler._scale
+
+
+def corrects(scaler: object) -> bool:
+    """Whether it is a scaler of ours that multiplies what users' functions add by its scale."""
+    held = getattr(scaler, "_held", None)
+    return held is not None and held.functions.injected == "scale"
 
 
 def holds_sums(scaler: object) -> bool:

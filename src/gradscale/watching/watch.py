@@ -72,7 +72,7 @@ class Watch:
         process_group: Ranks | None = None,
     ) -> None:
         self.model = settings.checked_model(model)
-        self.scaler = settings.checked_scaler(scaler)
+        self.scaler = settings.checked_scaler(scaler, self.model)
         self.every = settings.checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
         self._format = settings.checked_format(format)
@@ -81,9 +81,7 @@ class Watch:
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
-        keep = settings.checked_count(
-            "keep", keep, "A report needs one measuring step to be made of."
-        )
+        keep = settings.checked_count("keep", keep, "A report is made of one step at least.")
         self._kept: deque[StepSights] = deque(maxlen=keep)
         self._current: MeasuringStep | None = None
         self._under_way = WaitingLine(self._arrived)
@@ -147,7 +145,8 @@ class Watch:
         exponent = settings.checked_exponent(at)
         self.poll()
         seen = [*self._kept, *self._unfinished()]
-        return report_of(seen, chosen, exponent, scaled=self.scaler is not None)
+        functions, scaled = self._attaching.verdicts(), self.scaler is not None
+        return report_of(seen, chosen, exponent, scaled=scaled, functions=functions)
 
     @property
     def latest(self) -> WatchReport | None:

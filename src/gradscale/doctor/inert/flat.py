@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from gradscale.doctor.inert.bad_floats import FloatSearch
 from gradscale.doctor.inert.numbers_in_bytes import Array, numpy_array
 from gradscale.doctor.inert.unpickling import StandIn, named_class
 
@@ -29,11 +30,12 @@ class TooMuch(Exception):
     """A tree with more in it than anybody needs to look at."""
 
 
-def flatten(tree: object) -> str:
+def flatten(tree: object, readable: int = 0) -> str:
     """The text for a tree.
 
     Args:
         tree: from `read_container`.
+        readable: bytes of tensors that may be looked through for what is not finite.
 
     Raises:
         TooMuch: if it would be longer than `MOST_BYTES`.
@@ -44,15 +46,23 @@ def flatten(tree: object) -> str:
     """
     nodes = _Nodes()
     parts: list[str] = []
+    arrays: list[tuple[int, Array]] = []
     written = 0
     nodes.number(tree)
     while nodes.waiting < len(nodes.values):
         value = nodes.values[nodes.waiting]
         nodes.waiting += 1
+        if isinstance(value, StandIn):
+            value = numpy_array(value) or value
+        if isinstance(value, Array):
+            arrays.append((len(parts), value))
         parts.append(json.dumps(nodes.described(value), separators=(",", ":")))
         written += len(parts[-1]) + 1
         if written > MOST_BYTES:
             raise TooMuch
+    search = FloatSearch(readable)
+    for place, array in sorted(arrays, key=lambda pair: pair[1].numel):
+        parts[place] = f"{parts[place][:-1]},{json.dumps(search.nonfinite(array))}]"
     return f"[{','.join(parts)}]"
 
 
@@ -73,8 +83,6 @@ class _Nodes:
         return at
 
     def described(self, value: object) -> list[object]:
-        if isinstance(value, StandIn):
-            value = numpy_array(value) or value
         if isinstance(value, StandIn):
             entries, attributes = self._pairs(value.entries), self._pairs(value.attributes)
             args, items = self._all(value.args), self._all(value.items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from gradscale.doctor.inert.unpickling import StandIn, named_class
 
@@ -70,15 +71,22 @@ class Array:
         shape: its sizes.
         read: gives bytes from an offset, which counts from its first element.
         order: ``<`` or ``>``.
+        dense: whether its elements lie side by side, in whatever order.
     """
 
     def __init__(
-        self, dtype: str, shape: Iterable[object], read: Callable[[int, int], bytes], order: str
+        self,
+        dtype: str,
+        shape: Iterable[object],
+        read: Callable[[int, int], bytes],
+        order: str,
+        dense: bool = True,
     ) -> None:
         self.dtype = dtype
         self.shape = tuple(shape)
-        self._read = read
-        self._order = order
+        self.read = read
+        self.order = order
+        self.dense = dense
 
     @property
     def numel(self) -> int:
@@ -92,13 +100,13 @@ class Array:
         size = size_of(self.dtype)
         if self.numel != 1 or not size:
             return None
-        raw = self._read(0, size)
+        raw = self.read(0, size)
         if len(raw) != size:
             return None
         if self.dtype == "bfloat16":  # a float32 begins with the same bits
-            raw, code = (raw + b"\0\0", ">f") if self._order == ">" else (b"\0\0" + raw, "<f")
+            raw, code = (raw + b"\0\0", ">f") if self.order == ">" else (b"\0\0" + raw, "<f")
             return struct.unpack(code, raw)[0]
-        return struct.unpack(self._order + CODES[self.dtype], raw)[0]
+        return struct.unpack(self.order + CODES[self.dtype], raw)[0]
 
 
 def size_of(dtype: str | None) -> int:
@@ -121,9 +129,23 @@ def tensor(args: tuple[object, ...]) -> Array | None:
             dtype = storage.dtype or (said[-1].removeprefix("torch.") if said else "unknown")
             begin = offset * size_of(dtype)
             read = storage.read
-            return Array(dtype, shape, lambda at, size: read(begin + at, size), storage.order)
+            dense = _dense(shape, rest[0] if rest else None)
+            return Array(
+                dtype, shape, lambda at, size: read(begin + at, size), storage.order, dense
+            )
         case _:
             return None
+
+
+def _dense(shape: tuple[object, ...], strides: object) -> bool:
+    if not isinstance(strides, tuple) or len(strides) != len(shape) or len(shape) > _MOST_AXES:
+        return False
+    last, numel = 0, 1
+    for size, stride in zip(shape, cast("tuple[object, ...]", strides), strict=True):
+        if not (isinstance(size, int) and isinstance(stride, int) and size >= 0 and stride >= 0):
+            return False
+        last, numel = last + (size - 1) * stride, numel * size
+    return last + 1 == numel
 
 
 def numpy_array(thing: StandIn) -> Array | None:

@@ -34,11 +34,14 @@ class SavedArray:
         dtype: of its elements.
         shape: its sizes.
         value: its number, if it has one element.
+        nonfinite: how many of its elements are infinite or NaN, but for masks; None if nobody has
+            looked.
     """
 
     dtype: str
     shape: tuple[int, ...]
     value: float | int | None = None
+    nonfinite: int | None = None
 
     def item(self) -> float | int:
         """Its only number.
@@ -92,8 +95,8 @@ def _empty(node: list[Any]) -> object:
     match node:
         case ["object", kind, *_]:
             return SavedObject(kind)
-        case ["array", dtype, shape, value]:
-            return SavedArray(dtype, tuple(shape), value)
+        case ["array", dtype, shape, value, nonfinite]:
+            return SavedArray(dtype, tuple(shape), value, nonfinite)
         case ["dict", _]:
             return {}
         case ["list", _]:
