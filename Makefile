@@ -74,13 +74,13 @@ $(HOSTS)/.ready: pyproject.toml constraints.txt | $(READY)
 	@$(HOSTS)/bin/pip install -q -c constraints.txt -e '.[hosts]' ninja setuptools wheel
 	@# Megatron-core and fastai ask for packages that would replace torch or break transformers, and run without them.
 	@$(HOSTS)/bin/pip install -q -c constraints.txt --no-deps megatron-core fastai fastdownload fasttransform
-	@$(HOSTS)/bin/pip install -q -c constraints.txt fastcore fastprogress plum-dispatch matplotlib pandas scikit-learn
+	@$(HOSTS)/bin/pip install -q -c constraints.txt fastcore fastprogress matplotlib pandas 'plum-dispatch<2.10' requests scikit-learn
 	@DS_BUILD_OPS=0 $(HOSTS)/bin/pip install -q -c constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
 test-hosts: $(HOSTS)/.ready
-	GRADSCALE_HOSTS=required HF_HUB_OFFLINE=1 $(HOSTS)/bin/python -m pytest -q -n $(WORKERS) tests/integrations
-	GRADSCALE_HOSTS=required $(HOSTS)/bin/python -m pytest -q tests/test_examples.py -k integrations
+	GRADSCALE_HOSTS=required HF_HUB_OFFLINE=1 KERAS_BACKEND=torch $(HOSTS)/bin/python -m pytest -q -n $(WORKERS) tests/integrations
+	GRADSCALE_HOSTS=required KERAS_BACKEND=torch $(HOSTS)/bin/python -m pytest -q tests/test_examples.py -k integrations
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradscale.optimizer_parameters import parameters_of
+
 if TYPE_CHECKING:  # torch may have been built without either
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -73,7 +75,7 @@ def groups_of(optimizer: torch.optim.Optimizer, process_group: Ranks | None) -> 
     """
     if not (dist.is_available() and dist.is_initialized()):
         return []
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     groups = _deciding_groups(parameters)
     if process_group is None and any(getattr(p, _FLAT, False) for p in parameters):
         process_group = all_ranks()

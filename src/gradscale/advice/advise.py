@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradscale.advice.activations import Largest, largest_activation
 from gradscale.advice.advice import Advice
-from gradscale.advice.batches import device_of, on_device, taken
+from gradscale.advice.batches import model_device, on_device, taken
 from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.verdict import verdict_of
@@ -83,7 +83,7 @@ def advise(
     with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
         torch.manual_seed(seed)
         model = _float32_copy(step.model, device)
-        batches = [on_device(b, device_of(model)) for b in taken(step.batches, steps, step.call)]
+        batches = [on_device(b, model_device(model)) for b in taken(step.batches, steps, step.call)]
         return _Advising(step, model, batches, formats, emulate, seed, progress).run(steps)
 
 
@@ -135,7 +135,7 @@ class _Advising:
         progress: Progress | None,
     ) -> None:
         self.step, self.model, self.batches, self.seed = step, model, batches, seed
-        self.device = str(device_of(model))
+        self.device = str(model_device(model))
         self.trials = [FormatTrial(f, model, self.device, emulate) for f in dict.fromkeys(formats)]
         parameters = [p for p in model.parameters() if p.requires_grad]
         make = step.optimizer or _adam

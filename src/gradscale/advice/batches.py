@@ -58,6 +58,6 @@ def _can_move(value: object) -> bool:
     return hasattr(value, "to")
 
 
-def device_of(model: torch.nn.Module) -> torch.device:
+def model_device(model: torch.nn.Module) -> torch.device:
     """Where a model's first parameter is."""
     return next(model.parameters()).device

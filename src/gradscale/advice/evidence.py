@@ -99,6 +99,7 @@ def cosines(true: Gradients, held: Gradients) -> tuple[float, dict[str, float]]:
         total = sums.setdefault(name.rpartition(".")[0] or name, [0.0, 0.0, 0.0])
         for index, value in enumerate(products):
             total[index] += value
+    # Products add up over parts, so one pass gives all cosines.
     whole = [sum(values[index] for values in sums.values()) for index in range(3)]
     return _cosine(whole), {n: _cosine(values) for n, values in sums.items() if values[1] > 0}
 

@@ -182,6 +182,7 @@ def _least(
         for scaling, evidence in ways:
             if level_of(evidence) == level:
                 return level, scaling
+    # Nothing is good enough: then the one that loses least is told of.
     best = min(ways, key=lambda way: 1.0 if way[1] is None else way[1].lost_share)
     return "unsafe", best[0]
 

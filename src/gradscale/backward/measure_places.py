@@ -15,7 +15,8 @@ import torch
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Kind
-from gradscale.backward.structure import Arrival, Edge, Structure
+from gradscale.backward.structure import Arrival, Structure
+from gradscale.backward.topology import Edge
 from gradscale.formats import FloatFormat
 
 PRODUCTS = {

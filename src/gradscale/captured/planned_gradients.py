@@ -131,7 +131,7 @@ class PlannedGradients:
 
     def _with_parameters(self, walked: Walk, trained: Sequence[Tensor]) -> Walk:
         """The walk with the parameters as leaves: what a compiler traces in their place is none."""
-        places = {node: place for place, node in enumerate(walked.nodes)}
+        places: dict[object, int] = {node: place for place, node in enumerate(walked.nodes)}
         leaves = {
             places[traced.grad_fn]: parameter
             for traced, parameter in zip(trained, self._trained, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -23,7 +22,7 @@ from gradscale.files.json_text import json_value, write_json
 from gradscale.files.replacement import replace_file
 
 
-def _format(value: Any) -> str:
+def _format(value: object) -> str:
     if value not in FORMATS:
         raise click.BadParameter(f"{value!r} is not one of {', '.join(FORMATS)}.")
     return str(value)
@@ -59,7 +58,18 @@ def _format(value: Any) -> str:
 @click.option("--out", type=FOLDER, help="Folder of the report.  [runs/inspect-NAME-DATE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def inspect_command(target: str, **given: Any) -> None:
+def inspect_command(
+    target: str,
+    formats: tuple[str, ...] | None,
+    steps: int,
+    device: str | None,
+    emulate: str,
+    seed: int,
+    limit: float | None,
+    out: Path | None,
+    as_json: bool,
+    no_color: bool,
+) -> None:
     """Train your own model for a few steps and say which formats are safe for it.
 
     FUNCTION takes no argument and returns `(model, batches, loss)`: a torch.nn.Module, an iterable
@@ -83,9 +93,9 @@ def inspect_command(target: str, **given: Any) -> None:
     with user_code(f"`{target}`"):
         step = ModelStep.of(function, f"inspect {target}")
     name = f"inspect-{target.partition(':')[2]}"
-    path = new_folder(given["out"], name, resumable=False)
+    path = new_folder(out, name, resumable=False)
     make_folder(path)
-    screen = console(stderr=True, no_color=given["no_color"])
+    screen = console(stderr=True, no_color=no_color)
     with (
         leaving_nothing(path),
         progress(screen, "starting") as tell,
@@ -93,17 +103,17 @@ def inspect_command(target: str, **given: Any) -> None:
     ):
         advice = advise(
             step,
-            formats=given["formats"] or FORMATS,
-            steps=given["steps"],
-            device=_device(given["device"]),
-            emulate=given["emulate"],
-            seed=given["seed"],
+            formats=formats or FORMATS,
+            steps=steps,
+            device=_device(device),
+            emulate=emulate,
+            seed=seed,
             progress=tell,
         )
     with bad_input((OSError,)):
         page = _write(advice, path, target)
-    _show(advice, path, page, given)
-    over = _over(advice, given["formats"], given["limit"])
+    _show(advice, path, page, as_json=as_json, no_color=no_color)
+    over = _over(advice, formats, limit)
     if over:
         say(screen, over)
         raise SystemExit(1)
@@ -114,6 +124,7 @@ def _device(name: str | None) -> torch.device | None:
         return None
     try:
         device = torch.device(name)
+        # A name can be valid and the device not there.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
@@ -129,11 +140,11 @@ def _write(advice: Advice, path: Path, target: str) -> Path | None:
     return write_page(recordings, path, f"gradscale inspect {target}")
 
 
-def _show(advice: Advice, path: Path, page: Path | None, given: dict[str, Any]) -> None:
-    if given["as_json"]:
+def _show(advice: Advice, path: Path, page: Path | None, *, as_json: bool, no_color: bool) -> None:
+    if as_json:
         click.echo(json.dumps(json_value(advice.to_dict()), indent=2))
         return
-    screen = console(no_color=given["no_color"])
+    screen = console(no_color=no_color)
     if advice.verdicts:
         screen.print(advice_table(advice, screen.width))
         layers = layer_table(advice.verdicts[0])

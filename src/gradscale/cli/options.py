@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import click
 
@@ -14,6 +14,25 @@ from gradscale.training import PRECISIONS, SCALINGS
 
 F = TypeVar("F", bound=Callable[..., object])
 V = TypeVar("V")
+
+
+class SharedOptions(TypedDict):
+    """What `shared_options` adds to a command; None where nothing was said."""
+
+    steps: int | None
+    batch_size: int | None
+    lr: float | None
+    init_scale: float | None
+    device: str | None
+    emulate: str
+    threads: int | None
+    data: str | None
+    out: Path | None
+    resume: Path | None
+    record: bool
+    save_every: int | None
+    as_json: bool
+    no_color: bool
 
 
 def parse_number(value: object) -> float:
@@ -45,6 +64,7 @@ def several(parse: Callable[[str], V]) -> Callable[[object], tuple[V, ...]]:
         parts = [part.strip() for part in str(value).split(",") if part.strip()]
         if not parts:
             raise click.BadParameter("needs at least one value.")
+        # In order, each once.
         return tuple(dict.fromkeys(map(parse, parts)))
 
     return parse_all

@@ -79,7 +79,14 @@ def _runs_alike(node: fx.Node) -> bool:
 
 
 def _interpreted(module: fx.GraphModule) -> Boxed:
-    """The graph as Python code, which lets go of its arguments as it goes."""
+    """The graph as Python code, which lets go of its arguments as it goes.
+
+    What inductor's forward pass has saved may lie in memory otherwise than it was traced: a view of
+    it may need a copy.
+    """
+    aten = torch.ops.aten
+    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
     module.graph.set_codegen(_BoxedCodeGen())
     module.recompile()
     return module

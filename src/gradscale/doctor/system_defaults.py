@@ -38,6 +38,7 @@ def defaults_of(system: str, policy: str | None = None) -> dict[str, object]:
         (2, 16777216.0)
     """
     if system == "gradscale":
+        # The name comes from a file: it may name anything, or nothing.
         kind = getattr(gradscale.policies, policy or "Dynamic", None)
         if not (isinstance(kind, type) and issubclass(kind, Policy)):
             return {}

@@ -68,6 +68,7 @@ def carrier(format: FloatFormat) -> FloatFormat:
         >>> carrier(FloatFormat.of("e5m2")).name, carrier(FloatFormat.of("bf16")).name
         ('fp16', 'bf16')
     """
+    # Sign, exponent and mantissa.
     wide = 1 + format.exponent_bits + format.mantissa_bits >= _HALF_WIDTH
     return format if wide else FloatFormat.of(torch.float16)
 

@@ -26,6 +26,7 @@ from gradscale.half.saving import (
     unhook_module_states,
 )
 from gradscale.half.settling import Settles
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.torch_types import StateDict
 
 
@@ -82,7 +83,7 @@ class HalfPrecision:
     def _adopt(self, kept: Kept) -> None:
         inside = {id(p): p for p in self.model.parameters() if floating(p)}
         half = {key: p for key, p in inside.items() if key not in kept.tensors}
-        owned = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
+        owned = set(map(id, parameters_of(*self._optimizers)))
         fresh = {key: p for key, p in half.items() if key in owned and link_of(p) is None}
         masters = {key: _master_of(parameter) for key, parameter in fresh.items()}
         for tensor in (*half.values(), *self.model.buffers()):
@@ -94,7 +95,7 @@ class HalfPrecision:
                 convert_(tensor, self.format, saturate=self._saturate and id(tensor) in half)
         widened = self._widen_kept(kept)
         for optimizer, own in zip(self._optimizers, self._masters, strict=True):
-            here = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            here = set(map(id, parameters_of(optimizer)))
             for key, parameter in fresh.items():
                 if key in here:
                     own.link(parameter, masters[key])

@@ -14,6 +14,7 @@ from gradscale.gradients.master_weights import masters_of
 from gradscale.half.link import link_of
 from gradscale.half.rounding import floating, local
 from gradscale.half.under_ddp import wrapped_before
+from gradscale.optimizer_parameters import parameters_of
 
 
 def check_kinds(model: object, optimizer: object) -> list[Optimizer]:
@@ -80,7 +81,7 @@ def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
 
 
 def _check_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    owned = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    owned = set(map(id, parameters_of(*optimizers)))
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise RuntimeError(
@@ -104,13 +105,12 @@ def check_gradients(optimizers: Sequence[Optimizer]) -> None:
     for optimizer in optimizers:
         masters = masters_of(optimizer)
         own = set() if masters is None else {id(link.master) for link in masters.links}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None and id(parameter) not in own:
-                    raise RuntimeError(
-                        "`half_precision(model, optimizer)`: a parameter holds a gradient, which "
-                        "cannot change its dtype. Call `optimizer.zero_grad()` before."
-                    )
+        for parameter in parameters_of(optimizer):
+            if parameter.grad is not None and id(parameter) not in own:
+                raise RuntimeError(
+                    "`half_precision(model, optimizer)`: a parameter holds a gradient, which "
+                    "cannot change its dtype. Call `optimizer.zero_grad()` before."
+                )
 
 
 def check_fits(

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradscale.half.link import Link, copy_back, link_of, settle_ahead
+from gradscale.optimizer_parameters import distinct_parameters
 from gradscale.torch_types import StateDict
 
 KEY = "master_weights"
@@ -100,7 +101,7 @@ def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict) 
     by_id = {id(link.master): link.value for link in links}
     state[KEY] = {
         index: by_id[id(parameter)]
-        for index, parameter in enumerate(_in_order(optimizer))
+        for index, parameter in enumerate(distinct_parameters(optimizer))
         if id(parameter) in by_id
     }
 
@@ -109,7 +110,7 @@ def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict)
     saved: Mapping[int, Tensor] | None = state.get(KEY)
     if saved is None:
         return
-    order = list(_in_order(optimizer))
+    order = distinct_parameters(optimizer)
     _refuse_other_shapes(order, saved)
     loaded = {id(order[index]) for index in saved}
     for link in links:
@@ -119,15 +120,6 @@ def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict)
         for index, value in saved.items():
             order[index].copy_(value)
     copy_back(links)
-
-
-def _in_order(optimizer: Optimizer) -> list[Tensor]:
-    """Each parameter once, in the order in which `state_dict` numbers them."""
-    found: dict[int, Tensor] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            found.setdefault(id(parameter), parameter)
-    return list(found.values())
 
 
 def _refuse_other_shapes(order: list[Tensor], saved: Mapping[int, Tensor]) -> None:

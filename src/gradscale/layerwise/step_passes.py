@@ -31,7 +31,7 @@ class StepPasses:
         self.measurings: list[PassCounts] = []
         self.signatures: set[str] = set()
         self.walked = self.scaled = self.custom = False
-        self._seen: set[int] = set()
+        self._graphs: list[BackwardGraph] = []
 
     def see(self, graph: BackwardGraph, *, scaled: bool, custom: bool) -> None:
         """A pass that runs through `graph`."""
@@ -39,11 +39,12 @@ class StepPasses:
         self.scaled |= scaled
         self.custom |= custom
         self.signatures.add(graph.signature)
-        self._seen.update(id(parameter) for parameter in graph.parameters().values())
+        self._graphs.append(graph)
 
     def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those with a gradient that no walked graph leads to."""
-        return [p for p in parameters if p.grad is not None and id(p) not in self._seen]
+        seen = {id(leaf) for graph in self._graphs for leaf in graph.parameters().values()}
+        return [p for p in parameters if p.grad is not None and id(p) not in seen]
 
 
 class MeasuredStep(NamedTuple):

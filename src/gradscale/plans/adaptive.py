@@ -41,7 +41,7 @@ from typing import Literal
 
 from gradscale.backward.measure_places import PRODUCTS, is_reduced
 from gradscale.backward.measurements import PlaceRecord
-from gradscale.backward.structure import CAST
+from gradscale.backward.topology import CAST
 from gradscale.exponents import floor_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.adaptive_rules import (

@@ -66,4 +66,5 @@ class Budget:
         line = (self.ordinary + _GUESS * _GUESSED_LINES) / (self.lines + _GUESSED_LINES)
         later = math.log1p(step / DENSE) / math.log1p(HORIZON / DENSE)
         growth = FIRST + (1 - FIRST) * later
+        # What ordinary lines will take by then is set aside first.
         return max(0.0, _RESERVE * self.size - HORIZON * line) * growth

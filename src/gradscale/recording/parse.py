@@ -158,6 +158,7 @@ def _single(line: Entries) -> float | None:
     value = _float(line, "amax")
     if value is None or not math.isfinite(value):
         return value
+    # A text of nine digits may round above float32, and packing would raise.
     value = line.number("amax", least=0.0, most=_MOST)
     return struct.unpack("<f", struct.pack("<f", min(value, _LARGEST_FLOAT32)))[0]
 

@@ -177,6 +177,7 @@ def _objects(file: Path) -> Iterator[tuple[int, JsonObject | None]]:
             try:
                 value = _object(raw)
             except ValueError as error:
+                # A line that ends is whole: then it is damaged, not torn.
                 if raw.endswith(b"\n"):
                     raise ValueError(_damage(file, number, error)) from error
                 value = None

@@ -138,6 +138,7 @@ class Sketching:
         given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         roots = [root for root in given if isinstance(root, Tensor) and root.requires_grad]
         if len(roots) == len(given):
+            # Before the pass runs, as it may free the graph.
             found = sketch(walk(roots).graph, self._model)
             if found.nodes:
                 self.sketch = found

@@ -73,6 +73,7 @@ def seen(rows: Sequence[Row], table: RowTable) -> dict[str, object]:
         "lo": [row.window.lo for row in rows],
         "hi": [row.window.hi for row in rows],
     }
+    # Only where rows differ: most steps have one method for all.
     if letters.strip(lost.method[0]):
         value["methods"] = letters
     counting = [row for row in rows if may_lose(row)]
@@ -98,6 +99,7 @@ def plan_of(rows: Sequence[Row], table: RowTable, scale: float) -> dict[str, obj
     """The groups of rows that share a loss scale, the largest group first."""
     groups: dict[int, list[int]] = {}
     for row in rows:
+        # Activations are stored as they are, whatever the scale.
         if row.kind != "activation":
             groups.setdefault(row.exponent, []).append(table.id_of(row))
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))

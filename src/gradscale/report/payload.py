@@ -172,6 +172,7 @@ def _heat(columns: Sequence[Column], order: Sequence[int], arrays: Arrays) -> di
 def _steps(values: Floats, steps: int) -> NDArray[np.int16]:
     """Finite values in steps; `NOTHING` for what is not finite."""
     finite = np.isfinite(values)
+    # Clipped short of `NOTHING`.
     rounded = np.round(steps * np.where(finite, values, 0.0)).clip(-32000, 32000)
     return np.where(finite, rounded, NOTHING).astype(np.int16)
 
@@ -228,6 +229,7 @@ def to_json(value: object) -> str:
         {"name":"\u003c/script>","loss":null}
     """
     text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
+    # Escaped as JSON allows: no `</script>` or `<!--` can stand in it.
     return text.replace("<", "\\u003c")
 
 

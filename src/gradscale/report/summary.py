@@ -116,6 +116,7 @@ def _between(run: Run, kept: int) -> list[float] | None:
 
 def _worst(run: Run) -> list[dict[str, object]]:
     losing = [row for row in run.rows if row.alarming and row.flushed]
+    # Of equal shares the one that the backward pass comes to first.
     losing.sort(key=lambda row: (-row.lost_share, row.info.order))
     return [
         {"row": row.info.name, "kind": row.info.kind, "share": row.lost_share}

@@ -92,6 +92,7 @@ def extremes(values: Sequence[Floats], limit: int) -> NDArray[np.int64]:
         return np.arange(count)
     # Each series keeps two places of a stretch.
     stretch = math.ceil(2 * len(values) * count / limit)
+    # The ends say when the run began and ended.
     kept = {0, count - 1}
     for series in values:
         for start in range(0, count, stretch):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradscale.gradients.flags import inverse, read_together
 from gradscale.gradients.master_weights import masters_of
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import divide, quotient_overflowed, unscale_now
 from gradscale.scaler.held_scale import HeldScale
@@ -182,21 +183,18 @@ def _gradients_of(optimizer: torch.optim.Optimizer) -> dict[int, tuple[ref[Tenso
     """Which gradient each parameter has, and its version; holds none of them alive."""
     return {
         id(p): (ref(p.grad), p.grad._version)
-        for group in optimizer.param_groups
-        for p in group["params"]
+        for p in parameters_of(optimizer)
         if p.grad is not None
     }
 
 
 def _changed(optimizer: torch.optim.Optimizer, before: dict[int, tuple[ref[Tensor], int]]) -> bool:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            grad = parameter.grad
-            if grad is None:
-                continue
-            known = before.get(id(parameter))
-            if known is None or known[0]() is not grad or known[1] != grad._version:
-                return True
+    for parameter in parameters_of(optimizer):
+        grad, known = parameter.grad, before.get(id(parameter))
+        if grad is None:
+            continue
+        if known is None or known[0]() is not grad or known[1] != grad._version:
+            return True
     return False
 
 

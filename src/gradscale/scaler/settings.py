@@ -123,12 +123,6 @@ def check_needs(call: str, needs: Iterable[str]) -> None:
             raise ValueError(f"`{call}({need!r})` must be 'amax' or 'exponents'. Pass one of them.")
 
 
-def distinct_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
-    """The parameters of several optimizers, each once, in order."""
-    groups = (group["params"] for each in optimizers for group in each.param_groups)
-    return list({id(p): p for parameters in groups for p in parameters}.values())
-
-
 def check_real(call: str, name: str, value: object) -> None:
     """Refuses what is no real number.
 

@@ -72,9 +72,8 @@ def outcome_of(
 ) -> OptimizerOutcome:
     """The outcome of an optimizer's step, entered where everybody looks for it."""
     outcome = OptimizerOutcome(optimizer, flags, scale, step.evidence)
-    outcome.micro_batches = record.added
-    if record.dropped is not None:
-        outcome.dropped_micro_batches = record.dropped
+    if record.added:
+        outcome.micro_batches, outcome.dropped_micro_batches = record.added, record.dropped
     record.outcome = outcome
     step.outcome.add(outcome)
     return outcome

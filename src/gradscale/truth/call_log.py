@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.graph import walk
 from gradscale.backward.names import plain_modules
 from gradscale.emulation.later_passes import next_number
 from gradscale.emulation.passes import in_autograd_node
+from gradscale.live_nodes import LiveNode
 from gradscale.nested_tensors import tensors_in
 from gradscale.truth.gradients import as_dense
 
@@ -92,7 +92,7 @@ class CallLog:
         for handle in self._handles:
             handle.remove()
 
-    def follow(self, node: Node) -> None:
+    def follow(self, node: LiveNode) -> None:
         """Looks at what a node makes of its gradients, as it runs."""
         number, name = node._sequence_nr(), node.name()
 

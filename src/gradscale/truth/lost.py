@@ -152,6 +152,7 @@ def measure_lost(
         raise ValueError(f"`measure_lost(method={method!r})` must be one of {', '.join(HOW)}.")
     narrow = None if format is None else FloatFormat.of(format)
     if method == "reference":
+        # First the truth: it draws the random numbers that the pass below will draw.
         true = reference(model, loss, precision=precision, draw_alike=True)
         stored = one_pass(model, loss, scale, draw_alike=True)
         return compared(true, stored, narrow)

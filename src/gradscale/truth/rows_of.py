@@ -128,6 +128,7 @@ def _row(place: RowTensors, format: FloatFormat, scale: float, method: Method, j
         seen, true, flushed = seen + counts, true + found.counts, flushed + found.flushed
     zeros = [pair.zeros for pair in place.pairs if pair.zeros is not None]
     negligible = bool(zeros) and all(bool(mostly(each)) for each in zeros)
+    # Rounded up: at a scale between two powers nothing is called safe that overflows.
     exponent, window = ceil_exponent(scale), window_of(true, shown)
     return Row(
         name=place.name,

@@ -24,6 +24,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.undo.kept_state import refuse_deeper
 
 Way = Literal["gradient", "learning_rate", "moments", "optimizer"]
@@ -195,11 +196,7 @@ def _refuse_float16_state(
     Raises:
         ValueError: if the optimizer would keep its state in float16.
     """
-    if degrees.state and any(
-        parameter.dtype is torch.float16
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    ):
+    if degrees.state and any(p.dtype is torch.float16 for p in parameters_of(optimizer)):
         raise ValueError(
             f"`GradScaler(undo={way!r})` with {type(optimizer).__name__} on float16 parameters: "
             "its state would be float16, too, and overflow at the loss scale. Give them float32 "
@@ -224,8 +221,7 @@ def check_state(optimizer: torch.optim.Optimizer, degrees: Degrees) -> bool:
     Raises:
         ValueError: if a name is missing while a tensor has none, or stands for no tensor.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    states = [optimizer.state[p] for p in parameters_of(optimizer) if p in optimizer.state]
     made = {name: value for state in states for name, value in state.items() if value is not None}
     call = f"`Degrees(state=…)` with {type(optimizer).__name__}"
     for name in degrees.state:

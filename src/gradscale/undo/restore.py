@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.torch_types import StateDict
 from gradscale.undo.kept_state import copy_of_kept
 
@@ -30,9 +31,7 @@ class Snapshot:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         with torch.no_grad():
-            self._parameters = [
-                (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
-            ]
+            self._parameters = [(p, p.detach().clone()) for p in parameters_of(optimizer)]
             self._state = [
                 (key, state, copy_of_kept(state)) for key, state in optimizer.state.items()
             ]

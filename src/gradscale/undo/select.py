@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.unscale import tensor_values
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.torch_types import StateDict
 from gradscale.undo.kept_state import copy_of_kept, inner_optimizers, kept_tensors, kept_values
 from gradscale.undo.own_step import own_step
@@ -106,7 +107,7 @@ class _Before:
 
 def _state_keys(optimizer: torch.optim.Optimizer, stepped: Iterable[Tensor]) -> list[Tensor]:
     """What a step may change the state of: parameters, and whatever else has one, added last."""
-    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = set(map(id, parameters_of(optimizer)))
     return [*stepped, *(key for key in optimizer.state if id(key) not in parameters)]
 
 
@@ -170,9 +171,7 @@ def prepared(optimizer: torch.optim.Optimizer) -> bool:
     taken: set[int] = optimizer.__dict__.get(_TAKEN, set())
     return all(
         id(parameter) in taken or _complete(optimizer.state.get(parameter))
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None
+        for parameter in _stepped(optimizer)
     )
 
 
@@ -187,7 +186,7 @@ def _complete(state: Mapping[str, object] | None) -> bool:
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return [p for p in parameters_of(optimizer) if p.grad is not None]
 
 
 def _refuse_other_devices(

@@ -21,7 +21,7 @@ from gradscale.emulation.passes import in_autograd_node
 from gradscale.host_copies import HostCopies
 from gradscale.nested_tensors import tensors_in
 from gradscale.ranks import reduce_max_, reduce_sum_
-from gradscale.watching.sights import Order, Part, Sight
+from gradscale.watching.sights import Order, Sight, StoredAs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,6 +68,7 @@ class Activations:
             del module, args
             if torch.compiler.is_compiling() or not self._wanted():
                 return
+            # A forward pass inside of a backward pass is checkpointing's.
             recomputed = current_pass() >= 0
             if not recomputed:
                 self._taken.pass_through(name)
@@ -137,7 +138,7 @@ class Taken:
         for (name, format), row in zip(self._rows, self._copies.tensors, strict=True):
             (counts,) = unscaled_counts(row[None], [(1.0, 0)])
             order: Order = (self._order.get(name, len(self._order)),)
-            part = Part(format, None, 0)
+            part = StoredAs(format, None, 0)
             broken = order if counts.nonfinite else None
             yield Sight(f"{name} (output)", "activation", order, {part: counts}, broken)
 

@@ -9,7 +9,7 @@ from gradscale.backward.measurements import Counts
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import FAR, Window, flush_octave, window_of, with_flushed
 from gradscale.watching.rows import Row
-from gradscale.watching.sights import Part, Sight
+from gradscale.watching.sights import Sight, StoredAs
 
 PRIOR = 16
 """Elements; see `with_flushed`. True zeros, as of a ReLU, are less often taken for flushed ones."""
@@ -55,7 +55,7 @@ def judge(
 
     Example:
         >>> seen = Counts(amax=1.0, zero=1, lowest=-30, octaves=(2, *[0] * 29, 5))
-        >>> sight = Sight("head", "module", (0, 1), {Part("fp32", None, 0): seen})
+        >>> sight = Sight("head", "module", (0, 1), {StoredAs("fp32", None, 0): seen})
         >>> row = judge(sight, "fp16")
         >>> row.flushed, row.method, judge(sight, "fp16", at=10).flushed
         (2, 'counted', 0)
@@ -92,7 +92,7 @@ def _narrowest(sight: Sight) -> FloatFormat:
     return min(formats, key=lambda format: format.exponent_bits + format.mantissa_bits)
 
 
-def _true(part: Part, counts: Counts, target: FloatFormat) -> tuple[Counts, bool]:
+def _true(part: StoredAs, counts: Counts, target: FloatFormat) -> tuple[Counts, bool]:
     """What there was before anything was lost, and whether that is known or estimated."""
     stored = FloatFormat.of(part.stored)
     before = part.rounded is not None and target == FloatFormat.of(part.rounded)

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from gradscale.backward.graph import Walk
 from gradscale.backward.measure import measure
 from gradscale.watching.flags import Flags
 from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
-from gradscale.watching.sights import Order, Part, Sight
+from gradscale.watching.sights import Order, Sight, StoredAs
 from gradscale.watching.spots import RowSpot
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class MeasuredPass:
         places = [spot.place for spot in spots]
         self.measuring = measure(walked, scale=scale, places=places, cleaned=self._cleaned)
         reentrant = walked.graph.structure.reentrant
-        self._inner = {walked.nodes[node]: node for node in reentrant}
+        self._inner: dict[object, int] = {walked.nodes[node]: node for node in reentrant}
 
     def end(self) -> None:
         """The pass has ended: the hooks go, and a plan's exponents are taken down."""
@@ -95,7 +94,7 @@ class MeasuredPass:
         """Whether they have arrived."""
         return self.measuring.ready and self._flags.arrived
 
-    def number_inside(self, node: Node) -> Order:
+    def number_inside(self, node: object) -> Order:
         """The number of a pass that runs inside a node of this one, as a reentrant checkpoint."""
         return (*self._number, self._inner.get(node, self._nodes))
 
@@ -111,8 +110,9 @@ class MeasuredPass:
         for index, spot in enumerate(self._spots):
             record = records[spot.place.node]
             if record.counts.numel and not self._seen_already(index):
+                # A plan moves a gradient after it was rounded: what counts is where it was before.
                 stored = record.exponent - self._rise(spot)
-                part = Part(spot.place.format, spot.rounded, stored)
+                part = StoredAs(spot.place.format, spot.rounded, stored)
                 order = (*self._number, spot.place.node)
                 broken = order if record.counts.nonfinite else None
                 counts = {part: record.counts}

@@ -58,6 +58,7 @@ def _first(
     for each in reversed(seen):
         broken = [sight for sight in each.sights if _is_broken(sight, activations)]
         if broken:
+            # As far up the pass as it was met; what comes later may only follow from it.
             first = min(broken, key=lambda sight: sight.broken or ())
             return rows[first.key]
     return None

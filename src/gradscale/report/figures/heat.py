@@ -46,6 +46,7 @@ def heat_figure(run: Run) -> Figure:
     flushed = np.stack([column.flushed[rows] for column in run.columns], axis=1)
     nonzero = np.stack([column.nonzero[rows] for column in run.columns], axis=1)
     seen = ~np.isnan(np.stack([column.worst[rows] for column in run.columns], axis=1))
+    # Nothing lost is drawn as `LOWEST`: a logarithm has no place for 0.
     share = np.where(seen, np.maximum(flushed / np.maximum(1, nonzero), LOWEST), np.nan)
     picture = axes.imshow(
         share,
