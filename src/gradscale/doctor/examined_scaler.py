@@ -131,7 +131,7 @@ class Patient:
         """As words of JSON: numbers that are not finite are texts.
 
         Example:
-            >>> Patient("torch", "", math.nan).to_dict()["scale"]
+            >>> Patient("torch", "", float("nan")).to_dict()["scale"]
             'nan'
         """
         return json_object(asdict(self))
