@@ -54,6 +54,20 @@ def test_a_function_that_is_not_linear_is_named_and_needs_no_correction():
     assert "Clamp.backward (after up) is not linear in its gradient" in str(advice)
 
 
+class Refuses(nn.Module):
+    def forward(self, x):
+        if x.dtype is not torch.float32:
+            raise RuntimeError("no kernel for Half")
+        return x
+
+
+def test_the_module_that_cannot_run_in_a_format_is_named():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Tanh(), Refuses()), nn.Linear(8, 1))
+    steps = (model, batches(), lambda m, x: m(x).mean())
+    verdict = advise(steps, formats=["fp16"], steps=1)["fp16"]
+    assert verdict.level == "unknown" and verdict.note == "no kernel for Half (in 1.1)"
+
+
 def test_a_model_without_such_functions_has_nothing_to_say():
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
     advice = advise(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.advice.evidence import Collected
+from gradscale.advice.module_under_way import modules_under_way
 from gradscale.backward.names import module_places
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation.computing import EIGHT_BIT, computing_in, is_emulated
@@ -121,11 +122,13 @@ class FormatTrial:
         """One moment of training: every way of scaling against the float32 gradients."""
         if self.hunt is not None or self.error:
             return
-        try:
-            self._look(step, loss, true)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            # An operation that does not exist in this format, or refuses mixed dtypes.
-            self.error = " ".join(str(error).split()[:40])
+        with modules_under_way(self._model) as entered:
+            try:
+                self._look(step, loss, true)
+            except (RuntimeError, TypeError, NotImplementedError) as error:
+                # An operation that does not exist in this format, or refuses mixed dtypes.
+                where = f" (in {entered[-1]})" if entered else ""
+                self.error = " ".join(str(error).split()[:40]) + where
 
     def _look(self, step: int, loss: Loss, true: Gradients) -> None:
         with self._computing():
