@@ -25,7 +25,8 @@ class LayerwiseReport(Sequence[StructureReport]):
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> scaler = gradscale.GradScaler("cpu", layerwise=True)
-        >>> for _ in range(2):
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
         ...     with torch.autocast("cpu", torch.float16):
         ...         loss = model(torch.ones(2, 4)).mean()
         ...     scaler.scale(loss).backward()
