@@ -16,6 +16,7 @@ from gradscale.backward.rescale import rescale
 from gradscale.backward.user_functions import is_one_of
 from gradscale.capturing import capturing
 from gradscale.compiled.preparing import prepare_compiled
+from gradscale.emulation.over_time import split_over_time
 from gradscale.entries import Entries
 from gradscale.gradients.master_weights import trained_by
 from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups, ranks_of
@@ -96,6 +97,7 @@ class Layerwise:
         self.functions = FunctionVerdicts(naming=self.planning.naming)
         self.taken = self._hiding = False
         prepare_compiled(self)
+        split_over_time(self)
         self._entry = LossEntry(self._begin_pass, self._begin_part)
         self._scale: Tensor | None = None
         self.passes = StepPasses()
