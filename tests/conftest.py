@@ -49,6 +49,13 @@ def fake_tensors_are_on_no_device(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def nobody_set_a_width(monkeypatch):
+    """GNU readline, which pytest loads, leaves the width of no terminal to workers of xdist."""
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def no_scaler_of_another_test_splits_recurrences(monkeypatch):
     """A layer-wise scaler that nobody has collected yet would change how they are emulated."""
     monkeypatch.setattr(over_time, "_WISHES", weakref.WeakSet())

@@ -59,7 +59,6 @@ def test_an_ordinary_scale_is_healthy(scale, tmp_path):
 
 @settings(deadline=None)  # a process is started for each
 @given(exponent=st.integers(0, 16), tracker=st.integers(0, 1999))
-@settings(deadline=None)
 def test_no_ordinary_state_of_torch_raises_an_alarm(tmp_path_factory, exponent, tracker):
     state = TORCH | {"scale": 2.0**exponent, "_growth_tracker": tracker}
     assert look(tmp_path_factory.mktemp("x"), state).findings == ()

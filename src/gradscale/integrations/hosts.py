@@ -37,7 +37,7 @@ HOSTS = (
     HostKind("megatron", "MixedPrecisionOptimizer", "megatron", "attach_megatron"),
     HostKind("keras", "Model", "keras", "attach_model"),
     HostKind("fastai", "Learner", "fastai", "attach_learner"),
-    HostKind("skorch", "NeuralNet", "slot_hosts", "attach_skorch"),
+    HostKind("skorch", "NeuralNet", "skorch", "attach_skorch"),
     HostKind(
         "monai",
         "AdversarialTrainer",

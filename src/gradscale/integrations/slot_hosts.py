@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Callable, MutableMapping
 from typing import Protocol
 
-from gradscale.integrations.accelerate import attach_accelerator
 from gradscale.integrations.attachment import Attachment
 from gradscale.integrations.slots import attach_slots, device_of, without_half
 from gradscale.integrations.wanted import WantedScaler
@@ -66,12 +65,6 @@ class NerfOptimizers(Protocol):
         ...
 
 
-class Accelerated(Protocol):
-    """A skorch net may be given an `Accelerator`."""
-
-    accelerator: object
-
-
 def attach_monai(trainer: MonaiTrainer, wanted: WantedScaler) -> Attachment:
     """Puts a scaler into a MONAI trainer at each start of `run`, which makes one of torch's.
 
@@ -103,21 +96,6 @@ def refuse_ignite(engine: object, wanted: WantedScaler) -> Attachment:
         "made. Give it ours there: `create_supervised_trainer(…, amp_mode='amp', "
         "scaler=gradscale.GradScaler(device))`."
     )
-
-
-def attach_skorch(net: Accelerated, wanted: WantedScaler) -> Attachment:
-    """Attaches to the `Accelerator` of a skorch net.
-
-    Raises:
-        TypeError: if it has none.
-    """
-    if getattr(net, "accelerator", None) is None:
-        raise TypeError(
-            f"`attach({type(net).__name__})`: skorch trains in half precision with an accelerator "
-            "only. Derive the net from `skorch.hf.AccelerateMixin`, too, and give it "
-            "`accelerator=Accelerator(mixed_precision='fp16')`."
-        )
-    return attach_accelerator(net.accelerator, wanted)
 
 
 def attach_mmengine(host: object, wanted: WantedScaler) -> Attachment:

@@ -64,7 +64,8 @@ def node_label(graph: BackwardGraph, names: Names, node: int) -> str:
 
     Example:
         >>> import torch
-        >>> graph = BackwardGraph.of((torch.ones(2, requires_grad=True) * 2).sum())
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> graph = BackwardGraph.of((w * 2).sum())
         >>> node_label(graph, {1: "after encoder.0"}, 1)
         'after encoder.0 (MulBackward0)'
         >>> node_label(graph, {}, 1)
