@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.10 python3 python
 WORKERS ?= 2
 
-.PHONY: help setup browser experiments demo test test-all test-hosts lint types docs wheel-test bench bench-peers gpu clean
+.PHONY: help setup browser experiments demo test test-all test-hosts lint types docs screenshots wheel-test bench bench-peers gpu clean
 
 help:
 	@echo 'make demo        train two networks in float32 and in fp16 under seven strategies, about 3 minutes'
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint        ruff, check and format'
 	@echo 'make types       pyright'
 	@echo 'make docs        build the documentation into site/'
+	@echo 'make screenshots draw every table and page anew into docs/images, about 10 minutes'
 	@echo 'make wheel-test  build the wheel, install it into an empty environment, train with it'
 	@echo 'make bench       time one scaler step against torch.amp.GradScaler'
 	@echo 'make bench-peers time a half-precision step against DeepSpeed and fairseq'
@@ -70,12 +71,16 @@ $(HOSTS)/.ready: pyproject.toml constraints.txt | $(READY)
 	@if [ ! -x $(HOSTS)/bin/python ]; then $(BIN)/python -m venv $(HOSTS); fi
 	@echo 'Installing the trainers that gradscale attaches to'
 	@$(HOSTS)/bin/pip install -q -c constraints.txt torch
-	@$(HOSTS)/bin/pip install -q -c constraints.txt -e '.[hosts]'
+	@$(HOSTS)/bin/pip install -q -c constraints.txt -e '.[hosts]' ninja setuptools wheel
+	@# Megatron-core and fastai ask for packages that would replace torch or break transformers, and run without them.
+	@$(HOSTS)/bin/pip install -q -c constraints.txt --no-deps megatron-core fastai fastdownload fasttransform
+	@$(HOSTS)/bin/pip install -q -c constraints.txt fastcore fastprogress matplotlib pandas 'plum-dispatch<2.10' requests scikit-learn
+	@DS_BUILD_OPS=0 $(HOSTS)/bin/pip install -q -c constraints.txt --no-build-isolation deepspeed
 	@touch $@
 
 test-hosts: $(HOSTS)/.ready
-	GRADSCALE_HOSTS=required HF_HUB_OFFLINE=1 $(HOSTS)/bin/python -m pytest -q -n $(WORKERS) tests/integrations
-	GRADSCALE_HOSTS=required $(HOSTS)/bin/python -m pytest -q tests/test_examples.py -k integrations
+	GRADSCALE_HOSTS=required HF_HUB_OFFLINE=1 KERAS_BACKEND=torch $(HOSTS)/bin/python -m pytest -q -n $(WORKERS) tests/integrations
+	GRADSCALE_HOSTS=required KERAS_BACKEND=torch $(HOSTS)/bin/python -m pytest -q tests/test_examples.py -k integrations
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -86,6 +91,10 @@ types: $(READY)
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --quiet
+
+# Commands are run and pages opened in a browser; everything on them is real.
+screenshots: $(READY) browser
+	$(BIN)/python docs/images/screenshots.py
 
 wheel-test: $(READY)
 	$(BIN)/python -m pytest -q tests/test_wheel.py

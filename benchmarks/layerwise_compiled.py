@@ -9,6 +9,8 @@ any plan was asked for; the others run the same model compiled for a plan:
     uniform       layerwise=True between measurements, one group
     planned       a plan of four groups, between measurements
     measuring     every step measures: torch runs the backward pass operator by operator
+
+Rows of a whole step are `CapturedStep(mode="compile")` with a plan over the same without one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradscale import GradScaler, Layerwise
+from gradscale import CapturedStep, Dynamic, GradScaler, Layerwise
 from layerwise import NEVER, quarters, quiet
 from layerwise_models import GPT, Workload
 from pairs import bracketed, in_turns, quartiles
@@ -69,20 +71,22 @@ class Arm:
 
     def step(self, scaler: Any) -> float:
         """Seconds of one training step."""
-        begin = self._now()
+        begin = now(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device, self.dtype):
             loss = self.loss(self.compiled, self.batch)
         scaler.scale(loss).backward()
         scaler.step(self.optimizer)
         scaler.update()
-        return self._now() - begin
+        return now(self.device) - begin
 
-    def _now(self) -> float:
-        if self.device == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
+
+def now(device: str) -> float:
+    """Seconds: of this process on a CPU, of the clock once the device has done all."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def row(name: str, device: str, rounds: int) -> dict[str, Any]:
@@ -122,6 +126,45 @@ def row(name: str, device: str, rounds: int) -> dict[str, Any]:
     return result
 
 
+def captured(name: str, device: str, layerwise: Any) -> Callable[[], float]:
+    """Times one whole step of a compiled `CapturedStep`."""
+    work = MODELS[name]
+    torch.manual_seed(0)
+    model = work.model().to(device)
+    batch = tuple(part.to(device) for part in work.batch())
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        with torch.autocast(device, work.dtype):
+            return work.loss(model, batch)
+
+    # Far from overflow, after which every step would measure.
+    step = CapturedStep(
+        model, loss, torch.optim.SGD(model.parameters(), lr=1e-9), mode="compile",
+        policy=Dynamic(init_scale=16.0), layerwise=layerwise,
+    )  # fmt: skip
+    for _ in range(6):
+        step.step(batch)
+    if step.scaler.layerwise is not None:
+        step.scaler.layerwise.timing.calendar = _Never()
+
+    def timed() -> float:
+        assert quiet(step.scaler)
+        begin = now(device)
+        step.step(batch)
+        return now(device) - begin
+
+    return timed
+
+
+def whole_row(name: str, device: str, rounds: int) -> dict[str, Any]:
+    """The whole step with a plan of four groups over the same step without one."""
+    plain, planned = captured(name, device, False), captured(name, device, quarters)
+    times = in_turns({"plain": plain, "again": plain, "planned": planned}, rounds)
+    result: dict[str, Any] = {"model": f"{name}, whole step", "rounds": rounds}
+    result["plain_ms"] = 1e3 * statistics.median(times["plain"])
+    return result | {arm: quartiles(times[arm], times["plain"]) for arm in ("again", "planned")}
+
+
 class _Never:
     """A calendar without another measurement."""
 
@@ -143,8 +186,8 @@ def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "|---|--:|--:|" + "--:|" * len(arms),
     ]  # fmt: skip
     for found in rows:
-        cells = " | ".join(bracketed(*found[arm]) for arm in arms)
-        inside = f"{found['nodes']}, {found['inside']}"
+        cells = " | ".join(bracketed(*found[arm]) if arm in found else "" for arm in arms)
+        inside = f"{found['nodes']}, {found['inside']}" if "nodes" in found else ""
         lines.append(f"| {found['model']} | {inside} | {found['plain_ms']:.0f} | {cells} |")
     return "\n".join(lines) + "\n"
 
@@ -153,8 +196,9 @@ def main() -> None:
     given = began(arguments(__doc__, rounds=31, threads=1), MODELS)
     rows: list[dict[str, Any]] = []
     for name in given.models:
-        rows.append(row(name, given.device, given.rounds))
-        print(json.dumps(rows[-1]), flush=True)
+        for make in (row, whole_row):
+            rows.append(make(name, given.device, given.rounds))
+            print(json.dumps(rows[-1]), flush=True)
     where = describe(given.device)
     page = markdown(where, rows)
     save(given.output, f"layerwise_compiled_{given.device}", {"where": where, "rows": rows}, page)

@@ -110,6 +110,32 @@ def image_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return F.cross_entropy(model(batch[0]).float(), batch[1])
 
 
+class Recurrence(nn.Module):
+    """A float16 recurrence over two elements: all that it costs is calls."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.weight = nn.Parameter(torch.full((2,), 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last state."""
+        factor = self.weight.half()
+        for _ in range(self.times):
+            x = x * factor
+        return x
+
+
+def recurrence(times: int) -> Workload:
+    """One of about as many nodes."""
+    return Workload(
+        lambda: Recurrence(times),
+        lambda: (torch.full((2,), 1.0, dtype=torch.float16),),
+        lambda model, batch: model(batch[0]).float().sum(),
+        torch.float16,
+    )
+
+
 MODELS: dict[str, dict[str, Workload]] = {
     "cpu": {
         "GPT 6 x 320": Workload(
@@ -124,6 +150,9 @@ MODELS: dict[str, dict[str, Workload]] = {
             image_loss,
             torch.bfloat16,
         ),
+        "recurrence of 400": recurrence(400),
+        "recurrence of 1,200": recurrence(1_200),
+        "recurrence of 10,000": recurrence(10_000),
     },
     "cuda": {
         "GPT-2-124M": Workload(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gradscale.backward import ScalePlan, Walk, rescale, walk
-from gradscale.backward.structure import structure_of, topology_of
+from gradscale.backward.structure import structure_of
+from gradscale.backward.topology import topology_of
 
 
 def recurrence(steps: int) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.unscale import multiply_and_check_
-from gradscale.half.widen import Widening, pass_over
+from gradscale.half.widen import pass_over
+from gradscale.half.widening import Widening
 from pairs import paired, ratio_of, seconds
 from step import MODELS
 from where import arguments, began, describe, in_words, save

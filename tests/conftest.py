@@ -1,7 +1,11 @@
 """What every test starts from: a seed, one thread, and the devices that are there."""
 
+import weakref
+
 import pytest
 import torch
+
+from gradscale.emulation import over_time
 
 torch.set_num_threads(1)
 
@@ -42,6 +46,19 @@ def fake_tensors_are_on_no_device(monkeypatch):
     for module in (torch.cuda, torch.accelerator):
         if module.is_available():
             monkeypatch.setattr(module, "is_available", lambda: not faking())
+
+
+@pytest.fixture(autouse=True)
+def nobody_set_a_width(monkeypatch):
+    """GNU readline, which pytest loads, leaves the width of no terminal to workers of xdist."""
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_scaler_of_another_test_splits_recurrences(monkeypatch):
+    """A layer-wise scaler that nobody has collected yet would change how they are emulated."""
+    monkeypatch.setattr(over_time, "_WISHES", weakref.WeakSet())
 
 
 @pytest.fixture(params=DEVICES)

@@ -140,3 +140,21 @@ def sharded_module(rank, name):
             scaler.update()
         results.append([p.full_tensor().tolist() for p in model.parameters()])
     return results
+
+
+def divergence_within_a_mesh(rank):
+    """What `check_ranks` says of a scaler whose ranks are those of a mesh."""
+    from torch.distributed.tensor import init_device_mesh
+
+    from gradscale.scaler import GradScaler
+
+    scaler = GradScaler("cpu", init_scale=8.0, process_group=init_device_mesh("cpu", (2,)))
+    scaler.scale(torch.zeros(()))
+    scaler.check_ranks()
+    if rank == 1:
+        scaler.update(2.0)
+    try:
+        scaler.check_ranks()
+    except RuntimeError as error:
+        return str(error)
+    return ""

@@ -9,6 +9,7 @@ from ranks_worker import (
     OPTIMIZERS,
     data_parallel,
     divergence,
+    divergence_within_a_mesh,
     inf_on_rank_one,
     quotient,
     reasons,
@@ -65,6 +66,12 @@ def test_data_parallel_ranks_stay_alike(name):
 def test_ranks_that_diverged_are_reported():
     for report, scale in zip(on_two_ranks(divergence), (8, 2), strict=True):
         assert "ranks [1] differ from rank 0" in report[0] and f"scale {scale}" in report[0]
+
+
+@pytest.mark.slow
+def test_ranks_of_a_mesh_that_diverged_are_reported():
+    for report in on_two_ranks(divergence_within_a_mesh):
+        assert "ranks [1] differ from rank 0" in report
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ class Entries:
     def __init__(self, held: object, name: str = "state") -> None:
         if not isinstance(held, Mapping):
             raise TypeError(f"`{name}` is {shown(held)}; it must be a dictionary.")
-        self.held = cast("Mapping[str, Any]", held)
+        self.held = cast("Mapping[str, object]", held)
         self.name = name
 
     def has(self, key: str) -> bool:
@@ -150,16 +150,16 @@ class Entries:
         return tuple(values)
 
     def list(self, key: str) -> Sequence[Any]:
-        """A list of whatever."""
+        """A list of whatever; who takes it looks at its elements."""
         return self._of(key, (list, tuple), "a list")
 
-    def _of(self, key: str, kind: Any, words: str) -> Any:
+    def _of(self, key: str, kind: type[_Taken] | tuple[type[_Taken], ...], words: str) -> _Taken:
         value = self._held(key)
         if not isinstance(value, kind):
             raise TypeError(f"{self._is(key)}; it must be {words}.")
         return value
 
-    def _held(self, key: str) -> Any:
+    def _held(self, key: str) -> object:
         if key not in self.held:
             known = sorted(map(str, self.held))
             raise Absent(key, f"{self._at(key)} is absent; the {self.name} has {shown(known)}.")
@@ -170,11 +170,12 @@ class Entries:
         if type(value) is float or type(value) is int:
             return value
         if isinstance(value, list | tuple):
-            value = _only(cast("Sequence[Any]", value))
+            value = _only(cast("Sequence[object]", value))
         # torch, numpy, jax and paddle scalars all have item(); none of the four is imported for it.
-        if hasattr(value, "item"):
+        item = getattr(value, "item", None)
+        if item is not None:
             try:
-                value = value.item()
+                value = item()
             except (RuntimeError, ValueError, TypeError):
                 value = None
         if not isinstance(value, bool | int | float):
@@ -203,7 +204,7 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def _only(values: Sequence[Any]) -> Any:
+def _only(values: Sequence[object]) -> object:
     return values[0] if len(values) == 1 else None
 
 

@@ -88,9 +88,10 @@ class FloatFormat:
         """
         if isinstance(format, FloatFormat):
             return format
+        if isinstance(format, str) and format in _BY_NAME:
+            return _BY_NAME[format]
         dtype = getattr(torch, format, None) if isinstance(format, str) else format
-        found = _BY_NAME.get(str(format)) or _BY_DTYPE.get(cast(torch.dtype, dtype))
-        found = found or _spelled(str(format))
+        found = _BY_DTYPE.get(cast(torch.dtype, dtype)) or _spelled(str(format))
         if found is None:
             raise ValueError(
                 f"`FloatFormat.of({format!r})` is not a known format. Pass one of "
@@ -111,7 +112,7 @@ class FloatFormat:
                 return dtype
         return None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The short name, such as ``fp16`` or ``e4m3``; ``e3m4`` for a format without one.
 

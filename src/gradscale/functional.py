@@ -16,7 +16,7 @@ step compiles with ``fullgraph=True``, and reads nothing on the host:
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ from gradscale.gradients.clip import clip_coefficient
 from gradscale.gradients.flags import inverse
 from gradscale.gradients.norm_rule import with_norm
 from gradscale.histogram import count_exponents
-from gradscale.policies.policy import Need, Observation, Policy, advance
+from gradscale.policies.policy import Need, Observation, Policy, PolicyState, advance
 
 Tree = TypeVar("Tree")
-State = TypeVar("State", bound="tuple[Any, ...]")
+State = TypeVar("State", bound=PolicyState)
 
 
 def unscale(
@@ -71,7 +71,7 @@ def _product(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def clipping(
-    gradients: Any, scale: Tensor, max_norm: float, norm_type: float = 2.0
+    gradients: object, scale: Tensor, max_norm: float, norm_type: float = 2.0
 ) -> tuple[Tensor, Tensor]:
     """What `unscale` multiplies gradients by to clip them, before anything has touched them.
 
@@ -129,7 +129,7 @@ def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tu
     return tree_unflatten(clipped, structure), norm
 
 
-def observe(found_inf: Tensor, gradients: Any, needs: Set[Need] = frozenset()) -> Observation:
+def observe(found_inf: Tensor, gradients: object, needs: Set[Need] = frozenset()) -> Observation:
     """What a policy is shown of a step: the flag, and what else it needs of the gradients.
 
     Args:
@@ -167,7 +167,7 @@ def select(found_inf: Tensor, skipped: Tree, taken: Tree) -> Tree:
     """
     bad = found_inf > 0
 
-    def one(old: Any, new: Any) -> Any:
+    def one(old: Tensor, new: Tensor) -> Tensor:
         return torch.where(bad, old, new)
 
     return tree_map(one, skipped, taken)
@@ -201,5 +201,6 @@ def next_state(
     if losses is not None:
         each = [losses] if isinstance(losses, Tensor) else losses
         finite = torch.stack([torch.isfinite(loss).all() for loss in each]).all()
+        # Only an overflow is left out: a step that was taken counts, whatever its losses were.
         ignore = finite.logical_not().to(torch.float32) * seen.found_inf
     return advance(policy, state, seen, ignore)

@@ -42,6 +42,7 @@ def count_exponents(tensor: Tensor) -> Tensor:
     # What is left out goes to a bin of its own, which is cut off.
     bins = torch.where(counted, bins, EXPONENT_BINS).to(torch.int64)
     counts = torch.zeros(EXPONENT_BINS + 1, dtype=torch.int64, device=bins.device)
+    # `bincount` would read the host for its size, and `histc` counts in floats.
     return counts.scatter_add_(0, bins, torch.ones_like(bins))[:EXPONENT_BINS]
 
 

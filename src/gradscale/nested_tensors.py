@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Tensor]:
     """All tensors in a nesting, in order: what `torch.utils._pytree` knows, and its neighbours.
 
     That is lists, tuples, named tuples, dictionaries and what a library has registered, such as the

@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 
 import torch
 
@@ -29,7 +29,7 @@ class RandomState:
         ]
         self._python = random.getstate()
         numpy = sys.modules.get("numpy")
-        self._numpy: Any = None if numpy is None else numpy.random.get_state()
+        self._numpy: object = None if numpy is None else numpy.random.get_state()
 
     def restore(self) -> None:
         """Brings all generators back to where they were."""
@@ -41,12 +41,11 @@ class RandomState:
             sys.modules["numpy"].random.set_state(self._numpy)
 
 
-def _device_generators() -> list[tuple[Any, int]]:
+def _device_generators() -> list[tuple[ModuleType, int]]:
     """The module of the accelerator and the index of each of its devices, once it is in use."""
     if not torch.accelerator.is_available():
         return []
-    kind: Any = torch.accelerator.current_accelerator()
-    module = torch.get_device_module(kind)
+    module = torch.get_device_module(torch.accelerator.current_accelerator())
     started = getattr(module, "is_initialized", lambda: True)()
     return [(module, index) for index in range(module.device_count())] if started else []
 

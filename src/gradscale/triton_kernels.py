@@ -9,7 +9,6 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ def can_read(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.is_cuda and _runs_on(tensor.device.index)
 
 
-def launching_on(device: torch.device) -> AbstractContextManager[Any]:
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
     """Makes `device` the current one: Triton launches there, whatever a kernel's pointers say."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 

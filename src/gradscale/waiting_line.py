@@ -39,6 +39,9 @@ class WaitingLine(Generic[Thing]):
     Args:
         hand_on: called with one thing at a time, in the order in which they were added.
 
+    Attributes:
+        things: those that wait.
+
     Example:
         >>> import torch
         >>> from gradscale.host_copies import HostCopies
@@ -51,30 +54,30 @@ class WaitingLine(Generic[Thing]):
 
     def __init__(self, hand_on: Callable[[Thing], object]) -> None:
         self._hand_on = hand_on
-        self._things: deque[Thing] = deque()
+        self.things: deque[Thing] = deque()
 
     def add(self, thing: Thing) -> None:
         """Puts one at the end, and hands on what has arrived."""
-        self._things.append(thing)
+        self.things.append(thing)
         self.poll()
 
     def poll(self, *, wait: bool = False) -> None:
         """Hands on what has arrived; with `wait`, everything."""
-        while self._things:
-            first = self._things[0]
-            if not first.arrived and (wait or len(self._things) > LONGEST_LINE):
+        while self.things:
+            first = self.things[0]
+            if not first.arrived and (wait or len(self.things) > LONGEST_LINE):
                 first.wait()
             if not first.arrived:
                 return
-            self._things.popleft()
+            self.things.popleft()
             self._hand_on(first)
 
     def clear(self) -> None:
         """Forgets those that wait."""
-        self._things.clear()
+        self.things.clear()
 
     def __iter__(self) -> Iterator[Thing]:
-        return iter(self._things)
+        return iter(self.things)
 
     def __len__(self) -> int:
-        return len(self._things)
+        return len(self.things)

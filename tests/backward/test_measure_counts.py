@@ -10,17 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gradscale.backward.measure_counts import (
+from gradscale.backward.measure_counts import count_into, moments_into, stored_values
+from gradscale.backward.measure_rows import (
     AMAX,
     NONFINITE,
     OCTAVES,
     WIDTH,
     ZERO,
     count_by_torch,
-    count_into,
     empty_counts,
-    moments_into,
-    stored_values,
 )
 from gradscale.histogram import MIN_OCTAVE
 from interpreter import assert_equal_in_interpreter, needs_triton
@@ -161,7 +159,7 @@ def test_moments_equal_the_reference(values: list[float]) -> None:
 
 IN_INTERPRETER = """
 import torch
-from gradscale.backward.measure_counts import count_by_torch, empty_counts, stored_values
+from gradscale.backward.measure_rows import count_by_torch, empty_counts
 from gradscale.backward.measure_kernel import count_on_gpu
 torch.manual_seed(0)
 dtypes = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2]

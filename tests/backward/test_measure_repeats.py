@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import Tensor
 
-from gradscale.backward.graph import walk
+from gradscale.backward.graph import Walk, walk
 from gradscale.backward.measure import measure
 from gradscale.backward.measure_places import CountedPlace
 from gradscale.backward.measure_repeats import Repeats
+from gradscale.backward.measure_waiting import SMALL
 
 CPU = torch.device("cpu")
 
@@ -54,25 +57,42 @@ def test_a_row_with_two_tensors_is_not_copied() -> None:
     assert repeats.of(y, 1) is None
 
 
-def test_both_terms_of_a_sum_show_the_gradient_that_was_read_once(monkeypatch: object) -> None:
-    from gradscale.backward import measure as module
+def sum_of_two(size: int) -> tuple[Tensor, list[CountedPlace], Walk]:
+    a, b = torch.randn(size, requires_grad=True), torch.randn(size, requires_grad=True)
+    loss = (a.sin() + b.cos()).square().sum()
+    walked = walk(loss)
+    places = [
+        CountedPlace(walked.graph.names.index(name), "arrived", -1, -1, "fp32", CPU)
+        for name in ("AddBackward0", "SinBackward0", "CosBackward0")
+    ]
+    return loss, places, walked
+
+
+def test_both_terms_of_a_sum_show_the_gradient_that_was_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gradscale.backward import measure_tally as module
 
     read: list[int] = []
     plain = module.count_into
-    monkeypatch.setattr(  # type: ignore[attr-defined]
-        module, "count_into", lambda row, t, **k: (read.append(t.data_ptr()), plain(row, t, **k))
-    )
-    a, b = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
-    walked = walk((a.sin() + b.cos()).square().sum())
-    names = [name for name in walked.graph.names]
-    places = [
-        CountedPlace(names.index(name), "arrived", -1, -1, "fp32", CPU)
-        for name in ("AddBackward0", "SinBackward0", "CosBackward0")
-    ]
-    loss = (a.sin() + b.cos()).square().sum()
-    walked = walk(loss)
+
+    def noted(row: Tensor, tensor: Tensor, *, ceil: bool) -> None:
+        read.append(tensor.data_ptr())
+        plain(row, tensor, ceil=ceil)
+
+    monkeypatch.setattr(module, "count_into", noted)
+    loss, places, walked = sum_of_two(2 * SMALL)
+    measuring = measure(walked, places=places)
+    loss.backward()
+    one, two, three = (record.counts for record in measuring.result().records)
+    assert one == two == three and one.nonzero == 2 * SMALL
+    assert len(read) == 1
+
+
+def test_a_small_tensor_that_repeats_is_known_though_it_is_counted_with_others() -> None:
+    loss, places, walked = sum_of_two(3)
     measuring = measure(walked, places=places)
     loss.backward()
     one, two, three = (record.counts for record in measuring.result().records)
     assert one == two == three and one.nonzero == 3
-    assert len(read) == 1
+    assert measuring.repeats == {1: 0, 2: 0}

@@ -342,8 +342,7 @@ def test_only_a_gradient_that_nobody_else_holds_is_overwritten() -> None:
 
     def note(name: str) -> Any:
         def hook(made: tuple[Tensor, ...], _: Any) -> None:
-            made_list = list(made)
-            seen[name] = [is_unshared(made_list, i) for i in range(len(made))]
+            seen[name] = [is_unshared(grad) for grad in made]
 
         return hook
 
@@ -363,6 +362,29 @@ def test_only_a_gradient_that_nobody_else_holds_is_overwritten() -> None:
         "active": [False],
         "loss": [False],
     }
+
+
+def test_a_large_gradient_is_overwritten_and_a_small_one_beside_it_replaced() -> None:
+    size = 200  # 40,000 elements: more than `WORTH_ASKING`
+    x, bias = torch.randn(size, size), torch.randn(size, requires_grad=True)
+    w = torch.randn(size, size, requires_grad=True)
+    loss = torch.addmm(bias, x, w).square().sum()
+    made: list[list[int]] = []
+
+    def note(produced: tuple[Tensor | None, ...], arrived: Any) -> None:
+        del arrived
+        made.append([0 if grad is None else grad.data_ptr() for grad in produced])
+
+    graph, nodes = walk(loss)
+    product = graph.names.index("AddmmBackward0")
+    nodes[product].register_hook(note)
+    plan = ScalePlan.of(graph, {product: 5})
+    assert rescale(Walk(graph, nodes), plan).edges == 3
+    nodes[product].register_hook(note)
+    loss.backward()
+    before, after = made
+    assert before[2] == after[2] == w.grad.data_ptr()
+    assert before[0] != after[0]
 
 
 def test_a_gradient_that_a_user_keeps_is_not_overwritten() -> None:

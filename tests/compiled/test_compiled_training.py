@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 import gradscale
 from gradscale import GradScaler, Layerwise
+from gradscale.backward import rescale, walk
 from gradscale.plans import ScalePlan
 
 pytestmark = [
@@ -89,7 +90,7 @@ class Run:
 
     @property
     def report(self) -> str:
-        return self.scaler.layerwise.report()
+        return str(self.scaler.layerwise.report())
 
 
 def whole(**settings: Any) -> Compile:
@@ -194,7 +195,7 @@ def test_a_half_precision_model_keeps_the_exponents_of_its_parts_and_its_bits() 
             scaler.scale(F.cross_entropy(run(x).float(), y)).backward()
             scaler.step(optimizer)
             scaler.update()
-        return scaler.layerwise.report(), [p.detach() for p in model.parameters()]
+        return str(scaler.layerwise.report()), [p.detach() for p in model.parameters()]
 
     expected, weights = train(lambda model: model)
     report, found = train(whole())
@@ -209,3 +210,30 @@ def test_inductor_reports_the_scales_of_the_eager_run(eager: Run) -> None:
     assert run.report.splitlines()[0] == eager.report.splitlines()[0]
     assert run.report.splitlines()[-1] == eager.report.splitlines()[-1]
     assert run.compiled == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_on_a_gpu_cuda_graphs_of_inductor_follow_plans_that_change(mode: str) -> None:
+    def gradients(settings: dict[str, Any], seeds: list[int | None]) -> list[list[Tensor]]:
+        torch.manual_seed(0)
+        model = Deep(8, False).cuda()
+        run = compile(model, **settings)
+        x = torch.randn(16, 64, device="cuda")
+        found: list[list[Tensor]] = []
+        for seed in seeds:
+            loss = run(x).square().mean()
+            if seed is not None:
+                walked = walk(loss)
+                generator = torch.Generator().manual_seed(seed)
+                rescale(walked, ScalePlan.random(walked.graph, generator))
+            loss.backward()
+            found.append([p.grad.clone() for p in model.parameters()])
+            model.zero_grad()
+        return found
+
+    keeps = Layerwise()  # what is compiled while it lives is prepared
+    found = gradients({"mode": mode}, [None, None, None, 0, 1, 2, None])
+    assert keeps.tracks.keep == 8
+    for each in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(each, found[0], strict=True))

@@ -99,11 +99,38 @@ def test_a_pass_that_carries_no_plan_is_plain_after_one_that_did() -> None:
     assert_same_gradients(trial.gradients(), expected)
 
 
+INDUCTOR = ["mlp", "resnet", "attention", "unrolled_lstm_cell", "unet", "routed_mixture"]
+
+
 @pytest.mark.slow
-def test_inductor_gives_its_own_bits_under_every_plan() -> None:
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_inductor_gives_its_own_bits_under_every_plan(name: str) -> None:
     torch.manual_seed(0)
-    trial = compiled(ZOO["mlp"](torch.float32, 3), "inductor")
+    trial = compiled(ZOO[name](torch.float32, 3), "inductor")
     torch.autograd.backward(trial.losses())
     expected = trial.gradients()
     for seed in range(4):
-        assert_same_gradients(planned(trial, seed)[0], expected)
+        found, walked = planned(trial, seed)
+        assert walked.graph.structure.inner_edges
+        assert_same_gradients(found, expected)
+
+
+def at_products(trial: Trial) -> dict[str, list[Counts]]:
+    """What arrived at matrix products, by the name of their node, the largest first."""
+    found: dict[str, list[Counts]] = {}
+    for (name, kind, counts), times in counted(trial)[1].items():
+        if kind == "arrived" and multiplies(name):
+            found.setdefault(name, []).extend([counts] * times)
+    return {name: sorted(each, key=lambda c: (c.numel, c.amax)) for name, each in found.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_a_measurement_under_inductor_differs_from_the_eager_one_by_rounding(name: str) -> None:
+    torch.manual_seed(0)
+    eager = ZOO[name](torch.bfloat16, 3)
+    expected, found = at_products(eager), at_products(compiled(eager, "inductor"))
+    assert {n: len(each) for n, each in found.items()} == {n: len(e) for n, e in expected.items()}
+    for one, two in ((a, b) for n in expected for a, b in zip(expected[n], found[n], strict=True)):
+        assert two.numel == one.numel
+        assert two.amax == pytest.approx(one.amax, rel=2.0**-5)

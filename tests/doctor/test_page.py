@@ -36,6 +36,7 @@ def test_every_finding_is_on_the_page_and_no_other() -> None:
     for file in SOURCE.rglob("*.py"):
         literal = r'"(?:error|warning|note)"(?: if [^,]*)?,\s*"([a-z0-9-]+)"'
         made |= set(re.findall(literal, file.read_text()))
+        made |= set(re.findall(r'_Kind\(\s*"([a-z0-9-]+)"', file.read_text()))
     made -= {"x", "error", "warning", "note"}  # of docstrings and types
     made |= {"nonfinite-loss", "nonfinite-input", "nonfinite-parameter"}
     codes = named

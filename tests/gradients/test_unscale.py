@@ -16,9 +16,22 @@ from gradscale.gradients.unscale import (
     gradient_values,
     tensor_amax,
     unscale_groups_,
-    unscale_reference,
 )
 from gradscale.scaler import GradScaler
+
+
+def unscale_reference(gradients, scale):
+    """Divides in place, tensor by tensor in float64; True if one is not finite, before or after.
+
+    The slow, obvious version: the oracle of `unscale_groups_` and `check_groups`.
+    """
+    found_inf = False
+    for grad in gradients:
+        quotient = (grad.to(torch.float64) / scale).to(grad.dtype)
+        found_inf |= not bool(torch.isfinite(grad).all() and torch.isfinite(quotient).all())
+        grad.copy_(quotient)
+    return found_inf
+
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 VALUES = st.one_of(

@@ -110,7 +110,7 @@ def test_a_deep_model_whose_first_layers_vanish_at_the_loss_scale_keeps_them(mon
     monkeypatch.setattr(stepping, "freed", lambda walk: (walk, {}))
     lost, _, scaler = trained(True)
     assert lost == 1
-    assert "give them masters with `gradscale.half_precision`" in scaler.layerwise.report()
+    assert "give them masters with `gradscale.half_precision`" in str(scaler.layerwise.report())
 
 
 def test_a_resumed_run_goes_on_bit_for_bit():

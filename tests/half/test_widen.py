@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscale.half.rounding import narrow_
-from gradscale.half.widen import BLOCK, Widening, in_memory_order, widen, widen_reference
+from gradscale.half.widen import BLOCK, widen, widen_reference
+from gradscale.half.widening import Widening, in_memory_order
 from interpreter import assert_equal_in_interpreter, needs_triton
 
 FORMATS = [torch.float16, torch.bfloat16]
@@ -143,7 +144,8 @@ def test_weights_are_rounded_as_torch_casts_and_clamped_only_on_request(values, 
 
 IN_INTERPRETER = """
 import torch
-from gradscale.half.widen import Widening, widen_reference
+from gradscale.half.widen import widen_reference
+from gradscale.half.widening import Widening
 from gradscale.half.widen_kernel import piece_table, widen_on_gpu
 torch.manual_seed(0)
 views = [lambda x: x, lambda x: x.reshape(-1, 7).T, lambda x: x[::3], lambda x: x[:0]]

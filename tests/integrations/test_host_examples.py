@@ -13,15 +13,22 @@ from hosts import host
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "integrations").glob("*.py"))
+TRAINERS = [path for path in EXAMPLES if path.stem.startswith("with_")]
 NEEDS = {
     "with_accelerate": "accelerate",
+    "with_deepspeed": "deepspeed",
+    "with_fastai": "fastai.callback.fp16",
+    "with_ignite": "ignite",
+    "with_keras": "keras",
     "with_lightning": "lightning",
+    "with_monai": "monai",
+    "with_skorch": "skorch",
     "with_transformers": "transformers",
 }
 """What an example imports beside torch."""
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", TRAINERS, ids=lambda path: path.stem)
 def test_an_example_of_a_host_runs(script, tmp_path):
     if script.stem in NEEDS:
         host(NEEDS[script.stem])
@@ -51,3 +58,19 @@ def test_ranks_of_a_lightning_trainer_skip_what_one_of_them_must_skip(tmp_path):
         said = rf"rank {rank}: Counters\((.*?)\), (\d+) steps of the schedule"
         ((counters, steps),) = re.findall(said, done.stdout)
         assert "skipped=1" in counters and steps == "3"
+
+
+@pytest.mark.slow
+def test_ranks_of_a_reinforcement_learner_skip_alike_and_save_their_scaler(tmp_path):
+    script = ROOT / "examples" / "integrations" / "rl_fsdp2.py"
+    run = [sys.executable, str(script), "--steps", "4"]
+    done = subprocess.run(
+        run, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        ((counters, steps),) = re.findall(
+            rf"rank {rank}: Counters\((.*?)\), (\d+) steps of the schedule", done.stdout
+        )
+        assert "steps=4, skipped=1" in counters and "nonfinite_loss" in counters and steps == "3"
+    assert "off by" in done.stdout and "skipped: OptimizerOutcome" in done.stdout

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed.checkpoint as dcp
 
 from checkpoint_worker import continued, saved_on_ranks
+from gradscale import GradScaler
 from processes import ON_RANKS, on_ranks
 
 pytestmark = ON_RANKS
@@ -39,3 +41,21 @@ def test_the_tracks_are_one_entry_of_the_checkpoint(tmp_path: Path) -> None:
     on_ranks(1, saved_on_ranks, str(tmp_path))
     keys = dcp.FileSystemReader(str(tmp_path)).read_metadata().state_dict_metadata
     assert [key for key in keys if ".tracks" in key] == ["scaler.gradscale.layerwise.tracks"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_fresh_scaler_learns_why_steps_were_skipped(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler = GradScaler("cpu")
+    for loss_times, gradient_times in ((torch.nan, 1.0), (1.0, torch.inf), (1.0, 1.0)):
+        optimizer.zero_grad()
+        scaler.scale(weight.sum() * loss_times).backward()
+        weight.grad *= gradient_times
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.counters.reasons == {"nonfinite_loss": 1, "overflow": 1}
+    dcp.save({"scaler": scaler}, checkpoint_id=str(tmp_path), no_dist=True)
+    fresh = GradScaler("cpu")
+    dcp.load({"scaler": fresh}, checkpoint_id=str(tmp_path), no_dist=True)
+    assert fresh.counters == scaler.counters

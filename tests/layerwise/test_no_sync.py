@@ -81,7 +81,7 @@ def test_a_measuring_backward_pass_reads_nothing_either_only_the_next_plan_does(
         model, scaler = resumed(state, measuring=True)
         backward(model, scaler)
         layerwise = scaler.layerwise
-        assert layerwise._passes.measurings
+        assert layerwise.passes.measurings
         layerwise.update(scaler.last_step)
         with pytest.raises((DataDependentOutputException, RuntimeError)):
             layerwise.begin_step(scaler._scale)

@@ -135,6 +135,6 @@ def test_the_scale_is_to_blame_if_every_loss_is_finite(found, values, dtype, sha
     evidence = Evidence({})
     for value in values:
         evidence.note_loss(torch.full(shape, value, dtype=dtype))
-    flag = evidence.blamed(torch.tensor(found), None)
+    flag = evidence.blame(torch.tensor(found), None).scaling
     assert flag.dtype is torch.float32 and flag.shape == ()
     assert flag.item() == (found if all(map(math.isfinite, values)) else 0.0)

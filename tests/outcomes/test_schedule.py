@@ -63,6 +63,8 @@ def test_anything_with_a_step_can_follow_an_optimizer():
     assert not scaler.step_scheduler(average, optimizer=first)
     assert scaler.step_scheduler(average, optimizer=second)
     assert not scaler.step_scheduler(average) and average.steps == 1
+    switched_off = GradScaler("cpu", enabled=False)
+    assert switched_off.step_scheduler(average, optimizer=first) and average.steps == 2
 
 
 def test_a_disabled_scaler_always_moves_it():

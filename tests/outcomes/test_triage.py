@@ -75,8 +75,8 @@ def test_a_loss_that_only_overflows_when_scaled_is_the_scales_fault():
     assert scaler.last_step.reason == "overflow" and scaler.get_scale() == 2.0**99
 
 
-def test_names_come_from_the_model_the_optimizer_or_the_index():
-    for source in ("model", "optimizer", "index"):
+def test_names_come_from_the_model_the_optimizer_or_the_module_that_owns_the_parameters():
+    for source in ("model", "optimizer", "owner"):
         model, optimizer = model_and_optimizer(named=source == "optimizer")
         scaler = GradScaler("cpu")
         if source == "model":
@@ -85,8 +85,20 @@ def test_names_come_from_the_model_the_optimizer_or_the_index():
         model[1].weight.grad[0, 0] = math.inf
         scaler.step(optimizer)
         (culprit,) = scaler.last_step.culprits
-        name = "group 0, parameter 2" if source == "index" else "1.weight"
-        assert str(culprit) == f"{name}: 1 of 2 elements"
+        assert str(culprit) == "1.weight: 1 of 2 elements"
+
+
+def test_parameters_of_no_module_are_told_by_their_index_and_how_to_name_them():
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    scaler = GradScaler("cpu")
+    scaler.scale(sum(p.sum() for p in parameters)).backward()
+    parameters[1].grad[0] = math.inf
+    scaler.step(optimizer)
+    scaler.update()
+    (culprit,) = scaler.last_step.culprits
+    assert str(culprit) == "group 0, parameter 1: 1 of 2 elements"
+    assert "named after `scaler.name_parameters(model)`" in repr(scaler.last_step)
 
 
 def test_gradients_that_are_gone_name_nobody():

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscale.backward.measure_counts import count_into, empty_counts, moments_into
+from gradscale.backward.measure_counts import count_into, moments_into
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import unscaled_counts
 from gradscale.exponents import floor_exponent
 from gradscale.plans.adaptive_rules import (
@@ -16,13 +17,18 @@ from gradscale.plans.adaptive_rules import (
     Bounds,
     Statistics,
     capped,
-    element_wise_bounds,
     fork_exponent,
     gradient_bounds,
     kappa,
     lognormal_bounds,
     product_bounds,
 )
+
+
+def element_wise_bounds(gradient, weight, fan):
+    """The exact bounds over all products of two small tensors, of which one is not zero."""
+    products = [abs(g * w) for g in gradient for w in weight if g * w != 0]
+    return Bounds(UNDERFLOW / min(products), OVERFLOW / (max(products) * fan))
 
 
 def statistics_of(tensor: torch.Tensor, log2_scale: int = 0) -> Statistics:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscale.backward.measure_counts import count_into, empty_counts
+from gradscale.backward.measure_counts import count_into
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import Counts, unscaled_counts
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import (

@@ -28,6 +28,11 @@ class Torch:
             self.good = 0
 
 
+class Verl(Torch):
+    def __init__(self, window: int = 400) -> None:
+        super().__init__(window)
+
+
 class Apex:
     def __init__(self, window: int = 2000) -> None:
         self.cap = 2.0**24

@@ -29,6 +29,7 @@ WINDOWED: dict[str, Callable[..., Any]] = {
     "paddle": plain.Paddle,
     "mindspore": plain.MindSpore,
     "colossalai": plain.ColossalAI,
+    "verl": plain.Verl,
     "openseq2seq_backoff": plain.OpenSeq2SeqBackoff,
 }
 

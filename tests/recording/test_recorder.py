@@ -557,7 +557,7 @@ def test_recorded_steps_never_wait_for_cuda(name, tmp_path):
 
 
 # Nobody clears them here, which our scaler says once.
-@pytest.mark.filterwarnings("ignore:a step was skipped because its gradients were infinite or NaN")
+@pytest.mark.filterwarnings("ignore:a step was skipped because its gradients")
 @pytest.mark.parametrize("name", SCALERS)
 def test_a_skipped_step_is_over_for_the_watch_although_its_gradients_stay(name, tmp_path):
     model, _ = network()

@@ -9,8 +9,8 @@ import torch
 import gradscale
 from gradscale import GradScaler
 from gradscale.scaler.patience import AFTER
+from training_loops import START, broken_loop, penalty_loop
 
-START = 2.0**16
 SETTINGS = {
     "plain": {},
     "sync_free": {"sync_free": True},
@@ -18,27 +18,6 @@ SETTINGS = {
     "two-sided": {"policy": gradscale.policies.TwoSided()},
     "layerwise": {"layerwise": True},
 }
-
-
-def penalty_loop(scaler, steps=30, fused=False, by_hand=False, accumulate=False, until=math.inf):
-    """torch's recipe for a gradient penalty, in float16: the inner gradient is scaled, too."""
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, fused=fused)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        x = torch.randn(16, 32, requires_grad=True)
-        with torch.autocast("cpu", torch.float16):
-            out = net(x).float()
-        inner = out.sum() * scaler.get_scale() if by_hand else scaler.scale(out.sum())
-        (slope,) = torch.autograd.grad(inner, x, create_graph=True)
-        loss = out.square().mean() + (slope / scaler.get_scale()).square().sum(1).mean()
-        scaler.scale(loss).backward()
-        if accumulate:
-            scaler.accumulate_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
-    return [p.detach().clone() for p in net.parameters()]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -69,23 +48,6 @@ def test_where_nothing_bears_witness_a_lower_scale_is_tried_and_kept_if_it_helps
     assert scaler.counters.consecutive == 0
 
 
-def broken_loop(scaler, steps, good=lambda step: False, inner=False):
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([parameter], lr=0.0)
-    scales = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        if inner:
-            scaled = scaler.scale(parameter.square().sum())
-            torch.autograd.grad(scaled, parameter, create_graph=True)
-        factor = 1.0 if good(step) else math.nan
-        scaler.scale((parameter * factor).sum()).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scales.append(scaler.get_scale())
-    return scales
-
-
 @pytest.mark.parametrize("inner", [False, True])
 def test_bad_data_for_ever_leaves_the_scale_where_it_was(inner):
     scaler = GradScaler("cpu")
@@ -106,11 +68,26 @@ def test_a_run_of_bad_batches_is_not_taken_for_a_loss_that_depends_on_the_scale(
     assert scaler.counters.skipped == AFTER
 
 
-def test_a_constant_scale_stays_constant():
+def test_a_constant_scale_stays_constant_and_the_alarm_says_what_to_do():
     scaler = GradScaler("cpu", policy=gradscale.Static(4.0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(UserWarning, match=r"`Static\(4\)` is a constant.*pass a lower one"):
         assert set(broken_loop(scaler, 100)) == {4.0}
+
+
+def test_a_constant_scale_that_overflows_reaches_no_floor():
+    scaler = GradScaler("cpu", policy=gradscale.Static(2.0**-3))
+    heard = []
+    scaler.on_alarm(heard.append)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    with pytest.warns(UserWarning, match=r"for overflow.*`Static\(0.125\)` is a constant"):
+        for _ in range(100):
+            scaler.scale(parameter.sum()).backward()
+            parameter.grad.fill_(math.inf)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    assert [alarm.in_a_row for alarm in heard] == [100]
 
 
 def test_each_optimizer_is_judged_by_its_own_loss():
@@ -148,7 +125,8 @@ def left_over_loop(scaler, fused, clear):
 @pytest.mark.parametrize("fused", [False, True])
 def test_gradients_that_nobody_cleared_are_named_and_not_the_scale(fused):
     scaler = GradScaler("cpu")
-    with pytest.warns(UserWarning, match="had not been cleared") as caught:
+    words = r"its gradients \('weight', 'bias'\) were infinite .* had not been cleared"
+    with pytest.warns(UserWarning, match=words) as caught:
         left_over_loop(scaler, fused, clear=False)
     assert len(caught) == 1 and scaler.get_scale() == START
     assert scaler.counters.reasons == {"nonfinite_loss": 1, "nonfinite_gradient": 8}
@@ -210,18 +188,31 @@ def test_an_optimizer_that_dies_beside_a_healthy_one_is_heard():
     assert len(heard) == 1
 
 
-def test_a_buffer_that_a_skipped_step_has_poisoned_is_named_once():
+def name_parameters(net, optimizer, scaler):
+    scaler.name_parameters(net)
+
+
+def watch(net, optimizer, scaler):
+    gradscale.watch(net, scaler)
+
+
+def half_precision(net, optimizer, scaler):
+    gradscale.half_precision(net, optimizer)
+
+
+@pytest.mark.parametrize("make_known", [name_parameters, watch, half_precision])
+def test_a_buffer_that_a_skipped_step_has_poisoned_is_named_once(make_known):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
     optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.01), GradScaler("cpu")
-    scaler.name_parameters(net)
+    make_known(net, optimizer, scaler)
     with pytest.warns(UserWarning, match=r"'1.running_mean', '1.running_var'") as caught:
         for step in range(6):
             x = torch.randn(8, 4)
             if step in (2, 4):
                 x[0, 0] = math.inf
             optimizer.zero_grad()
-            scaler.scale(net(x).square().mean()).backward()
+            scaler.scale(net(x).float().square().mean()).backward()
             scaler.step(optimizer)
             scaler.update()
     assert len(caught) == 1

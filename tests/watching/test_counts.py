@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradscale
-from gradscale.backward import measure as measure_module
+from gradscale.backward import measure_tally, measure_waiting
 from gradscale.backward.measurements import Counts
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
@@ -205,14 +205,15 @@ def test_an_emulated_product_loses_what_it_rounds_and_nothing_else_is_guessed() 
 def test_each_measured_tensor_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int, int]] = []
     kept: list[Tensor] = []
-    plain = measure_module.count_into
+    monkeypatch.setattr(measure_waiting, "SMALL", 0)  # each at once, as it is met
+    plain = measure_tally.count_into
 
     def spy(row: Tensor, tensor: Tensor, **settings: Any) -> None:
         kept.append(tensor)  # so that no address is used twice
         read.append((tensor.data_ptr(), tensor.numel(), tensor._version))
         plain(row, tensor, **settings)
 
-    monkeypatch.setattr(measure_module, "count_into", spy)
+    monkeypatch.setattr(measure_tally, "count_into", spy)
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     model = nn.ModuleDict({"body": layer, "left": nn.Linear(8, 8), "right": nn.Linear(8, 8)})

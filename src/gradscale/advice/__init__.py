@@ -3,7 +3,7 @@
 from gradscale.advice.advice import Advice as Advice
 from gradscale.advice.advise import FORMATS as FORMATS
 from gradscale.advice.advise import advise as advise
-from gradscale.advice.evidence import Evidence as Evidence
+from gradscale.advice.evidence import ScalingEvidence as ScalingEvidence
 from gradscale.advice.format_trial import Moment as Moment
 from gradscale.advice.format_trial import ScaleGroup as ScaleGroup
 from gradscale.advice.model_step import ModelStep as ModelStep

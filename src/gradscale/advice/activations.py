@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -39,8 +38,8 @@ def largest_activation(model: nn.Module, largest: Largest) -> Generator[None]:
         Largest(amax=8.0, module='0')
     """
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             del module, args
             for tensor in tensors_in(output):
                 if tensor.is_floating_point() and tensor.numel():

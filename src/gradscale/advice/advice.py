@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from gradscale.advice.sentences import said
 from gradscale.advice.verdict import Verdict
+from gradscale.advice.verdict_sentences import NAMES, paragraph
+from gradscale.files.json_text import JsonObject
 from gradscale.truth import Nonfinite
 from gradscale.watching.rows import Row
 
@@ -69,9 +69,24 @@ class Advice:
         return self.verdicts[0].rows if self.verdicts else ()
 
     def __str__(self) -> str:
-        return said(self)
+        lines = [*self._answer(), ""]
+        for verdict in self.verdicts:
+            lines += [*paragraph(verdict), ""]
+        return "\n".join([*lines, *self.notes]).rstrip()
 
-    def to_dict(self) -> dict[str, Any]:
+    def _answer(self) -> list[str]:
+        steps = len(self.losses)
+        ran = f"{self.model} on {self.device}, {steps} step{'s' if steps != 1 else ''}"
+        if self.hunt is not None:
+            where = str(self.hunt).replace("\n", "\n  ")
+            blame = "not finite in float32 already, so no precision is to blame:"
+            return [f"{ran}: {blame}", f"  {where}"]
+        best = self.best
+        if best is None:
+            return [f"{ran}: stay with float32."]
+        return [f"{ran}: {NAMES[best.format]} is {best.level}. Write:", f"  {best.code}"]
+
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON."""
         return {
             "model": self.model,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from gradscale.advice.activations import Largest, largest_activation
 from gradscale.advice.advice import Advice
-from gradscale.advice.batches import device_of, on_device, taken
+from gradscale.advice.batches import model_device, on_device, taken
 from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.verdict import verdict_of
@@ -21,7 +20,7 @@ from gradscale.formats import FloatFormat
 from gradscale.random_state import same_random_numbers
 from gradscale.truth import find_nonfinite, reference
 from gradscale.truth.one_pass import Loss, checked_loss
-from gradscale.truth.reference import copied
+from gradscale.truth.reference import fresh_copy
 from gradscale.truth.wider import NARROW, wider
 
 FORMATS = ("fp16", "bf16", "e5m2", "e4m3")
@@ -33,7 +32,7 @@ Progress = Callable[[int, int, str], object]
 
 
 def advise(
-    model_step: Any,
+    model_step: object,
     *,
     formats: NamedFormat | Sequence[NamedFormat] = FORMATS,
     steps: int = 8,
@@ -84,11 +83,11 @@ def advise(
     with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
         torch.manual_seed(seed)
         model = _float32_copy(step.model, device)
-        batches = [on_device(b, device_of(model)) for b in taken(step.batches, steps, step.call)]
+        batches = [on_device(b, model_device(model)) for b in taken(step.batches, steps, step.call)]
         return _Advising(step, model, batches, formats, emulate, seed, progress).run(steps)
 
 
-def _named(formats: Any) -> tuple[str, ...]:
+def _named(formats: NamedFormat | Sequence[NamedFormat]) -> tuple[str, ...]:
     given = [formats] if isinstance(formats, str | torch.dtype | FloatFormat) else list(formats)
     try:
         names = tuple(FloatFormat.of(format).name for format in given)
@@ -109,13 +108,13 @@ def _check(steps: int, emulate: str) -> None:
         raise ValueError(f"`advise(emulate={emulate!r})` must be 'auto', 'on' or 'off'.")
 
 
-def _uncompiled() -> Any:
+def _uncompiled() -> AbstractContextManager[object]:
     compiled = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _float32_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
-    twin = copied(model)
+    twin = fresh_copy(model)
     for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.dtype in NARROW:
             tensor.data = tensor.data.to(torch.float32)
@@ -129,14 +128,14 @@ class _Advising:
         self,
         step: ModelStep,
         model: nn.Module,
-        batches: Sequence[Any],
+        batches: Sequence[object],
         formats: Sequence[str],
         emulate: str,
         seed: int,
         progress: Progress | None,
     ) -> None:
         self.step, self.model, self.batches, self.seed = step, model, batches, seed
-        self.device = str(device_of(model))
+        self.device = str(model_device(model))
         self.trials = [FormatTrial(f, model, self.device, emulate) for f in dict.fromkeys(formats)]
         parameters = [p for p in model.parameters() if p.requires_grad]
         make = step.optimizer or _adam
@@ -151,6 +150,7 @@ class _Advising:
     def run(self, asked: int) -> Advice:
         hunt = None
         for index, batch in enumerate(self.batches):
+            # As a training run seeds its steps: a prime, so that no two seeds share a step's.
             torch.manual_seed(self.seed * 1_000_003 + index)
             if not self._advance(index, self._loss_of(batch)):
                 hunt = find_nonfinite(self.model, self._loss_of(batch))
@@ -161,7 +161,7 @@ class _Advising:
         losses = tuple(self.losses)
         return Advice(kind, self.device, losses, verdicts, hunt, notes, self.seed)
 
-    def _loss_of(self, batch: Any) -> Loss:
+    def _loss_of(self, batch: object) -> Loss:
         def loss(model: nn.Module) -> Tensor:
             return checked_loss(self.step.loss(model, batch), "loss(model, batch)")
 
@@ -179,6 +179,7 @@ class _Advising:
             for trial in self.trials:
                 self._tell(trial.format)
                 trial.look(index, loss, true)
+        # The gradients of the reference are those of this step: no pass is run twice.
         for name, parameter in self.model.named_parameters():
             parameter.grad = true.parameters.get(name)
         with wider():
@@ -211,7 +212,7 @@ class _Advising:
         return notes
 
 
-def _adam(parameters: Any) -> torch.optim.Optimizer:
+def _adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils._pytree import tree_map
 
+T = TypeVar("T")
 
-def taken(batches: Iterable[Any], count: int, call: str) -> list[Any]:
+
+def taken(batches: Iterable[T], count: int, call: str) -> list[T]:
     """The first batches; fewer if there are no more.
 
     Raises:
@@ -26,7 +28,7 @@ def taken(batches: Iterable[Any], count: int, call: str) -> list[Any]:
     return found
 
 
-def on_device(batch: Any, device: torch.device) -> Any:
+def on_device(batch: object, device: torch.device) -> object:
     """The batch with all its tensors on a device.
 
     Tensors are found wherever `torch.utils._pytree` looks, in other mappings and in dataclasses;
@@ -38,9 +40,9 @@ def on_device(batch: Any, device: torch.device) -> Any:
         {'x': [tensor([1.])], 'name': 'a'}
     """
 
-    def moved(leaf: Any) -> Any:
+    def moved(leaf: object) -> object:
         if hasattr(leaf, "to"):
-            return leaf.to(device)
+            return cast(Any, leaf).to(device)
         if isinstance(leaf, Mapping):
             return {key: on_device(value, device) for key, value in leaf.items()}
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -49,9 +51,13 @@ def on_device(batch: Any, device: torch.device) -> Any:
             return dataclasses.replace(leaf, **parts)
         return leaf
 
-    return tree_map(moved, batch, is_leaf=lambda value: hasattr(value, "to"))
+    return tree_map(moved, batch, is_leaf=_can_move)
 
 
-def device_of(model: torch.nn.Module) -> torch.device:
+def _can_move(value: object) -> bool:
+    return hasattr(value, "to")
+
+
+def model_device(model: torch.nn.Module) -> torch.device:
     """Where a model's first parameter is."""
     return next(model.parameters()).device

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradscale.backward.cancellation import mostly
+from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
 from gradscale.truth import Gradients, compared
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ScalingEvidence:
     """Gradients of one format at one scale, or at the scales of a plan, against float32.
 
     Attributes:
@@ -32,7 +32,7 @@ class Evidence:
     where: str
     overflowed: bool
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers and strings."""
         return asdict(self)
 
@@ -61,13 +61,13 @@ class Collected:
             self.modules.setdefault(name, []).append(value)
 
     @property
-    def evidence(self) -> Evidence | None:
+    def evidence(self) -> ScalingEvidence | None:
         """The means; None if no pass was finite nor overflowed."""
         if not self.cosines:
-            return Evidence(1.0, 0.0, 0.0, "", True) if self.overflowed else None
+            return ScalingEvidence(1.0, 0.0, 0.0, "", True) if self.overflowed else None
         means = {name: sum(values) / len(values) for name, values in self.modules.items()}
         where = min(means, key=lambda name: means[name], default="")
-        return Evidence(
+        return ScalingEvidence(
             self.flushed / max(1, self.nonzero),
             sum(self.cosines) / len(self.cosines),
             means.get(where, 1.0),
@@ -99,6 +99,7 @@ def cosines(true: Gradients, held: Gradients) -> tuple[float, dict[str, float]]:
         total = sums.setdefault(name.rpartition(".")[0] or name, [0.0, 0.0, 0.0])
         for index, value in enumerate(products):
             total[index] += value
+    # Products add up over parts, so one pass gives all cosines.
     whole = [sum(values[index] for values in sums.values()) for index in range(3)]
     return _cosine(whole), {n: _cosine(values) for n, values in sums.items() if values[1] > 0}
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gradscale.advice.evidence import Collected
+from gradscale.advice.module_under_way import modules_under_way
 from gradscale.backward.names import module_places
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation.computing import EIGHT_BIT, computing_in, is_emulated
 from gradscale.formats import FloatFormat
 from gradscale.layerwise import Layerwise
+from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.layerwise.product_format import fitted
 from gradscale.layerwise.track import Track
 from gradscale.plans.window import FAR, Window
@@ -60,7 +62,7 @@ class Moment(NamedTuple):
 class _Stay(torch.optim.Optimizer):
     """An optimizer that leaves the parameters where they are: the float32 run moves them."""
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         del closure
 
 
@@ -97,10 +99,16 @@ class FormatTrial:
         self.error = ""
         self._model = model
         self._planner = Windows(product_format=format) if format in EIGHT_BIT else Windows()
-        self._scaler = GradScaler(device, layerwise=Layerwise(self._planner, measure_every=1))
+        layerwise = Layerwise(self._planner, measure_every=1)
+        self._scaler = GradScaler(device, layerwise=layerwise, injected="scale")
         self._scaler.name_parameters(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._stay = _Stay(parameters, {})
+
+    @property
+    def functions(self) -> tuple[FunctionVerdict, ...]:
+        """What backward functions that torch did not write do to their gradient."""
+        return () if self._scaler.layerwise is None else self._scaler.layerwise.functions.verdicts()
 
     @property
     def narrow(self) -> FloatFormat:
@@ -114,11 +122,13 @@ class FormatTrial:
         """One moment of training: every way of scaling against the float32 gradients."""
         if self.hunt is not None or self.error:
             return
-        try:
-            self._look(step, loss, true)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            # An operation that does not exist in this format, or refuses mixed dtypes.
-            self.error = " ".join(str(error).split()[:40])
+        with modules_under_way(self._model) as entered:
+            try:
+                self._look(step, loss, true)
+            except (RuntimeError, TypeError, NotImplementedError) as error:
+                # An operation that does not exist in this format, or refuses mixed dtypes.
+                where = f" (in {entered[-1]})" if entered else ""
+                self.error = " ".join(str(error).split()[:40]) + where
 
     def _look(self, step: int, loss: Loss, true: Gradients) -> None:
         with self._computing():
@@ -137,6 +147,7 @@ class FormatTrial:
     def _settled(self, loss: Loss) -> Gradients | None:
         """The gradients of the first pass whose plan was that of the pass before; else the last."""
         before: tuple[ScalePlan | None, float] | None = None
+        # Later looks begin with the plan of the one before: a pass under it, and one to confirm it.
         passes = SETTLING if not self.plan.cosines else 2
         found: Gradients | None = None
         for _ in range(passes):
@@ -204,6 +215,8 @@ class FormatTrial:
     def _single_scale_pass(self, loss: Loss) -> Gradients:
         """At the highest scale that nothing in the graph forbids; lower where that overflows."""
         found = self._at(loss, self.log2_single)
+        # The histograms are of what passes between nodes; what a kernel holds inside may overflow
+        # first, as the product inside of an attention. Two octaves at a time, 16 at most.
         for _ in range(8):
             if found.finite:
                 break

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 LossOfBatch = Callable[[nn.Module, Any], Tensor]
-MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 _SHAPE = "`(model, batches, loss)` or `(model, batches, loss, optimizer)`"
 
@@ -35,13 +35,13 @@ class ModelStep:
     """
 
     model: nn.Module
-    batches: Iterable[Any]
+    batches: Iterable[object]
     loss: LossOfBatch
     optimizer: MakeOptimizer | None = None
     call: str = "advise(model_step)"
 
     @staticmethod
-    def of(given: Any, call: str = "advise(model_step)") -> ModelStep:
+    def of(given: object, call: str = "advise(model_step)") -> ModelStep:
         """A triple, a quadruple, a function that returns one, or a `ModelStep` itself.
 
         Raises:
@@ -52,11 +52,11 @@ class ModelStep:
             given = given()
         if isinstance(given, ModelStep):
             return given
-        if not isinstance(given, tuple | list) or len(cast("tuple[Any, ...]", given)) not in (3, 4):
+        parts = cast("tuple[Any, ...]", given if isinstance(given, tuple | list) else ())
+        if len(parts) not in (3, 4):
             raise TypeError(
                 f"`{call}` got {_what(given)}; it needs {_SHAPE}, or a function that returns that."
             )
-        parts = tuple(cast("tuple[Any, ...]", given))
         step = ModelStep(*parts[:3], *parts[3:], call=call)
         step._check()
         return step
@@ -90,17 +90,17 @@ _MAKES = (
 )
 
 
-def _is_model(value: Any) -> bool:
+def _is_model(value: object) -> bool:
     return isinstance(value, nn.Module)
 
 
-def _iterable(value: Any) -> bool:
+def _iterable(value: object) -> bool:
     return hasattr(value, "__iter__") and not isinstance(value, str | Mapping | Tensor)
 
 
-def _what(value: Any) -> str:
+def _what(value: object) -> str:
     if isinstance(value, tuple | list):
-        count = len(cast("tuple[Any, ...]", value))
+        count = len(cast("tuple[object, ...]", value))
         return f"a {type(value).__name__} of {count}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from gradscale.advice.activations import Largest
-from gradscale.advice.evidence import Evidence
+from gradscale.advice.evidence import ScalingEvidence
 from gradscale.advice.format_trial import FormatTrial, Moment, ScaleGroup
 from gradscale.emulation.computing import EIGHT_BIT
+from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
+from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
+from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.truth import Nonfinite
-from gradscale.truth.rows_of import carrier
 from gradscale.watching.rows import Row
 
 Level = Literal["safe", "risky", "unsafe", "unknown"]
@@ -21,6 +23,8 @@ Scaling = Literal["none", "one scale", "a plan"]
 
 LIMITS: tuple[tuple[Level, float, float], ...] = (("safe", 0.01, 0.9), ("risky", 0.1, 0.5))
 """For each level the largest lost share, and the smallest cosine of any module's gradients."""
+
+INJECTED = ', injected="scale"'
 
 TIGHT = 2.0
 """Octaves of headroom below which activations are close to overflow."""
@@ -48,6 +52,8 @@ class Verdict:
         hunt: where the forward pass stopped being finite, if it did.
         emulated: whether the format was emulated.
         code: the line to write.
+        functions: what backward functions that torch did not write do to their gradient; what
+            some return of their own was multiplied by the scale.
         note: why it could not run, or what else to know.
     """
 
@@ -57,19 +63,20 @@ class Verdict:
     log2_scale: int
     scales: tuple[int, ...]
     groups: tuple[ScaleGroup, ...]
-    none: Evidence | None
-    one: Evidence | None
-    plan: Evidence | None
+    none: ScalingEvidence | None
+    one: ScalingEvidence | None
+    plan: ScalingEvidence | None
     moments: tuple[Moment, ...]
     activation: Largest
     headroom: float
     hunt: Nonfinite | None
     emulated: bool
     code: str
+    functions: tuple[FunctionVerdict, ...] = ()
     note: str = ""
 
     @property
-    def chosen(self) -> Evidence | None:
+    def chosen(self) -> ScalingEvidence | None:
         """The evidence for the scaling that is advised."""
         return {"none": self.none, "one scale": self.one, "a plan": self.plan}[self.scaling]
 
@@ -83,7 +90,7 @@ class Verdict:
         """The share of gradients lost with the scaling that is advised; 1 if nothing could run."""
         return 1.0 if self.chosen is None else self.chosen.lost_share
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON."""
         evidence = {"none": self.none, "one": self.one, "plan": self.plan}
         return {
@@ -101,6 +108,7 @@ class Verdict:
             "nonfinite": None if self.hunt is None else self.hunt.to_dict(),
             "emulated": self.emulated,
             "code": self.code,
+            "functions": [asdict(function) for function in self.functions],
             "note": self.note,
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -114,7 +122,10 @@ def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
         level = "unsafe"
     elif trial.error:
         level = "unknown"
+    functions = tuple(_at_scale(v, trial.log2_single) for v in trial.functions)
+    injects = any(function.kind == "injects" for function in functions)
     headroom = activation.headroom(forward_format(trial.format))
+    # Less than an octave: a float32 pass of a few steps has not seen the largest there will be.
     if level == "safe" and headroom < 1:
         level = "risky"
     return Verdict(
@@ -132,7 +143,8 @@ def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
         headroom,
         trial.hunt,
         trial.emulated,
-        code_for(trial.format, scaling, trial.log2_single, trial.device, level),
+        code_for(trial.format, scaling, trial.log2_single, trial.device, level, injects=injects),
+        functions,
         trial.error,
     )
 
@@ -142,13 +154,13 @@ def forward_format(format: str) -> FloatFormat:
     return carrier(FloatFormat.of(format))
 
 
-def level_of(evidence: Evidence | None) -> Level:
+def level_of(evidence: ScalingEvidence | None) -> Level:
     """How safe one way of scaling is.
 
     Example:
-        >>> level_of(Evidence(0.001, 0.999, 0.98, "head", overflowed=False))
+        >>> level_of(ScalingEvidence(0.001, 0.999, 0.98, "head", overflowed=False))
         'safe'
-        >>> level_of(Evidence(0.2, 0.999, 0.98, "head", overflowed=False))
+        >>> level_of(ScalingEvidence(0.2, 0.999, 0.98, "head", overflowed=False))
         'unsafe'
     """
     if evidence is None or evidence.overflowed:
@@ -159,7 +171,9 @@ def level_of(evidence: Evidence | None) -> Level:
     return "unsafe"
 
 
-def _least(ways: tuple[tuple[Scaling, Evidence | None], ...], format: str) -> tuple[Level, Scaling]:
+def _least(
+    ways: tuple[tuple[Scaling, ScalingEvidence | None], ...], format: str
+) -> tuple[Level, Scaling]:
     """The best level that some way of scaling reaches, and the simplest that reaches it."""
     # A format with float32's range needs no scaling; any other gets one scale, which costs nothing.
     if FloatFormat.of(format).exponent_bits < 8:
@@ -168,12 +182,35 @@ def _least(ways: tuple[tuple[Scaling, Evidence | None], ...], format: str) -> tu
         for scaling, evidence in ways:
             if level_of(evidence) == level:
                 return level, scaling
+    # Nothing is good enough: then the one that loses least is told of.
     best = min(ways, key=lambda way: 1.0 if way[1] is None else way[1].lost_share)
     return "unsafe", best[0]
 
 
-def code_for(format: str, scaling: Scaling, log2_scale: int, device: str, level: Level) -> str:
+def _at_scale(found: FunctionVerdict, log2_scale: int) -> FunctionVerdict:
+    """How wrong it is at this scale unless it is corrected, as our trial did."""
+    wrong = 1.0 if found.wrong == 1 else 2.0**log2_scale
+    return replace(found, wrong=wrong, corrected=False)
+
+
+def code_for(
+    format: str,
+    scaling: Scaling,
+    log2_scale: int,
+    device: str,
+    level: Level,
+    *,
+    injects: bool = False,
+) -> str:
     """The line of code that the verdict comes to.
+
+    Args:
+        format: advised.
+        scaling: advised.
+        log2_scale: the exponent of the single scale.
+        device: where the model is.
+        level: how safe that is.
+        injects: whether a function returns a gradient of its own.
 
     Example:
         >>> code_for("fp16", "one scale", 12, "cuda", "safe")
@@ -186,16 +223,14 @@ def code_for(format: str, scaling: Scaling, log2_scale: int, device: str, level:
         return ""
     if scaling == "none":
         return f'with torch.autocast("{kind}", torch.bfloat16):  # no scaler'
-    if format in EIGHT_BIT and scaling == "a plan":
-        windows = f'gradscale.Windows(product_format="{format}")'
-        return f'scaler = gradscale.GradScaler("{kind}", layerwise={windows})'
+    windows = f'gradscale.Windows(product_format="{format}")'
+    chosen = f"init_scale=2.0**{log2_scale}"
     if scaling == "a plan":
-        return f'scaler = gradscale.GradScaler("{kind}", layerwise=True)'
-    if format == "e4m3":
+        chosen = f"layerwise={windows if format in EIGHT_BIT else True}"
+    elif format == "e4m3":
         # It saturates: a scale that waits for an overflow would grow for ever.
-        policy = f"gradscale.Static(2.0**{log2_scale})"
-        return f'scaler = gradscale.GradScaler("{kind}", policy={policy})'
-    return f'scaler = gradscale.GradScaler("{kind}", init_scale=2.0**{log2_scale})'
+        chosen = f"policy=gradscale.Static(2.0**{log2_scale})"
+    return f'scaler = gradscale.GradScaler("{kind}", {chosen}{INJECTED if injects else ""})'
 
 
 def magnitude_text(value: float) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from gradscale.backward.discovery import discover
 from gradscale.backward.structure import Arrival as Arrival
-from gradscale.backward.structure import Edge as Edge
-from gradscale.backward.structure import Structure, arrivals_of, structure_of, topology_of
+from gradscale.backward.structure import Structure, structure_of
+from gradscale.backward.topology import LEAF, topology_of
+from gradscale.backward.topology import Edge as Edge
 from gradscale.backward.user_functions import is_users
 from gradscale.backward.user_hooks import watched_numbers
 from gradscale.compiled.opened import Opening
+from gradscale.live_nodes import LeafNode, LiveNode, expected_by, sequence_numbers
 
 Root = Tensor | Node | GradientEdge
 
@@ -144,6 +147,18 @@ class BackwardGraph:
         unproven = self.unproven.difference(nodes)
         return self if unproven == self.unproven else replace(self, unproven=unproven)
 
+    def with_leaves(self, leaves: Mapping[int, Tensor]) -> BackwardGraph:
+        """The same graph in which these nodes are the leaves of these tensors.
+
+        While a compiler traces, other nodes stand in the places of leaves.
+        """
+        known = {leaf: ref for leaf, ref in zip(self.leaves, self._parameters, strict=True)}
+        known |= {leaf: weakref.ref(tensor) for leaf, tensor in leaves.items()}
+        names = tuple(LEAF if node in known else name for node, name in enumerate(self.names))
+        structure = replace(self.structure, names=names, leaves=tuple(sorted(known)))
+        parameters = tuple(known[leaf] for leaf in structure.leaves)
+        return replace(self, structure=structure, pinned=structure.pinned, _parameters=parameters)
+
     @property
     def held(self) -> frozenset[int]:
         """The inner nodes that must stay at the loss scale: pinned ones and unproven ones."""
@@ -177,7 +192,7 @@ class Walk(NamedTuple):
     """A graph together with its live nodes, `nodes[i]` being node i. Drop it once it is used."""
 
     graph: BackwardGraph
-    nodes: list[Any]
+    nodes: list[LiveNode]
 
 
 def walk(losses: Root | Sequence[Root]) -> Walk:
@@ -205,26 +220,33 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     several = [losses] if one else list(cast(Sequence[Root], losses))
     opening = Opening()
     roots = list(dict.fromkeys(_root_node(cast(Root, loss), opening) for loss in several))
-    found_nodes, found = _discover(roots, opening)
-    names = tuple([node.name() for node in found_nodes])
+    met, names, found = discover(roots, opening)
     topology = topology_of(names, found, len(roots))
-    nodes = [found_nodes[place] for place in topology.order]
-    variables = [nodes[leaf].variable for leaf in topology.leaves]
-    casts = tuple(arrivals_of(nodes[cast_])[:1] for cast_ in topology.casts)
-    layout = opening.layout(nodes)
-    key = tuple((v.dtype, v.device) for v in variables), tuple(a[0][:2] for a in casts if a), layout
-    structure = structure_of(topology, key).of(nodes)
+    nodes = [met[place] for place in topology.order]
+    parameters = [cast(LeafNode, nodes[leaf]).variable for leaf in topology.leaves]
+    kinds = _kinds(parameters, [nodes[place] for place in topology.casts])
+    structure = structure_of(topology, (kinds, opening.layout(nodes))).of(nodes)
     graph = BackwardGraph(
         structure,
         _pinned(structure, nodes),
-        tuple(weakref.ref(variable) for variable in variables),
+        tuple(map(weakref.ref, parameters)),
         tuple(weakref.ref(loss) for loss in several if isinstance(loss, Tensor)),
         unproven=frozenset(i for i in structure.custom if is_users(nodes[i])),
     )
     return Walk(graph, nodes)
 
 
-def _root_node(loss: Root, opening: Opening) -> Any:
+def _kinds(parameters: Sequence[Tensor], casts: Iterable[LiveNode]) -> Hashable:
+    """All dtypes and devices that differ between iterations of one program: the rest follow."""
+    arriving = [entry for node in casts for entry in expected_by(node)[:1]]
+    return (
+        tuple([parameter.dtype for parameter in parameters]),
+        tuple([parameter.device for parameter in parameters]),
+        tuple([(entry.dtype, entry.device) for entry in arriving]),
+    )
+
+
+def _root_node(loss: Root, opening: Opening) -> LiveNode:
     if isinstance(loss, Tensor):
         if not loss.requires_grad:
             raise ValueError(
@@ -233,46 +255,20 @@ def _root_node(loss: Root, opening: Opening) -> Any:
             )
         loss = torch.autograd.graph.get_gradient_edge(loss)
     if isinstance(loss, GradientEdge):
-        return opening.at(loss.node, loss.output_nr)[0] or loss.node
-    return loss
+        return opening.at(loss.node, loss.output_nr)[0] or cast(LiveNode, loss.node)
+    return cast(LiveNode, loss)
 
 
 def _is_shard(parameter: Tensor) -> bool:
     return hasattr(parameter, "_local_tensor") or hasattr(parameter, "_fsdp_flattened")
 
 
-def _discover(roots: list[Any], opening: Opening) -> tuple[list[Any], tuple[int, ...]]:
-    """Every node once, breadth first, and where its outputs lead; see `topology_of`."""
-    nodes = list(roots)
-    places = {node: place for place, node in enumerate(nodes)}
-    count = len(nodes)
-    found: list[int] = []
-    custom = torch.autograd.function.BackwardCFunction
-    place_of, note, append = places.setdefault, found.append, nodes.append
-    for node in nodes:  # grows as it goes
-        for target, entry in node.next_functions:
-            if isinstance(target, custom):
-                target, entry = opening.at(target, entry)
-            if target is None:
-                note(-1)
-                note(0)
-                continue
-            place = place_of(target, count)
-            note(place)
-            note(entry)
-            if place == count:
-                count += 1
-                append(target)
-        note(-2)
-    return nodes, tuple(found)
-
-
-def _pinned(structure: Structure, nodes: list[Any]) -> frozenset[int]:
+def _pinned(structure: Structure, nodes: Sequence[LiveNode]) -> frozenset[int]:
     pinned = structure.pinned
     numbers = watched_numbers()
     if not numbers:
         return pinned
-    here = [node._sequence_nr() for node in nodes]
+    here = sequence_numbers(nodes)
     if numbers.isdisjoint(here):
         return pinned
     return pinned | {i for i, number in enumerate(here) if number in numbers}

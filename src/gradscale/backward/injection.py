@@ -21,10 +21,11 @@ from torch import Tensor
 
 from gradscale.backward.graph import Walk
 from gradscale.backward.no_trace import Given, LeavesTrace, Returned, call_again, gradients_for
+from gradscale.backward.user_functions import function_name
 from gradscale.untraced import untraced
 
 _FOUR_BYTES = 4
-Refused = Callable[[int, str], None]
+Refused = Callable[[int, str, str], None]
 Produced = Sequence[Tensor | None]
 
 
@@ -40,7 +41,7 @@ def scale_injected(
         walk: the graph and its live nodes, which sit at the loss scale.
         nodes: of users' functions.
         scale: the loss scale, one element; read as the pass runs.
-        refused: told the node and the reason where a function cannot be called once more.
+        refused: told the node, the function's name, and why it cannot be called once more.
 
     Returns:
         What takes the hooks away.
@@ -82,7 +83,7 @@ class _Correction:
             self._own, *rest = call_again(node, gradients)
             self._true = rest[0] if rest else {}
         except LeavesTrace as reason:
-            self._refused(self._number, str(reason))
+            self._refused(self._number, function_name(node), str(reason))
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         return gradient / self._scale.to(gradient.device, gradient.dtype)
@@ -134,7 +135,9 @@ def owed(function: Any, scale: Tensor) -> Tensor:
     if callable(getattr(function, "set_loss_scale", None)):
         numbers_ = map(_number, vars(function).values())
         for told in (n for n in numbers_ if n is not None):
-            due = torch.where(told.to(scale.device).square() >= scale, 1.0, due)
+            square = told.to(scale.device).square()
+            knows = torch.where(scale >= 1, square >= scale, square <= scale)
+            due = torch.where(knows, 1.0, due)
     return due
 
 

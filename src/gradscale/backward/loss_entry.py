@@ -26,13 +26,14 @@ class LossEntry:
         scaled.backward()                        # begin(walk) runs first; the pass continues
 
     `begin` is not called for `autograd.grad` or `backward(inputs=…)`, nor where the losses of two
-    `LossEntry` meet in one pass: such passes stay plain, and `partial_passes` counts them. Nothing
+    `LossEntry` meet in one pass: no plan may scale those, and `partial_passes` counts them. Nothing
     is kept alive between passes. One case cannot be seen: a loss that was never watched, computed
     from the same inner tensors and added to a watched one. Watch all losses of a pass, or none.
 
     Args:
         begin: receives the walk of all losses in this pass. What it passes to `rescale` serves
             this pass only. It runs in the engine's thread and must keep neither walk nor nodes.
+        begin_part: the same for `autograd.grad` and `backward(inputs=…)`.
 
     Example:
         >>> entry = LossEntry(lambda walk: print(len(walk.graph), "nodes"))
@@ -41,9 +42,12 @@ class LossEntry:
         5 nodes
     """
 
-    def __init__(self, begin: Callable[[Walk], None]) -> None:
+    def __init__(
+        self, begin: Callable[[Walk], None], begin_part: Callable[[Walk], None] | None = None
+    ) -> None:
         watch_user_hooks()
         self._begin = begin
+        self._begin_part = begin_part
         self._nodes: list[weakref.ref[Any]] = []
         self._probes: dict[torch.device, Tensor] = {}
         self._pass = NONE
@@ -61,8 +65,8 @@ class LossEntry:
         if probe is None:
             probe = torch.zeros((), device=loss.device, requires_grad=True)
             self._probes[loss.device] = probe
-        watched = _LossEntry.apply(loss, probe)
-        node = watched.grad_fn
+        watched = enter(loss, probe)
+        node: Any = watched.grad_fn
         self._nodes = [ref for ref in self._nodes if ref() is not None]
         self._nodes.append(weakref.ref(node))
         node.register_prehook(self._entered)
@@ -89,11 +93,23 @@ class LossEntry:
             self._begin(walked)
         else:
             self.partial_passes += 1
+            if alone and self._begin_part is not None:
+                self._begin_part(walked)
 
     def _taking_part(self) -> list[Any]:
         """The entries that the running pass goes through, in the order they were watched."""
         here = torch._C._current_autograd_node()  # the engine does not count a pass's only root
         return [node for node in self.nodes() if node is here or executes(node)]
+
+
+def enter(loss: Tensor, probe: Tensor) -> Tensor:
+    """The same loss behind the node at which `LossEntry` notices a pass.
+
+    Args:
+        loss: requires a gradient.
+        probe: a leaf that no `inputs=` can name; it gets no gradient.
+    """
+    return _LossEntry.apply(loss, probe)
 
 
 def transformed() -> bool:

@@ -5,31 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.graph import Walk
-from gradscale.backward.measure_counts import (
-    AMAX,
-    WIDTH,
-    count_into,
-    empty_counts,
-    moments_into,
-)
+from gradscale.backward.measure_fetched import Fetched
 from gradscale.backward.measure_places import CountedPlace, places_of
 from gradscale.backward.measure_repeats import Repeats
+from gradscale.backward.measure_tally import Tally
+from gradscale.backward.measure_waiting import Waiting
 from gradscale.backward.measure_weights import Weight, weights_of
-from gradscale.backward.measurements import Measurements, PlaceRecord, unscaled_counts
+from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.exponents import ceil_exponent
-from gradscale.host_copies import HostCopies
-from gradscale.ranks import reduce_max_, reduce_sum_
 from gradscale.untraced import untraced
 
-_MOMENTS = 4
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 Hook = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]
 Cleaned = Callable[[int, Tensor], Tensor]
+See = Callable[[int, Tensor], None]
+
+
+class _Way(NamedTuple):
+    """How what passes a place is counted."""
+
+    tally: Tally
+    waiting: Waiting
+    ceil: bool
 
 
 def measure(
@@ -54,7 +60,7 @@ def measure(
         products: also count what arrives at matrix products in full precision.
         moments: that, and the sums that `Adaptive` needs, also of the saved weights.
         places: what to count instead of all that limits a plan; of what is in float32 or bfloat16
-            the octaves are those that tell exactly what a cast flushes (`measure_counts`).
+            the octaves are those that tell exactly what a cast flushes (`measure_rows`).
         cleaned: called with the index of a place and its tensor; what it returns is counted.
 
     Returns:
@@ -82,7 +88,11 @@ def measure(
 
 
 class Measuring:
-    """One measurement under way: rows on the device, one for each place, and what they mean."""
+    """One measurement under way: rows on the devices, and what they mean.
+
+    Small tensors are copied and counted together, some thousands at a time (`measure_waiting`);
+    large ones at once, and only the first time where one passes several nodes unchanged.
+    """
 
     def __init__(
         self,
@@ -99,15 +109,27 @@ class Measuring:
         self.exponents = exponents
         self.places = [*places, *(weight.place for weight in weights)]
         self.fans = [0] * len(places) + [weight.fan for weight in weights]
-        self.handles: list[Any] = []
-        self._blocks = _Blocks(self.places, moments)
-        # Only formats with float32's range have lost nothing yet.
-        self._ceil = [exact and place.format in ("fp32", "bf16") for place in self.places]
+        self.handles: list[RemovableHandle] = []
+        self._moments = moments
         self._repeats = Repeats()
+        # Whoever chose the places may ask which of them saw the same tensor, however small.
+        self._noting_all = exact
+        self._tallies: dict[torch.device, Tally] = {}
+        self._known_ways: dict[tuple[torch.device, bool], _Way] = {}
+        # Only formats with float32's range have lost nothing yet.
+        unspoilt = ("fp32", "bf16") if exact else ()
+        self._ways = [self._way(place.device, place.format in unspoilt) for place in self.places]
         self._scale = scale.detach().clone() if isinstance(scale, Tensor) else scale
-        self._host: HostCopies[Tensor] | None = None
+        self._fetched: Fetched | None = None
         for index, weight in enumerate(weights, len(places)):
-            self._count(index, weight.tensor)
+            self._see(index, weight.tensor)
+
+    def _way(self, device: torch.device, ceil: bool) -> _Way:
+        key = device, ceil
+        if key not in self._known_ways:
+            tally = self._tallies.setdefault(device, Tally(device, self._moments))
+            self._known_ways[key] = _Way(tally, Waiting(tally, ceil=ceil), ceil)
+        return self._known_ways[key]
 
     @property
     def repeats(self) -> dict[int, int]:
@@ -134,80 +156,73 @@ class Measuring:
         for index, place in enumerate(self.places):
             if place.kind != "weight":
                 by_node.setdefault(place.node, []).append((index, place.output))
-        return {node: self._hook(wanted, cleaned) for node, wanted in by_node.items()}
+        see = self._see if cleaned is None else self._seeing(cleaned)
+        return {node: partial(_show, see, wanted) for node, wanted in by_node.items()}
 
-    def _hook(
-        self,
-        wanted: Sequence[tuple[int, int]],
-        cleaned: Cleaned | None,
-    ) -> Hook:
-        @untraced
-        def count(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
-            for index, output in wanted:
-                for tensor in arrived if output < 0 else (produced[output],):
-                    if tensor is not None:
-                        self._count(index, cleaned(index, tensor) if cleaned else tensor)
+    def _seeing(self, cleaned: Cleaned) -> See:
+        def see(index: int, tensor: Tensor) -> None:
+            self._see(index, cleaned(index, tensor))
 
-        return count
+        return see
 
-    def _count(self, index: int, tensor: Tensor) -> None:
-        block, row = self._blocks.where[index]
+    def _see(self, index: int, tensor: Tensor) -> None:
+        way = self._ways[index]
+        if way.waiting.add(index, tensor):
+            if self._noting_all:
+                self._repeats.of(tensor, index)
+            return
         with torch.no_grad(), _counting(tensor):
             known = self._repeats.of(tensor, index)
-            if known is not None and self._alike(known, index):
-                block.copy(self._blocks.where[known][1], row)
-                return
-            count_into(block.rows[row], tensor, ceil=self._ceil[index])
-            if block.moments is not None:
-                moments_into(block.moments[row], tensor)
+            if known is not None and self._ways[known] == way:
+                way.tally.copy(known, index)
+            else:
+                way.tally.count(index, tensor, ceil=way.ceil)
 
-    def _alike(self, one: int, other: int) -> bool:
-        same = self._blocks.where[one][0] is self._blocks.where[other][0]
-        return same and self._ceil[one] == self._ceil[other]
+    def _settle(self) -> None:
+        for way in self._known_ways.values():
+            way.waiting.count()
 
-    def reduce(self, groups: Iterable[Any]) -> None:
+    def reduce(self, groups: Iterable[ProcessGroup]) -> None:
         """Merges the counts of all ranks, in place on the device: maxima and sums."""
+        self._settle()
         groups = list(groups)
-        for block in self._blocks.all:
-            amax = block.rows[:, AMAX].clone()
-            reduce_max_([amax], groups)
-            sums = [block.rows] if block.moments is None else [block.rows, block.moments]
-            reduce_sum_(sums, groups)
-            block.rows[:, AMAX] = amax
+        for device, tally in self._tallies.items():
+            here = [index for index, place in enumerate(self.places) if place.device == device]
+            tally.reduce(here, groups)
 
     def fetch(self) -> None:
         """Begins to copy the rows to the host, without waiting for them; hooks are removed."""
         self.remove()
-        self._host = HostCopies([_packed(block, self._scale) for block in self._blocks.all])
+        self._settle()
+        parts = [part for tally in self._tallies.values() for part in tally.parts]
+        self._fetched = Fetched(parts, self._scale)
 
     @property
     def ready(self) -> bool:
         """Whether `result` need not wait."""
-        return self._host is not None and self._host.arrived
+        return self._fetched is not None and self._fetched.arrived
 
     def result(self) -> Measurements:
         """What was counted, in unscaled terms; waits for the copy if it is still under way."""
-        if self._host is None:
+        if self._fetched is None:
             self.fetch()
-        host = cast(HostCopies[Tensor], self._host)
-        host.wait()
-        records: dict[int, PlaceRecord] = {}
-        for block, packed in zip(self._blocks.all, host.tensors, strict=True):
-            rows, moments, scale = _unpacked(packed, block)
-            scales = [self._scale_of(place, scale) for place in block.places]
-            counts = unscaled_counts(rows, scales, moments)
-            for index, place, (factor, exponent), count in zip(
-                block.indices, block.places, scales, counts, strict=True
-            ):
-                stored = ceil_exponent(factor) + exponent
-                records[index] = PlaceRecord(
-                    place.node, place.kind, place.target, place.format, stored, count,
-                    self.fans[index],
-                )  # fmt: skip
-        merged = Measurements(self.signature).merged(
-            Measurements(self.signature, (records[index],)) for index in sorted(records)
-        )
-        return merged
+        fetched = cast(Fetched, self._fetched)
+        fetched.wait()
+        scale = fetched.scale
+        scales = [self._scale_of(place, scale) for place in self.places]
+        counts = fetched.counts(scales)
+        unseen = Counts(moments=(0.0, 0.0, 0.0, 0.0) if self._moments else None)
+        stored = {factor: ceil_exponent(factor) for factor in (1.0, scale)}
+        records = [
+            PlaceRecord(
+                place.node, place.kind, place.target, place.format, stored[factor] + exponent,
+                counts.get(index, unseen), self.fans[index],
+            )
+            for index, (place, (factor, exponent)) in enumerate(
+                zip(self.places, scales, strict=True)
+            )
+        ]  # fmt: skip
+        return Measurements.of(self.signature, records)
 
     def _scale_of(self, place: CountedPlace, scale: float) -> tuple[float, int]:
         return (1.0, 0) if place.kind == "weight" else (scale, self.exponents[place.node])
@@ -219,68 +234,22 @@ class Measuring:
         self.handles.clear()
 
 
+@untraced
+def _show(
+    see: See,
+    wanted: Sequence[tuple[int, int]],
+    produced: Sequence[Tensor | None],
+    arrived: Sequence[Tensor | None],
+) -> None:
+    for index, output in wanted:
+        for tensor in arrived if output < 0 else (produced[output],):
+            if tensor is not None:
+                see(index, tensor)
+
+
 def _counting(tensor: Tensor) -> AbstractContextManager[object]:
     """Keeps dispatch modes, such as `emulate`, out of the dozens of operations of one count.
 
     They are no part of the pass. A fake or distributed tensor is nothing without its dispatch.
     """
     return torch._C._DisableTorchDispatch() if type(tensor) is Tensor else nullcontext()
-
-
-class _Block:
-    """The rows on one device."""
-
-    def __init__(self, device: torch.device, moments: bool) -> None:
-        self.device = device
-        self.indices: list[int] = []
-        self.places: list[CountedPlace] = []
-        self.rows = empty_counts(0)
-        self.moments: Tensor | None = None
-        self._with_moments = moments
-
-    def allocate(self) -> None:
-        size = len(self.indices)
-        self.rows = empty_counts(size, self.device)
-        if self._with_moments:
-            self.moments = torch.zeros(size, _MOMENTS, dtype=torch.float64, device=self.device)
-
-    def copy(self, source: int, target: int) -> None:
-        self.rows[target] = self.rows[source]
-        if self.moments is not None:
-            self.moments[target] = self.moments[source]
-
-
-class _Blocks:
-    """All rows, and where each place has its own."""
-
-    def __init__(self, places: Sequence[CountedPlace], moments: bool) -> None:
-        by_device: dict[torch.device, _Block] = {}
-        self.where: list[tuple[_Block, int]] = []
-        for index, place in enumerate(places):
-            block = by_device.setdefault(place.device, _Block(place.device, moments))
-            self.where.append((block, len(block.indices)))
-            block.indices.append(index)
-            block.places.append(place)
-        self.all = list(by_device.values())
-        for block in self.all:
-            block.allocate()
-
-
-def _packed(block: _Block, scale: float | Tensor) -> Tensor:
-    """Counts, moments and the scale as one flat int64 tensor, so that one copy takes them all."""
-    if not isinstance(scale, Tensor):
-        scale = torch.full((), scale, dtype=torch.float64, device=block.device)
-    scale = scale.to(block.device, torch.float64).reshape(1)
-    parts = [block.rows.reshape(-1), scale.view(torch.int64)]
-    if block.moments is not None:
-        parts.append(block.moments.reshape(-1).view(torch.int64))
-    return torch.cat(parts)
-
-
-def _unpacked(host: Tensor, block: _Block) -> tuple[Tensor, Tensor | None, float]:
-    size = len(block.indices)
-    rows = host[: size * WIDTH].reshape(size, WIDTH)
-    scale = host[size * WIDTH : size * WIDTH + 1].view(torch.float64).item()
-    if block.moments is None:
-        return rows, None, scale
-    return rows, host[size * WIDTH + 1 :].view(torch.float64).reshape(size, _MOMENTS), scale

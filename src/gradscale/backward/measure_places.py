@@ -7,13 +7,16 @@ something new: where several are added, at a leaf, and where the plan multiplies
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
-from gradscale.backward.graph import BackwardGraph, Edge
+from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Kind
+from gradscale.backward.structure import Arrival, Structure
+from gradscale.backward.topology import Edge
 from gradscale.formats import FloatFormat
 
 PRODUCTS = {
@@ -91,46 +94,70 @@ def places_of(
     Returns:
         In the order of the nodes, what arrives before what is produced.
     """
+    return list(_places(graph.structure, tuple(exponents), products))
+
+
+# A plan is kept for many steps, and finding its places takes as long as counting small tensors.
+@lru_cache(maxsize=16)
+def _places(
+    structure: Structure, exponents: tuple[int, ...], products: bool
+) -> tuple[CountedPlace, ...]:
     places: list[CountedPlace] = []
-    leaves = set(graph.leaves)
-    for node, arrives in enumerate(graph.arrives):
-        if node in leaves:
-            continue
-        edges = [graph.edges[number] for number in graph.edges_from(node)]
-        reduced = [edge for edge in edges if is_reduced(_dtype_of(graph, edge))]
-        wanted = any(is_reduced(arrival.dtype) for arrival in arrives)
-        cast = any(arrival.dtype in _UNLIMITED for arrival in arrives) and bool(reduced)
-        if wanted or cast or (products and multiplies(graph.names[node])):
-            dtype, device = _narrowest(graph, node)
-            if dtype is not None and device is not None:
-                places.append(CountedPlace(node, "arrived", -1, -1, format_name(dtype), device))
+    leaves = frozenset(structure.leaves)
+    for node, name in enumerate(structure.names):
+        if node not in leaves:
+            multiplying = products and multiplies(name)
+            edges = structure.edges[structure.first_edge[node] : structure.first_edge[node + 1]]
+            places += _arriving(structure, node, edges, multiplying)
+            places += _produced(structure, edges, exponents, leaves, multiplying)
+    return tuple(places)
+
+
+def _arriving(
+    structure: Structure, node: int, edges: Sequence[Edge], multiplying: bool
+) -> Iterator[CountedPlace]:
+    arrives = structure.arrives[node]
+    wanted = any(is_reduced(arrival.dtype) for arrival in arrives)
+    cast = any(arrival.dtype in _UNLIMITED for arrival in arrives) and any(
+        is_reduced(_dtype_of(structure, edge)) for edge in edges
+    )
+    if wanted or cast or multiplying:
+        dtype, device = _narrowest(arrives)
+        if dtype is not None and device is not None:
+            yield CountedPlace(node, "arrived", -1, -1, format_name(dtype), device)
+
+
+def _produced(
+    structure: Structure,
+    edges: Sequence[Edge],
+    exponents: Sequence[int],
+    leaves: frozenset[int],
+    multiplying: bool,
+) -> Iterator[CountedPlace]:
+    for edge in edges:
         # A product that is rounded to a narrower format than its tensor has lost what it lost
         # before anybody else meets it.
-        rounded = edges if products and multiplies(graph.names[node]) else []
-        for edge in edges:
-            if edge not in reduced and (edge not in rounded or edge.target in leaves):
-                continue
-            if edge.input >= len(graph.arrives[edge.target]):
-                continue
-            target = graph.arrives[edge.target][edge.input]
-            wanted = edge in rounded or _says_more(graph, edge, exponents, leaves)
-            if wanted and target.device and target.dtype and _floats(target.dtype):
-                name = format_name(target.dtype)
-                place = CountedPlace(
-                    node, "produced", edge.target, edge.output, name, target.device
-                )
-                places.append(place)
-    return places
+        rounded = multiplying and edge.target not in leaves
+        if not (rounded or is_reduced(_dtype_of(structure, edge))):
+            continue
+        if edge.input >= len(structure.arrives[edge.target]):
+            continue
+        target = structure.arrives[edge.target][edge.input]
+        wanted = multiplying or _says_more(structure, edge, exponents, leaves)
+        if wanted and target.device and target.dtype and _floats(target.dtype):
+            name = format_name(target.dtype)
+            yield CountedPlace(
+                edge.source, "produced", edge.target, edge.output, name, target.device
+            )
 
 
-def _dtype_of(graph: BackwardGraph, edge: Edge) -> torch.dtype | None:
-    arrives = graph.arrives[edge.target]
+def _dtype_of(structure: Structure, edge: Edge) -> torch.dtype | None:
+    arrives = structure.arrives[edge.target]
     return arrives[edge.input].dtype if edge.input < len(arrives) else None
 
 
-def _narrowest(graph: BackwardGraph, node: int) -> tuple[torch.dtype | None, torch.device | None]:
-    arrivals = [arrival for arrival in graph.arrives[node] if arrival.dtype is not None]
-    floats = [arrival for arrival in arrivals if arrival.dtype and _floats(arrival.dtype)]
+def _narrowest(arrives: Sequence[Arrival]) -> tuple[torch.dtype | None, torch.device | None]:
+    floats = [arrival for arrival in arrives if arrival.dtype and _floats(arrival.dtype)]
     if not floats:
         return None, None
     arrival = min(floats, key=lambda a: a.dtype.itemsize if a.dtype else 0)
@@ -138,11 +165,11 @@ def _narrowest(graph: BackwardGraph, node: int) -> tuple[torch.dtype | None, tor
 
 
 def _says_more(
-    graph: BackwardGraph, edge: Edge, exponents: Sequence[int], leaves: set[int]
+    structure: Structure, edge: Edge, exponents: Sequence[int], leaves: frozenset[int]
 ) -> bool:
     return (
         edge.target in leaves
-        or len(graph.edges_into(edge.target)) > 1
-        or len(graph.arrives[edge.target]) > 1
+        or len(structure.edges_into[edge.target]) > 1
+        or len(structure.arrives[edge.target]) > 1
         or exponents[edge.source] != exponents[edge.target]
     )

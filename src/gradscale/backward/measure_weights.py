@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor
 
@@ -21,6 +21,14 @@ _SAVED = {
 _UNKNOWN = object()
 
 
+class _Convolution(Protocol):
+    """What a live node of a convolution says of it."""
+
+    _saved_stride: Sequence[int]
+    _saved_transposed: bool
+    _saved_groups: int
+
+
 class Weight(NamedTuple):
     """A saved weight, its row, and how many products one element of ``dX`` sums."""
 
@@ -29,7 +37,7 @@ class Weight(NamedTuple):
     fan: int
 
 
-def weights_of(graph: BackwardGraph, nodes: Sequence[Any]) -> list[Weight]:
+def weights_of(graph: BackwardGraph, nodes: Sequence[object]) -> list[Weight]:
     """The weights of all matrix products that saved one as a plain tensor.
 
     A tensor behind a saved-tensor hook (checkpointing, offloading) is left alone: reading it would
@@ -51,7 +59,7 @@ def weights_of(graph: BackwardGraph, nodes: Sequence[Any]) -> list[Weight]:
     return weights
 
 
-def _saved(node: Any, attribute: str) -> Tensor | None:
+def _saved(node: object, attribute: str) -> Tensor | None:
     raw = getattr(node, f"_raw_saved_{attribute}", None)
     # A torch that cannot say whether there is a hook might run one.
     if raw is None or getattr(raw, "unpack_hook", _UNKNOWN) is not None:
@@ -63,7 +71,7 @@ def _saved(node: Any, attribute: str) -> Tensor | None:
     return tensor if isinstance(tensor, Tensor) else None
 
 
-def _fan(name: str, node: Any, weight: Tensor) -> int:
+def _fan(name: str, node: object, weight: Tensor) -> int:
     """The number of products summed into one element of the gradient with respect to the input.
 
     The published code counts every output channel and tap of a convolution; an element is reached
@@ -73,9 +81,9 @@ def _fan(name: str, node: Any, weight: Tensor) -> int:
         return weight.shape[0]
     if name != "ConvolutionBackward0":
         return weight.shape[-1]
-    taps = 1
-    for size, stride in zip(weight.shape[2:], node._saved_stride, strict=True):
+    saved, taps = cast(_Convolution, node), 1
+    for size, stride in zip(weight.shape[2:], saved._saved_stride, strict=True):
         taps *= -(-size // stride)
-    channels = weight.shape[1] if node._saved_transposed else weight.shape[0]
-    groups = 1 if node._saved_transposed else node._saved_groups
+    channels = weight.shape[1] if saved._saved_transposed else weight.shape[0]
+    groups = 1 if saved._saved_transposed else saved._saved_groups
     return max(1, channels // groups) * taps

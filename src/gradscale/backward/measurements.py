@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from gradscale.backward.measure_counts import AMAX, NONFINITE, OCTAVES, ZERO
+from gradscale.backward.measure_rows import AMAX, NONFINITE, OCTAVES, ZERO
 from gradscale.exponents import ceil_exponent
 from gradscale.histogram import MIN_OCTAVE
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Kind = Literal["arrived", "produced", "weight"]
 Moments = tuple[float, float, float, float]
@@ -128,19 +132,27 @@ class Measurements:
         """Whether anything that was measured is infinite or NaN."""
         return any(record.counts.nonfinite for record in self.records if record.kind != "weight")
 
+    @staticmethod
+    def of(signature: Hashable, records: Iterable[PlaceRecord]) -> Measurements:
+        """Records in any order, several of one place counted as one."""
+        by_place: dict[tuple[int, Kind, int], PlaceRecord] = {}
+        for record in records:
+            known = by_place.setdefault(record.place, record)
+            if known is not record:
+                by_place[record.place] = _merged(known, record)
+        return Measurements(signature, tuple(by_place[place] for place in sorted(by_place)))
+
     def merged(self, others: Iterable[Measurements]) -> Measurements:
         """These and the others counted as one, as for the micro-batches of a step.
 
         Raises:
             ValueError: if one of them belongs to another graph.
         """
-        records = {record.place: record for record in self.records}
+        records = list(self.records)
         for other in others:
             self._same_graph(other)
-            for record in other.records:
-                known = records.get(record.place)
-                records[record.place] = record if known is None else _merged(known, record)
-        return replace(self, records=tuple(sorted(records.values(), key=lambda r: r.place)))
+            records += other.records
+        return Measurements.of(self.signature, records)
 
     def with_maxima(self, earlier: Iterable[Measurements]) -> Measurements:
         """These counts, with the largest `amax` that this or an earlier measurement saw.
@@ -148,17 +160,21 @@ class Measurements:
         Raises:
             ValueError: if one of them belongs to another graph.
         """
-        largest = {record.place: record.counts.amax for record in self.records}
+        largest = dict(self._maxima)
         for other in earlier:
             self._same_graph(other)
-            for record in other.records:
-                if record.place in largest:
-                    largest[record.place] = max(largest[record.place], record.counts.amax)
+            for place, amax in other._maxima.items():
+                if largest.get(place, amax) < amax:
+                    largest[place] = amax
         records = (
-            replace(record, counts=replace(record.counts, amax=largest[record.place]))
-            for record in self.records
+            record if amax == record.counts.amax else _with_maximum(record, amax)
+            for record, amax in zip(self.records, largest.values(), strict=True)
         )
         return replace(self, records=tuple(records))
+
+    @cached_property
+    def _maxima(self) -> dict[tuple[int, Kind, int], float]:
+        return {record.place: record.counts.amax for record in self.records}
 
     def _same_graph(self, other: Measurements) -> None:
         if other.signature != self.signature:
@@ -167,12 +183,38 @@ class Measurements:
                 f"{self.signature!r}. Keep one history for each signature."
             )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain lists, numbers and strings, for a checkpoint."""
         return {
             "signature": self.signature,
             "records": [asdict(record) for record in self.records],
         }
+
+
+class PassCounts(Protocol):
+    """What is counted in one backward pass: by hooks, or by a captured graph itself."""
+
+    signature: str
+
+    def reduce(self, groups: Iterable[ProcessGroup]) -> None:
+        """Merges the counts of all ranks."""
+        ...
+
+    def fetch(self) -> None:
+        """Begins to copy them to the host."""
+        ...
+
+    def remove(self) -> None:
+        """Counts no further."""
+        ...
+
+    def result(self) -> Measurements:
+        """The counts; waits for the copy."""
+        ...
+
+
+def _with_maximum(record: PlaceRecord, amax: float) -> PlaceRecord:
+    return replace(record, counts=replace(record.counts, amax=amax))
 
 
 def _merged(one: PlaceRecord, other: PlaceRecord) -> PlaceRecord:
@@ -182,45 +224,59 @@ def _merged(one: PlaceRecord, other: PlaceRecord) -> PlaceRecord:
 
 
 def unscaled_counts(
-    rows: Tensor, scales: Sequence[tuple[float, int]], moments: Tensor | None = None
+    rows: Tensor,
+    scales: Sequence[tuple[float, int]],
+    moments: Tensor | None = None,
+    *,
+    lowest: int = MIN_OCTAVE,
 ) -> list[Counts]:
-    """The rows of `measure_counts` as counts of the true gradients.
+    """Rows of `measure_rows` as counts of the true gradients.
 
     Args:
-        rows: shape `(n, WIDTH)`, int64, on the host.
+        rows: shape `(n, OCTAVES + octaves)`, int64, on the host.
         scales: for each row the loss scale and the exponent relative to it.
         moments: shape `(n, 4)`, float64, on the host, or None.
+        lowest: the octave of column `OCTAVES`.
 
     Returns:
         One for each row. A scale that is no power of two shifts the octaves by its exponent rounded
         up, so that no magnitude is overstated.
     """
-    heads = rows[:, :OCTAVES].tolist()
-    used = (rows[:, OCTAVES:] != 0).to(rows.dtype)
-    firsts = used.argmax(1).tolist() if len(heads) else []
-    ends = (used.shape[1] - used.flip(1).argmax(1)).tolist() if len(heads) else []
+    largest = rows[:, AMAX].to(torch.int32).view(torch.float32).tolist()
+    heads = rows[:, ZERO : NONFINITE + 1].tolist()
     sums = [None] * len(heads) if moments is None else moments.tolist()
     result: list[Counts] = []
-    for index, ((scale, exponent), head, row_sums) in enumerate(
-        zip(scales, heads, sums, strict=True)
+    for (scale, exponent), amax, (zero, nonfinite), (first, octaves), row_sums in zip(
+        scales, largest, heads, _filled(rows[:, OCTAVES:]), sums, strict=True
     ):
-        first, end = firsts[index], ends[index]
-        octaves = tuple(rows[index, OCTAVES + first : OCTAVES + end].tolist())
-        filled = any(octaves)
-        amax = struct.unpack("<f", struct.pack("<i", head[AMAX]))[0]
-        counts = Counts(
-            amax=math.ldexp(amax / scale, -exponent),
-            zero=head[ZERO],
-            nonfinite=head[NONFINITE],
-            lowest=MIN_OCTAVE + first - ceil_exponent(scale) - exponent if filled else 0,
-            octaves=octaves if filled else (),
-        )
+        shift = ceil_exponent(scale) + exponent
+        unscaled = None
         if row_sums is not None:
             log_scale = math.log(scale) + exponent * math.log(2)
-            unscaled = _unscaled_moments(row_sums, counts.nonzero, log_scale)
-            counts = replace(counts, moments=unscaled)
-        result.append(counts)
+            unscaled = _unscaled_moments(row_sums, sum(octaves), log_scale)
+        lowest_octave = lowest + first - shift if octaves else 0
+        largest_value = math.ldexp(amax / scale, -exponent)
+        result.append(Counts(largest_value, zero, nonfinite, lowest_octave, octaves, unscaled))
     return result
+
+
+def _filled(octaves: Tensor) -> list[tuple[int, tuple[int, ...]]]:
+    """Of each row the first column that is not zero, and all from there to the last that is not."""
+    used = octaves != 0
+    columns = used.any(0).nonzero()
+    if not len(columns):
+        return [(0, ())] * len(octaves)
+    begin, end = int(columns[0]), int(columns[-1]) + 1
+    used = used[:, begin:end].to(torch.uint8)
+    firsts = used.argmax(1).tolist()
+    ends = (used.shape[1] - used.flip(1).argmax(1)).tolist()
+    filled = used.any(1).tolist()
+    return [
+        (begin + first, tuple(row[first:last])) if some else (0, ())
+        for row, first, last, some in zip(
+            octaves[:, begin:end].tolist(), firsts, ends, filled, strict=True
+        )
+    ]
 
 
 def _unscaled_moments(sums: Sequence[float], nonzero: int, log_scale: float) -> Moments:

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.multiply import WORTH_ASKING
 from gradscale.backward.plan import ScalePlan
 from gradscale.capturing import capturing
+
+
+class Factor(NamedTuple):
+    """By what a gradient is multiplied as it leaves a node.
+
+    Attributes:
+        output: which of the node's gradients.
+        by: the power of two, shape `()`.
+        is_float32: whether the gradient is, which the engine sees to.
+        large: whether it was worth overwriting when its structure was first walked.
+    """
+
+    output: int
+    by: Tensor
+    is_float32: bool
+    large: bool
 
 
 class Multipliers:
@@ -22,6 +42,7 @@ class Multipliers:
         edges: the numbers of the edges that have a factor here; those inside compiled nodes have
             one in `of_spans`.
         plan: whose factors they hold.
+        multiplied: how many edges are multiplied, those inside compiled nodes included.
         factors: for each device a tensor with a factor per edge and root there.
 
     Example:
@@ -66,17 +87,19 @@ class Multipliers:
             RuntimeError: called while a CUDA graph is captured.
         """
         exponents = plan.exponents
-        self._refuse_missing(exponents)
+        cuts = frozenset(plan.cuts_of(self._graph))
+        self._refuse_missing(cuts)
         self._refuse_in_capture()
         values = [exponents[root] for root in self._graph.roots]
         for number in self.edges:
             edge = self._graph.edges[number]
             values.append(exponents[edge.target] - exponents[edge.source])
         for device, places in self._places.items():
-            _write(self.factors[device], [values[place] for place in places])
+            write_powers(self.factors[device], [values[place] for place in places])
         for factors, span in zip(self._spans, self._graph.spans, strict=True):
-            _write(factors, span.steps(exponents))
+            write_powers(factors, span.steps(exponents))
         self.plan = plan
+        self.multiplied = len(cuts.union(self.edges))
         self.root_exponents = tuple(values[: len(self._graph.roots)])
 
     def suit(self, graph: BackwardGraph, plan: ScalePlan) -> bool:
@@ -101,10 +124,25 @@ class Multipliers:
                 "Call `multipliers.set(plan)` first."
             )
 
-    def of_edges(self) -> dict[int, Tensor]:
-        """For each hooked edge its factor, shape `()`."""
-        first = len(self._graph.roots)
-        return {e: self._by_place[first + i] for i, e in enumerate(self.edges)}
+    @cached_property
+    def of_sources(self) -> tuple[tuple[int, tuple[Factor, ...]], ...]:
+        """For each node that a hooked edge leaves the factors of its outputs."""
+        sources: dict[int, list[Factor]] = {}
+        for place, number in enumerate(self.edges, len(self._graph.roots)):
+            edge = self._graph.edges[number]
+            arrival = self._graph.arrival(edge)
+            factor = Factor(
+                edge.output,
+                self._by_place[place],
+                arrival.dtype is torch.float32,
+                math.prod(arrival.shape) >= WORTH_ASKING,
+            )
+            sources.setdefault(edge.source, []).append(factor)
+        # The large ones first: a small one before them makes a list, which would hold them.
+        return tuple(
+            (source, tuple(sorted(factors, key=lambda factor: not factor.large)))
+            for source, factors in sources.items()
+        )
 
     def of_roots(self) -> tuple[Tensor, ...]:
         """For each root the factor that its incoming gradient needs, shape `()`."""
@@ -130,17 +168,17 @@ class Multipliers:
                 "the capture; afterwards `set` needs no new one."
             )
 
-    def _refuse_missing(self, exponents: tuple[int, ...]) -> None:
-        known = self._graph.inner_edges.union(self.edges)
-        for number, edge in enumerate(self._graph.edges):
-            if exponents[edge.source] != exponents[edge.target] and number not in known:
-                raise ValueError(
-                    f"`Multipliers.set(plan)`: the plan cuts edge {number}, for which there is no "
-                    "factor. Name it in `Multipliers(graph, plan, edges=…)`, or make new ones."
-                )
+    def _refuse_missing(self, cuts: frozenset[int]) -> None:
+        missing = cuts.difference(self.edges, self._graph.inner_edges)
+        if missing:
+            raise ValueError(
+                f"`Multipliers.set(plan)`: the plan cuts edge {min(missing)}, for which there is "
+                "no factor. Name it in `Multipliers(graph, plan, edges=…)`, or make new ones."
+            )
 
 
-def _write(factors: Tensor, exponents: Sequence[int]) -> None:
+def write_powers(factors: Tensor, exponents: Sequence[int]) -> None:
+    """Overwrites factors, of shape `(n,)`, with these powers of two; the host waits for nothing."""
     new = torch.tensor([2.0**exponent for exponent in exponents], device="cpu")
     if factors.is_cuda:
         new = new.pin_memory()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,27 +11,31 @@ from torch import Tensor
 REDUCED = (torch.float16, torch.bfloat16)
 
 
-class _Holders(NamedTuple):
+# To ask whether 64 KiB of float32 may be overwritten takes longer than to write them elsewhere.
+WORTH_ASKING = 1 << 14
+
+
+class _Counted(Protocol):
+    def _use_count(self) -> int: ...
+
+
+def _holders(grad: Tensor) -> tuple[int, int, int]:
     """Who holds a tensor: Python objects, C++ objects, and tensors its storage."""
-
-    python: int
-    engine: int
-    storage: int
-
-    @classmethod
-    def of(cls, grads: list[Tensor], output: int) -> _Holders:
-        python = sys.getrefcount(grads[output])
-        engine: int = cast(Any, grads[output])._use_count()
-        storage: int = torch._C._storage_Use_Count(grads[output].untyped_storage()._cdata)
-        return cls(python, engine, storage)
+    storage = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
+    return sys.getrefcount(grad), cast(_Counted, grad)._use_count(), storage
 
 
-def _held_as_in_a_hook() -> _Holders:
-    """Counts for a tensor held once by C++, by one tuple and by one list; torch versions differ."""
+def _held_as_in_a_hook() -> tuple[int, int, int]:
+    """Counts for a tensor held once by C++, by a tuple and by a name; versions differ."""
+
+    def asked(grad: Tensor) -> tuple[int, int, int]:
+        return _holders(grad)
+
     owner = torch.zeros(1, device="cpu", requires_grad=True)
     owner.grad = torch.zeros(1, device="cpu")
     given = (owner.grad,)
-    return _Holders.of(list(given), 0)
+    grad = given[0]
+    return asked(grad)
 
 
 UNSHARED = _held_as_in_a_hook()
@@ -55,6 +59,8 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
     """
     if may_overwrite and grad.layout == torch.strided and not grad.is_complex():
         return _on_device(grad, by, grad) if _needs_float32(grad) else grad.mul_(by)
+    if grad.dtype is torch.float32 and grad.layout is torch.strided:  # nearly always
+        return grad * by
     if grad.layout == torch.sparse_coo:
         return _on_values(grad, by)
     if grad.is_complex():
@@ -62,26 +68,26 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
         return torch.view_as_complex(parts)
     if not _needs_float32(grad):
         # Two tensors without dimensions promote: a half one becomes float32.
-        return (grad * by).to(grad.dtype)
+        return grad * by if grad.dim() else (grad * by).to(grad.dtype)
     if torch.is_grad_enabled() or type(grad) is not Tensor:
         return (grad.to(torch.float32) * by).to(grad.dtype)
     return _on_device(grad, by, torch.empty_like(grad))
 
 
-def is_unshared(grads: list[Tensor | None], output: int) -> bool:
-    """Whether `grads[output]` can be overwritten without anybody noticing.
+def is_unshared(grad: Tensor) -> bool:
+    """Whether a gradient can be overwritten without anybody noticing.
 
-    Asked inside a hook about a copy of the list it was given. True only for plain, dense, real
-    tensors outside `create_graph=True` that one tuple, this list and the engine hold, and whose
-    storage no other tensor shares. Memory lent by something else than torch does not show.
+    Asked inside a hook about a tensor that the tuple given to the hook holds, and one name. True
+    only for plain, dense, real tensors outside `create_graph=True` that besides only the engine
+    holds, and whose storage no other tensor shares. Memory lent by something else than torch does
+    not show.
     """
-    kind, grad = type(grads[output]), cast(list[Tensor], grads)
-    if torch.is_grad_enabled() or kind is not Tensor or grad[output].layout != torch.strided:
+    if type(grad) is not Tensor or torch.is_grad_enabled() or grad.layout is not torch.strided:
         return False
-    if grad[output].is_complex() or not grad[output].is_contiguous():
+    if grad.is_complex() or not grad.is_contiguous():
         return False
-    holders = _Holders.of(grad, output)
-    return all(found <= alone for found, alone in zip(holders, UNSHARED, strict=True))
+    python, engine, storage = _holders(grad)
+    return python <= UNSHARED[0] and engine <= UNSHARED[1] and storage <= UNSHARED[2]
 
 
 def _needs_float32(grad: Tensor) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.structure import Structure
 
 # Two exponents then differ by at most 126, and every multiplier is a normal float32.
 LARGEST_EXPONENT = 63
@@ -101,6 +103,10 @@ class ScalePlan:
                 f"{graph.signature[:8]!r}. Make a plan for every structure: "
                 "`ScalePlan.of(graph, …)`."
             )
+        at = self.exponents.__getitem__
+        # All zeros in nearly every step, and these are most of the nodes of many a graph.
+        if not any(map(at, graph.leaves)) and not any(map(at, graph.held)):
+            return
         leaves = [leaf for leaf in graph.leaves if leaf not in graph.freed]
         for kind, nodes in (("leaf", leaves), ("pinned node", sorted(graph.held))):
             for node in nodes:
@@ -121,7 +127,7 @@ class ScalePlan:
             exponents[node] = 0
         return replace(self, exponents=tuple(exponents))
 
-    @property
+    @cached_property
     def is_uniform(self) -> bool:
         """Whether every node is at the loss scale."""
         return not any(self.exponents)
@@ -137,8 +143,12 @@ class ScalePlan:
 
     def cuts(self, graph: BackwardGraph) -> tuple[int, ...]:
         """The numbers of the graph's edges whose ends differ."""
+        return self.cuts_of(graph.structure)
+
+    def cuts_of(self, structure: Structure) -> tuple[int, ...]:
+        """The same of all graphs with this structure."""
         k = self.exponents
-        return tuple(i for i, e in enumerate(graph.edges) if k[e.source] != k[e.target])
+        return tuple(i for i, e in enumerate(structure.edges) if k[e.source] != k[e.target])
 
     def describe(self, log2_scale: int = 0) -> str:
         """The groups with absolute exponents under a loss scale of `2**log2_scale`."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.graph import BackwardGraph, Walk
-from gradscale.backward.multipliers import Multipliers
+from gradscale.backward.multipliers import Factor, Multipliers
 from gradscale.backward.multiply import is_unshared, multiply_gradient
 from gradscale.backward.plan import ScalePlan
 from gradscale.backward.running_pass import PassGate, current_pass
+from gradscale.compiled.opened import InnerNode
 from gradscale.compiled.under_way import under_way
+from gradscale.live_nodes import LiveNode
 from gradscale.untraced import untraced
 
 Grads = Sequence[Tensor | None]
@@ -107,8 +109,7 @@ def rescale(
         _claim(walked, gate)
     handles = _hook_roots(walked, gate, multipliers) + _hook_edges(walked, gate, multipliers)
     _scale_inside(walked, gate, multipliers)
-    edges = {*multipliers.edges, *plan.cuts(walked.graph)}
-    rescaled = Rescaled(gate, handles, len(edges))
+    rescaled = Rescaled(gate, handles, multipliers.multiplied)
     if current_pass() >= 0:
         gate.open_for_this_pass()
         torch.autograd.Variable._execution_engine.queue_callback(rescaled.remove)
@@ -116,12 +117,14 @@ def rescale(
 
 
 def _claim(walked: Walk, gate: PassGate) -> None:
-    """Refuses a second plan where one is at work: the factors of both would apply."""
-    leaves = set(walked.graph.leaves)
-    for number, node in enumerate(walked.nodes):
-        if number in leaves:  # they outlive the iteration, and carry no plan
-            continue
-        before: PassGate | None = node.metadata.get(CLAIM)
+    """Refuses a second plan where one is at work: the factors of both would apply.
+
+    Leaves outlive the iteration, and carry no plan. Of two graphs that share any other node, the
+    lowest ones below that are in both.
+    """
+    for number in walked.graph.structure.bottoms:
+        node = walked.nodes[number]
+        before = cast(PassGate | None, node.metadata.get(CLAIM))
         if before is not None and before.alive:
             raise RuntimeError(
                 f"`rescale(graph, plan)`: {node.name()} already carries a plan. For losses that "
@@ -151,7 +154,7 @@ def _hook_roots(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[
 
 
 def _root_hook(
-    gate: PassGate, leaves: list[Any], by: Tensor | None
+    gate: PassGate, leaves: Sequence[LiveNode], by: Tensor | None
 ) -> Callable[[Grads], Scaled | None]:
     @untraced
     def hook(grads: Grads) -> Scaled | None:
@@ -164,14 +167,10 @@ def _root_hook(
 
 
 def _hook_edges(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[RemovableHandle]:
-    jobs: dict[int, list[tuple[int, Tensor]]] = {}
-    for number, by in multipliers.of_edges().items():
-        edge = walked.graph.edges[number]
-        jobs.setdefault(edge.source, []).append((edge.output, by))
+    nodes, custom = walked.nodes, walked.graph.structure.custom
     return [
-        walked.nodes[source].register_hook(_edge_hook(gate, outputs, _is_builtin(node)))
-        for source, outputs in jobs.items()
-        for node in (walked.nodes[source],)
+        nodes[source].register_hook(_edge_hook(gate, factors, source in custom))
+        for source, factors in multipliers.of_sources
     ]
 
 
@@ -179,30 +178,36 @@ def _scale_inside(walked: Walk, gate: PassGate, multipliers: Multipliers) -> Non
     """Hands compiled nodes the factors of what crosses inside them, and of what leaves them."""
     spans = walked.graph.structure.spans
     for span, factors in zip(spans, multipliers.of_spans(), strict=True):
-        under_way(walked.nodes[span.nodes[0]].live).scale(factors, gate)
+        inner = cast(InnerNode, walked.nodes[span.nodes[0]])
+        under_way(inner.live).scale(factors, gate)
 
 
+# Called for every multiplication of every step, between kernels that have displaced what Python
+# needs from the caches of a CPU: to look at an attribute of a tensor costs 2 us here, ten times as
+# much as in a loop of its own. So what the structure knows is not asked.
 def _edge_hook(
-    gate: PassGate, outputs: list[tuple[int, Tensor]], builtin: bool
+    gate: PassGate, factors: Sequence[Factor], lent: bool
 ) -> Callable[[Grads, Grads], Scaled | None]:
+    running = torch._C._current_graph_task_id
+
     @untraced
-    def hook(grad_inputs: Grads, grad_outputs: Grads) -> Scaled | None:
-        del grad_outputs
-        if not gate.is_open():
+    def hook(produced: Grads, arrived: Grads) -> Scaled | None:
+        del arrived
+        if gate.open_in != running():
             return None
-        scaled = list(grad_inputs)
-        for output, by in outputs:
-            if scaled[output] is None:
+        scaled: list[Tensor | None] | None = None  # a list would hold what may be overwritten
+        for output, by, is_float32, large in factors:
+            grad = produced[output]
+            if grad is None:
                 continue
-            overwrite = builtin and is_unshared(scaled, output)
-            grad = cast(Tensor, scaled[output])
-            scaled[output] = multiply_gradient(grad, by, may_overwrite=overwrite)
-            del grad  # the next output may be the same tensor
-        return tuple(scaled)
+            if large and not lent and is_unshared(grad):
+                multiply_gradient(grad, by, may_overwrite=True)
+                continue
+            scaled = scaled or list(produced)
+            if is_float32 and type(grad) is Tensor and grad.layout is torch.strided:
+                scaled[output] = grad * by
+            else:
+                scaled[output] = multiply_gradient(grad, by)
+        return None if scaled is None else tuple(scaled)
 
     return hook
-
-
-def _is_builtin(node: Any) -> bool:
-    """Whether torch itself wrote the node; a custom one may lend out memory of its own."""
-    return not isinstance(node, torch.autograd.function.BackwardCFunction)

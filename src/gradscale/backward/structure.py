@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from gradscale.backward.topology import Edge, Topology
 from gradscale.backward.user_functions import is_custom
 from gradscale.compiled.opened import COMPILED
 from gradscale.compiled.spans import Span, spans_of
+from gradscale.live_nodes import InputMetadata, LiveNode, expected_by
 
-LEAF = "torch::autograd::AccumulateGrad"
-CAST = "ToCopyBackward0"
 # Reentrant checkpointing runs a backward pass of its own inside this node, over leaves that no walk
 # from the loss can see.
 REENTRANT = "CheckpointFunctionBackward"
@@ -32,86 +31,6 @@ class Arrival(NamedTuple):
     dtype: torch.dtype | None
     device: torch.device | None
     shape: tuple[int, ...]
-
-
-class Edge(NamedTuple):
-    """Gradient number `output` of node `source` arrives at node `target` as its `input`."""
-
-    source: int
-    output: int
-    target: int
-    input: int
-
-
-@dataclass(frozen=True, eq=False)
-class Topology:
-    """The nodes of one discovery, sorted; `order[i]` is the place at which node i was found."""
-
-    order: tuple[int, ...]
-    names: tuple[str, ...]
-    edges: tuple[Edge, ...]
-    roots: tuple[int, ...]
-    leaves: tuple[int, ...]
-    casts: tuple[int, ...]
-
-
-@lru_cache(maxsize=32)
-def topology_of(names: tuple[str, ...], found: tuple[int, ...], roots: int) -> Topology:
-    """Sorts a discovery topologically; the same discovery gives the same order.
-
-    Kahn's algorithm with a queue, so that a recurrence of any length is walked in linear time.
-
-    Args:
-        names: of the nodes, in the order of discovery; the first `roots` are the roots.
-        found: for each node in turn the pairs (target, input) of its outputs, (-1, 0) where an
-            output leads nowhere, and a closing -2.
-        roots: how many roots there are.
-    """
-    out = _edges_by_source(found)
-    waiting = [0] * len(names)
-    for edges in out:
-        for edge in edges:
-            waiting[edge.target] += 1
-    ready = deque(i for i in range(roots) if not waiting[i])
-    order: list[int] = []
-    while ready:
-        node = ready.popleft()
-        order.append(node)
-        for edge in out[node]:
-            waiting[edge.target] -= 1
-            if not waiting[edge.target]:
-                ready.append(edge.target)
-    rank = [0] * len(names)
-    for place, node in enumerate(order):
-        rank[node] = place
-    sorted_names = tuple(names[node] for node in order)
-    return Topology(
-        order=tuple(order),
-        names=sorted_names,
-        edges=tuple(
-            Edge(rank[node], edge.output, rank[edge.target], edge.input)
-            for node in order
-            for edge in out[node]
-        ),
-        roots=tuple(rank[i] for i in range(roots)),
-        leaves=tuple(i for i, name in enumerate(sorted_names) if name == LEAF),
-        casts=tuple(i for i, name in enumerate(sorted_names) if name == CAST),
-    )
-
-
-def _edges_by_source(found: tuple[int, ...]) -> list[list[Edge]]:
-    out: list[list[Edge]] = [[]]
-    output, place = 0, 0
-    while place < len(found):
-        target = found[place]
-        if target == -2:
-            out.append([])
-            output, place = 0, place + 1
-            continue
-        if target >= 0:
-            out[-1].append(Edge(len(out) - 1, output, target, found[place + 1]))
-        output, place = output + 1, place + 2
-    return out[:-1]
 
 
 @dataclass(frozen=True)
@@ -143,10 +62,15 @@ class Structure:
     def signature(self) -> str:
         """A digest of names, edges, roots and dtypes; not of shapes, so batches may vary."""
         dtypes = [[str(arrival.dtype) for arrival in arrivals] for arrivals in self.arrives]
-        parts: tuple[Any, ...] = (self.names, [tuple(e) for e in self.edges], self.roots, dtypes)
+        parts: tuple[object, ...] = (self.names, [tuple(e) for e in self.edges], self.roots, dtypes)
         if self.spans:
             parts += (self.spans,)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    def arrival(self, edge: Edge) -> Arrival:
+        """What the target of an edge expects there; nothing where torch does not say."""
+        arrivals = self.arrives[edge.target]
+        return arrivals[edge.input] if edge.input < len(arrivals) else Arrival(None, None, ())
 
     @cached_property
     def first_edge(self) -> tuple[int, ...]:
@@ -165,6 +89,13 @@ class Structure:
         for number, edge in enumerate(self.edges):
             into[edge.target].append(number)
         return tuple(tuple(numbers) for numbers in into)
+
+    @cached_property
+    def bottoms(self) -> tuple[int, ...]:
+        """The nodes below which there are only leaves. Whoever shares a node shares one of them."""
+        inner = set(range(len(self.names))).difference(self.leaves)
+        above = {edge.source for edge in self.edges if edge.target in inner}
+        return tuple(sorted(inner - above))
 
     @cached_property
     def inner_edges(self) -> frozenset[int]:
@@ -207,13 +138,12 @@ class Structure:
         return tuple(leaf for leaf in self.leaves if reached[leaf])
 
 
-def arrivals_of(node: Any) -> tuple[Arrival, ...]:
+def arrivals_of(node: LiveNode) -> tuple[Arrival, ...]:
     """What a live node expects; empty where this version of torch does not say."""
-    metadata: Sequence[Any] = getattr(node, "_input_metadata", ())
-    return tuple(_arrival(entry) for entry in metadata)
+    return tuple(_arrival(entry) for entry in expected_by(node))
 
 
-def _arrival(entry: Any) -> Arrival:
+def _arrival(entry: InputMetadata) -> Arrival:
     try:
         shape = tuple(int(size) for size in entry.shape)
     except (RuntimeError, TypeError):  # nested tensors and symbolic sizes have no plain shape
@@ -228,7 +158,7 @@ class _Described:
         self.topology = topology
         self.structure: Structure | None = None
 
-    def of(self, nodes: list[Any]) -> Structure:
+    def of(self, nodes: Sequence[LiveNode]) -> Structure:
         if self.structure is None:
             arrives = tuple(arrivals_of(node) for node in nodes)
             t = self.topology
@@ -239,7 +169,7 @@ class _Described:
 
 
 @lru_cache(maxsize=32)
-def structure_of(topology: Topology, key: Any) -> _Described:
+def structure_of(topology: Topology, kinds: Hashable) -> _Described:
     """What tells a topology's structure from its live nodes, once for each set of dtypes."""
-    del key
+    del kinds
     return _Described(topology)

@@ -9,8 +9,9 @@ import torch
 
 # Theirs are linear: copies, casts, communication, recomputation, products.
 _TRUSTED = ("torch.", "gradscale.")
-# Here torch wraps what a user registered with `custom_op(…).register_autograd(…)`.
-_WRAPPED = "torch._library."
+# Here torch wraps what a user registered with `custom_op(…).register_autograd(…)`, and what is
+# called within `torch.func`.
+_WRAPPED = ("torch._library.", "torch._functorch.autograd_function.")
 _FROM_C = "CppNode<"
 
 
@@ -45,7 +46,7 @@ def function_name(node: Any) -> str:
     """What its author calls the function of a node, without what torch puts around it."""
     written: Any = getattr(node, "_forward_cls", None)
     name = node.name().partition(_FROM_C)[2].rstrip(">") if written is None else written.__name__
-    return name.removeprefix("GeneratedBackwardFor_")
+    return name.removeprefix("GeneratedBackwardFor_").removesuffix("Generated")
 
 
 def is_one_of(node: Any, functions: Sequence[type[torch.autograd.Function] | str]) -> bool:

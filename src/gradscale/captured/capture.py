@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from gradscale.captured.compiled import CompiledStep
+from gradscale.captured.compiled import Backend, CompiledStep
 from gradscale.captured.cuda_graph import CudaGraph
 from gradscale.captured.eager_step import EagerStep
-from gradscale.captured.step_result import StepResult
-from gradscale.captured.tensor_step import TensorStep
+from gradscale.captured.planned_gradients import PlannedGradients
+from gradscale.captured.planned_graph import PlannedGraph
+from gradscale.captured.planned_step import PlannedForms, PlannedStep
+from gradscale.captured.step_result import Captured
+from gradscale.captured.tensor_step import GradientsOf, TensorStep
 
-Captured = Callable[[Any], StepResult]
 
-
-def capture_cuda_graph(step: EagerStep, batches: Any, stream: torch.cuda.Stream) -> Captured:
+def capture_cuda_graph(
+    step: EagerStep, batches: Sequence[object], stream: torch.cuda.Stream
+) -> Captured:
     """The scaler's own loop, recorded: with optimizers that step on the device it reads nothing."""
-    return CudaGraph(step, batches, stream)
+    layerwise = step.scaler._held.layerwise
+    if layerwise is None:
+        return CudaGraph(step, batches, stream)
+    graph = PlannedGraph(lambda given: CudaGraph(step, given, stream), layerwise)
+    return PlannedStep(graph, step.scaler, step.optimizer)
 
 
 def capture_compiled(
-    step: EagerStep, trained: Sequence[torch.Tensor], backend: str | Callable[..., Any]
+    step: EagerStep, trained: Sequence[torch.Tensor], backend: Backend
 ) -> Captured:
     """The same step as a function of tensors, compiled; on the state that the scaler holds."""
     held = step.scaler._held
     if held.tensor is None:
         held.begin_on(trained[0].device)
-    return CompiledStep(TensorStep(step, trained, held.policy, held.rebound()), backend)
+    if held.layerwise is None:
+        return CompiledStep(TensorStep(step, trained, held.policy, held.rebound()), backend)
+    gradients = PlannedGradients(held.layerwise, trained)
+
+    def compiled(gradients_of: GradientsOf, backend: Backend) -> CompiledStep:
+        policy, state = held.policy, held.rebound()
+        return CompiledStep(TensorStep(step, trained, policy, state, gradients_of), backend)
+
+    # Counting has many small operations, of which inductor would compile kernels for minutes.
+    quick = "aot_eager" if backend == "inductor" else backend
+    plain, measuring = compiled(gradients, backend), compiled(gradients.measuring, quick)
+    forms = PlannedForms(plain, measuring, gradients, held.layerwise)
+    return PlannedStep(forms, step.scaler, step.optimizer, forms.counted)

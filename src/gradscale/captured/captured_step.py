@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 from weakref import ref
 
 import torch
 from torch import Tensor
 
-from gradscale.captured.capture import Captured, capture_compiled, capture_cuda_graph
+from gradscale.captured.capture import capture_compiled, capture_cuda_graph
+from gradscale.captured.compiled import Backend
 from gradscale.captured.cuda_graph import on_side_stream
 from gradscale.captured.eager_step import EagerStep, Loss
+from gradscale.captured.planned_step import measures
 from gradscale.captured.refusals import (
     Mode,
     check_arguments,
@@ -24,8 +26,10 @@ from gradscale.captured.refusals import (
     check_saved_step,
 )
 from gradscale.captured.settings import FrozenSettings, learning
-from gradscale.captured.step_result import StepResult
+from gradscale.captured.step_result import Captured, StepResult
 from gradscale.captured.tally import Tally
+from gradscale.layerwise import Layerwise
+from gradscale.layerwise.planner_argument import PlannerArgument
 from gradscale.policies.policy import Policy
 from gradscale.scaler.scaler import GradScaler
 from gradscale.undo.select import prepared
@@ -49,6 +53,8 @@ class CapturedStep:
         mode: ``"cuda_graph"``; ``"compile"``, on any device; or ``"eager"``, which captures nothing
             and is what the others must equal.
         policy: chooses the scale; `Dynamic()` by default.
+        layerwise: as in `GradScaler`: every part of the model gets a scale of its own. A step that
+            measures runs another compiled form; with CUDA graphs, as written.
         max_norm: clips the unscaled gradients by norm.
         micro_batches: how many batches `step` is given, as a list; their mean loss is stepped on.
         warmup: steps run as written before a CUDA graph is recorded, at least.
@@ -84,10 +90,11 @@ class CapturedStep:
         *,
         mode: Mode,
         policy: Policy | None = None,
+        layerwise: Layerwise | PlannerArgument | None = False,
         max_norm: float | None = None,
         micro_batches: int = 1,
         warmup: int = 3,
-        backend: str | Callable[..., Any] = "inductor",
+        backend: Backend = "inductor",
     ) -> None:
         check_mode(mode)
         check_numbers(max_norm, micro_batches, warmup)
@@ -95,11 +102,11 @@ class CapturedStep:
         self._optimizer, self._backend = optimizer, backend
         device = self._device = self._parameters[0].device
         if mode == "cuda_graph":
-            check_cuda_graph(optimizer, device)
+            check_cuda_graph(optimizer, device, layerwise=bool(layerwise))
         if mode == "compile":
             check_compile(model, optimizer, device)
         self.mode: Mode = mode
-        self.scaler = GradScaler(device.type, policy=policy, sync_free=True)
+        self.scaler = GradScaler(device.type, policy=policy, sync_free=True, layerwise=layerwise)
         self._micro_batches, self._warmup = micro_batches, warmup
         self._tally = Tally(device)
         self._written = EagerStep(model, loss_fn, optimizer, self.scaler, max_norm, self._tally)
@@ -110,7 +117,7 @@ class CapturedStep:
         self.recapture()
         _recapture_when_loaded(optimizer, self)
 
-    def step(self, batch: Any) -> Tensor:
+    def step(self, batch: object) -> Tensor:
         """One optimizer step.
 
         Args:
@@ -133,10 +140,12 @@ class CapturedStep:
         if self._captured is None or self._frozen is None:
             return self._run_as_written(batches)
         self._frozen.check()
+        if self._stream is not None and measures(self.scaler):
+            return self._run_as_written(batches)
         self._last = self._captured(batches)
         return self._last.loss
 
-    def eager_step(self, batch: Any) -> Tensor:
+    def eager_step(self, batch: object) -> Tensor:
         """The same step, not captured: for a batch of another shape."""
         self._check_surroundings()
         return self._run_as_written(self._listed(batch))
@@ -227,10 +236,11 @@ class CapturedStep:
             )
         return self._last
 
-    def _listed(self, batch: Any) -> list[Any]:
+    def _listed(self, batch: object) -> list[object]:
         if self._micro_batches == 1:
             return [batch]
-        batches = list(batch) if isinstance(batch, list | tuple) else [batch]
+        several = isinstance(batch, list | tuple)
+        batches = list(cast(Sequence[object], batch)) if several else [batch]
         if len(batches) != self._micro_batches:
             raise ValueError(
                 f"`step(batch)` was given {len(batches)} of {self._micro_batches} micro-batches. "
@@ -238,7 +248,7 @@ class CapturedStep:
             )
         return batches
 
-    def _run_as_written(self, batches: Sequence[Any]) -> Tensor:
+    def _run_as_written(self, batches: Sequence[object]) -> Tensor:
         if self._stream is None:
             result = self._written(batches)
         else:
@@ -265,7 +275,7 @@ class CapturedStep:
                 parameter.grad = torch.zeros_like(parameter)
         return prepared(self._optimizer)
 
-    def _capture(self, batches: Sequence[Any]) -> Captured:
+    def _capture(self, batches: Sequence[object]) -> Captured:
         if self._stream is not None:
             return capture_cuda_graph(self._written, batches, self._stream)
         parameters = self._parameters

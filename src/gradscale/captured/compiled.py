@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
-from typing import Any
+from typing import cast
 
 import torch
 
-from gradscale.captured.step_result import StepResult
+from gradscale.captured.step_result import Captured, StepResult
 from gradscale.captured.tensor_step import TensorStep
+
+Backend = str | Callable[..., object]
+"""What `torch.compile(backend=…)` may be."""
 
 
 class CompiledStep:
@@ -20,15 +23,15 @@ class CompiledStep:
         backend: of `torch.compile`.
     """
 
-    def __init__(self, step: TensorStep, backend: str | Callable[..., Any]) -> None:
+    def __init__(self, step: TensorStep, backend: Backend) -> None:
         self._step = step
         # Typed loosely: torch's own overloads leave `isolate_recompiles` out.
-        compiler: Any = torch.compile
+        compiler = cast(Callable[..., Captured], torch.compile)
         self._compiled = compiler(
             step.__call__, fullgraph=True, backend=backend, isolate_recompiles=True
         )
 
-    def __call__(self, batches: Any) -> StepResult:
+    def __call__(self, batches: Sequence[object]) -> StepResult:
         """One step; compiles it anew if the batches' shapes changed."""
         for parameter, gradient in zip(self._step.trained, self._step.gradients, strict=True):
             # `zero_grad()` between steps takes it away, and dynamo would leave the parameter out.

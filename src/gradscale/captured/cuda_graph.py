@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from gradscale.captured.static_batch import StaticBatch
-from gradscale.captured.step_result import StepResult
+from gradscale.captured.step_result import Captured, StepResult
 
 
 class CudaGraph:
@@ -23,14 +22,14 @@ class CudaGraph:
     """
 
     def __init__(
-        self, function: Callable[[Any], StepResult], batch: Any, stream: torch.cuda.Stream
+        self, function: Captured, batch: Sequence[object], stream: torch.cuda.Stream
     ) -> None:
         self._batch = StaticBatch(batch, stream.device)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=stream):
             self._result = function(self._batch.tensors)
 
-    def __call__(self, batch: Any) -> StepResult:
+    def __call__(self, batch: Sequence[object]) -> StepResult:
         """Runs the recorded step on `batch`; all but the loss is overwritten by the next call."""
         self._batch.fill_(batch)
         self._graph.replay()

@@ -14,6 +14,7 @@ from gradscale.gradients.flags import combined
 from gradscale.scaler.scaler import GradScaler
 
 Loss = Callable[[Any, Any], Tensor]
+"""Of a model and a batch, which users type as what theirs are."""
 
 
 class EagerStep:
@@ -44,7 +45,7 @@ class EagerStep:
         self.optimizer, self.scaler, self.max_norm = optimizer, scaler, max_norm
         self.tally = tally
 
-    def __call__(self, batches: Sequence[Any]) -> StepResult:
+    def __call__(self, batches: Sequence[object]) -> StepResult:
         """One optimizer step on the mean of the losses of `batches`."""
         self.optimizer.zero_grad()
         losses: list[Tensor] = []
@@ -64,7 +65,7 @@ class EagerStep:
         return StepResult(summed(losses), found_inf, norm)
 
 
-def checked(loss: Any) -> Tensor:
+def checked(loss: object) -> Tensor:
     """What `loss_fn` returned, if a backward pass can start there.
 
     Raises:

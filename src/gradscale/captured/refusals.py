@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -14,7 +14,7 @@ from gradscale.gradients.master_weights import masters_of, trained_by
 Mode = Literal["cuda_graph", "compile", "eager"]
 
 
-def check_mode(mode: Any) -> None:
+def check_mode(mode: object) -> None:
     """Refuses an unknown mode.
 
     Raises:
@@ -45,7 +45,7 @@ def check_numbers(max_norm: float | None, micro_batches: int, warmup: int) -> No
             )
 
 
-def check_arguments(model: Any, loss_fn: Any, optimizer: Any) -> None:
+def check_arguments(model: object, loss_fn: object, optimizer: object) -> None:
     """Refuses what does not make one training step together.
 
     Raises:
@@ -89,13 +89,24 @@ def check_arguments(model: Any, loss_fn: Any, optimizer: Any) -> None:
         )
 
 
-def check_cuda_graph(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def check_cuda_graph(
+    optimizer: torch.optim.Optimizer, device: torch.device, *, layerwise: bool = False
+) -> None:
     """Refuses what a CUDA graph cannot hold.
 
     Raises:
         RuntimeError: if the parameters are not on a CUDA device.
-        ValueError: if the optimizer counts its steps on the host.
+        ValueError: if the optimizer counts its steps on the host, or a plan would give its
+            parameters exponents of their own.
     """
+    if layerwise and masters_of(optimizer) is not None:
+        # The host divides them by exponents that change with the plan, and a graph keeps numbers.
+        raise ValueError(
+            "`CapturedStep(mode='cuda_graph', layerwise=…)`: this "
+            f"{type(optimizer).__name__} trains float32 masters of a half-precision model, whose "
+            "gradients keep exponents of their own. Train under autocast, or in a loop of your own "
+            "with `GradScaler(layerwise=True)` and `torch.compile(model)`."
+        )
     if device.type != "cuda":
         raise RuntimeError(
             f"`CapturedStep(mode='cuda_graph')`: the parameters are on {str(device)!r}. Move the "
@@ -171,13 +182,13 @@ def check_gradients_on() -> None:
         )
 
 
-def check_saved_step(state: Any, parameters: int) -> None:
+def check_saved_step(state: object, parameters: int) -> None:
     """Refuses what was not saved by a captured step, before anything is loaded.
 
     Raises:
         ValueError: if it has other keys, or is of an optimizer with more or fewer parameters.
     """
-    entries: Mapping[str, Any] = state if isinstance(state, Mapping) else {}
+    entries = cast(Mapping[str, Any], state) if isinstance(state, Mapping) else {}
     missing = [key for key in ("scaler", "steps", "trained", "requires_grad") if key not in entries]
     if missing and "scale" in entries:
         raise ValueError(

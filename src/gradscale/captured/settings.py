@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class FrozenSettings:
                 "call `recapture()`."
             )
 
-    def _difference(self, now: list[dict[str, Any]]) -> str:
+    def _difference(self, now: list[dict[str, object]]) -> str:
         for olds, new in zip(self._settings, now, strict=False):
             for name, old in olds.items():
                 if new.get(name) != old:
@@ -82,7 +81,7 @@ def _learning(parameters: Iterable[Tensor]) -> list[bool]:
     return [parameter.requires_grad for parameter in parameters]
 
 
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
     return [
         {
             name: len(value) if name == "params" else value
@@ -93,7 +92,7 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def _holds_tensors(value: Any) -> bool:
+def _holds_tensors(value: object) -> bool:
     return isinstance(value, Tensor) or (
         isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,18 +24,18 @@ class StaticBatch:
         {'x': tensor([1., 1.]), 'train': True}
     """
 
-    def __init__(self, batch: Any, device: torch.device | str) -> None:
+    def __init__(self, batch: object, device: torch.device | str) -> None:
         leaves, self._structure = pytree.tree_flatten(batch)
         self._leaves = [
             leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf for leaf in leaves
         ]
 
     @property
-    def tensors(self) -> Any:
+    def tensors(self) -> Sequence[object]:
         """The batch, with the static tensors in it."""
         return pytree.tree_unflatten(self._leaves, self._structure)
 
-    def fill_(self, batch: Any) -> None:
+    def fill_(self, batch: object) -> None:
         """Copies `batch` into the static tensors; from pinned memory without waiting.
 
         Raises:
@@ -64,7 +64,7 @@ _WAY_OUT = (
 )
 
 
-def _describe(leaf: Any) -> str:
+def _describe(leaf: object) -> str:
     if not isinstance(leaf, Tensor):
         return repr(leaf)
     dtype = str(leaf.dtype).removeprefix("torch.")

@@ -13,16 +13,19 @@ computed always, and kept only where `found_inf` is zero:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gradscale.captured.eager_step import EagerStep, summed
+from gradscale.captured.planned_gradients import Gradients, plain_gradients
 from gradscale.captured.step_result import StepResult
 from gradscale.functional import clipping, next_state, observe, select, unscale
 from gradscale.policies.policy import Observation, Policy
+
+GradientsOf = Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Gradients, Tensor | None]]
 
 
 class TensorStep:
@@ -33,23 +36,29 @@ class TensorStep:
         trained: those of its parameters that get a gradient, each with a `.grad` that stays.
         policy: chooses the scale.
         state: of the policy, overwritten by every step.
+        gradients_of: gives the gradients of a loss times the scale; under a plan, if there is one.
     """
 
     def __init__(
-        self, written: EagerStep, trained: Sequence[Tensor], policy: Policy, state: Any
+        self,
+        written: EagerStep,
+        trained: Sequence[Tensor],
+        policy: Policy,
+        state: Any,
+        gradients_of: GradientsOf = plain_gradients,
     ) -> None:
         self.model, self.loss_fn, self.optimizer = written.model, written.loss_fn, written.optimizer
         self.max_norm, self.tally = written.max_norm, written.tally
-        self.policy, self.state = policy, state
+        self.policy, self.state, self.gradients_of = policy, state, gradients_of
         self.trained = list(trained)
         self.gradients = [cast(Tensor, parameter.grad) for parameter in trained]
         self.changing = [*self.trained, *_state_tensors(self.optimizer, trained)]
         # Torch wraps `step` in graph breaks, which guard a gradient mode that we set ourselves.
         self.optimizer_step = inspect.unwrap(type(self.optimizer).step)
 
-    def __call__(self, batches: Sequence[Any]) -> StepResult:
+    def __call__(self, batches: Sequence[object]) -> StepResult:
         """One optimizer step on the mean of the losses of `batches`."""
-        losses, gradients = self._backward(batches)
+        losses, gradients, counted = self._backward(batches)
         with torch.no_grad():
             scale, coefficient, norm = self.state.scale, None, None
             if self.policy.needs:
@@ -63,16 +72,19 @@ class TensorStep:
             self._update(quotients, found_inf)
             self._advance(seen, losses)
             self.tally.count(found_inf)
-        return StepResult(summed(losses), found_inf, norm)
+        return StepResult(summed(losses), found_inf, norm, tuple(counted))
 
-    def _backward(self, batches: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    def _backward(
+        self, batches: Sequence[object]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         losses: list[Tensor] = []
+        counted: list[Tensor] = []
         gradients: list[Tensor | None] = [None] * len(self.trained)
         for batch in batches:
             loss = self.loss_fn(self.model, batch)
             loss = loss if len(batches) == 1 else loss / len(batches)
-            scaled = loss * self.state.scale
-            new = torch.autograd.grad(scaled, self.trained, allow_unused=True)
+            new, rows = self.gradients_of(loss, self.state.scale, self.trained)
+            counted += [] if rows is None else [rows]
             gradients = [_sum(a, b) for a, b in zip(gradients, new, strict=True)]
             losses.append(loss.detach())
         whole = [gradient for gradient in gradients if gradient is not None]
@@ -81,7 +93,7 @@ class TensorStep:
                 "`step(batch)`: a parameter that had a gradient in an earlier step has none now. "
                 "Run such a batch with `eager_step(batch)`."
             )
-        return losses, whole
+        return losses, whole, counted
 
     def _update(self, quotients: Sequence[Tensor], found_inf: Tensor) -> None:
         for gradient, quotient in zip(self.gradients, quotients, strict=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from gradscale.checkpoints.state import ScalerState
+from gradscale.torch_types import StateDict
 
 Value = float | int | bool | str
+Kind = TypeVar("Kind", bound=Value)
 
 
 class Exported(NamedTuple):
@@ -22,7 +24,7 @@ class Exported(NamedTuple):
         ('good_steps',)
     """
 
-    state: dict[str, Any]
+    state: StateDict
     left_out: tuple[str, ...]
     assumed: tuple[str, ...]
 
@@ -42,13 +44,13 @@ class Draft:
         self._kept: set[str] = set()
         self._assumed: list[str] = []
 
-    def take(self, name: str, default: Value) -> Any:
+    def take(self, name: str, default: Kind) -> Kind:
         """The value of `name`, or the target's default, which is then listed as assumed."""
         if name not in self._known:
             self._assumed.append(name)
             return default
         self._kept.add(name)
-        return self._known[name]
+        return cast(Kind, self._known[name])  # a state has each name in one kind
 
     def choose(self, name: str, choices: tuple[str, ...]) -> str:
         """The value of `name` if the target has it, else the target's first, not kept."""
@@ -59,9 +61,9 @@ class Draft:
             self._kept.add(name)
         return value if value in choices else choices[0]
 
-    def known(self, name: str, default: Value) -> Any:
+    def known(self, name: str, default: Kind) -> Kind:
         """The value of `name` for a calculation, without saying that the target keeps it."""
-        return self._known.get(name, default)
+        return cast(Kind, self._known.get(name, default))
 
     def keep(self, *names: str) -> None:
         """Say that the target keeps these, in whatever form."""
@@ -71,7 +73,7 @@ class Draft:
         """Say what the target always does: nothing is lost where the state agrees."""
         self._kept.update(n for n, value in values.items() if self._known.get(n) == value)
 
-    def finish(self, state: dict[str, Any]) -> Exported:
+    def finish(self, state: StateDict) -> Exported:
         """The export, with everything known that nobody took listed as left out."""
         # A scale that backs off at the first overflow is what a target without hysteresis does.
         if self._known.get("hysteresis", 1) == 1:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gradscale.advice import Advice, Moment, Verdict
-from gradscale.advice.sentences import headline
+from gradscale.advice.verdict_sentences import headline
 from gradscale.host_copies import HostCopies
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
@@ -44,7 +43,7 @@ def _write_recording(verdict: Verdict, folder: Path, target: str) -> None:
     log.end(len(verdict.moments), None)
 
 
-def note_of(verdict: Verdict, target: str) -> dict[str, Any]:
+def note_of(verdict: Verdict, target: str) -> dict[str, object]:
     """What the page says of a format: the verdict, and the line to write."""
     lines = [f"{verdict.format} is {headline(verdict)}."]
     ran = verdict.level in ("safe", "risky")

@@ -8,8 +8,8 @@ from itertools import compress
 from rich import box
 from rich.table import Table
 
-from gradscale.advice import Advice, Evidence, Verdict
-from gradscale.advice.sentences import LEAST
+from gradscale.advice import Advice, ScalingEvidence, Verdict
+from gradscale.advice.verdict_sentences import LEAST
 from gradscale.cli.fitting import fitting
 from gradscale.percent import percent
 
@@ -59,11 +59,11 @@ def _cells(verdict: Verdict) -> list[str]:
     ]
 
 
-def lost(evidence: Evidence | None) -> str:
+def lost(evidence: ScalingEvidence | None) -> str:
     """The lost share of one way of scaling.
 
     Example:
-        >>> lost(Evidence(0.25, 0.9, 0.8, "head", overflowed=False)), lost(None)
+        >>> lost(ScalingEvidence(0.25, 0.9, 0.8, "head", overflowed=False)), lost(None)
         ('25 %', '–')
     """
     if evidence is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -13,12 +13,14 @@ from rich.console import Console
 from gradscale.cli.display import Display, console
 from gradscale.cli.errors import BadInput, bad_input, room_for
 from gradscale.cli.options import (
+    SharedOptions,
     parse_number,
     refuse_changes_on_resume,
     scaling_name,
     several,
     shared_options,
 )
+from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.table import caption, comparison_table
@@ -42,8 +44,21 @@ from gradscale.training import (
     summaries_of,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Results = dict[Path, RunResult]
 """What every run ended with, by its folder."""
+
+
+class CompareOptions(SharedOptions):
+    """What was typed."""
+
+    recipe: str
+    format: str
+    policy: tuple[str, ...] | None
+    loss_divisor: tuple[float, ...] | None
+    seeds: int
 
 
 @click.command(name="compare", short_help="Train with every scaling strategy; ends with a table.")
@@ -72,7 +87,7 @@ Results = dict[Path, RunResult]
 @renamed("--scaling", "--policy")
 @shared_options
 @click.pass_context
-def compare_command(context: click.Context, **given: Any) -> None:
+def compare_command(context: click.Context, **given: Unpack[CompareOptions]) -> None:
     """Train RECIPE in float32, in half precision without scaling, and with each scaling strategy.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
@@ -99,8 +114,9 @@ def compare_command(context: click.Context, **given: Any) -> None:
     _report(comparison, summaries_of(comparison, results), results, path, given)
 
 
-def _asked(given: dict[str, Any]) -> Comparison:
+def _asked(given: CompareOptions) -> Comparison:
     defaults = find(given["recipe"]).defaults
+    chosen: dict[str, object] = dict(given)
     options = ("steps", "batch_size", "lr", "init_scale", "device", "emulate", "threads", "data")
     return Comparison(
         recipe=given["recipe"],
@@ -108,7 +124,7 @@ def _asked(given: dict[str, Any]) -> Comparison:
         policies=given["policy"] or COMPARED,
         loss_divisors=given["loss_divisor"] or defaults.compare_divisors,
         seeds=given["seeds"],
-        options={name: given[name] for name in options if given[name] is not None},
+        options={name: chosen[name] for name in options if chosen[name] is not None},
     )
 
 
@@ -123,7 +139,7 @@ def _stored(path: Path) -> Comparison:
         return Comparison.from_json(stored)
 
 
-def _run_all(comparison: Comparison, path: Path, given: dict[str, Any]) -> Results:
+def _run_all(comparison: Comparison, path: Path, given: CompareOptions) -> Results:
     planned = list(comparison.runs())
     with bad_input():
         results = _finished(planned, path)
@@ -155,7 +171,7 @@ def _train(
     planned: Sequence[Planned],
     data: Data,
     path: Path,
-    given: dict[str, Any],
+    given: CompareOptions,
     stop: StopRequest,
     errors: Console,
 ) -> Results:
@@ -187,7 +203,7 @@ def _report(
     summaries: list[Summary],
     results: Results,
     path: Path,
-    given: dict[str, Any],
+    given: CompareOptions,
 ) -> None:
     rows = [summary.to_json() for summary in summaries]
     summary = json_value({"comparison": comparison.to_json(), "rows": rows})
@@ -199,7 +215,7 @@ def _report(
     emulated = any(result["emulated"] for result in results.values())
     recipe = find(comparison.recipe)
     screen = console(no_color=given["no_color"])
-    screen.print(f"\n{recipe.data}; {recipe.network}, {recipe.parameters():,} parameters")
+    say(screen, f"\n{recipe.data}; {recipe.network}, {recipe.parameters():,} parameters")
     screen.print(comparison_table(comparison, summaries, recipe, screen.width))
-    screen.print(caption(comparison, summaries, emulated=emulated), style="dim")
-    screen.print(f"\nWritten to {path}")
+    say(screen, caption(comparison, summaries, emulated=emulated), style="dim")
+    screen.print(f"\nWritten to {path}", soft_wrap=True)

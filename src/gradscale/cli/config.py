@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 
@@ -34,7 +34,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         return
     options = {_key(p): p for p in context.command.params if p.name not in NOT_IN_FILE}
     known = {key: option for key, option in options.items() if not getattr(option, "hidden", False)}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key, value in _parse(path).items():
         option = known.get(key.replace("_", "-"))
         if option is None:
@@ -47,7 +47,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     context.default_map = {**(context.default_map or {}), **values}
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -61,7 +61,7 @@ def _key(option: click.Parameter) -> str:
     return max(option.opts, key=len).lstrip("-")
 
 
-def _rule(option: click.Parameter) -> tuple[Callable[[Any], bool], str]:
+def _rule(option: click.Parameter) -> tuple[Callable[[object], bool], str]:
     """What a value may be, and the same in words. Click would round 2.5 steps to 2."""
     if isinstance(option, click.Option) and option.is_flag:
         return (lambda value: isinstance(value, bool)), "true or false"
@@ -72,9 +72,9 @@ def _rule(option: click.Parameter) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: isinstance(value, str)), "text in quotes"
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list):
-        return all(type(part) in (str, int, float) for part in cast("list[Any]", value))
+        return all(type(part) in (str, int, float) for part in cast("list[object]", value))
     return type(value) in (str, int, float)
 
 

@@ -154,5 +154,6 @@ def scale_text(scale: float) -> str:
     """
     if scale == 1:
         return "1"
+    # `frexp` gives a mantissa in [0.5, 1): a power of two has 0.5.
     mantissa, exponent = math.frexp(scale)
     return f"2^{exponent - 1}" if mantissa == 0.5 else f"{scale:.3g}"

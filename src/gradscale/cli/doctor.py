@@ -9,9 +9,10 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from gradscale.cli.display import console
+from gradscale.cli.display import console, flows
 from gradscale.cli.errors import bad_input
 from gradscale.cli.progress import progress
+from gradscale.cli.prose import say, wrapped
 from gradscale.doctor import Diagnosis, Finding, examine
 from gradscale.doctor.diagnosis import patient_words
 from gradscale.policies.presets import PRESETS
@@ -63,15 +64,16 @@ def doctor_command(file: Path, against: str | None, as_json: bool, no_color: boo
 
 def _show(diagnosis: Diagnosis, screen: Console) -> None:
     for patient in diagnosis.patients:
-        screen.print(f"{patient_words(patient)}\n", soft_wrap=True)
+        say(screen, f"{patient_words(patient)}\n")
     for finding in diagnosis.findings:
-        screen.print(_colored(finding, diagnosis.several), soft_wrap=True)
+        screen.print(_colored(finding, diagnosis.several, screen), soft_wrap=True)
         screen.print()
     style = "green" if diagnosis.healthy else "red"
     screen.print(Text(diagnosis.summary, style=style))
 
 
-def _colored(finding: Finding, where: bool) -> Text:
-    text = Text(finding.words(where=where))
+def _colored(finding: Finding, where: bool, screen: Console) -> Text:
+    words = finding.words(where=where)
+    text = Text(words if flows(screen) else wrapped(words, screen.width))
     text.stylize(_STYLES[finding.severity], 0, len(finding.severity))
     return text

@@ -11,6 +11,7 @@ import click
 from gradscale.cli.printable import printable
 from gradscale.files.unwritable import Unwritable
 
+# The disk, the quota, or the largest file that the system allows.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
+# Wider than any table, and printing nowhere.
 _RULER = Console(width=1000, file=io.StringIO())
 
 

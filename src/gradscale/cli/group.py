@@ -22,12 +22,12 @@ def gradscale() -> None:
 
     \b
     Examples:
-      gradscale compare                  float32 against fp16 under every scaling strategy, ~3 min
-      gradscale train chars              train a small GPT in fp16 with dynamic loss scaling
+      gradscale compare                  float32 against fp16, scaled in every way
+      gradscale train chars              a small GPT in fp16, dynamic loss scaling
       gradscale recipes                  what can be trained here
-      gradscale inspect mine:model_step  which formats are safe for your own model
+      gradscale inspect mine:model_step  which formats are safe for your model
       gradscale doctor checkpoint.pt     what is wrong with a saved loss scale
-      gradscale report runs/mine         a recorded run as a page: what was lost, where and why
+      gradscale report runs/mine         a recorded run as a page: what was lost
       gradscale replay runs/mine         what another policy would have done on it
     """  # noqa: D301
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
-from gradscale.advice import FORMATS, Advice, ModelStep, advise
+from gradscale.advice import FORMATS, Advice, ModelStep, Verdict, advise
 from gradscale.cli.advice_report import INSTALL, write_page, write_recordings
 from gradscale.cli.advice_table import advice_table, layer_table
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import FOLDER, several
 from gradscale.cli.progress import progress
+from gradscale.cli.prose import say
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.user_function import user_code, user_function
 from gradscale.files.json_text import json_value, write_json
 from gradscale.files.replacement import replace_file
 
 
-def _format(value: Any) -> str:
+def _format(value: object) -> str:
     if value not in FORMATS:
         raise click.BadParameter(f"{value!r} is not one of {', '.join(FORMATS)}.")
     return str(value)
@@ -58,7 +58,18 @@ def _format(value: Any) -> str:
 @click.option("--out", type=FOLDER, help="Folder of the report.  [runs/inspect-NAME-DATE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def inspect_command(target: str, **given: Any) -> None:
+def inspect_command(
+    target: str,
+    formats: tuple[str, ...] | None,
+    steps: int,
+    device: str | None,
+    emulate: str,
+    seed: int,
+    limit: float | None,
+    out: Path | None,
+    as_json: bool,
+    no_color: bool,
+) -> None:
     """Train your own model for a few steps and say which formats are safe for it.
 
     FUNCTION takes no argument and returns `(model, batches, loss)`: a torch.nn.Module, an iterable
@@ -82,9 +93,9 @@ def inspect_command(target: str, **given: Any) -> None:
     with user_code(f"`{target}`"):
         step = ModelStep.of(function, f"inspect {target}")
     name = f"inspect-{target.partition(':')[2]}"
-    path = new_folder(given["out"], name, resumable=False)
+    path = new_folder(out, name, resumable=False)
     make_folder(path)
-    screen = console(stderr=True, no_color=given["no_color"])
+    screen = console(stderr=True, no_color=no_color)
     with (
         leaving_nothing(path),
         progress(screen, "starting") as tell,
@@ -92,19 +103,19 @@ def inspect_command(target: str, **given: Any) -> None:
     ):
         advice = advise(
             step,
-            formats=given["formats"] or FORMATS,
-            steps=given["steps"],
-            device=_device(given["device"]),
-            emulate=given["emulate"],
-            seed=given["seed"],
+            formats=formats or FORMATS,
+            steps=steps,
+            device=_device(device),
+            emulate=emulate,
+            seed=seed,
             progress=tell,
         )
     with bad_input((OSError,)):
         page = _write(advice, path, target)
-    _show(advice, path, page, given)
-    over = _over(advice, given["formats"], given["limit"])
+    _show(advice, path, page, as_json=as_json, no_color=no_color)
+    over = _over(advice, formats, limit)
     if over:
-        screen.print(over, soft_wrap=True)
+        say(screen, over)
         raise SystemExit(1)
 
 
@@ -113,6 +124,7 @@ def _device(name: str | None) -> torch.device | None:
         return None
     try:
         device = torch.device(name)
+        # A name can be valid and the device not there.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
@@ -128,24 +140,29 @@ def _write(advice: Advice, path: Path, target: str) -> Path | None:
     return write_page(recordings, path, f"gradscale inspect {target}")
 
 
-def _show(advice: Advice, path: Path, page: Path | None, given: dict[str, Any]) -> None:
-    if given["as_json"]:
+def _show(advice: Advice, path: Path, page: Path | None, *, as_json: bool, no_color: bool) -> None:
+    if as_json:
         click.echo(json.dumps(json_value(advice.to_dict()), indent=2))
         return
-    screen = console(no_color=given["no_color"])
+    screen = console(no_color=no_color)
     if advice.verdicts:
         screen.print(advice_table(advice, screen.width))
         layers = layer_table(advice.verdicts[0])
         if layers is not None:
             screen.print(layers)
-    screen.print(str(advice), soft_wrap=True)
+    say(screen, str(advice), verbatim=[line for v in advice.verdicts for line in _code(v)])
     # The answer above has the line of the best format only.
     for verdict in advice.verdicts if len(advice.verdicts) > 1 else ():
         if verdict.level in ("safe", "risky"):
             screen.print(f"\n{verdict.format}, {verdict.level}:\n  {verdict.code}", soft_wrap=True)
-    screen.print(f"\nWritten to {path}" if page is None else f"\nWritten to {path}; see {page}")
+    written = f"\nWritten to {path}" if page is None else f"\nWritten to {path}; see {page}"
+    screen.print(written, soft_wrap=True)
     if page is None and advice.verdicts:
         screen.print(INSTALL, style="dim")
+
+
+def _code(verdict: Verdict) -> list[str]:
+    return [line.strip() for line in verdict.code.splitlines()]
 
 
 def _over(advice: Advice, formats: tuple[str, ...] | None, limit: float | None) -> str:

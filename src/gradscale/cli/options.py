@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 import click
 
@@ -12,11 +12,30 @@ from gradscale.cli.config import read_config
 from gradscale.cli.errors import BadInput
 from gradscale.training import PRECISIONS, SCALINGS
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 V = TypeVar("V")
 
 
-def parse_number(value: Any) -> float:
+class SharedOptions(TypedDict):
+    """What `shared_options` adds to a command; None where nothing was said."""
+
+    steps: int | None
+    batch_size: int | None
+    lr: float | None
+    init_scale: float | None
+    device: str | None
+    emulate: str
+    threads: int | None
+    data: str | None
+    out: Path | None
+    resume: Path | None
+    record: bool
+    save_every: int | None
+    as_json: bool
+    no_color: bool
+
+
+def parse_number(value: object) -> float:
     """Parse a number such as ``4096``, ``1e-3`` or ``2^16``."""
     base, power, exponent = str(value).partition("^")
     try:
@@ -29,22 +48,23 @@ def parse_number(value: Any) -> float:
     return parsed
 
 
-def scaling_name(value: Any) -> str:
+def scaling_name(value: object) -> str:
     """Parse the name of a scaling strategy."""
     if value not in SCALINGS:
         raise click.BadParameter(f"{value!r} is not one of {', '.join(SCALINGS)}.")
     return str(value)
 
 
-def several(parse: Callable[[Any], V]) -> Callable[[Any], tuple[V, ...]]:
+def several(parse: Callable[[str], V]) -> Callable[[object], tuple[V, ...]]:
     """Parse comma-separated values with `parse`; repeated ones count once."""
 
-    def parse_all(value: Any) -> tuple[V, ...]:
+    def parse_all(value: object) -> tuple[V, ...]:
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",") if part.strip()]
         if not parts:
             raise click.BadParameter("needs at least one value.")
+        # In order, each once.
         return tuple(dict.fromkeys(map(parse, parts)))
 
     return parse_all

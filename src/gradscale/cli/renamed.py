@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 def renamed(old: str, new: str) -> Callable[[Command], Command]:
     """Refuses the option `old` of a command, and names the one that says the same."""
 
-    def refuse(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    def refuse(context: click.Context, parameter: click.Parameter, value: object) -> None:
         del context, parameter
         if value is not None:
             raise BadInput(f"`{old} {value}` is called `{new} {value}` now, as everywhere else.")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gradscale.cli.display import console, flows
+from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.progress import progress
+from gradscale.cli.prose import say
 from gradscale.cli.replay_table import replay_table, words
 from gradscale.files.json_text import json_value
 from gradscale.recording import Recording, read
@@ -32,7 +30,9 @@ from gradscale.replay import Replay, policy_from, replay
 @click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
 @click.option("--steps", "with_steps", is_flag=True, help="With --json: every step of each, too.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
+def replay_command(
+    run: Path, policies: tuple[str, ...], as_json: bool, with_steps: bool, no_color: bool
+) -> None:
     """Lead other policies along a recorded run and say what each would have done.
 
     RUN is a recording, or a folder with one: `gradscale train --record` or `gradscale.Recorder`
@@ -45,7 +45,7 @@ def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
     A policy is a name, with settings in parentheses:
       static dynamic last-maximum lognormal quantile band two-sided guarded
       apex deepspeed megatron fairseq metaseq keras jmp flax paddle mindspore
-      colossalai popart openseq2seq-backoff openseq2seq-logmax torch
+      colossalai popart openseq2seq-backoff openseq2seq-logmax verl torch
 
     \b
     Examples:
@@ -55,54 +55,39 @@ def replay_command(run: Path, policies: tuple[str, ...], **given: Any) -> None:
       gradscale replay runs/mine --policy lognormal --policy deepspeed
       gradscale replay runs/mine --policy "guarded(policy=lognormal)" --json
     """  # noqa: D301
-    if given["with_steps"] and not given["as_json"]:
+    if with_steps and not as_json:
         raise BadInput("`--steps` goes with `--json`. Pass both, or neither.")
-    errors = console(stderr=True, no_color=given["no_color"])
+    errors = console(stderr=True, no_color=no_color)
     with bad_input((ValueError, TypeError, OSError)):
         chosen = [(text, policy_from(text)) for text in policies] or [("recorded policy", None)]
         with errors.status("reading") if errors.is_terminal else nullcontext():
             recording = read(run)
         found: list[tuple[str, Replay]] = []
-        with _progress(errors, len(recording.steps) * len(chosen)) as tell:
+        count, total = len(recording.steps), len(recording.steps) * len(chosen)
+        with progress(errors, "replaying") as tell:
+
+            def on_step(done: int) -> None:
+                tell(len(found) * count + done, total, "replaying")
+
             for text, policy in chosen:
-                found.append((text, replay(recording, policy, on_step=tell)))
-                tell(None)
-    if given["as_json"]:
-        click.echo(json.dumps(json_value(_as_json(recording, found, **given)), indent=2))
+                found.append((text, replay(recording, policy, on_step=on_step)))
+    if as_json:
+        click.echo(
+            json.dumps(json_value(_as_json(recording, found, with_steps=with_steps)), indent=2)
+        )
         return
-    screen = console(no_color=given["no_color"])
+    screen = console(no_color=no_color)
     screen.print(replay_table(recording, found, screen.width))
     for line in words(recording, found):
-        screen.print(line, style="dim", soft_wrap=flows(screen))
-
-
-@contextmanager
-def _progress(errors: Console, total: int) -> Generator[Callable[[int | None], None]]:
-    """A bar on a terminal; told how many steps of a replay are done, None at its end."""
-    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    disable = not errors.is_terminal
-    with Progress(*columns, console=errors, transient=True, disable=disable) as progress:
-        task = progress.add_task("", total=total)
-        before = latest = 0
-
-        def tell(steps: int | None) -> None:
-            nonlocal before, latest
-            if steps is None:
-                before, latest = before + latest, 0
-            else:
-                latest = steps
-            progress.update(task, completed=before + latest)
-
-        yield tell
+        say(screen, line, style="dim")
 
 
 def _as_json(
-    recording: Recording, found: list[tuple[str, Replay]], *, with_steps: bool, **rest: Any
-) -> dict[str, Any]:
-    del rest
-    answers: list[dict[str, Any]] = []
+    recording: Recording, found: list[tuple[str, Replay]], *, with_steps: bool
+) -> dict[str, object]:
+    answers: list[dict[str, object]] = []
     for text, one in found:
-        answer = {"name": text, **one.to_dict()}
+        answer: dict[str, object] = {"name": text, **one.to_dict()}
         if with_steps:
             answer["every_step"] = [step._asdict() for step in one.steps]
         answers.append(answer)

@@ -26,8 +26,15 @@ EXPENDABLE = ("last", "exact")
 def replay_table(recording: Recording, found: Found, width: int = 100) -> Table:
     """The recorded run first, then a line a policy."""
     rows = list(_rows(recording, found))
-    left = (EXPENDABLE[:count] for count in range(len(EXPENDABLE) + 1))
-    return fitting((_replay_table(rows, names) for names in left), width)
+    left = [EXPENDABLE[:count] for count in range(len(EXPENDABLE) + 1)]
+    tables = [_replay_table(rows, names) for names in left]
+    broken = [(_broken(name), *cells) for name, *cells in rows]
+    return fitting([*tables, _replay_table(broken, EXPENDABLE)], width)
+
+
+def _broken(policy: str) -> str:
+    """A policy over several lines, a setting each."""
+    return policy.replace("(", "(\n  ").replace(", ", ",\n  ")
 
 
 def _replay_table(rows: Sequence[Sequence[str]], left_out: tuple[str, ...]) -> Table:

@@ -7,7 +7,7 @@ import webbrowser
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.console import Console
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import several
+from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
 from gradscale.files.json_text import json_value
 from gradscale.files.replacement import check_ours
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 
 
-def _figure_format(value: Any) -> str:
+def _figure_format(value: object) -> str:
     if value not in FORMATS:
         raise click.BadParameter(f"{value!r} is not one of {', '.join(FORMATS)}.")
     return str(value)
@@ -59,7 +60,17 @@ def _figure_format(value: Any) -> str:
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the runs come down to as JSON.")
 @click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
-def report_command(runs: tuple[Path, ...], **given: Any) -> None:
+def report_command(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    title: str,
+    figures: Path | None,
+    formats: tuple[str, ...],
+    force: bool,
+    show: bool,
+    as_json: bool,
+    no_color: bool,
+) -> None:
     """Write one HTML file that shows what RUN lost, where and why.
 
     RUN is a recording, a folder with one, or a folder of such folders, as `gradscale compare`
@@ -75,24 +86,26 @@ def report_command(runs: tuple[Path, ...], **given: Any) -> None:
     """  # noqa: D301
     if not runs:
         raise BadInput("which run? Pass a recording, or a folder with one.")
-    errors = console(stderr=True, no_color=given["no_color"])
+    errors = console(stderr=True, no_color=no_color)
     with bad_input((ValueError, OSError, ImportError)):
-        out: Path = given["out"] or _beside(runs[0])
-        check_ours(out, force=given["force"])
+        page = out or _beside(runs[0])
+        check_ours(page, force=force)
         left_out: list[str] = []
-        loaded = _write(runs, out, given, errors, left_out)
-    if given["as_json"]:
+        loaded = _write(
+            runs, page, errors, left_out, title=title, figures=figures, formats=formats, force=force
+        )
+    if as_json:
         from gradscale.report.summary import summary_of
 
         found = json_value([summary_of(run) for run in loaded])
-        written = {"report": str(out), "runs": found, "left_out": left_out}
+        written = {"report": str(page), "runs": found, "left_out": left_out}
         click.echo(json.dumps(written, indent=2))
     else:
-        _tell(loaded, out, given)
+        _tell(loaded, page, figures, console(no_color=no_color))
     for reason in left_out:
-        errors.print(f"Left out: {reason}", soft_wrap=True, style="yellow")
-    if given["show"]:
-        webbrowser.open(out.resolve().as_uri())
+        say(errors, f"Left out: {reason}", style="yellow")
+    if show:
+        webbrowser.open(page.resolve().as_uri())
 
 
 def _beside(run: Path) -> Path:
@@ -101,10 +114,14 @@ def _beside(run: Path) -> Path:
 
 def _write(
     paths: Sequence[Path],
-    out: Path,
-    given: dict[str, Any],
+    page: Path,
     errors: Console,
     left_out: list[str],
+    *,
+    title: str,
+    figures: Path | None,
+    formats: Sequence[str],
+    force: bool,
 ) -> list[Run]:
     from gradscale.report.figures.save import save_runs
     from gradscale.report.write import load_runs, write_runs
@@ -114,15 +131,9 @@ def _write(
             paths, on_run=lambda name: tell(f"reading {name}"), on_damage=left_out.append
         )
         tell("writing the page")
-        write_runs(loaded, out, given["title"], force=given["force"])
-        if given["figures"]:
-            save_runs(
-                loaded,
-                given["figures"],
-                given["formats"],
-                on_figure=lambda name: tell(f"drawing {name}"),
-                force=given["force"],
-            )
+        write_runs(loaded, page, title, force=force)
+        if figures:
+            save_runs(loaded, figures, formats, lambda name: tell(f"drawing {name}"), force=force)
     return loaded
 
 
@@ -140,13 +151,12 @@ def _silent(text: str) -> None:
     """Say nothing: nobody is looking."""
 
 
-def _tell(runs: Sequence[Run], out: Path, given: dict[str, Any]) -> None:
+def _tell(runs: Sequence[Run], page: Path, figures: Path | None, screen: Console) -> None:
     from gradscale.report.sentences import sentences_of
 
-    screen = console(no_color=given["no_color"])
     for run in runs:
         for line in sentences_of(run, named=len(runs) > 1):
-            screen.print(line, soft_wrap=True)
-    screen.print(f"Written to {out}", soft_wrap=True)
-    if given["figures"]:
-        screen.print(f"Figures in {given['figures']}", soft_wrap=True)
+            say(screen, line)
+    screen.print(f"Written to {page}", soft_wrap=True)
+    if figures:
+        screen.print(f"Figures in {figures}", soft_wrap=True)

@@ -62,6 +62,7 @@ def leaving_nothing(path: Path) -> Generator[None]:
     try:
         yield
     except BadInput:
+        # The deepest first; `rmdir` refuses what is not empty.
         for inside in sorted(path.rglob("*"), reverse=True):
             _remove_empty(inside)
         _remove_empty(path)

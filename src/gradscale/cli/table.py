@@ -35,6 +35,7 @@ def comparison_table(
     Where `width` is small the gaps between columns close, skipped steps lose their reasons, and
     then the columns of `EXPENDABLE` go, until the rest fits.
     """
+    # The first that fits: roomy, then tight with fewer and fewer columns.
     roomy = _table(comparison, summaries, recipe, COLUMNS, roomy=True)
     kept = (
         tuple(name for name in COLUMNS if name not in EXPENDABLE[:count])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from gradscale.cli.display import Display, console, scale_text
 from gradscale.cli.errors import BadInput, bad_input, room_for
 from gradscale.cli.options import (
     PRECISION,
+    SharedOptions,
     parse_number,
     refuse_changes_on_resume,
     scaling_name,
@@ -35,6 +36,20 @@ from gradscale.training import (
     stop_on_signals,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class TrainOptions(SharedOptions):
+    """What was typed."""
+
+    recipe: str | None
+    format: str
+    policy: str | None
+    seed: int
+    loss_divisor: float | None
+
+
 OPTIONS = (
     "format policy seed steps batch_size lr loss_divisor init_scale device emulate threads data"
 ).split()
@@ -52,7 +67,7 @@ OPTIONS = (
 )
 @shared_options
 @click.pass_context
-def train_command(context: click.Context, **given: Any) -> None:
+def train_command(context: click.Context, **given: Unpack[TrainOptions]) -> None:
     """Train RECIPE once.
 
     RECIPE is digits, chars, words, denoise, towers, cifar10 or fashion-mnist; `gradscale recipes`
@@ -71,7 +86,7 @@ def train_command(context: click.Context, **given: Any) -> None:
       torch              torch.amp.GradScaler
       SYSTEM             the defaults of apex, deepspeed, megatron, fairseq,
                          metaseq, keras, jmp, flax, paddle, mindspore, popart,
-                         colossalai, openseq2seq-backoff, openseq2seq-logmax
+                         colossalai, openseq2seq-backoff, openseq2seq-logmax, verl
 
     \b
     Examples:
@@ -89,7 +104,9 @@ def train_command(context: click.Context, **given: Any) -> None:
         raise BadInput(f"which recipe? Pass one of {', '.join(RECIPES)}, or `--resume DIR`.")
     else:
         with bad_input():
-            settings = settings_for(given["recipe"], **{name: given[name] for name in OPTIONS})
+            settings = settings_for(
+                given["recipe"], **{n: v for n, v in given.items() if n in OPTIONS}
+            )
         path = new_folder(given["out"], f"train-{settings.recipe}")
     result = _run(settings, path, given)
     if given["as_json"]:
@@ -105,11 +122,12 @@ def _stored(path: Path) -> Settings:
             raise ValueError(
                 f"`--resume {path}`: there is no run in this folder (no settings.json)."
             )
+        # What is not there was refused above; what is there and wrong is damage.
         with damaged(path / "settings.json"):
             return Settings.from_json(stored)
 
 
-def _run(settings: Settings, path: Path, given: dict[str, Any]) -> RunResult:
+def _run(settings: Settings, path: Path, given: TrainOptions) -> RunResult:
     errors = console(stderr=True, no_color=given["no_color"])
     resume = f"gradscale train --resume {path}"
     with bad_input():

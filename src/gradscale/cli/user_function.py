@@ -10,12 +10,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from gradscale.cli.errors import BadInput
 
 
-def user_function(target: str) -> Callable[[], Any]:
+def user_function(target: str) -> Callable[[], object]:
     """The function that ``package.module:function`` names; the current folder is searched first.
 
     Raises:
@@ -30,7 +29,7 @@ def user_function(target: str) -> Callable[[], Any]:
     if name.endswith(".py") or "/" in name:
         plain = name.removesuffix(".py").strip("./").replace("/", ".")
         raise BadInput(f"`{target}` names a file. Write it as a module: `{plain}:{attribute}`.")
-    found: Any = _imported(name, target)
+    found: object = _imported(name, target)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise BadInput(_missing(found, part, target))
@@ -45,6 +44,7 @@ def user_function(target: str) -> Callable[[], Any]:
 
 def _imported(name: str, target: str) -> ModuleType:
     here = str(Path.cwd())
+    # As `python -m` has it, and an installed command has not.
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
@@ -63,16 +63,17 @@ def _imported(name: str, target: str) -> ModuleType:
         raise BadInput(f"`{target}`: importing `{name}` failed: {in_words(error)}") from error
 
 
-def _missing(owner: Any, name: str, target: str) -> str:
+def _missing(owner: object, name: str, target: str) -> str:
+    where = getattr(owner, "__name__", "")
     own = [
         key
         for key, value in vars(owner).items()
-        if callable(value) and getattr(value, "__module__", None) == getattr(owner, "__name__", 0)
+        if callable(value) and getattr(value, "__module__", None) == where
     ]
     close = difflib.get_close_matches(name, own, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     known = f" It defines: {', '.join(own)}." if own and not close else ""
-    return f"`{target}`: there is no `{name}` in `{owner.__name__}`.{hint}{known}"
+    return f"`{target}`: there is no `{name}` in `{where}`.{hint}{known}"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: DDP compares the hook's with the types themselves.
 import math
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,7 +47,9 @@ class CompressGradients:
         CompressGradients(torch.float16)
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float16, process_group: Any = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float16, process_group: dist.ProcessGroup | None = None
+    ) -> None:
         if dtype not in HALF + EIGHT_BITS:
             raise ValueError(
                 f"`CompressGradients({dtype})` must be one of "

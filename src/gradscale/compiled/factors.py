@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
-from torch.fx.node import map_arg
+from torch._ops import OpOverload
+from torch.fx.node import Argument, map_arg
 
 from gradscale.compiled.part import CompiledPart, Crossing
 
@@ -88,19 +87,19 @@ def _converted(graph: fx.Graph, value: fx.Node, dtype: torch.dtype) -> fx.Node:
     return _call(graph, torch.ops.prims.convert_element_type.default, value, dtype)
 
 
-def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
+def _call(graph: fx.Graph, target: OpOverload, *args: Argument) -> fx.Node:
     """An operator whose result has the shape and dtype that tracing would have noted."""
     node = graph.call_function(target, args)
     node.meta["val"] = target(*map_arg(args, traced_value))
     return node
 
 
-def traced_value(node: fx.Node) -> Any:
+def traced_value(node: fx.Node) -> Argument:
     """The fake tensor, or number, that stands for an operator's result."""
     return node.meta["val"]
 
 
 def _replace_output(output: fx.Node, crossing: Crossing, product: fx.Node) -> None:
-    values: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    values: list[Argument] = list(output.args[0])  # type: ignore[arg-type]
     values[crossing.place] = product
     output.args = (type(output.args[0])(values),)  # type: ignore[misc]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import fx
@@ -61,7 +60,7 @@ def tensor_of(node: fx.Node) -> torch.Tensor | None:
 
 
 def _tensors(node: fx.Node) -> Iterator[torch.Tensor]:
-    leaves: list[Any] = tree_leaves(node.meta.get("val"))
+    leaves: list[object] = tree_leaves(node.meta.get("val"))
     return (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 

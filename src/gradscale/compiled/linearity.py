@@ -8,11 +8,11 @@ scale.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import cast
 
-import torch
 from torch import fx
+from torch._ops import OpOverload
 
 _FIRST = """
     _conj _fft_c2c _fft_c2r _fft_r2c _neg_view _reshape_alias _to_copy _unsafe_index
@@ -95,7 +95,7 @@ def operator_name(node: fx.Node) -> str:
     one may do anything.
     """
     target = node.target
-    if isinstance(target, torch._ops.OpOverload) and target.namespace in ("aten", "prims"):
+    if isinstance(target, OpOverload) and target.namespace in ("aten", "prims"):
         return target._schema.name.partition("::")[2]
     return ""
 
@@ -124,7 +124,7 @@ def is_linear(node: fx.Node, gradients: Collection[fx.Node]) -> bool:
 
 
 def _adds_up(
-    given: dict[str, Any],
+    given: Mapping[str, object],
     terms: tuple[str, ...],
     factors: tuple[str, ...],
     gradients: Collection[fx.Node],
@@ -143,7 +143,7 @@ def _adds_up(
                else is_zero(part) for part in parts)  # fmt: skip
 
 
-def is_zero(value: Any) -> bool:
+def is_zero(value: object) -> bool:
     """Whether an argument is nothing, the number 0, or a tensor of zeros that the graph makes.
 
     Memory that is about to be overwritten counts as zero.
@@ -159,21 +159,20 @@ def is_zero(value: Any) -> bool:
     return name in _ZERO
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
+def _arguments(node: fx.Node) -> dict[str, object]:
     """The arguments of an operator by their names, in the order of its schema."""
-    schema: Any = node.target._schema  # type: ignore[union-attr]
-    names = [argument.name for argument in schema.arguments]
+    names = [argument.name for argument in cast(OpOverload, node.target)._schema.arguments]
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def _parts(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _parts(value: object) -> list[object]:
+    return list(cast(Sequence[object], value)) if isinstance(value, list | tuple) else [value]
 
 
-def _nodes(value: Any) -> Iterator[fx.Node]:
+def _nodes(value: object) -> Iterator[fx.Node]:
     return (part for part in _parts(value) if isinstance(part, fx.Node))
 
 
-def _nodes_only(value: Any) -> list[fx.Node]:
+def _nodes_only(value: object) -> list[object]:
     """Masks and sizes of a backward operator are no terms, whatever they are called."""
     return list(_nodes(value))

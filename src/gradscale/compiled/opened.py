@@ -5,19 +5,20 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.hooks import RemovableHandle
 
+from gradscale.compiled.live_node import Gradients, LiveNode
 from gradscale.compiled.part import OUTSIDE, Arriving, Closed, CompiledPart
 from gradscale.compiled.preparing import PART
 from gradscale.compiled.under_way import Hook, under_way
 
 COMPILED = "CompiledFunctionBackward"
-_PARTS: weakref.WeakKeyDictionary[Any, CompiledPart | Closed] = weakref.WeakKeyDictionary()
+_PARTS: weakref.WeakKeyDictionary[object, CompiledPart | Closed] = weakref.WeakKeyDictionary()
 _UNPREPARED = Closed(
-    "it was compiled before this scaler was built, or by a backend that does not go through "
-    "`torch._dynamo.backends.common.aot_autograd`. Build the scaler before the first step, or call "
+    "it was compiled before {this} was built, or by a backend that does not go through "
+    "`torch._dynamo.backends.common.aot_autograd`. Build {the} before the first step, or call "
     "`torch.compiler.reset()` after you have built it"
 )
 
@@ -51,7 +52,7 @@ class InnerNode:
         self.number = number
 
     @property
-    def live(self) -> Any:
+    def live(self) -> LiveNode:
         """The compiled node that it is part of."""
         return self._opened.live
 
@@ -70,7 +71,7 @@ class InnerNode:
         return self.part.nodes[self.number].name
 
     @property
-    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+    def next_functions(self) -> tuple[tuple[LiveNode | None, int], ...]:
         """Where its gradients go, within the compiled node or out of it."""
         crossings = (self.part.crossings[place] for place in self.part.leaving[self.number])
         return tuple(
@@ -85,9 +86,10 @@ class InnerNode:
         return self.part.nodes[self.number].arrives
 
     @property
-    def metadata(self) -> dict[Any, Any]:
+    def metadata(self) -> dict[str, object]:
         """A place for notes, which lasts as long as the compiled node."""
-        return self.live.metadata.setdefault(f"gradscale.inner.{self.number}", {})
+        notes = self.live.metadata.setdefault(f"gradscale.inner.{self.number}", {})
+        return cast("dict[str, object]", notes)
 
     def _sequence_nr(self) -> int:
         """That of the compiled node where a gradient enters it, which a user may watch there."""
@@ -101,7 +103,7 @@ class InnerNode:
         hooks[handle.id] = hook
         return handle
 
-    def register_prehook(self, hook: Callable[[tuple[Any, ...]], Any]) -> RemovableHandle:
+    def register_prehook(self, hook: Callable[[Gradients], Gradients | None]) -> RemovableHandle:
         """Calls `hook(entering)` before the compiled node runs, and takes what it returns instead.
 
         Raises:
@@ -113,7 +115,7 @@ class InnerNode:
                 f"{self.name()} within {COMPILED} is no place where gradients enter."
             )
 
-        def before(gradients: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        def before(gradients: Gradients) -> Gradients | None:
             changed = hook(tuple(gradients[slot] for slot in slots))
             if changed is None:
                 return None
@@ -126,10 +128,10 @@ class InnerNode:
 class Opened:
     """The inner nodes of one live compiled node; keeps it alive."""
 
-    def __init__(self, live: Any, part: CompiledPart) -> None:
+    def __init__(self, live: LiveNode, part: CompiledPart) -> None:
         self.live = live
         self.part = part
-        self.next_functions: tuple[tuple[Any, int], ...] = live.next_functions
+        self.next_functions = live.next_functions
         self._inner: dict[int, InnerNode] = {}
 
     def __getitem__(self, number: int) -> InnerNode:
@@ -142,7 +144,7 @@ class Opening:
     """Looks into the compiled nodes that one walk meets."""
 
     def __init__(self) -> None:
-        self._opened: dict[Any, Opened | None] = {}
+        self._opened: dict[LiveNode, Opened | None] = {}
 
     def at(self, node: Any, slot: int) -> tuple[Any, int]:
         """Where a gradient that goes to input `slot` of a live node really arrives first.
@@ -159,7 +161,7 @@ class Opening:
         entry = opened.part.entries.get(slot)
         return (None, 0) if entry is None else (opened[entry.inner], entry.input)
 
-    def layout(self, nodes: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    def layout(self, nodes: Sequence[object]) -> tuple[tuple[int, int], ...]:
         """Which of these nodes lie in which compiled node; empty if none does."""
         if not any(self._opened.values()):
             return ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ class Arriving(NamedTuple):
 
     dtype: torch.dtype
     device: torch.device
-    shape: tuple[Any, ...]
+    shape: tuple[int, ...]
     value: str
 
 
@@ -80,7 +80,7 @@ class CompiledPart:
     arguments: int
     device: torch.device
 
-    def __deepcopy__(self, memo: Any) -> CompiledPart:
+    def __deepcopy__(self, memo: dict[int, object]) -> CompiledPart:
         return self  # torch copies a traced graph, with its notes, before it compiles it
 
     @cached_property
@@ -93,6 +93,9 @@ class CompiledPart:
 
 
 class Closed(NamedTuple):
-    """A compiled backward pass that no plan can look into, and why."""
+    """A compiled backward pass that nobody can look into, and why.
+
+    In the reason `{this}` and `{the}` stand for who wanted to: "this scaler", "the scaler".
+    """
 
     why: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,10 +16,12 @@ from gradscale.compiled.part import Closed, CompiledPart
 from gradscale.compiled.reading import read_part, tensors_before
 from gradscale.compiled.running import boxed, following_plans
 from gradscale.compiled.shared_views import unshare_views
-from gradscale.compiled.watched_form import WatchedForm
+from gradscale.compiled.watched_form import Compiler, WatchedForm
 
 PART = "gradscale.part"
-_WISHES: weakref.WeakSet[Any] = weakref.WeakSet()
+Divided = tuple[fx.GraphModule, fx.GraphModule]
+Partition = Callable[..., Divided]
+_WISHES: weakref.WeakSet[object] = weakref.WeakSet()
 _installed = False
 
 
@@ -42,7 +44,9 @@ def _wrap_aot_autograd() -> None:
     original = AotAutograd.__call__
 
     @functools.wraps(original)
-    def call(self: Any, gm: fx.GraphModule, example_inputs: Any, **kwargs: Any) -> Any:
+    def call(
+        self: AotAutograd, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
+    ) -> Callable[..., Any]:
         if not _WISHES:
             return original(self, gm, example_inputs, **kwargs)
         given = self.kwargs
@@ -60,7 +64,7 @@ def _wrap_aot_autograd() -> None:
     AotAutograd.__call__ = call
 
 
-def _without_autograd_cache() -> AbstractContextManager[Any]:
+def _without_autograd_cache() -> AbstractContextManager[object]:
     """A cached result has not gone through here. Inductor's own caches stay on."""
     import torch._functorch.config as config
 
@@ -69,8 +73,8 @@ def _without_autograd_cache() -> AbstractContextManager[Any]:
     return config.patch(**off) if off else nullcontext()
 
 
-def _partitioning(partition: Callable[..., Any] | None) -> Callable[..., Any]:
-    def divide(joint: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+def _partitioning(partition: Partition | None) -> Partition:
+    def divide(joint: fx.GraphModule, *args: object, **kwargs: object) -> Divided:
         from functorch.compile import default_partition
 
         names, arguments = traced_names(joint.graph), tensors_before(joint.graph)
@@ -92,11 +96,14 @@ def _read(
     try:
         return read_part(backward.graph, forward.graph, names, arguments)
     except Exception as error:  # whatever it was: without a plan the graph is still right
-        return Closed(f"reading it failed, {type(error).__name__}: {error}")
+        why = f"reading it failed, {type(error).__name__}: {error}"
+        return Closed(why.replace("{", "{{").replace("}", "}}"))
 
 
-def _compiling(compiler: Callable[..., Any]) -> Callable[..., Any]:
-    def compile_backward(module: fx.GraphModule, inputs: list[Any]) -> Any:
+def _compiling(compiler: Compiler) -> Compiler:
+    def compile_backward(
+        module: fx.GraphModule, inputs: list[object]
+    ) -> Callable[..., Sequence[object]]:
         part = module.meta.get(PART)
         if not isinstance(part, CompiledPart) or not part.crossings:
             return compiler(module, inputs)

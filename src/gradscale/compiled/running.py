@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gradscale.compiled.part import CompiledPart
-from gradscale.compiled.under_way import noted
+from gradscale.compiled.under_way import noted, running_node
 
-Boxed = Callable[[list[Any]], Any]
+Boxed = Callable[[list[object]], Sequence[object]]
 
 
 def following_plans(part: CompiledPart, plain: Boxed, watched: Callable[[], Boxed]) -> Boxed:
@@ -27,8 +26,8 @@ def following_plans(part: CompiledPart, plain: Boxed, watched: Callable[[], Boxe
     """
     ones: list[Tensor] = []
 
-    def run(arguments: list[Any]) -> Any:
-        note = noted(torch._C._current_autograd_node())
+    def run(arguments: list[object]) -> Sequence[object]:
+        note = noted(running_node())
         factors = None if note is None else note.factors
         if factors is None:
             if not ones:
@@ -43,12 +42,12 @@ def following_plans(part: CompiledPart, plain: Boxed, watched: Callable[[], Boxe
     return run
 
 
-def boxed(function: Callable[..., Any]) -> Boxed:
+def boxed(function: Callable[..., Sequence[object]]) -> Boxed:
     """A compiled function that takes a list, whichever way it is called itself."""
     if getattr(function, "_boxed_call", False):
         return function
 
-    def run(arguments: list[Any]) -> Any:
+    def run(arguments: list[object]) -> Sequence[object]:
         given, arguments[:] = tuple(arguments), []
         return function(*given)
 

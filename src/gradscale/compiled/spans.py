@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 
+from gradscale.compiled.live_node import LiveNode
 from gradscale.compiled.opened import InnerNode
 
 UNMET = -1
@@ -60,14 +61,14 @@ class Span(NamedTuple):
         return [known[target] - known[source] for source, target in pairs]
 
 
-def spans_of(nodes: Sequence[Any], edges: Iterable[EdgeLike]) -> tuple[Span, ...]:
+def spans_of(nodes: Sequence[object], edges: Iterable[EdgeLike]) -> tuple[Span, ...]:
     """The spans of a walk, in the order in which they are met.
 
     Args:
         nodes: live nodes and `InnerNode`s, in the order of the walk.
         edges: of the walk.
     """
-    members: dict[Any, dict[int, int]] = {}
+    members: dict[LiveNode, dict[int, int]] = {}
     for number, node in enumerate(nodes):
         if isinstance(node, InnerNode):
             members.setdefault(node.live, {})[node.number] = number
@@ -78,9 +79,9 @@ def spans_of(nodes: Sequence[Any], edges: Iterable[EdgeLike]) -> tuple[Span, ...
 
 
 def _span(
-    nodes: Sequence[Any], members: dict[int, int], targets: dict[tuple[int, int], int]
+    nodes: Sequence[object], members: dict[int, int], targets: dict[tuple[int, int], int]
 ) -> Span:
-    part = nodes[next(iter(members.values()))].part
+    part = cast(InnerNode, nodes[next(iter(members.values()))]).part
     sources = [members.get(crossing.source, UNMET) for crossing in part.crossings]
     reached = [UNMET] * len(part.crossings)
     for inner, number in members.items():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+
+from gradscale.compiled.live_node import LiveNode
 
 Seen = Sequence[Tensor]
-Hook = Callable[[Seen, Seen], Any]
+Hook = Callable[[Seen, Seen], object]
 _NOTE = "gradscale.under_way"
 
 
@@ -49,14 +52,20 @@ class UnderWay:
         return any(self.hooks.values())
 
 
-def under_way(node: Any) -> UnderWay:
+def under_way(node: LiveNode) -> UnderWay:
     """The note on a live node, made if there is none."""
-    return node.metadata.setdefault(_NOTE, UnderWay())
+    return cast(UnderWay, node.metadata.setdefault(_NOTE, UnderWay()))
 
 
-def noted(node: Any) -> UnderWay | None:
+def noted(node: LiveNode | None) -> UnderWay | None:
     """The note on a live node, None if there is none."""
-    return None if node is None else node.metadata.get(_NOTE)
+    return None if node is None else cast("UnderWay | None", node.metadata.get(_NOTE))
+
+
+def running_node() -> LiveNode | None:
+    """The node that the engine runs in this thread; None outside of a backward pass."""
+    # torch's own annotations take `metadata` for a method.
+    return cast("LiveNode | None", torch._C._current_autograd_node())
 
 
 def visit(arrived: list[Tensor], produced: list[Tensor], inner: int) -> Tensor:
@@ -70,7 +79,7 @@ def visit(arrived: list[Tensor], produced: list[Tensor], inner: int) -> Tensor:
     Returns:
         Nothing, as a tensor, so that a compiler does not leave the call out.
     """
-    note = noted(torch._C._current_autograd_node())
+    note = noted(running_node())
     if note is not None:
         for hook in list(note.hooks.get(inner, {}).values()):
             hook(produced, arrived)
@@ -88,4 +97,4 @@ def _visit_fake(arrived: list[Tensor], produced: list[Tensor], inner: int) -> Te
 
 
 torch.library.register_fake("gradscale::visit", _visit_fake)
-VISIT: Any = torch.ops.gradscale.visit.default
+VISIT: OpOverload = torch.ops.gradscale.visit.default

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
@@ -15,6 +14,9 @@ from gradscale.compiled.linearity import operator_name
 from gradscale.compiled.part import CompiledPart
 from gradscale.compiled.running import Boxed, boxed
 from gradscale.compiled.visits import with_visits
+
+Compiler = Callable[[fx.GraphModule, list[object]], Callable[..., Sequence[object]]]
+"""What a backend does with one traced pass and the inputs that stand for its own."""
 
 
 class WatchedForm:
@@ -35,8 +37,8 @@ class WatchedForm:
         self,
         module: fx.GraphModule,
         part: CompiledPart,
-        compiler: Callable[..., Any],
-        inputs: list[Any],
+        compiler: Compiler,
+        inputs: list[object],
     ) -> None:
         graph = fx.Graph()
         graph.output(graph.graph_copy(module.graph, {}))
@@ -57,7 +59,7 @@ class WatchedForm:
         return self._made
 
     @property
-    def _outputs(self) -> tuple[Any, ...]:
+    def _outputs(self) -> tuple[object, ...]:
         output = next(node for node in reversed(self._module.graph.nodes) if node.op == "output")
         return tuple(output.args[0])
 
@@ -77,14 +79,21 @@ def _runs_alike(node: fx.Node) -> bool:
 
 
 def _interpreted(module: fx.GraphModule) -> Boxed:
-    """The graph as Python code, which lets go of its arguments as it goes."""
+    """The graph as Python code, which lets go of its arguments as it goes.
+
+    What inductor's forward pass has saved may lie in memory otherwise than it was traced: a view of
+    it may need a copy.
+    """
+    aten = torch.ops.aten
+    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
     module.graph.set_codegen(_BoxedCodeGen())
     module.recompile()
     return module
 
 
 def _without_visits(run: Boxed, outputs: int) -> Boxed:
-    def first(arguments: list[Any]) -> Any:
+    def first(arguments: list[object]) -> Sequence[object]:
         return run(arguments)[:outputs]
 
     return first

@@ -10,7 +10,8 @@ from pathlib import Path
 from gradscale.doctor.recorded_run import STEPS, is_run
 
 SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle"}
-_DEEPEST = 4
+_DEEPEST = 4  # folder of a comparison, divisor, strategy, seed
+# As DeepSpeed and Megatron name the files and folders of their ranks.
 _RANK = re.compile(r"rank_?\d+(_\d+)*")
 
 

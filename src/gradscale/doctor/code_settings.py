@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
@@ -14,7 +13,7 @@ from gradscale.policies import Policy, preset
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.presets import PRESETS
 
-_NOT_COMPARED = {"init_scale"}
+_NOT_COMPARED = {"init_scale"}  # it says nothing once the scale has moved
 _LOADING = {
     "torch": "torch's load_state_dict overwrites the code's settings by the saved ones, silently: "
     "set them again after loading, or change the code.",
@@ -24,7 +23,7 @@ _LOADING = {
 _ANY = "Find out which of them the system uses after a resume, and make the two agree."
 
 
-def wanted_settings(against: Policy | str | Mapping[str, Any]) -> dict[str, Any]:
+def wanted_settings(against: Policy | str | Mapping[str, object]) -> dict[str, object]:
     """The settings to compare with.
 
     Args:
@@ -53,7 +52,7 @@ def wanted_settings(against: Policy | str | Mapping[str, Any]) -> dict[str, Any]
     return {_known(name.strip()): _value(name.strip(), text.strip()) for name, _, text in pairs}
 
 
-def compare_settings(patient: Patient, wanted: Mapping[str, Any]) -> Iterator[Finding]:
+def compare_settings(patient: Patient, wanted: Mapping[str, object]) -> Iterator[Finding]:
     """What differs between a scaler and the settings that the code passes.
 
     Args:
@@ -91,11 +90,12 @@ def _known(name: str) -> str:
     return name
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str) -> object:
     if name == "hysteresis_refill":
         return text
     if name == "window_follows_scale":
         return text.lower() in ("true", "1")
+    # As powers of two are typed; a plain number may be 5e2, too.
     base, power, exponent = text.partition("^")
     try:
         number = float(base) ** int(exponent) if power else float(base)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
 from gradscale.doctor.state_sentences import state_sentences
+from gradscale.files.json_text import JsonObject
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -56,7 +56,7 @@ class Diagnosis:
         count = len(self.problems)
         return "No problem found." if not count else f"{count} problem{'s' * (count > 1)} found."
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As words of JSON.
 
         Example:

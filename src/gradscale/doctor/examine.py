@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from gradscale.doctor.checkpoint_files import parts_of
 from gradscale.doctor.checks import CHECKS
@@ -13,6 +12,7 @@ from gradscale.doctor.code_settings import compare_settings, wanted_settings
 from gradscale.doctor.diagnosis import Diagnosis, worst_first
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
+from gradscale.doctor.floats_beside import bad_floats
 from gradscale.doctor.inert.reading import read_file
 from gradscale.doctor.rank_agreement import across_ranks
 from gradscale.doctor.recorded_run import examine_run, is_run
@@ -28,7 +28,7 @@ Progress = Callable[[int, int, str], object]
 
 def examine(
     path: str | Path,
-    against: Policy | str | Mapping[str, Any] | None = None,
+    against: Policy | str | Mapping[str, object] | None = None,
     *,
     progress: Progress = lambda done, total, what: None,
 ) -> Diagnosis:
@@ -37,7 +37,7 @@ def examine(
     Reads checkpoints of gradscale, torch, DeepSpeed, Megatron, fairseq, apex, Keras, Paddle and
     flax wherever they keep the state, recordings, and folders of `gradscale train` and `compare`.
     Pickled objects are read as names and plain data: nothing that the file holds is run, and no
-    tensor is loaded.
+    tensor is made. The bytes of floats beside a scaler are looked through for infinities and NaN.
 
     Args:
         path: a checkpoint, a recording, JSON with a state, or a folder of any of these.
@@ -96,8 +96,8 @@ def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
         tree = read_file(part)
     except ValueError as error:
         raise ValueError(f"`{part}` is not a checkpoint that can be read: {error}.") from None
-    found = find_states(tree)
-    if not found and not name:
+    found, beside = find_states(tree), bad_floats(tree, name)
+    if not (found or name or any(finding.problem for finding in beside)):
         raise ValueError(_no_state(part, tree))
     # The Trainer of Hugging Face counts its steps in a file beside its scaler.
     trainer = part.with_name("trainer_state.json")
@@ -105,7 +105,7 @@ def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
     steps = count_in(held, "global_step")
     patients = [_patient(tree, state, steps, name) for state in found if state.system]
     disabled = [_disabled(state, name) for state in found if not state.system]
-    return patients, unread if patients else disabled
+    return patients, [*(unread if patients else disabled), *beside]
 
 
 def _patient(tree: object, found: FoundState, steps: int | None, name: str) -> Patient:
@@ -129,7 +129,7 @@ def _disabled(found: FoundState, name: str) -> Finding:
     )  # fmt: skip
 
 
-def _no_state(path: Path, tree: Any) -> str:
+def _no_state(path: Path, tree: object) -> str:
     keys = (
         f" It has the keys {', '.join(map(shown, tree))[:200]}." if isinstance(tree, dict) else ""
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from gradscale.doctor.run_course import Course
 from gradscale.entries import MOST
+from gradscale.files.json_text import JsonObject, json_object
 
 Setting = float | int | bool | str
 
@@ -128,21 +127,11 @@ class Patient:
             int(interval) if isinstance(interval, int | float) and 1 <= interval <= MOST else None
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As words of JSON: numbers that are not finite are texts.
 
         Example:
-            >>> Patient("torch", "", math.nan).to_dict()["scale"]
+            >>> Patient("torch", "", float("nan")).to_dict()["scale"]
             'nan'
         """
-        return _plain(asdict(self))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value
+        return json_object(asdict(self))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from gradscale.files.json_text import JsonObject
 
 Severity = Literal["error", "warning", "note"]
 
@@ -40,7 +42,7 @@ class Finding:
         """Whether it is more than a note."""
         return self.severity != "note"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As words of JSON.
 
         Example:

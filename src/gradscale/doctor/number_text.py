@@ -15,11 +15,9 @@ def scale_words(value: float) -> str:
     """
     if not math.isfinite(value) or value <= 0 or not is_power_of_two(value):
         return f"{value:g}"
-    return f"2^{math.frexp(value)[1] - 1} ({value:.10g})" if value >= 1 else _small(value)
-
-
-def _small(value: float) -> str:
-    return f"2^{math.frexp(value)[1] - 1} ({value:g})"
+    # Whole up to 2^33; further down nobody reads more than six digits of a fraction.
+    plain = f"{value:.10g}" if value >= 1 else f"{value:g}"
+    return f"2^{math.frexp(value)[1] - 1} ({plain})"
 
 
 def is_power_of_two(value: float) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from gradscale.doctor.inert.tree import SavedObject
 
 
-def saved_by_object(thing: SavedObject) -> Mapping[str, Any] | None:
+def saved_by_object(thing: SavedObject) -> Mapping[str, object] | None:
     """The state of a pickled scaler: its attributes, or what its `state_dict()` would give.
 
     Args:
@@ -26,8 +25,9 @@ def saved_by_object(thing: SavedObject) -> Mapping[str, Any] | None:
     held = thing.attributes
     if "cur_scale" in held or "dynamic_scale" in held:
         return held
-    if isinstance(held.get("_held"), SavedObject):
-        return _ours(held["_held"].attributes, held.get("_books"))
+    ours = _part(thing, "_held")
+    if ours is not None:
+        return _ours(ours.attributes, held.get("_books"))
     factors = {name: held.get(f"_{name}") for name in _FACTORS}
     if "_init_scale" not in held or None in factors.values():
         return None
@@ -35,16 +35,17 @@ def saved_by_object(thing: SavedObject) -> Mapping[str, Any] | None:
     return {"scale": held["_init_scale"], "_growth_tracker": tracker, **factors}
 
 
+# torch keeps them in attributes of these names, an underscore in front.
 _FACTORS = ("growth_factor", "backoff_factor", "growth_interval")
 
 
-def _ours(held: Mapping[str, Any], books: object) -> Mapping[str, Any] | None:
+def _ours(held: Mapping[str, object], books: object) -> Mapping[str, object] | None:
     """The state of our own scaler, of its parts that hold the scale and the counters."""
     policy = held.get("policy")
     if not isinstance(policy, SavedObject):
         return None
     config = policy.attributes
-    own: dict[str, Any] = {"policy": _described(policy), "state": held.get("loaded") or {}}
+    own: dict[str, object] = {"policy": _described(policy), "state": held.get("loaded") or {}}
     counters = _part(_part(books, "ledger"), "_counters")
     if counters is not None:
         own["counters"] = dict(counters.attributes)
@@ -61,7 +62,7 @@ def _part(thing: object, name: str) -> SavedObject | None:
     return part if isinstance(part, SavedObject) else None
 
 
-def _described(policy: SavedObject) -> dict[str, Any]:
+def _described(policy: SavedObject) -> dict[str, object]:
     config = {
         key: _described(value) if isinstance(value, SavedObject) else value
         for key, value in policy.attributes.items()

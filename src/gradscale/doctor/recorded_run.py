@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from gradscale.doctor.examined_scaler import Patient, Skips
 from gradscale.doctor.finding import Finding
@@ -51,14 +50,14 @@ def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
     settings, unread = json_beside(folder / "settings.json")
     unscaled = settings.get("policy") == "none"
     patient = _saved(folder, path) or _recorded(recording, course, unscaled=unscaled)
-    changes: dict[str, Any] = {"where": where, "course": course}
+    changes: dict[str, object] = {"where": where, "course": course}
     if course is not None:
         reasons = {**course.reasons}
         if course.unexplained and reasons:
             reasons["unknown"] = course.unexplained
         consecutive = course.final.length if course.final else 0
         changes["skips"] = Skips(course.steps, course.skipped, consecutive, reasons)
-        changes["steps"] = course.last + 1
+        changes["steps"] = course.last + 1  # counted from 0, and from before a resume
         changes["never_overflowed"] = _never(patient, course)
     return dataclasses.replace(patient, **changes), [*unread, *_notes(recording, where)]
 

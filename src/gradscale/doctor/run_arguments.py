@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 from gradscale.doctor.examined_scaler import Setting
 from gradscale.doctor.inert.tree import SavedObject
 from gradscale.entries import MOST, plain_settings
 
+# Of DeepSpeed; Lightning and the Trainer; Megatron; fairseq; and of loops written by hand.
 _STEPS = ("global_steps", "global_step", "iteration", "num_updates", "step")
 
 _MEGATRON = {
@@ -109,9 +110,8 @@ def _named(found: Mapping[str, object], names: Mapping[str, str]) -> dict[str, S
 
 
 def _mapping(value: object) -> Mapping[str, object]:
-    if isinstance(value, SavedObject):
-        return value.attributes or value.entries
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+    held = (value.attributes or value.entries) if isinstance(value, SavedObject) else value
+    return cast("Mapping[str, object]", held) if isinstance(held, dict) else {}
 
 
 def count_in(held: Mapping[str, object], key: str) -> int | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 from gradscale.recording.schema import Step
 
@@ -85,92 +87,53 @@ def course_of(steps: Iterable[Step]) -> Course | None:
         >>> course.skipped, course.backoffs, course.longest.begin, course.final
         (1, 1, 1, None)
     """
-    walk = _Walk()
-    for step in steps:
-        walk.take(step)
-    return walk.course()
+    steps = list(steps)
+    if not steps:
+        return None
+    pairs = list(pairwise(steps))
+    skipped = [step for step in steps if step.skipped]
+    dropping = [step for step in steps if step.dropped]
+    stretches = [_stretch(list(row)) for skips, row in groupby(steps, _is_skipped) if skips]
+    scales = [step.scale for step in steps]
+    measured = next((step for step in reversed(steps) if _lost_share(step) is not None), None)
+    seen = None if measured is None else measured.seen
+    return Course(
+        steps=len(steps),
+        first=steps[0].step,
+        last=steps[-1].step,
+        skipped=len(skipped),
+        reasons=dict(Counter(step.reason for step in skipped if step.reason is not None)),
+        unexplained=sum(step.reason is None for step in skipped),
+        growths=sum(after.scale > before.scale for before, after in pairs),
+        backoffs=sum(after.scale < before.scale for before, after in pairs),
+        # A scale of NaN is below and above nothing, so that it is passed over.
+        scales=(scales[0], min(math.inf, *scales), max(-math.inf, *scales), scales[-1]),
+        longest=max(stretches, key=lambda stretch: stretch.length, default=None),
+        final=stretches[-1] if steps[-1].skipped else None,
+        first_bad_loss=next(
+            (s.step for s in steps if _has_bad_loss(s) and not (s.skipped or s.dropped)), None
+        ),
+        dropped=sum(step.dropped for step in dropping),
+        without_some=len(dropping),
+        bad_data=sum(map(_has_bad_loss, dropping)),
+        backwards=next(((a.step, b.step) for a, b in pairs if b.step <= a.step), None),
+        lost=None if seen is None else seen.lost_share,
+        lost_at=None if measured is None else measured.step,
+        method=None if seen is None else seen.method,
+    )
 
 
-@dataclass
-class _Walk:
-    count: int = 0
-    first: Step | None = None
-    last: Step | None = None
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    unexplained: int = 0
-    growths: int = 0
-    backoffs: int = 0
-    lowest: float = math.inf
-    highest: float = -math.inf
-    longest: Stretch | None = None
-    begin: Step | None = None
-    length: int = 0
-    bad_loss: int | None = None
-    dropped: int = 0
-    without_some: int = 0
-    bad_data: int = 0
-    backwards: tuple[int, int] | None = None
-    measured: Step | None = None
+def _stretch(steps: list[Step]) -> Stretch:
+    return Stretch(steps[0].step, len(steps), steps[0].reason, steps[0].scale)
 
-    def take(self, step: Step) -> None:
-        if self.last is not None:
-            self.growths += step.scale > self.last.scale
-            self.backoffs += step.scale < self.last.scale
-            if step.step <= self.last.step and self.backwards is None:
-                self.backwards = self.last.step, step.step
-        self.first = self.first or step
-        self.last, self.count = step, self.count + 1
-        self.lowest, self.highest = min(self.lowest, step.scale), max(self.highest, step.scale)
-        bad = step.loss is not None and not math.isfinite(step.loss)
-        if step.dropped:
-            self.dropped += step.dropped
-            self.without_some += 1
-            self.bad_data += bad
-        if step.skipped:
-            self._skip(step)
-        else:
-            self.begin, self.length = None, 0
-            if bad and not step.dropped and self.bad_loss is None:
-                self.bad_loss = step.step
-        if step.seen is not None and step.seen.lost_share is not None:
-            self.measured = step
 
-    def _skip(self, step: Step) -> None:
-        if step.reason is None:
-            self.unexplained += 1
-        else:
-            self.reasons[step.reason] = self.reasons.get(step.reason, 0) + 1
-        self.begin, self.length = self.begin or step, self.length + 1
-        if self.longest is None or self.length > self.longest.length:
-            self.longest = self._stretch()
+def _is_skipped(step: Step) -> bool:
+    return step.skipped
 
-    def _stretch(self) -> Stretch | None:
-        if self.begin is None:
-            return None
-        return Stretch(self.begin.step, self.length, self.begin.reason, self.begin.scale)
 
-    def course(self) -> Course | None:
-        if self.first is None or self.last is None:
-            return None
-        seen = None if self.measured is None else self.measured.seen
-        return Course(
-            steps=self.count,
-            first=self.first.step,
-            last=self.last.step,
-            skipped=sum(self.reasons.values()) + self.unexplained,
-            reasons=self.reasons,
-            unexplained=self.unexplained,
-            growths=self.growths,
-            backoffs=self.backoffs,
-            scales=(self.first.scale, self.lowest, self.highest, self.last.scale),
-            longest=self.longest,
-            final=self._stretch(),
-            first_bad_loss=self.bad_loss,
-            dropped=self.dropped,
-            without_some=self.without_some,
-            bad_data=self.bad_data,
-            backwards=self.backwards,
-            lost=None if seen is None else seen.lost_share,
-            lost_at=None if self.measured is None else self.measured.step,
-            method=None if seen is None else seen.method,
-        )
+def _has_bad_loss(step: Step) -> bool:
+    return step.loss is not None and not math.isfinite(step.loss)
+
+
+def _lost_share(step: Step) -> float | None:
+    return None if step.seen is None else step.seen.lost_share

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from gradscale.backward.plan import LARGEST_EXPONENT
 from gradscale.checkpoints import ScalerState, read_state
@@ -58,7 +57,7 @@ def examined(found: FoundState, beside: RunArguments) -> Patient:
     return patient if state is None else _with_history(patient, state, found.state, beside)
 
 
-def _scale(system: str, saved: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+def _scale(system: str, saved: Mapping[str, object]) -> tuple[float, dict[str, object]]:
     """The scale as it is, and the state with one that can be read."""
     wanted = _SCALE_KEYS.get(system, "scale")
     loss = next(iter(saved)) if system == "apex" else None
@@ -68,7 +67,8 @@ def _scale(system: str, saved: Mapping[str, Any]) -> tuple[float, dict[str, Any]
     scale = holder.number(key)
     if math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE:
         return scale, dict(saved)
-    mended = {**holder.held, key: 1.0}
+    # `read_state` refuses a scale that no scaler can have; the rest of the state is still of use.
+    mended: dict[str, object] = {**holder.held, key: 1.0}
     return scale, mended if loss is None else {loss: mended}
 
 
@@ -83,7 +83,7 @@ def _settings(found: FoundState, state: ScalerState | None) -> dict[str, Setting
     return {**settings, **settings_in(policy.within("config").held)}
 
 
-def settings_in(config: Mapping[str, Any]) -> dict[str, Setting]:
+def settings_in(config: Mapping[str, object]) -> dict[str, Setting]:
     """The settings that a policy's saved configuration names, the bounds of a policy within it too.
 
     Example:
@@ -94,7 +94,7 @@ def settings_in(config: Mapping[str, Any]) -> dict[str, Setting]:
     for value in config.values():
         match value:
             case {"config": dict(inner)}:
-                held: dict[str, Any] = inner
+                held: dict[str, object] = inner
                 bounds = plain_settings((k, held[k]) for k in _BOUNDS if k in held)
                 settings = bounds | settings
             case _:
@@ -103,7 +103,7 @@ def settings_in(config: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def _with_history(
-    patient: Patient, state: ScalerState, saved: Mapping[str, Any], beside: RunArguments
+    patient: Patient, state: ScalerState, saved: Mapping[str, object], beside: RunArguments
 ) -> Patient:
     skips = None
     if beside.skipped is not None and beside.steps:
@@ -140,11 +140,11 @@ def _of_ours(patient: Patient, own: Entries) -> Patient:
     return dataclasses.replace(patient, policy=policy, dynamic=dynamic, plan=plan, **counted)
 
 
-def _counted(counters: Entries) -> dict[str, Any]:
+def _counted(counters: Entries) -> dict[str, object]:
     if not counters.held:
         return {}
     held = counters.within("reasons")
-    reasons = {name: held.count(name) for name in held.held}
+    reasons = {name: count for name in held.held if (count := held.count(name))}
     numbers = (counters.count(name) for name in ("steps", "skipped", "consecutive"))
     skips = Skips(*numbers, reasons=reasons)
     never = not reasons.get("overflow", 0) if skips.steps else None

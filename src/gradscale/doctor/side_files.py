@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from gradscale.doctor.finding import Finding
 from gradscale.files.json_text import read_json
 
 
-def json_beside(path: Path) -> tuple[dict[str, object], list[Finding]]:
+def json_beside(path: Path) -> tuple[Mapping[str, object], list[Finding]]:
     """What a JSON file beside a checkpoint or a recording holds, and a note if that is unreadable.
 
     Args:
@@ -20,10 +20,10 @@ def json_beside(path: Path) -> tuple[dict[str, object], list[Finding]]:
         '`/dev/null` cannot be read: it is no regular file, but a device.'
     """
     try:
-        held: object = read_json(path)
+        held = read_json(path)
     except (OSError, ValueError) as error:
         return {}, [not_read(str(error))]
-    return cast("dict[str, object]", held) if isinstance(held, dict) else {}, []
+    return held if isinstance(held, dict) else {}, []
 
 
 def not_read(why: str, where: str = "") -> Finding:

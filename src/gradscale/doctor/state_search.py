@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from gradscale.checkpoints import detect_source
-from gradscale.doctor.inert.tree import SavedObject
+from gradscale.doctor.inert.tree import SavedArray, SavedObject
 from gradscale.doctor.pickled_scalers import saved_by_object
 
+# Of torch, Megatron, Paddle and flax; of DeepSpeed; of fairseq and apex; of Keras.
 _SCALES = {"scale", "cur_scale", "loss_scale", "dynamic_scale"}
+# Where frameworks keep a scaler, whose state is empty if it was disabled.
 _EMPTY = {"scaler", "grad_scaler", "amp_scaler", "amp", "MixedPrecision"}
 MOST_STATES = 1000
 """Found in one file: nobody has more, and a file that says so is up to something."""
@@ -26,11 +28,11 @@ class FoundState(NamedTuple):
 
     system: str
     where: str
-    state: Mapping[str, Any]
+    state: Mapping[str, object]
 
 
 class _Place(NamedTuple):
-    value: Any
+    value: object
     step: str
     above: _Place | None
 
@@ -43,7 +45,20 @@ class _Place(NamedTuple):
         return "".join(reversed(steps))
 
 
-def find_states(tree: Any) -> list[FoundState]:
+def arrays_beside(tree: object) -> Iterator[tuple[str, SavedArray]]:
+    """Every tensor that is no part of a scaler's state, and where it is.
+
+    Example:
+        >>> saved = {"model": {"weight": SavedArray("float32", (2,), None, 1)}}
+        >>> [where for where, _ in arrays_beside(saved)]
+        ['["model"]["weight"]']
+    """
+    for place in _places(tree):
+        if isinstance(place.value, SavedArray):
+            yield place.path(), place.value
+
+
+def find_states(tree: object) -> list[FoundState]:
     """Every scaler state in a tree of plain data, in the order of the file.
 
     Args:
@@ -55,27 +70,35 @@ def find_states(tree: Any) -> list[FoundState]:
         ('apex', '["amp"]["loss_scaler0"]')
     """
     found: list[FoundState] = []
+    for place in _places(tree):
+        found += _states(place)
+        if len(found) >= MOST_STATES:
+            break
+    return found
+
+
+def _places(tree: object) -> Iterator[_Place]:
+    """Everything in a tree, once, in the order of the file; nothing inside a scaler's state."""
+    # A stack of our own instead of recursion: a file may be nested deeper than Python goes.
     seen: set[int] = set()
     waiting = [_Place(tree, "", None)]
-    while waiting and len(found) < MOST_STATES:
+    while waiting:
         place = waiting.pop()
         if id(place.value) in seen:
             continue
         seen.add(id(place.value))
-        here = list(_states(place))
-        found += here
-        if not here:
+        yield place
+        if not any(_states(place)):  # a state holds no other
             waiting += reversed(list(_inside(place)))
-    return found
 
 
 def _states(place: _Place) -> Iterator[FoundState]:
-    value: Any = place.value
+    value: object = place.value
     if isinstance(value, SavedObject):
         value = saved_by_object(value)
     if not isinstance(value, dict):
         return
-    saved = cast("dict[Any, Any]", value)
+    saved = cast("dict[str, object]", value)
     if not saved and place.step[2:-2] in _EMPTY:
         yield FoundState("", place.path(), saved)
     system = _system(saved, place)
@@ -86,7 +109,7 @@ def _states(place: _Place) -> Iterator[FoundState]:
         yield FoundState(system, place.path(), saved)
 
 
-def _system(saved: dict[Any, Any], place: _Place) -> str | None:
+def _system(saved: dict[str, object], place: _Place) -> str | None:
     last = {str(key).rsplit("/", 1)[-1] for key in saved}
     if not (last & _SCALES or any(key.startswith("loss_scaler") for key in last)):
         return None
@@ -101,7 +124,7 @@ def _system(saved: dict[Any, Any], place: _Place) -> str | None:
 
 
 def _inside(place: _Place) -> Iterator[_Place]:
-    value: Any = place.value
+    value: object = place.value
     if isinstance(value, SavedObject):
         for name, part in value.attributes.items():
             yield from _container(part, f".{name}", place)
@@ -109,14 +132,14 @@ def _inside(place: _Place) -> Iterator[_Place]:
         yield from _container(value.items, "", place)
         yield from _container(value.args, "", place)
     elif isinstance(value, dict):
-        for key, part in cast("dict[Any, Any]", value).items():
+        for key, part in cast("dict[object, object]", value).items():
             step = f'["{key}"]' if isinstance(key, str) else f"[{key!r:.20}]"
             yield from _container(part, step, place)
     elif isinstance(value, list | tuple):
-        for index, part in enumerate(cast("list[Any]", value)):
+        for index, part in enumerate(cast("list[object]", value)):
             yield from _container(part, f"[{index}]", place)
 
 
-def _container(part: Any, step: str, place: _Place) -> Iterator[_Place]:
-    if isinstance(part, dict | list | tuple | SavedObject):
+def _container(part: object, step: str, place: _Place) -> Iterator[_Place]:
+    if isinstance(part, dict | list | tuple | SavedObject | SavedArray):
         yield _Place(part, step, place)

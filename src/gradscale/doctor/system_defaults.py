@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import gradscale.policies
 from gradscale.policies import Policy, presets
@@ -24,7 +23,7 @@ _PRESETS: dict[str, Policy] = {
 }
 
 
-def defaults_of(system: str, policy: str | None = None) -> dict[str, Any]:
+def defaults_of(system: str, policy: str | None = None) -> dict[str, object]:
     """What the system does where nobody sets anything.
 
     Args:
@@ -39,6 +38,7 @@ def defaults_of(system: str, policy: str | None = None) -> dict[str, Any]:
         (2, 16777216.0)
     """
     if system == "gradscale":
+        # The name comes from a file: it may name anything, or nothing.
         kind = getattr(gradscale.policies, policy or "Dynamic", None)
         if not (isinstance(kind, type) and issubclass(kind, Policy)):
             return {}
@@ -52,7 +52,7 @@ def defaults_of(system: str, policy: str | None = None) -> dict[str, Any]:
     return {} if known is None else settings_of(known)
 
 
-def settings_of(policy: Policy) -> dict[str, Any]:
+def settings_of(policy: Policy) -> dict[str, object]:
     """The settings of a policy by name.
 
     Example:
@@ -64,7 +64,7 @@ def settings_of(policy: Policy) -> dict[str, Any]:
     return {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
 
 
-def floor_of(system: str, settings: Mapping[str, Any], policy: str | None) -> tuple[float, bool]:
+def floor_of(system: str, settings: Mapping[str, object], policy: str | None) -> tuple[float, bool]:
     """The floor of the scale, and whether the file says so (else it is the default).
 
     Example:
@@ -74,10 +74,11 @@ def floor_of(system: str, settings: Mapping[str, Any], policy: str | None) -> tu
     said = settings.get("min_scale")
     if isinstance(said, int | float):
         return float(said), True
-    return float(defaults_of(system, policy).get("min_scale", MIN_SCALE)), False
+    default = defaults_of(system, policy).get("min_scale")
+    return float(default) if isinstance(default, int | float) else MIN_SCALE, False
 
 
-def cap_of(system: str, settings: Mapping[str, Any], policy: str | None) -> float | None:
+def cap_of(system: str, settings: Mapping[str, object], policy: str | None) -> float | None:
     """The cap of the scale, the system's own where the file does not say; None without one.
 
     Example:

@@ -118,6 +118,7 @@ def attend(
         keep = torch.full_like(probabilities, 1 - options.dropout)
         kept = torch.bernoulli(keep) / (1 - options.dropout)
         weights = probabilities * kept
+    # P is an operand, too, and rounded as one.
     output = formats.forward.round(weights) @ v
     return as_result(output, formats.forward_result, query.dtype), probabilities, kept
 
@@ -144,6 +145,7 @@ def attend_backward(
     mean = (for_weights * probabilities).sum(-1, keepdim=True)
     for_scores = (for_weights - mean) * probabilities
     scale = options.scale_for(query)
+    # The scale comes after the product, as in the forward pass.
     operand = formats.backward.round(for_scores)
     for_query = (operand @ k) * scale
     for_key = (operand.transpose(-2, -1) @ q) * scale
@@ -173,6 +175,7 @@ def _repeat_heads(tensor: Tensor, query: Tensor) -> Tensor:
 
 def _fold_to(part: Tensor, like: Tensor) -> Tensor:
     """Sum over what was repeated or broadcast."""
+    # Grouped queries: heads of one key side by side, as `repeat_interleave` laid them.
     if part.dim() > 2 and part.shape[-3] != like.shape[-3] and like.shape[-3] > 1:
         part = part.unflatten(-3, (like.shape[-3], -1)).sum(-3)
     return part if part.shape == like.shape else part.sum_to_size(like.shape)

@@ -33,6 +33,7 @@ def convolution_backward(
     if not takes_part(grad, saved_input, weight) or formats is None:
         return func(grad, saved_input, weight, *rest)
     dtype = formats.dtype_for(grad)
+    # The gradient is the first operand of both products, the saved ones the second.
     operands = [as_operand(grad, formats.first, dtype)]
     operands += [as_operand(saved, formats.second, dtype) for saved in (saved_input, weight)]
     # The sizes of the bias, the geometry, and last which of the three gradients are wanted.

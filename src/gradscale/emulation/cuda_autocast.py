@@ -49,6 +49,7 @@ def _kernel(op: Operator, policy: Policy) -> KernelFunction:
         if current_mode() is None and not listed:
             # A thread that does not emulate: as if there were no kernel at this key.
             return op.redispatch(keyset - _AUTOCAST, *args, **kwargs)
+        # The operation itself runs below autocast, or it would come by here again.
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             # CPU autocast runs all that `OVERRIDDEN` takes over in float32.
             chosen = _in_float32 if current_mode() is None else policy
@@ -86,6 +87,7 @@ def _in_float32(op: Operator, /, *args: object, **kwargs: object) -> object:
 
 def _in_widest(op: Operator, /, *args: object, **kwargs: object) -> object:
     lower = torch.get_autocast_dtype("cpu")
+    # One operand in another dtype than autocast's is enough for float32.
     found = {tensor.dtype for tensor in tensors_in((args, kwargs)) if _eligible(tensor)}
     return _cast_call(op, torch.float32 if found - {lower} else lower, args, kwargs)
 

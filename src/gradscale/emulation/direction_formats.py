@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradscale.formats import FloatFormat
 
-_HALF_WIDTH = 16
+_HALF_WIDTH = 16  # bits, the sign among them
 _STORED = {
     torch.float32: FloatFormat.of(torch.float32),
     torch.float16: FloatFormat.of(torch.float16),
@@ -68,6 +68,7 @@ def carrier(format: FloatFormat) -> FloatFormat:
         >>> carrier(FloatFormat.of("e5m2")).name, carrier(FloatFormat.of("bf16")).name
         ('fp16', 'bf16')
     """
+    # Sign, exponent and mantissa.
     wide = 1 + format.exponent_bits + format.mantissa_bits >= _HALF_WIDTH
     return format if wide else FloatFormat.of(torch.float16)
 
@@ -88,12 +89,14 @@ def takes_part(*tensors: Tensor) -> bool:
     )
 
 
+# A subclass dispatches first, to plain tensors that come by here themselves.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def as_operand(tensor: Tensor, format: FloatFormat, dtype: torch.dtype = torch.float32) -> Tensor:
     """`tensor` rounded to `format`, in `dtype`, which must hold the format's values."""
     if _STORED[tensor.dtype] == format:
+        # It holds nothing but values of the format.
         return tensor.to(dtype)
     return format.round(tensor.to(torch.float32)).to(dtype)
 

@@ -87,7 +87,7 @@ class emulate(ContextDecorator):
         overrides.acquire()
         mode.__enter__()
         if outer is not None:
-            outer.silent += 1  # the innermost counts: it hands on what it has rounded already
+            outer.silent += 1  # which would else see the products that the inner one runs
         self._entered.append((mode, outer, next_number()))
         return self.precision
 

@@ -41,7 +41,7 @@ Engine = Callable[..., object]
 ENGINE = "_engine_run_backward"
 """Where `backward` and `grad` look up torch's engine: a name in `torch.autograd`."""
 
-_MARK = "_looks_for_blocks"
+_MARK = "_looks_for_blocks"  # on our stand-in, so that there is one
 _LEAF = 2**64 - 1
 """The number of every node that accumulates into a leaf."""
 
@@ -142,6 +142,7 @@ def _run(original: Engine, roots: Roots, *args: object, **kwargs: object) -> obj
     if not found:
         return original(roots, *args, **kwargs)
     with ExitStack() as stack:
+        # Once each: a graph of gradients is a block of its own, under the mode of the first.
         for mode in {id(block.mode): block.mode for block, _ in found}.values():
             stack.enter_context(_standing_by(mode))
         for block, built in found:
@@ -196,4 +197,5 @@ def _install() -> None:
         return _run(original, roots, *args, **kwargs)
 
     setattr(engine, _MARK, True)
+    # It stays: where no block has ended it does nothing but call the original.
     setattr(torch.autograd, ENGINE, engine)

@@ -25,6 +25,7 @@ class Overrides:
         """Register the kernels, if nobody has."""
         with self._lock:
             if self._holders == 0:
+                # They are the whole process's: in other threads they behave as those before.
                 self._library = _register()
                 self._fused_attention_layers = torch.backends.mha.get_fastpath_enabled()
                 # nn.TransformerEncoderLayer in one call, whose products no mode would see.

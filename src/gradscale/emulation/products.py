@@ -48,6 +48,7 @@ def multiply(
     formats = rounding.formats(a, b)
     if formats is None:
         return func(*args, **kwargs)
+    # In place it is the addend that is written to, which the product reads before.
     out = args[0] if in_place else kwargs.pop("out", None)
     dtype = formats.dtype_for(a)
     # Addends are not rounded: hardware adds them to the accumulator as they are.

@@ -91,6 +91,7 @@ class Provenance:
 
     def _sweep(self) -> None:
         self._known = {k: v for k, v in self._known.items() if not v.storage.expired()}
+        # A sweep looks at every entry: the next one comes when there are twice as many.
         self._sweep_at = 1024 + 2 * len(self._known)
 
 

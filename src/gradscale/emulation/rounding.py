@@ -133,8 +133,8 @@ class Rounding:
         return ProductFormats(a, b, precision.backward_result)
 
     def _remember_for_double_backward(self, roles: tuple[Role, ...], *operands: Tensor) -> None:
-        # Under `create_graph` this product is a forward product of the next backward pass, which
-        # finds it a gradient here and multiplies it by another: both are rounded as gradients.
+        # With `create_graph` the graph of the gradients saves these operands: a second backward
+        # pass meets them again, and must round them as this one did.
         if torch.is_grad_enabled() and self.precision.directions_differ:
             for tensor, role in zip(operands, roles, strict=True):
                 self._provenance.remember(tensor, role)

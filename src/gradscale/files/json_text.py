@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from gradscale.files.regular import LARGEST_SIDE_FILE, read_regular
 from gradscale.files.replacement import replace_file
@@ -27,13 +27,23 @@ def json_value(value: object) -> Json:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(name): json_value(part) for name, part in value.items()}
+        return json_object(value)
     if isinstance(value, list | tuple):
         return [json_value(part) for part in value]
     return cast("Json", value)
 
 
-def json_line(value: Mapping[str, object]) -> bytes:
+def json_object(values: Mapping[Any, object]) -> JsonObject:
+    """A dictionary whose values are those of `json_value`.
+
+    Example:
+        >>> json_object({"loss": math.inf, 2: (1, 2)})
+        {'loss': 'inf', '2': [1, 2]}
+    """
+    return {str(name): json_value(part) for name, part in values.items()}
+
+
+def json_line(value: object) -> bytes:
     r"""A line of JSON.
 
     Example:

@@ -87,6 +87,7 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
             ...
         ValueError: it is no regular file, but a device
     """
+    # A pipe without a writer then opens at once, and is refused below; else `open` would wait.
     flags = os.O_RDONLY | NO_WAIT | BINARY
     file = open(path, "rb", opener=lambda name, _: os.open(name, flags))
     facts = os.fstat(file.fileno())

@@ -51,6 +51,7 @@ def _write_new(path: Path, content: bytes) -> None:
     with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         file.write(content)
         file.flush()
+        # Before the rename: else a crash may leave the new name with nothing in it.
         os.fsync(file.fileno())
 
 

@@ -33,6 +33,7 @@ from gradscale.gradients.unscale import (
     multiply_and_check_,
     tensor_values,
 )
+from gradscale.optimizer_parameters import parameters_of
 
 Divisor = Literal["kept", "all", "nothing"]
 
@@ -87,7 +88,7 @@ class MicroBatches:
         cls, optimizer: Optimizer, *, drop_overflow: bool = False, divide_by: Divisor = "kept"
     ) -> MicroBatches:
         """Those of an optimizer: into its master weights, where it has some."""
-        targets = [p for group in optimizer.param_groups for p in group["params"]]
+        targets = parameters_of(optimizer)
         masters = masters_of(optimizer)
         return cls(
             trained_by(optimizer, targets),

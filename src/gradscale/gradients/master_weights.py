@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscale.gradients.unscale import Flags
+from gradscale.optimizer_parameters import parameters_of
 
 _MASTERS = "_gradscale_masters"
 """An attribute, and no dictionary of ours: masters hold their optimizer and would never leave it.
@@ -117,10 +118,9 @@ def trained_by(optimizer: Optimizer, parameters: Iterable[Tensor] | None = None)
         optimizer: owns `parameters`.
         parameters: some of its own, in any order; None for all.
     """
-    if parameters is None:
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = parameters_of(optimizer) if parameters is None else list(parameters)
     masters = masters_of(optimizer)
     if masters is None:
-        return list(parameters)
+        return parameters
     own = {id(link.master): link.parameter for link in masters.links}
     return [own.get(id(parameter), parameter) for parameter in parameters]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,12 @@ from gradscale.gradients.norm_rule import joined, smallest_norm, sum_dtype
 from gradscale.gradients.unscale import gradient_values, tensor_values
 from gradscale.ranks import sharding_groups
 
-Ranks = tuple[object, ...]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Splits: TypeAlias = "tuple[ProcessGroup, ...]"
+"""Over whom gradients are split: over nobody, or over these."""
+
 Lists = dict[tuple[torch.device, torch.dtype], list[Tensor]]
 
 
@@ -68,15 +73,9 @@ def gradient_norm(
     return Norm(total, torch.float64 if wide else torch.float32)
 
 
-def norm_reference(gradients: Iterable[Tensor], norm_type: float) -> float:
-    """The norm in float64, all at once: the oracle of `gradient_norm`."""
-    whole = torch.cat([g.detach().to_dense().double().reshape(-1) for g in gradients])
-    return float(torch.linalg.vector_norm(whole, norm_type)) if whole.numel() else 0.0
-
-
-def _by_ranks(parameters: Iterable[Tensor]) -> dict[Ranks, Lists]:
+def _by_ranks(parameters: Iterable[Tensor]) -> dict[Splits, Lists]:
     """The gradients by the process groups over which they are split, by device, and by dtype."""
-    found: dict[Ranks, Lists] = {}
+    found: dict[Splits, Lists] = {}
     device = dtype = None
     bucket: list[Tensor] = []
     for parameter in parameters:
@@ -95,7 +94,7 @@ def _by_ranks(parameters: Iterable[Tensor]) -> dict[Ranks, Lists]:
             continue
         if grad.is_sparse:  # duplicates count as their sum
             grad = parameter.grad = grad.coalesce()
-        ranks: Ranks = ()
+        ranks: Splits = ()
         if hasattr(grad, "placements"):
             grad, ranks = _shard(grad)
         values = gradient_values(parameter) if grad is parameter.grad else tensor_values(grad)
@@ -104,11 +103,11 @@ def _by_ranks(parameters: Iterable[Tensor]) -> dict[Ranks, Lists]:
     return found
 
 
-def _bucket(found: dict[Ranks, Lists], ranks: Ranks, like: Tensor) -> list[Tensor]:
+def _bucket(found: dict[Splits, Lists], ranks: Splits, like: Tensor) -> list[Tensor]:
     return found.setdefault(ranks, {}).setdefault((like.device, like.dtype), [])
 
 
-def _shard(grad: Tensor) -> tuple[Tensor, Ranks]:
+def _shard(grad: Tensor) -> tuple[Tensor, Splits]:
     """This rank's part of a distributed gradient, and over whom it is split.
 
     A gradient that is still a partial sum is summed first: its norm is not that of its parts.
@@ -151,7 +150,7 @@ def _norms(
     return [torch.linalg.vector_norm(grad, norm_type, dtype=dtype) for grad in grads]
 
 
-def _over_ranks(norm: Tensor, norm_type: float, ranks: Ranks) -> Tensor:
+def _over_ranks(norm: Tensor, norm_type: float, ranks: Splits) -> Tensor:
     if norm_type == 0:
         raise ValueError(
             "`clip_grad_norm_(norm_type=0)` of sharded gradients: torch counts tensors, which each "
@@ -163,5 +162,5 @@ def _over_ranks(norm: Tensor, norm_type: float, ranks: Ranks) -> Tensor:
     extreme = dist.ReduceOp.MAX if norm_type > 0 else dist.ReduceOp.MIN
     operation = extreme if largest else dist.ReduceOp.SUM
     for group in ranks:
-        dist.all_reduce(total, op=operation, group=group)  # pyright: ignore[reportArgumentType]
+        dist.all_reduce(total, op=operation, group=group)
     return total if largest else total ** (1 / norm_type)

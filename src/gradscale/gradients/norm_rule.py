@@ -35,6 +35,7 @@ def sum_dtype(device: torch.device, norm_type: float) -> torch.dtype:
 
 def smallest_norm(norm_type: float) -> float:
     """The same of order p: where the sum of powers p > 2 is 2^-100 again."""
+    # norm^p = 2^-100 at norm = 2^(-100/p), which is SMALLEST_NORM^(2/p).
     return SMALLEST_NORM ** (2 / max(2.0, norm_type))
 
 

@@ -27,6 +27,7 @@ from gradscale.gradients.unscale import (
     collect_gradients,
     multiply_and_check_,
 )
+from gradscale.optimizer_parameters import parameters_of
 
 
 class Handled(Protocol):
@@ -128,7 +129,7 @@ class PendingGradients:
                 masters.agree()
             groups, _ = collect_gradients(optimizer, done)
             if len(left) > 1:
-                done.update(id(p) for group in optimizer.param_groups for p in group["params"])
+                done.update(map(id, parameters_of(optimizer)))
             if groups:
                 if left_at is not None and not isinstance(left_at, Tensor):
                     left_at = left_at.left_at()

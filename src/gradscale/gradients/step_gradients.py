@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
-from typing import Any
+from collections.abc import Set
 
 import torch
 from torch import Tensor
@@ -20,8 +19,9 @@ from gradscale.gradients.unscale import (
     finite_amax,
     unscale_groups_,
 )
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.policies.policy import Need, Observation
-from gradscale.ranks import groups_of, reduce_max_, reduce_sum_
+from gradscale.ranks import Ranks, groups_of, reduce_max_, reduce_sum_
 
 
 class StepGradients:
@@ -32,7 +32,7 @@ class StepGradients:
         process_group: ranks that decide alike, beside those of sharded parameters; or None.
     """
 
-    def __init__(self, needs: Set[Need], process_group: Any) -> None:
+    def __init__(self, needs: Set[Need], process_group: Ranks | None) -> None:
         self.needs = needs
         self.process_group = process_group
         self._divided: list[tuple[torch.optim.Optimizer, StepFate | None]] = []
@@ -62,9 +62,7 @@ class StepGradients:
         for other, outcome in self._divided:
             if other is optimizer:
                 continue
-            common = {id(p) for p in _parameters(other)}.intersection(
-                id(p) for p in _parameters(optimizer)
-            )
+            common = set(map(id, parameters_of(other))) & set(map(id, parameters_of(optimizer)))
             if common and not (outcome is not None and outcome.skipped):
                 shared |= common
         return shared
@@ -85,7 +83,8 @@ class StepGradients:
     ) -> Flags:
         """Multiplies by `inv_scale` what is not divided yet; flags by device what is not finite."""
         if self.needs:
-            sum_duplicates_(_parameters(optimizer))  # what is measured is the sum of their parts
+            sum_duplicates_(parameters_of(optimizer))  # what is measured is the sum of their parts
+        # Nearly every step: one optimizer after another, nothing shared, nothing to measure.
         if not self._divided and not self.needs and masters_of(optimizer) is None:
             groups, _ = collect_gradients(optimizer)
             return self.agreed(optimizer, unscale_groups_(groups, inv_scale, found_inf), found_inf)
@@ -93,6 +92,7 @@ class StepGradients:
         flags, widened = _widened(optimizer, inv_scale, found_inf)
         fresh, others = collect_gradients(optimizer, shared | widened)
         _merge(flags, unscale_groups_(fresh, inv_scale, found_inf))
+        # Another optimizer has divided these; checked here, too, both of them skip.
         if others and shared:
             one = torch.ones_like(inv_scale)
             _merge(flags, unscale_groups_(others, one, found_inf))
@@ -152,7 +152,7 @@ class StepGradients:
     def measure(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         """Measures divided gradients for the policy, if it needs that."""
         if self.needs:
-            sum_duplicates_(_parameters(optimizer))
+            sum_duplicates_(parameters_of(optimizer))
             self._measure(optimizer, collect_gradients(optimizer)[0], device)
 
     def _measure(
@@ -189,8 +189,3 @@ def _checked_while_widening(
 def _merge(flags: Flags, more: Flags) -> None:
     for device, flag in more.items():
         flags[device] = torch.maximum(flags[device], flag) if device in flags else flag
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]

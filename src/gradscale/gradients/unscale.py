@@ -112,19 +112,6 @@ def _collect(
         bucket.append(grad)
 
 
-def unscale_reference(gradients: Sequence[Tensor], scale: float) -> bool:
-    """Divides in place, tensor by tensor in float64; True if one is not finite, before or after.
-
-    The slow, obvious version: the oracle of `unscale_groups_` and `check_groups`.
-    """
-    found_inf = False
-    for grad in gradients:
-        quotient = (grad.to(torch.float64) / scale).to(grad.dtype)
-        found_inf |= not bool(torch.isfinite(grad).all() and torch.isfinite(quotient).all())
-        grad.copy_(quotient)
-    return found_inf
-
-
 def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> Flags:
     """Multiplies every gradient by `inv_scale` in place and flags the non-finite ones.
 
@@ -159,6 +146,7 @@ def check_groups(groups: Groups, factor: Tensor | None = None) -> Flags:
     """
     flags: Flags = {}
     for device, by_dtype in groups.items():
+        # Times at most 1 what is finite stays so: torch's kernel, with a factor of 1, is enough.
         if factor is None or (device.type == "cpu" and factor.item() <= 1):
             flags[device] = torch.zeros((), device=device)
             one = torch.ones((), device=device)
@@ -188,6 +176,7 @@ def tensor_amax(tensors: Sequence[Tensor]) -> Tensor:
         return torch.zeros((), device=tensors[0].device)
     if filled[0].device.type != "cpu":
         return _largest(filled).amax().to(torch.float32)
+    # Both ends in one reading, without the copy that `abs` makes; a NaN becomes both of them.
     ends = [end for tensor in filled for end in torch.aminmax(tensor)]
     return torch.stack(ends).abs().amax().to(torch.float32)
 

@@ -8,31 +8,40 @@ parameters of its own, of no model, as any copied optimizer has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradscale.torch_types import StateDict
+
 _PAIRS = "_gradscale_pairs"
 
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
+"""What a step hook is given: the optimizer itself and what `step` was called with."""
 
-def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def closure_of(args: Args, kwargs: Kwargs) -> Callable[[], object] | None:
     """The closure that a step pre-hook is given, after the optimizer itself; None without."""
     given = kwargs.get("closure", args[1] if len(args) > 1 else None)
     return given if callable(given) else None
 
 
-def with_closure(args: Sequence[Any], kwargs: Mapping[str, Any], closure: Any) -> Any:
+def with_closure(args: Args, kwargs: Kwargs, closure: Callable[[], object]) -> tuple[Args, Kwargs]:
     """The same arguments with another closure, as a step pre-hook returns them."""
     if "closure" in kwargs:
-        return tuple(args), {**kwargs, "closure": closure}
-    return (args[0], closure, *args[2:]), dict(kwargs)
+        return args, {**kwargs, "closure": closure}
+    return (args[0], closure, *args[2:]), kwargs
 
 
-def patch(optimizer: Optimizer, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+def patch(optimizer: Optimizer, name: str, method: Callable[..., object]) -> Callable[[], None]:
     """Puts a method around an optimizer's own; returns what takes it off again.
 
     Torch has hooks for `step` and for states, and none for these. An optimizer's pickle holds its
@@ -40,7 +49,7 @@ def patch(optimizer: Optimizer, name: str, method: Callable[..., Any]) -> Callab
     """
     original = getattr(optimizer, name)
 
-    def around(*args: Any, **kwargs: Any) -> Any:
+    def around(*args: object, **kwargs: object) -> object:
         return method(original, *args, **kwargs)
 
     def restore() -> None:
@@ -77,9 +86,9 @@ def copied_as_pair(
         rebuild: called with the copy and its own pairs; a function that can be pickled.
     """
 
-    def reduce(protocol: Any) -> tuple[Any, ...]:
+    def reduce(protocol: object) -> tuple[object, ...]:
         del protocol
-        state: Any = optimizer.__getstate__()  # the instance's own, where the scale is in it
+        state: StateDict = optimizer.__getstate__()  # the instance's own, where the scale is in it
         return _bare, (type(optimizer), rebuild), {**state, _PAIRS: pairs()}
 
     def restore() -> None:
@@ -97,7 +106,7 @@ def _bare(kind: type[Optimizer], rebuild: Callable[[Optimizer, Pairs], None]) ->
 
 
 def _set_state(
-    optimizer: Optimizer, rebuild: Callable[[Optimizer, Pairs], None], state: dict[str, Any]
+    optimizer: Optimizer, rebuild: Callable[[Optimizer, Pairs], None], state: StateDict
 ) -> None:
     del optimizer.__dict__["__setstate__"]
     pairs: Pairs = state.pop(_PAIRS)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from gradscale.half.operations import Float32Where
 from gradscale.half.rounding import HALVES, floating
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _running = threading.local()
 
@@ -34,8 +37,8 @@ class ReadsIn:
         self.dtype = dtype
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         """The inputs, cast."""
         del module
         return (
@@ -61,7 +64,7 @@ class Begins:
         self.model = model
         self.without_ddp = without_ddp
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: object) -> None:
         """Enters the mode, unless it is at work."""
         if self.without_ddp and DistributedDataParallel._active_ddp_module is not None:
             raise RuntimeError(
@@ -87,7 +90,7 @@ class Ends:
         self.mode = Float32Where(format)
         self.model = model
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
         """Leaves the mode, if it was entered for this module."""
         if torch.compiler.is_compiling():
             if self.model:
@@ -113,7 +116,7 @@ class Returns:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: object, output: object) -> object:
         """The outputs, cast."""
         del module, args
         return cast_to(output, self.dtype)
@@ -129,7 +132,7 @@ class ReturnsFloat32:
     def __init__(self) -> None:
         self.warned = False
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: object, output: object) -> object:
         """The outputs, cast."""
         del args
         if not (self.warned or torch.compiler.is_compiling()):
@@ -146,12 +149,13 @@ class ReturnsFloat32:
         return cast_to(output, torch.float32)
 
 
-def _half_loss(value: Any) -> bool:
-    scalar = isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad
-    return scalar and value.dtype in HALVES
+def _half_loss(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+        return False
+    return value.dtype in HALVES
 
 
-def cast_to(value: Any, dtype: torch.dtype) -> Any:
+def cast_to(value: object, dtype: torch.dtype) -> object:
     """A nesting of tensors in which every floating-point tensor has `dtype`.
 
     Example:
@@ -160,28 +164,29 @@ def cast_to(value: Any, dtype: torch.dtype) -> Any:
     """
     if isinstance(value, Tensor):
         return value.to(dtype) if floating(value) and value.dtype != dtype else value
+    # Much of what modules are given, and nothing to take apart.
     if value is None or isinstance(value, bool | int | float | str):
         return value
     leaves, structure = tree_flatten(value)
     return tree_unflatten([_leaf(leaf, dtype) for leaf in leaves], structure)
 
 
-def _leaf(value: Any, dtype: torch.dtype) -> Any:
+def _leaf(value: object, dtype: torch.dtype) -> object:
     """What torch knows no way into: a tensor, or a container that a library or a user wrote."""
     if isinstance(value, Tensor):
         return cast_to(value, dtype)
     if isinstance(value, PackedSequence):
         return value.to(dtype) if floating(value.data) else value
     if isinstance(value, Mapping):
-        return _mapping(cast("Mapping[Any, Any]", value), dtype)
+        return _mapping(cast("Mapping[str, object]", value), dtype)
     if is_dataclass(value) and not isinstance(value, type):
         return _dataclass(value, dtype)
     return value
 
 
-def _dataclass(value: Any, dtype: torch.dtype) -> Any:
+def _dataclass(value: DataclassInstance, dtype: torch.dtype) -> object:
     """A copy with other tensors; `replace` would compute anew what the class computes itself."""
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     for field in fields(value):
         item = getattr(value, field.name, None)
         new = cast_to(item, dtype)
@@ -195,12 +200,12 @@ def _dataclass(value: Any, dtype: torch.dtype) -> Any:
     return result
 
 
-def _mapping(value: Mapping[Any, Any], dtype: torch.dtype) -> Any:
+def _mapping(value: Mapping[str, object], dtype: torch.dtype) -> object:
     """Of the same class where that can be filled (as Hugging Face's outputs can), else a dict."""
     changed = {key: cast_to(item, dtype) for key, item in value.items()}
     if all(changed[key] is item for key, item in value.items()):
         return value
     try:
-        return cast(Any, type(value))(**changed)
+        return cast("Callable[..., object]", type(value))(**changed)
     except TypeError:
         return changed

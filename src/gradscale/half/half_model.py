@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from gradscale.half.saving import (
     unhook_module_states,
 )
 from gradscale.half.settling import Settles
+from gradscale.optimizer_parameters import parameters_of
+from gradscale.torch_types import StateDict
 
 
 class HalfPrecision:
@@ -81,7 +83,7 @@ class HalfPrecision:
     def _adopt(self, kept: Kept) -> None:
         inside = {id(p): p for p in self.model.parameters() if floating(p)}
         half = {key: p for key, p in inside.items() if key not in kept.tensors}
-        owned = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
+        owned = set(map(id, parameters_of(*self._optimizers)))
         fresh = {key: p for key, p in half.items() if key in owned and link_of(p) is None}
         masters = {key: _master_of(parameter) for key, parameter in fresh.items()}
         for tensor in (*half.values(), *self.model.buffers()):
@@ -93,16 +95,18 @@ class HalfPrecision:
                 convert_(tensor, self.format, saturate=self._saturate and id(tensor) in half)
         widened = self._widen_kept(kept)
         for optimizer, own in zip(self._optimizers, self._masters, strict=True):
-            here = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            here = set(map(id, parameters_of(optimizer)))
             for key, parameter in fresh.items():
                 if key in here:
                     own.link(parameter, masters[key])
+            # What was widened stands for itself: its state is brought to float32 along with it.
             repoint(optimizer, {**masters, **widened})
         wide = self._gradients not in HALVES
         hook_model(self.model, self.format, kept.modules, kept.named, without_ddp=wide)
         stay = (t for t in (*inside.values(), *self.model.buffers()) if id(t) in kept.tensors)
         hook_settling(self.model, Settles(self._masters, stay))
         hook_module_states(self.model)
+        # cuDNN wants a layer's weights in one block of memory, which the casts have taken apart.
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
@@ -133,7 +137,7 @@ class HalfPrecision:
         """The model's buffers, as `AveragedModel(use_buffers=True)` asks for."""
         return self.model.buffers()
 
-    def float_state_dict(self) -> dict[str, Any]:
+    def float_state_dict(self) -> StateDict:
         """The model's state with the float32 weights: for a plain model, an export, an evaluation.
 
         The masters are not copied: a later step changes them. Parameters that no optimizer has were
@@ -178,7 +182,7 @@ class HalfPrecision:
         for masters in self._masters:
             masters.widen_()
 
-    def broadcast(self, source: int = 0, process_group: Any = None) -> None:
+    def broadcast(self, source: int = 0, process_group: dist.ProcessGroup | None = None) -> None:
         """Sends one rank's masters to all others, and rounds them into the parameters.
 
         For ranks that built their models from different seeds. DDP sends parameters only.
@@ -213,10 +217,10 @@ class HalfPrecision:
         for link in links.values():
             link.dissolve()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         return {name: value for name, value in self.__dict__.items() if name != "_masters"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         # Copied optimizers have masters of their own; the model may not be complete yet.
         self.__dict__.update(state)
         self._masters = [cast(Masters, masters_of(o)) for o in self._optimizers]
@@ -236,7 +240,7 @@ class HalfPrecision:
         )
 
 
-def _computed(model: nn.Module) -> dict[int, Any]:
+def _computed(model: nn.Module) -> dict[int, Tensor]:
     """For `deepcopy`: what modules hold that they computed, and will compute anew.
 
     The old `weight_norm` and `spectral_norm` leave a weight that autograd made, which torch does

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -39,6 +38,7 @@ def hook_model(
             continue
         if isinstance(module, NORMALIZATION) and module is not model:
             _register_first(module, NormReads())
+            # After an error, too: what the layer keeps is taken back by this hook alone.
             module.register_forward_hook(NormReturns(format), always_call=True)
             continue
         _register_first(module, ReadsIn(torch.float32), with_kwargs=True)
@@ -81,7 +81,9 @@ def hook_settling(model: nn.Module, settles: Settles) -> None:
     _register_first(model, settles)
 
 
-def _register_first(module: nn.Module, hook: Any, *, with_kwargs: bool = False) -> None:
+def _register_first(
+    module: nn.Module, hook: Callable[..., object], *, with_kwargs: bool = False
+) -> None:
     """As `register_forward_pre_hook(prepend=True)`, in a way that dynamo sees.
 
     That moves the new hook to the front of an `OrderedDict`, whose inner dict keeps the old order.

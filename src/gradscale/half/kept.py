@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -85,7 +85,7 @@ def _wishes(keep: Keep | Collection[Keep] | None) -> list[Keep]:
         return []
     # A module may be a collection, too: a Sequential of its layers.
     one = isinstance(keep, str | nn.Module) or callable(keep)
-    several = not one and isinstance(cast(Any, keep), Collection)
+    several = not one and isinstance(cast(object, keep), Collection)
     wishes = list(cast(Collection[Keep], keep)) if several else [cast(Keep, keep)]
     for wish in wishes:
         if not (isinstance(wish, str | nn.Module) or callable(wish)):
@@ -135,7 +135,7 @@ def _tensors(module: nn.Module) -> Iterable[Tensor]:
 
 def _tensors_named(model: nn.Module, wishes: list[Keep], modules: set[str]) -> set[int]:
     """The ids of parameters and buffers named one by one; checks that every name fits something."""
-    tensors: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     found: set[int] = set()
     for wish in wishes:

@@ -61,6 +61,7 @@ class Link(SharedGradient):
         return self._owner()
 
     def _follow(self) -> None:
+        # The move below gives the master other memory, which is no write of anybody's.
         ahead = self.written in MASTER
         super()._follow()
         if not ahead:
@@ -124,6 +125,7 @@ class Link(SharedGradient):
         value = value.to(master.device)
         if value.dtype != self.parameter.dtype:
             return value
+        # A NaN equals nothing: written to the parameter, it reaches the master.
         return torch.where(self._rounded(master.device) == value, master, value.to(master.dtype))
 
     def dissolve(self) -> None:
@@ -162,6 +164,7 @@ def copy_back(links: Sequence[Link]) -> None:
 
 def _state(tensor: Tensor) -> tuple[int, int]:
     """What changes when a tensor is written in place, or given other memory (`tensor.data = …`)."""
+    # What wraps other tensors has no memory of its own: 0 says not to look at it.
     return tensor._version, tensor.data_ptr() if type(tensor) is Parameter else 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 from weakref import ref
 
 import torch
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 from gradscale.gradients.master_weights import register_masters
 from gradscale.gradients.unscale import Flags, tensor_values
 from gradscale.half.around_optimizer import (
+    Args,
+    Kwargs,
     Pairs,
     closure_of,
     copied_as_pair,
@@ -26,7 +29,8 @@ from gradscale.half.repoint import move_state
 from gradscale.half.rounding import HALVES
 from gradscale.half.saving import hook_states
 from gradscale.half.step_refusals import refuse_orphans, refuse_scaled, refuse_writes
-from gradscale.half.widen import in_layout_of, widen
+from gradscale.half.widen import widen
+from gradscale.half.widening import in_layout_of
 from gradscale.ranks import distributed
 
 
@@ -69,7 +73,7 @@ class Masters:
             optimizer.register_step_post_hook(self._let_go),
         ]
         # Ahead of the user's own: they find the weights of this step, and may write them.
-        post: Any = optimizer._optimizer_step_post_hooks
+        post = cast("OrderedDict[int, object]", optimizer._optimizer_step_post_hooks)
         post.move_to_end(self._handles[1].id, last=False)
         self._handles += hook_states(optimizer, self.links)
         self.adopt = adopt
@@ -118,16 +122,7 @@ class Masters:
         found_inf: Tensor | None = None,
         divided_later: Tensor | None = None,
     ) -> tuple[Flags, set[int]]:
-        """Turns half-precision gradients into float32 ones of the masters, in one pass.
-
-        Args:
-            inv_scale: what they are multiplied by; None for 1, unchecked.
-            found_inf: the flag of its own device; None together with `inv_scale`.
-            divided_later: what they will be multiplied by afterwards, to be checked already.
-
-        Returns:
-            A flag per device, and the ids of the masters whose gradients are done.
-        """
+        """Turns half-precision gradients into float32 ones; see `MasterWeights.widen_`."""
         pending: list[Link] = []
         for link in self.links:
             grad = link.gradient()
@@ -187,13 +182,17 @@ class Masters:
             for unpatch in self._unpatch:
                 unpatch()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+    def _before_step(
+        self, optimizer: Optimizer, args: Args, kwargs: Kwargs
+    ) -> tuple[Args, Kwargs] | None:
         self.take_changes()
         whole = [link for link in self.links if not _sharded(link.master)]
         self._drift.look(whole, type(optimizer).__name__)
+        # Before gradients are widened: afterwards nothing says at which exponent they came.
         refuse_scaled(optimizer, self.links)
         self.widen_()
         for link in self.links:
+            # `model.to(device)` moves the master along, and nobody the state that belongs to it.
             if link.moved:
                 move_state(optimizer, link.master)
                 link.moved = False
@@ -203,10 +202,10 @@ class Masters:
             return None
         return with_closure(args, kwargs, self._between(optimizer, closure))
 
-    def _between(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _between(self, optimizer: Optimizer, closure: Callable[[], object]) -> Callable[[], object]:
         """A closure around which weights go to the model, and gradients come to the masters."""
 
-        def evaluate() -> Any:
+        def evaluate() -> object:
             refuse_writes(optimizer, self.links)
             self.copy_back()
             loss = closure()
@@ -216,12 +215,12 @@ class Masters:
 
         return evaluate
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, args: Args, kwargs: Kwargs) -> None:
         refuse_writes(optimizer, self.links)
         self.copy_back()
         self._stepped = True
 
-    def _let_go(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _let_go(self, optimizer: Optimizer, args: Args, kwargs: Kwargs) -> None:
         for link in self.links:
             link.let_go()
 
@@ -231,7 +230,9 @@ class Masters:
         for link in self.links:
             link.clear(set_to_none=set_to_none)
 
-    def _add_param_group(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def _add_param_group(
+        self, original: Callable[..., None], *args: object, **kwargs: object
+    ) -> None:
         if self.adopt is None:
             raise RuntimeError(
                 "`optimizer.add_param_group(…)`: this optimizer is a copy, made without the "

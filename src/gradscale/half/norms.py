@@ -9,6 +9,7 @@ precision, and compute and keep statistics in float32.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,22 +19,29 @@ from gradscale.half.casting import cast_to
 from gradscale.half.rounding import floating
 
 _MIXED_DEVICES = ("cpu", "cuda")
-_top_hooks: Any = cast(Any, torch._C)._autograd._top_saved_tensors_default_hooks
+Outer = tuple[Callable[[Tensor], object], Callable[[object], Tensor]]
+"""Hooks that pack what is saved and unpack it again."""
+
+_top_hooks = cast(
+    "Callable[[bool], Outer | None]",
+    cast(Any, torch._C)._autograd._top_saved_tensors_default_hooks,  # the stubs know no `_autograd`
+)
 _running = threading.local()
 
 
 class NormReads:
     """A forward pre-hook: the input in float32, unless the layer reads half precision itself."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
         """The inputs, cast."""
         keeping: _Keeping | None = None
         result = args
         given = args[0] if args else None
         if not (isinstance(given, Tensor) and _reads_half(module, given)):
             result = tuple([cast_to(argument, torch.float32) for argument in args])
-            if isinstance(given, Tensor) and result[0] is not given and _may_keep(given):
-                keeping = _Keeping(given, result[0])
+            wide = result[0] if args else None
+            if isinstance(given, Tensor) and isinstance(wide, Tensor) and wide is not given:
+                keeping = _Keeping(given, wide) if _may_keep(given) else None
         if not torch.compiler.is_compiling():  # a compiler decides by itself what it keeps
             _stack().append((id(module), keeping))
         return result
@@ -45,7 +53,7 @@ class NormReturns:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: object, output: object) -> object:
         """The output, cast."""
         del args
         stack = _stack()
@@ -59,7 +67,7 @@ class NormReturns:
 class _Kept(NamedTuple):
     """What stands for the float32 copy: the original, and its count of in-place changes."""
 
-    original: Any
+    original: object
     version: int
 
 
@@ -73,7 +81,7 @@ class _Keeping:
         self._original = original.detach()
         self._version = original._version
         self._copy: Tensor | None = copy.detach()
-        self._outer: Any = _top_hooks(False)
+        self._outer = _top_hooks(False)
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
 
@@ -82,10 +90,10 @@ class _Keeping:
         self._hooks.__exit__()
         self._copy = None
 
-    def _pack(self, tensor: Tensor) -> Any:
+    def _pack(self, tensor: Tensor) -> object:
         original = self._original_of(tensor)
-        packed = tensor if original is None else original
-        packed = packed if self._outer is None else self._outer[0](packed)
+        saved = tensor if original is None else original
+        packed = saved if self._outer is None else self._outer[0](saved)
         return packed if original is None else _Kept(packed, self._version)
 
     def _original_of(self, tensor: Tensor) -> Tensor | None:
@@ -99,17 +107,18 @@ class _Keeping:
         same = dense and tensor.numel() == copy.numel()
         return self._original.view(tensor.shape) if same else None
 
-    def _unpack(self, packed: Any) -> Tensor:
-        if not isinstance(packed, _Kept):
-            return packed if self._outer is None else self._outer[1](packed)
-        if self._outer is not None:
-            return self._outer[1](packed.original).to(torch.float32)
-        if packed.original._version != packed.version:
+    def _unpack(self, packed: object) -> Tensor:
+        kept = packed if isinstance(packed, _Kept) else None
+        saved = packed if kept is None else kept.original
+        tensor = cast(Tensor, saved) if self._outer is None else self._outer[1](saved)
+        if kept is None:
+            return tensor
+        if self._outer is None and tensor._version != kept.version:
             raise RuntimeError(
                 "the input of a normalisation layer was modified by an inplace operation after "
                 "the layer had read it, and its backward pass needs it. Modify a copy: `x.clone()`."
             )
-        return packed.original.to(torch.float32)
+        return tensor.to(torch.float32)
 
 
 def _stack() -> list[tuple[int, _Keeping | None]]:

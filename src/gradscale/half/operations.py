@@ -9,7 +9,7 @@ in a product, they are rounded for it, as autocast does; a product of float32 al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from gradscale.emulation import cuda_lists
 
-Function = Callable[..., Any]
-Args = tuple[Any, ...]
-Kwargs = Mapping[str, Any]
+Function = Callable[..., object]
+Args = tuple[object, ...]
+Kwargs = Mapping[str, object]
 
 
 def _base(names: Iterable[str]) -> set[str]:
@@ -94,9 +94,9 @@ class Float32Where(TorchFunctionMode):
         self,
         func: Function,
         types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        args: Args = (),
+        kwargs: Kwargs | None = None,
+    ) -> object:
         """Calls `func`, with other dtypes where it is listed."""
         given = {} if kwargs is None else kwargs
         prepare = _PREPARED.get(func)
@@ -132,7 +132,7 @@ class Float32Where(TorchFunctionMode):
 
     def as_written(self, args: Args, given: Kwargs) -> tuple[Args, Kwargs]:
         """For what is written into a tensor, whose dtype it must have."""
-        target: torch.dtype = args[0].dtype
+        target = cast(Tensor, args[0]).dtype
         if target not in (self.format, torch.float32):
             return args, given
         other = torch.float32 if target == self.format else self.format
@@ -147,7 +147,7 @@ class Float32Where(TorchFunctionMode):
         return tree_map_only(Tensor, one, (args, given))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     return (each for each in tree_iter(value) if isinstance(each, Tensor))
 
 

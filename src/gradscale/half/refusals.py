@@ -14,15 +14,17 @@ from gradscale.gradients.master_weights import masters_of
 from gradscale.half.link import link_of
 from gradscale.half.rounding import floating, local
 from gradscale.half.under_ddp import wrapped_before
+from gradscale.optimizer_parameters import parameters_of
 
 
-def check_kinds(model: Any, optimizer: Any) -> list[Optimizer]:
+def check_kinds(model: object, optimizer: object) -> list[Optimizer]:
     """The optimizers; refuses what is no model or no optimizer, and the two in the wrong order."""
     optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     wrong = [o for o in optimizers if not isinstance(o, Optimizer)]
     if not wrong and isinstance(model, nn.Module):
-        _check_hooks(optimizers)
-        return cast("list[Optimizer]", optimizers)
+        checked = cast("list[Optimizer]", optimizers)
+        _check_hooks(checked)
+        return checked
     said = type(wrong[0] if wrong else optimizer).__name__
     call = f"`half_precision({type(model).__name__}, {said})`"
     if isinstance(model, Optimizer):
@@ -79,7 +81,7 @@ def check_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
 
 
 def _check_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    owned = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    owned = set(map(id, parameters_of(*optimizers)))
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise RuntimeError(
@@ -103,13 +105,12 @@ def check_gradients(optimizers: Sequence[Optimizer]) -> None:
     for optimizer in optimizers:
         masters = masters_of(optimizer)
         own = set() if masters is None else {id(link.master) for link in masters.links}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None and id(parameter) not in own:
-                    raise RuntimeError(
-                        "`half_precision(model, optimizer)`: a parameter holds a gradient, which "
-                        "cannot change its dtype. Call `optimizer.zero_grad()` before."
-                    )
+        for parameter in parameters_of(optimizer):
+            if parameter.grad is not None and id(parameter) not in own:
+                raise RuntimeError(
+                    "`half_precision(model, optimizer)`: a parameter holds a gradient, which "
+                    "cannot change its dtype. Call `optimizer.zero_grad()` before."
+                )
 
 
 def check_fits(

@@ -54,6 +54,7 @@ def narrow_(pairs: Sequence[tuple[Tensor, Tensor]], *, saturate: bool = False) -
             for parameter, master in pairs:
                 parameter.copy_(rounded_to(master, parameter.dtype, saturate=True))
             return
+        # The multi-tensor copy rounds as `copy_` does; there is none that clamps on the way.
         parameters, masters = zip(*pairs, strict=True)
         torch._foreach_copy_(parameters, masters)  # pyright: ignore[reportPrivateImportUsage]
 

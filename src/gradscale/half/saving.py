@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from gradscale.half.link import Link, copy_back, link_of, settle_ahead
+from gradscale.optimizer_parameters import distinct_parameters
+from gradscale.torch_types import StateDict
 
 KEY = "master_weights"
 """Where `optimizer.state_dict()` has the masters: by the index that torch gives each parameter."""
 
 
-def hook_states(optimizer: Optimizer, links: Sequence[Link]) -> list[Any]:
+def hook_states(optimizer: Optimizer, links: Sequence[Link]) -> list[RemovableHandle]:
     """Makes an optimizer save and load its masters; returns the handles."""
     return [
         optimizer.register_state_dict_post_hook(partial(_add_masters, links)),
@@ -41,7 +43,7 @@ def unhook_module_states(model: nn.Module) -> None:
             del hooks[key]
 
 
-def _hooks(module: nn.Module) -> Iterator[tuple[Any, int]]:
+def _hooks(module: nn.Module) -> Iterator[tuple[dict[int, Callable[..., object]], int]]:
     """Where the hooks are that are ours: torch wraps some of them."""
     for hooks in (
         module._load_state_dict_pre_hooks,
@@ -49,12 +51,13 @@ def _hooks(module: nn.Module) -> Iterator[tuple[Any, int]]:
         module._state_dict_pre_hooks,
     ):
         for key, hook in hooks.items():
+            # Torch puts hooks that are given the module into a wrapper, which keeps them as `hook`.
             if getattr(hook, "hook", hook) in (follow_loaded, settle_loaded, settle_saved):
                 yield hooks, key
 
 
 def follow_loaded(
-    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *rest: Any
+    module: nn.Module, state_dict: StateDict, prefix: str, metadata: StateDict, *rest: object
 ) -> None:
     """Before a module loads: its masters take the values, float32 ones without rounding.
 
@@ -84,7 +87,7 @@ def settle_saved(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     settle_ahead(_own_links(module))
 
 
-def settle_loaded(module: nn.Module, incompatible: Any) -> None:
+def settle_loaded(module: nn.Module, incompatible: object) -> None:
     """After a module has loaded, and its masters with it: both agree."""
     copy_back(_own_links(module))
 
@@ -94,20 +97,20 @@ def _own_links(module: nn.Module) -> list[Link]:
     return [link for link in links if link is not None]
 
 
-def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: dict[str, Any]) -> None:
+def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict) -> None:
     by_id = {id(link.master): link.value for link in links}
     state[KEY] = {
         index: by_id[id(parameter)]
-        for index, parameter in enumerate(_in_order(optimizer))
+        for index, parameter in enumerate(distinct_parameters(optimizer))
         if id(parameter) in by_id
     }
 
 
-def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: dict[str, Any]) -> None:
+def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict) -> None:
     saved: Mapping[int, Tensor] | None = state.get(KEY)
     if saved is None:
         return
-    order = list(_in_order(optimizer))
+    order = distinct_parameters(optimizer)
     _refuse_other_shapes(order, saved)
     loaded = {id(order[index]) for index in saved}
     for link in links:
@@ -117,15 +120,6 @@ def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: dict[str, 
         for index, value in saved.items():
             order[index].copy_(value)
     copy_back(links)
-
-
-def _in_order(optimizer: Optimizer) -> list[Tensor]:
-    """Each parameter once, in the order in which `state_dict` numbers them."""
-    found: dict[int, Tensor] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            found.setdefault(id(parameter), parameter)
-    return list(found.values())
 
 
 def _refuse_other_shapes(order: list[Tensor], saved: Mapping[int, Tensor]) -> None:
@@ -139,9 +133,9 @@ def _refuse_other_shapes(order: list[Tensor], saved: Mapping[int, Tensor]) -> No
             )
 
 
-def float_values(model: nn.Module) -> dict[str, Any]:
+def float_values(model: nn.Module) -> StateDict:
     """The model's state with masters in the place of half-precision parameters, all in float32."""
-    values: dict[str, Any] = {}
+    values: StateDict = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             values[name] = value

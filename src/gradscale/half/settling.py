@@ -8,7 +8,6 @@ changes are counted by torch, so that to notice them costs a comparison of integ
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 from weakref import ref
 
 import torch
@@ -37,9 +36,9 @@ class Settles:
     ) -> None:
         self._masters = None if masters is None else [ref(m) for m in masters]
         self._wide = list(wide)
-        self._ddp: ref[Any] | None = None
+        self._ddp: ref[DistributedDataParallel] | None = None
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: object) -> None:
         """Before each forward pass; one that is compiled sees the weights of the last step."""
         if torch.compiler.is_compiling():
             return
@@ -47,6 +46,7 @@ class Settles:
             self._masters = _look_up(module)
         alive = [masters for r in self._masters if (masters := r()) is not None]
         ddp = DistributedDataParallel._active_ddp_module
+        # Once a wrapper: its ranks meet in this pass, and what it was built for does not change.
         if ddp is not None and (self._ddp is None or self._ddp() is not ddp):
             check_under_ddp(ddp, module, alive)
             self._ddp = ref(ddp)
@@ -59,10 +59,10 @@ class Settles:
             if tensor.dtype in HALVES:
                 _refuse(module, tensor, torch.float32)
 
-    def __deepcopy__(self, memo: Any) -> Settles:
+    def __deepcopy__(self, memo: object) -> Settles:
         return Settles()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Settles, ()
 
 

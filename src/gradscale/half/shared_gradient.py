@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, cast
 from weakref import WeakMethod
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.running_pass import NONE, current_pass
 from gradscale.half.rounding import HALVES
@@ -65,8 +66,8 @@ class SharedGradient:
         self._seen: Tensor | None = None
         self._arrived = 0
         # None: half precision from the backward pass, float32 once divided.
-        cast(Any, parameter).grad_dtype = None if accumulates in HALVES else accumulates
-        cast(Any, master).grad_dtype = None
+        parameter.grad_dtype = None if accumulates in HALVES else accumulates
+        master.grad_dtype = None
         self._handle = _hook_accumulation(parameter, self._accumulated)
 
     def expect(self, exponent: int) -> None:
@@ -86,6 +87,7 @@ class SharedGradient:
     def _accumulated(self, parameter: Tensor) -> None:
         number, exponent = self._incoming
         incoming = exponent if number == current_pass() else 0
+        # The engine adds in place: the same tensor as before is one that was added to.
         if parameter.grad is self._seen and not self._zeroed and incoming != self.exponent:
             raise RuntimeError(
                 f"a gradient at 2^{incoming} of the loss scale was added to one at "
@@ -138,10 +140,10 @@ class SharedGradient:
     def release(self) -> None:
         """Gives the parameter gradients of its own back."""
         self._handle.remove()
-        cast(Any, self.parameter).grad_dtype = self.parameter.dtype
+        self.parameter.grad_dtype = self.parameter.dtype
 
 
-def _hook_accumulation(parameter: Tensor, method: Any) -> Any:
+def _hook_accumulation(parameter: Tensor, method: Callable[[Tensor], None]) -> RemovableHandle:
     # Weakly, because what the hook of a tensor holds is out of the garbage collector's sight.
     weak = WeakMethod(method)
 

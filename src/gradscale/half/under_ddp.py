@@ -7,18 +7,21 @@ one of them has to refuse, all refuse, and none waits for the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gradscale.half.masters import Masters, other_weights
-from gradscale.ranks import agreed_index, distributed
+from gradscale.ranks import agreed_index, distributed, mesh_groups
 
 _NAMES = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
 
-def check_under_ddp(ddp: Any, model: nn.Module, masters: Sequence[Masters]) -> None:
+def check_under_ddp(
+    ddp: DistributedDataParallel, model: nn.Module, masters: Sequence[Masters]
+) -> None:
     """Refuses a model that was wrapped before it was converted, or whose ranks differ.
 
     Args:
@@ -27,7 +30,7 @@ def check_under_ddp(ddp: Any, model: nn.Module, masters: Sequence[Masters]) -> N
         masters: the model's.
     """
     formats = {link.format for m in masters for link in m.links if link.parameter.requires_grad}
-    buckets = ddp._get_ddp_logging_data().get("dtypes")
+    buckets = cast("str | None", ddp._get_ddp_logging_data().get("dtypes"))
     if buckets is not None and any(_NAMES[format] not in buckets for format in formats):
         raise wrapped_before(type(model).__name__)
     if ddp.module is not model:
@@ -35,7 +38,7 @@ def check_under_ddp(ddp: Any, model: nn.Module, masters: Sequence[Masters]) -> N
     parameters = list(model.parameters())
     if distributed() and parameters:
         apart = any(m.of_another_rank for m in masters)
-        if agreed_index(int(apart), [ddp.process_group], parameters[0]):
+        if agreed_index(int(apart), mesh_groups(ddp.process_group), parameters[0]):
             raise other_weights()
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from gradscale.capturing import capturing
 from gradscale.gradients.unscale import Flags, multiply_and_check_, tensor_amax
+from gradscale.half.widening import Widening, in_memory_order
 from gradscale.triton_kernels import can_read
 
 BLOCK = 1 << 17
@@ -27,20 +27,6 @@ BLOCK = 1 << 17
 
 PORTION = 1 << 25
 """Elements whose half and float32 gradients exist at the same time; the halves go afterwards."""
-
-
-class Widening(NamedTuple):
-    """One gradient on its way.
-
-    Attributes:
-        source: dense, half precision.
-        target: float32, the same shape and strides.
-        exponent: `source` is stored at ``2**exponent`` times the loss-scaled gradient.
-    """
-
-    source: Tensor
-    target: Tensor
-    exponent: int
 
 
 def widen_reference(source: Tensor, scale: float, exponent: int = 0) -> tuple[Tensor, bool]:
@@ -75,6 +61,7 @@ def widen(
         A flag per device that holds gradients, 0 or 1.
     """
     flags: Flags = {}
+    # All portions first: below, each source gives way to its result.
     for places in list(_portions(sources)):
         device = sources[places[0]][0].device
         jobs = [Widening(s, _target(s), k) for s, k in (sources[place] for place in places)]
@@ -85,6 +72,7 @@ def widen(
         for place, job in zip(places, jobs, strict=True):
             sources[place] = job.target, 0
             take(place, job.target)
+        # Or the halves of this portion would live on while the next one's targets are made.
         del jobs
     return flags
 
@@ -141,10 +129,13 @@ def pass_over(
         for targets, pieces in _blocks(of_exponent) if on_cpu else _whole(of_exponent):
             torch._foreach_copy_(targets, pieces)  # pyright: ignore[reportPrivateImportUsage]
             if by is not None:
+                # Torch's kernel writes a flag whether somebody wants it or not.
                 unused = torch.zeros((), device=by.device) if flag is None else flag
                 multiply_and_check_(targets, unused, by)
+    # What a factor of at most 1 multiplies cannot overflow; on the CPU it costs nothing to ask.
     if flag is not None and later is not None and (later.device.type != "cpu" or later.item() > 1):
         largest = tensor_amax([job.target for job in jobs]) * later
+        # Not `largest == inf`, which a NaN is not.
         torch.maximum(flag, (largest < math.inf).logical_not().to(flag.dtype), out=flag)
 
 
@@ -190,38 +181,6 @@ def _pieces(job: Widening) -> Iterator[tuple[Tensor, Tensor]]:
         yield job.target, job.source
         return
     yield from zip(target.split(BLOCK), source.split(BLOCK), strict=True)
-
-
-def in_memory_order(tensor: Tensor) -> Tensor | None:
-    """A flat view of a dense tensor, whatever the order of its dimensions; None if it has gaps.
-
-    Example:
-        >>> in_memory_order(torch.arange(6).reshape(2, 3).T)
-        tensor([0, 1, 2, 3, 4, 5])
-    """
-    if tensor.is_contiguous():
-        return tensor.view(-1)
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
-    ordered = tensor.permute(order)
-    return ordered.view(-1) if ordered.is_contiguous() else None
-
-
-def in_layout_of(grad: Tensor, values: Tensor) -> Tensor:
-    """A float32 gradient of the layout of `grad`, holding `values`."""
-    if hasattr(grad, "_local_tensor"):
-        from torch.distributed.tensor import DTensor
-
-        whole = cast(Any, grad)
-        return DTensor.from_local(
-            values, whole.device_mesh, whole.placements, run_check=False,
-            shape=grad.shape, stride=grad.stride(),
-        )  # fmt: skip
-    if grad.is_sparse:
-        return torch.sparse_coo_tensor(
-            grad._indices(), values, grad.shape,
-            is_coalesced=grad.is_coalesced(), check_invariants=False,
-        )  # fmt: skip
-    return values
 
 
 def _by_kernel(job: Widening) -> bool:

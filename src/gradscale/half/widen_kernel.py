@@ -16,12 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradscale.half.widen import Widening, in_memory_order
+from gradscale.half.widening import Widening, in_memory_order
 from gradscale.triton_kernels import launching_on
 
 _BLOCK = 2048
 _MIN_PIECE = 16 * _BLOCK
 _MAX_PIECES = 4096
+# Bytes: the widest load of a thread is 128 bits.
 _ALIGNMENT = 16
 
 
@@ -84,12 +85,15 @@ def piece_table(jobs: Sequence[Widening]) -> tuple[Tensor, bool]:
     aligned = not bool(((rows[:, 0] | rows[:, 1]) % _ALIGNMENT).any())
     numel = rows[:, 2]
     total = int(numel.sum())
+    # Whole blocks, so that only a tensor's last piece has an end to mask.
     piece = max(_MIN_PIECE, -(-total // (_MAX_PIECES * _BLOCK)) * _BLOCK)
     pieces = (numel + (piece - 1)) // piece
     table = rows.repeat_interleave(pieces, dim=0)
     if len(table) > len(rows):
+        # The row of each tensor's first piece, and then the element at which each piece begins.
         begins = (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
         first = (torch.arange(len(table), device="cpu") - begins) * piece
+        # Addresses count bytes: 2 an element of the source, 4 of the target.
         table[:, 0] += 2 * first
         table[:, 1] += 4 * first
         table[:, 2] = (table[:, 2] - first).clamp_(max=piece)

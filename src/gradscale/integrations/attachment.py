@@ -16,6 +16,7 @@ class Attachment:
     Attributes:
         host: what was given to `attach`.
         scaler: the scaler in it.
+        scalers: that one, and those of a host that has several.
 
     Example:
         >>> import gradscale
@@ -30,9 +31,10 @@ class Attachment:
         True
     """
 
-    def __init__(self, host: Any, scaler: GradScaler) -> None:
+    def __init__(self, host: Any, scaler: GradScaler, *more: GradScaler) -> None:
         self.host = host
         self.scaler = scaler
+        self.scalers = (scaler, *more)
         self._said: list[str] = []
         self._undo: list[Callable[[], object]] = []
 

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gradscale.backward.measure import Measuring
+from gradscale.backward.measurements import PassCounts
 from gradscale.host_copies import HostCopies
-from gradscale.ranks import all_ranks, distributed, mesh_groups, reduce_max_
+from gradscale.ranks import Ranks, all_ranks, distributed, mesh_groups, reduce_max_
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
-def rank_groups(process_group: Any) -> list[Any]:
+def rank_groups(process_group: Ranks | None) -> list[ProcessGroup]:
     """The process groups whose ranks need the same plan: the given one, or all ranks; else none."""
     return mesh_groups(process_group or all_ranks()) if distributed() else []
 
 
+def ranks_of(groups: Iterable[ProcessGroup]) -> int:
+    """How many ranks decide together, one dimension of a mesh a group; 1 without groups."""
+    return math.prod(group.size() for group in groups)
+
+
 def merged_over_ranks(
-    measurings: Sequence[Measuring],
+    measurings: Sequence[PassCounts],
     situations: Sequence[object],
-    groups: Sequence[Any],
+    groups: Sequence[ProcessGroup],
     device: torch.device,
 ) -> bool:
     """Merges the counts of all ranks in place; False, and nothing done, if they differ.
@@ -46,7 +55,7 @@ def merged_over_ranks(
     return same
 
 
-def on_any_rank(flag: bool, groups: Sequence[Any], device: torch.device) -> bool:
+def on_any_rank(flag: bool, groups: Sequence[ProcessGroup], device: torch.device) -> bool:
     """Whether some rank of `groups` passes True. A collective, and a host read, if there are any.
 
     Args:
@@ -71,7 +80,7 @@ class Wishes:
     def __init__(self) -> None:
         self._under_way: deque[HostCopies[Tensor]] = deque()
 
-    def ask(self, wish: bool, flags: Sequence[Tensor], groups: Sequence[Any]) -> bool:
+    def ask(self, wish: bool, flags: Sequence[Tensor], groups: Sequence[ProcessGroup]) -> bool:
         """A collective.
 
         Args:
@@ -98,7 +107,7 @@ class Wishes:
 
 
 def same_on_all_ranks(
-    signatures: Sequence[str], groups: Iterable[Any], device: torch.device
+    signatures: Sequence[str], groups: Iterable[ProcessGroup], device: torch.device
 ) -> bool:
     """Whether every rank of `groups` passes the same signatures. A collective; reads the host.
 

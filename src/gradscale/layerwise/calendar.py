@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+DEFAULT_INTERVAL = 100
+"""Steps; what a measuring step adds, up to the time of one step, is then at most a hundredth."""
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """Measuring steps: 0, 1, 2, 4, 8, … up to `every`, then each multiple of it.
+    """Measuring steps: 0, 1, 2, 4, 8, … up to `interval`, then each multiple of it.
 
     Args:
-        every: steps between two measurements once the fast start is over, at least 1.
+        every: steps between two measurements once the fast start is over, at least 1; None for 100,
+            or as many times more as a measurement costs steps.
+        cost: what one costs, in steps.
 
     Raises:
         ValueError: if `every` is no whole number of at least 1.
@@ -19,19 +24,32 @@ class Calendar:
         >>> calendar = Calendar(every=10)
         >>> [step for step in range(31) if calendar.due(step)]
         [0, 1, 2, 4, 8, 10, 20, 30]
+        >>> Calendar().costing(3).interval, calendar.costing(3).interval
+        (300, 10)
     """
 
-    every: int = 100
+    every: int | None = None
+    cost: int = 1
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.every, int) and self.every >= 1):  # pyright: ignore
+        every = self.every
+        if every is not None and not (isinstance(every, int) and every >= 1):  # pyright: ignore
             raise ValueError(
-                f"`Layerwise(measure_every={self.every!r})` must be a whole number of at least 1. "
-                "To measure at every step, pass 1."
+                f"`Layerwise(measure_every={every!r})` must be a whole number of at least 1. "
+                "To measure at every step, pass 1; None leaves it to what measuring costs."
             )
+
+    @property
+    def interval(self) -> int:
+        """Steps between two measurements once the fast start is over."""
+        return DEFAULT_INTERVAL * self.cost if self.every is None else self.every
+
+    def costing(self, steps: int) -> Calendar:
+        """The same calendar, where a measurement costs so many steps."""
+        return replace(self, cost=steps)
 
     def due(self, step: int) -> bool:
         """Whether `step`, counted from 0, is a measuring step."""
-        if step >= self.every:
-            return step % self.every == 0
+        if step >= self.interval:
+            return step % self.interval == 0
         return step & (step - 1) == 0

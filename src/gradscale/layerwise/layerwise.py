@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from gradscale.backward.graph import BackwardGraph, Walk
+from gradscale.backward.graph import Walk
 from gradscale.backward.loss_entry import LossEntry
-from gradscale.backward.measure import Measuring
+from gradscale.backward.measurements import PassCounts
 from gradscale.backward.rescale import rescale
 from gradscale.backward.user_functions import is_one_of
 from gradscale.capturing import capturing
 from gradscale.compiled.preparing import prepare_compiled
+from gradscale.emulation.over_time import split_over_time
 from gradscale.entries import Entries
 from gradscale.gradients.master_weights import trained_by
-from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups
+from gradscale.layerwise.agreement import merged_over_ranks, on_any_rank, rank_groups, ranks_of
 from gradscale.layerwise.calendar import Calendar
-from gradscale.layerwise.closed_graphs import closed_graphs, compiled_autograd
+from gradscale.layerwise.closed_graphs import (
+    closed_graphs,
+    compiled_autograd,
+    hidden_by_checkpoints,
+)
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
+from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
-from gradscale.layerwise.planner_argument import planner_given
 from gradscale.layerwise.planning import Planning
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
@@ -34,6 +39,11 @@ from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.planner import Planner
 from gradscale.plans.windows import Windows
+from gradscale.ranks import Ranks
+from gradscale.torch_types import StateDict
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Layerwise:
@@ -48,7 +58,8 @@ class Layerwise:
 
     Args:
         planner: decides the exponents.
-        measure_every: steps between two measurements; the first steps measure more often.
+        measure_every: steps between two measurements; the first steps measure more often. None for
+            100, or as many times more as a measurement costs steps, where that is more than one.
         keep: how many graph structures are remembered; the one unused for longest is forgotten.
         process_group: the ranks that must have the same plan; None for all of them.
         linear: functions of your own that are known to be linear in their gradient, as classes or
@@ -58,6 +69,7 @@ class Layerwise:
         timing: when to measure.
         planning: what to decide.
         functions: what is known of functions that torch did not write.
+        passes: what the backward passes of the step under way leave behind.
 
     Example:
         >>> from gradscale import GradScaler
@@ -73,9 +85,9 @@ class Layerwise:
         self,
         planner: Planner | None = None,
         *,
-        measure_every: int = 100,
+        measure_every: int | None = None,
         keep: int = 8,
-        process_group: Any = None,
+        process_group: Ranks | None = None,
         linear: Iterable[type[torch.autograd.Function] | str] = (),
     ) -> None:
         self.timing = Timing(Calendar(measure_every))
@@ -83,33 +95,14 @@ class Layerwise:
         self.process_group = process_group
         self.linear = tuple(linear)
         self.functions = FunctionVerdicts(naming=self.planning.naming)
-        self.taken = False
+        self.taken = self._hiding = False
         prepare_compiled(self)
-        self._entry = LossEntry(self._begin_pass)
+        split_over_time(self)
+        self._entry = LossEntry(self._begin_pass, self._begin_part)
         self._scale: Tensor | None = None
-        self._passes = StepPasses()
+        self.passes = StepPasses()
         self._measured: MeasuredStep | None = None
-        self._hiding = False
         self._warned: set[str] = set()
-
-    @classmethod
-    def of(cls, layerwise: Any, process_group: Any) -> Layerwise:
-        """What `GradScaler(layerwise=…)` means: True, a planner, a plan, a function or this class.
-
-        Raises:
-            TypeError: if it is none of these.
-        """
-        if isinstance(layerwise, Layerwise):
-            if layerwise.taken:
-                raise ValueError(
-                    "`GradScaler(layerwise=Layerwise(…))`: that one belongs to another scaler, and "
-                    "holds its plans. Make one for each."
-                )
-            layerwise.taken = True
-            if layerwise.process_group is None:
-                layerwise.process_group = process_group
-            return layerwise
-        return cls(planner_given(layerwise), process_group=process_group)
 
     @property
     def planner(self) -> Planner:
@@ -138,20 +131,20 @@ class Layerwise:
             scale: the loss scale; changed in place if the planner moved it.
         """
         self._scale = scale
-        self.functions.poll(scale, wait=self._measured is not None)
+        self.functions.poll(wait=self._measured is not None)
         self.planning.carry_out_lowering(scale)
         if self._measured is not None:
             self._plan(scale, self._measured)
 
     def attach(self, loss: Tensor) -> Tensor:
         """The same loss, watched if this step measures or follows a plan; otherwise as it is."""
-        follows = self.tracks.followed or self.functions.injected == "scale"
-        if not (self.timing.now or follows):
+        if not (self.timing.now or self.tracks.followed or self.functions.injected == "scale"):
             return loss
         traced = compiled_autograd()
         if traced is not None:
             self._warn_once(traced)
             return loss
+        self.functions.warn_of_transforms(loss)
         return self._entry.watch(loss)
 
     def after_unscale(self, optimizer: torch.optim.Optimizer) -> None:
@@ -160,23 +153,25 @@ class Layerwise:
         Raises:
             RuntimeError: if a parameter's gradient came from a backward pass that was not seen.
         """
-        if not self._passes.walked or not self._passes.custom:
+        if not self.passes.walked or not self.passes.custom:
             return
-        missed = self._passes.missed(trained_by(optimizer))
-        if missed and self._passes.scaled and not self._hiding:
+        missed = self.passes.missed(trained_by(optimizer))
+        if missed and self.passes.scaled and not self._hiding:
             raise refusal(missed, self.naming)
         self._hiding |= bool(missed)
 
-    def update(self, last_step: StepOutcome) -> None:
-        """Ends a step: the measurements start on their way to the host."""
+    def update(self, last_step: StepOutcome, scale: Tensor | None = None) -> None:
+        """Ends a step, at this scale if it has moved since: measurements start to the host."""
+        passes, self.passes = self.passes, StepPasses()
+        if capturing():  # the host runs this once, the graph many times
+            return
         groups = rank_groups(self.process_group)
-        passes, self._passes = self._passes, StepPasses()
         if passes.measurings or (self.timing.now and groups):
             measurings = self._agreed(passes.measurings, groups)
             for measuring in measurings:
                 measuring.fetch()
-            scale = cast(Tensor, self._scale).detach().clone()
-            self.functions.end_step(scale)
+            scale = cast(Tensor, self._scale if scale is None else scale).detach().clone()
+            self.functions.end_step()
             bad = on_any_rank(has_bad_data(last_step), groups, scale.device) if groups else None
             self._measured = MeasuredStep(measurings, last_step, scale, bad)
         if groups:
@@ -201,15 +196,17 @@ class Layerwise:
             plan, factors = with_held_exponents(graph, own, plan, factors)
         if measures:
             scale = cast(Tensor, self._scale)
-            self._passes.measurings.append(self.planning.measure(walk, plan.exponents, scale))
+            self.passes.measurings.append(self.planning.measure(walk, plan.exponents, scale))
         if not plan.is_uniform:
             rescale(walk, plan, factors)
         hiding = bool(custom - graph.structure.pinned)
-        self._passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
-        self._report_reentrant(graph)
-        closed = closed_graphs(walk)
-        if closed is not None:
-            self._warn_once(closed)
+        self.passes.see(graph, scaled=not plan.is_uniform, custom=hiding)
+        self._warn_once(hidden_by_checkpoints(walk))
+        self._warn_once(closed_graphs(walk))
+
+    def _begin_part(self, walk: Walk) -> None:
+        """A pass to some of the leaves, which follows no plan; what is injected there is, too."""
+        self.functions.begin_pass(self._trusting(walk), cast(Tensor, self._scale), probes=False)
 
     def _trusting(self, walk: Walk) -> Walk:
         """The walk with those of the users' functions that somebody said are linear."""
@@ -217,17 +214,9 @@ class Layerwise:
         trusted = [n for n in graph.unproven if is_one_of(walk.nodes[n], self.linear)]
         return Walk(graph.proving(trusted), walk.nodes)
 
-    def _report_reentrant(self, graph: BackwardGraph) -> None:
-        if graph.structure.reentrant:
-            self._warn_once(
-                "layer-wise scaling: reentrant checkpointing hides what it recomputes, which "
-                "stays at the loss scale. Pass `use_reentrant=False` to `checkpoint` to have it "
-                "scaled too."
-            )
-
     def _agreed(
-        self, measurings: Sequence[Measuring], groups: Sequence[Any]
-    ) -> Sequence[Measuring]:
+        self, measurings: Sequence[PassCounts], groups: Sequence[ProcessGroup]
+    ) -> Sequence[PassCounts]:
         """The measurements of all ranks; where their graphs differ, one scale for all of them."""
         device = cast(Tensor, self._scale).device
         situations = [self.tracks[m.signature].situation for m in measurings]
@@ -261,40 +250,43 @@ class Layerwise:
         for track in self.tracks:
             track.graph = track.graph.proving(self.functions.proven(track.graph.signature))
         self.timing.now |= self.planning.decide(merged, float(measured.scale), scale)
+        ranks = ranks_of(rank_groups(self.process_group))
+        self.timing.measuring_costs(measured.cost_in_steps(merged, self.tracks, ranks))
 
-    def report(self) -> str:
+    def report(self) -> LayerwiseReport:
         """How many loss scales each structure needs, where and why; the latest structure last."""
-        return "\n".join([self.planning.report(), *self.functions.report()])
+        return self.planning.report(self.functions.report())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._measured is not None and self._scale is not None:
             self.begin_step(self._scale)
-        timing = {"steps": self.timing.steps, "again": self.timing.now, "hiding": self._hiding}
+        now, cost = self.timing.now, self.timing.calendar.cost
+        timing = {"steps": self.timing.steps, "again": now, "cost": cost, "hiding": self._hiding}
         return {**timing, "linear": self.functions.state_dict(), **self.planning.state_dict()}
 
     def take_over(self, saved: SavedPlans) -> None:
         """Goes on where another run stopped; each plan comes into force as its graph is met."""
         self.planning.take_over(saved)
         self.functions.load_state_dict(saved.linear)
-        self.timing.resume(saved.steps, saved.again)
-        self._hiding, self._measured, self._passes = saved.hiding, None, StepPasses()
+        self.timing.resume(saved.steps, saved.again, saved.cost)
+        self._hiding, self._measured, self.passes = saved.hiding, None, StepPasses()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {
             "settings": (self.planner, self.timing.calendar.every, self.tracks.keep),
             "functions": (self.linear, self.functions),
             "state": self.state_dict(),
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         planner, every, keep = state["settings"]
         linear, functions = state["functions"]
         self.__init__(planner, measure_every=every, keep=keep, linear=linear)
         self.use_functions(functions)
         self.take_over(read_plans(Entries(state["state"])))
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
+    def _warn_once(self, message: str | None) -> None:
+        if message is not None and message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=2)

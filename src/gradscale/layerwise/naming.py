@@ -11,14 +11,20 @@ from torch import Tensor
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.names import module_places
 from gradscale.layerwise.track import Track
-from gradscale.plans.decision_report import decision_report
+from gradscale.owning_module import owning_module
+from gradscale.plans.decision_report import structure_report
+from gradscale.plans.structure_report import StructureReport
 
 
 class Naming:
-    """The names of a model's parts; of no model at first. Keeps the model alive for nobody."""
+    """The names of a model's parts. Keeps the model alive for nobody.
+
+    Where nobody has named a model, the one that holds a graph's parameters is looked for, once.
+    """
 
     def __init__(self) -> None:
         self._model: weakref.ref[torch.nn.Module] | None = None
+        self._looked = False
         self.parameters: Mapping[int, str] = {}
 
     def know(self, model: torch.nn.Module) -> None:
@@ -28,7 +34,7 @@ class Naming:
 
     def of(self, track: Track) -> dict[int, str]:
         """For each node of a track where it is in the model, as far as known."""
-        model = None if self._model is None else self._model()
+        model = self._model_of(track.graph)
         if model is None:
             return {}
         places = module_places(track.graph, model)
@@ -36,7 +42,7 @@ class Naming:
 
     def place(self, graph: BackwardGraph, node: int) -> str:
         """Where a node is, as ``" (in encoder.0)"``; empty if no model is known."""
-        model = None if self._model is None else self._model()
+        model = self._model_of(graph)
         place = None if model is None else module_places(graph, model)[node]
         return "" if place is None else f" ({'in ' if place.inside else ''}{place})"
 
@@ -47,10 +53,19 @@ class Naming:
         unnamed = f"a parameter of shape {tuple(parameter.shape)}"
         return self.parameters.get(id(parameter), unnamed)
 
-    def describe(self, track: Track) -> str:
-        """How many loss scales a track needs, where and why; empty before it was measured."""
+    def _model_of(self, graph: BackwardGraph) -> torch.nn.Module | None:
+        if self._model is None and not self._looked:
+            self._looked = True
+            held = (it for it in graph.parameters().values() if it is not None)
+            model = owning_module(held)
+            if model is not None:
+                self.know(model)
+        return None if self._model is None else self._model()
+
+    def describe(self, track: Track) -> StructureReport | None:
+        """How many loss scales a track needs, where and why; None before it was measured."""
         if track.frozen is not None:
-            return f"one loss scale, because {track.frozen}"
+            return StructureReport((), track.anchor, frozen=track.frozen)
         if track.decision is None:
-            return ""
-        return decision_report(track.decision, track.graph, self.of(track))
+            return None
+        return structure_report(track.decision, track.graph, self.of(track))

@@ -31,6 +31,7 @@ def lower_suspects(track: Track, log2_scale: int) -> int | None:
         and (values := gradient_values(parameter)) is not None
         and not bool(torch.isfinite(values).all())
     ]
+    # Host reads, after an overflow only: a good step pays nothing.
     nodes = suspects(track.graph, leaves)
     if not nodes:
         return None

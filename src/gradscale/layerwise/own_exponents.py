@@ -13,7 +13,7 @@ from dataclasses import replace
 from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
-from gradscale.half.link import Link, link_of
+from gradscale.half.link import LINKS, Link, link_of
 from gradscale.half.rounding import HALVES
 from gradscale.half.shared_gradient import Held
 
@@ -26,7 +26,7 @@ def freed(walk: Walk) -> tuple[Walk, dict[int, Link]]:
     """
     graph = walk.graph
     own: dict[int, Link] = {}
-    if not graph.structure.reentrant:
+    if LINKS and not graph.structure.reentrant:
         for leaf, parameter in graph.parameters().items():
             link = link_of(parameter)
             if link is not None and _divided_later(link):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from gradscale.backward.graph import Walk
 from gradscale.backward.measure import Measuring, measure
 from gradscale.backward.measurements import Measurements
 from gradscale.exponents import floor_exponent
+from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.overflow_suspects import lower_suspects
 from gradscale.layerwise.product_format import fitted
@@ -100,13 +101,18 @@ class Planning:
         track.adopt(decision)
         return decision
 
-    def report(self) -> str:
-        """How many loss scales each structure needs, where and why; the latest structure last."""
+    def report(self, functions: Sequence[str]) -> LayerwiseReport:
+        """How many loss scales each structure needs, where and why; the latest structure last.
+
+        Args:
+            functions: what is said of the user's own.
+        """
         described = [self.naming.describe(track) for track in self.tracks]
-        unmeasured = "nothing has been measured yet"
+        known = tuple(it for it in described if it is not None)
         if not described and self.tracks.followed:
-            unmeasured = "loaded plans come into force as their graphs are met"
-        return "\n".join(filter(None, described)) or unmeasured
+            waiting = "loaded plans come into force as their graphs are met"
+            return LayerwiseReport(known, tuple(functions), waiting)
+        return LayerwiseReport(known, tuple(functions))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries."""

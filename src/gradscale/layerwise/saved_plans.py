@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Counts, Kind, Measurements, PlaceRecord
 from gradscale.backward.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.entries import MOST, Entries
 from gradscale.formats import FloatFormat
+from gradscale.layerwise.measuring_cost import MOST as MOST_STEPS
 
 _KINDS = ("arrived", "produced", "weight")
 _FARTHEST = 2**12  # octaves: float64 has 2,098 of them
@@ -34,7 +35,7 @@ class SavedTrack(NamedTuple):
         known = all((record.node, record.target) in places for record in records)
         return known and len(self.plan.exponents) == len(graph)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """What was saved."""
         history = [measurements.as_dict() for measurements in self.history]
         return {**self._asdict(), "plan": self.plan.to_dict(), "history": history}
@@ -46,6 +47,7 @@ class SavedPlans(NamedTuple):
     Attributes:
         steps: how many steps have ended.
         again: whether the next one measures, whatever the calendar says.
+        cost: what a measuring step costs, in steps.
         hiding: whether the model hides parameters from the graph.
         lowered: the exponent that an overflow asks for; None if none does.
         tracks: by signature.
@@ -54,6 +56,7 @@ class SavedPlans(NamedTuple):
 
     steps: int
     again: bool
+    cost: int
     hiding: bool
     lowered: int | None
     tracks: Mapping[str, SavedTrack]
@@ -79,6 +82,7 @@ def read_plans(held: Entries) -> SavedPlans:
     return SavedPlans(
         steps=held.count("steps", most=_LARGEST_INT32),
         again=held.flag("again"),
+        cost=held.count("cost", 1, MOST_STEPS) if held.has("cost") else 1,
         hiding=held.flag("hiding"),
         # The scale that it leads to is a normal float32.
         lowered=held.optional(lambda key: held.count(key, -126, 127), "lowered"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
-from gradscale.backward.measure import Measuring
-from gradscale.backward.measurements import Measurements
+from gradscale.backward.measurements import Measurements, PassCounts
+from gradscale.layerwise.measuring_cost import MeasuredGraph, cost_in_steps
 from gradscale.layerwise.timing import has_bad_data
+from gradscale.layerwise.tracks import Tracks
 from gradscale.outcomes.outcome import StepOutcome
 
 
@@ -26,10 +28,10 @@ class StepPasses:
     """
 
     def __init__(self) -> None:
-        self.measurings: list[Measuring] = []
+        self.measurings: list[PassCounts] = []
         self.signatures: set[str] = set()
         self.walked = self.scaled = self.custom = False
-        self._seen: set[int] = set()
+        self._graphs: list[BackwardGraph] = []
 
     def see(self, graph: BackwardGraph, *, scaled: bool, custom: bool) -> None:
         """A pass that runs through `graph`."""
@@ -37,11 +39,12 @@ class StepPasses:
         self.scaled |= scaled
         self.custom |= custom
         self.signatures.add(graph.signature)
-        self._seen.update(id(parameter) for parameter in graph.parameters().values())
+        self._graphs.append(graph)
 
     def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those with a gradient that no walked graph leads to."""
-        return [p for p in parameters if p.grad is not None and id(p) not in self._seen]
+        seen = {id(leaf) for graph in self._graphs for leaf in graph.parameters().values()}
+        return [p for p in parameters if p.grad is not None and id(p) not in seen]
 
 
 class MeasuredStep(NamedTuple):
@@ -54,7 +57,7 @@ class MeasuredStep(NamedTuple):
         bad_data: whether the data of some rank were bad; None if there is only this one.
     """
 
-    measurings: Sequence[Measuring]
+    measurings: Sequence[PassCounts]
     step: StepOutcome
     scale: Tensor
     bad_data: bool | None = None
@@ -67,6 +70,22 @@ class MeasuredStep(NamedTuple):
             known = merged.get(measuring.signature)
             merged[measuring.signature] = result if known is None else known.merged([result])
         return merged
+
+    def cost_in_steps(self, merged: Mapping[str, Measurements], tracks: Tracks, ranks: int) -> int:
+        """What measuring cost, in steps.
+
+        Args:
+            merged: what `merged` gave, of all ranks.
+            tracks: the structures that are known.
+            ranks: how many counted.
+        """
+        passes = Counter(measuring.signature for measuring in self.measurings)
+        graphs = [
+            MeasuredGraph(len(tracks[key].graph), passes[key], measurements)
+            for key, measurements in merged.items()
+            if key in tracks
+        ]
+        return cost_in_steps(graphs, ranks)
 
     def blames_scale(self) -> bool:
         """Whether a skipped step was lost to the scale, not to bad data. Waits for the device."""

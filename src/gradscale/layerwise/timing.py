@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gradscale.layerwise.agreement import Wishes
 from gradscale.layerwise.calendar import Calendar
 from gradscale.outcomes.outcome import StepOutcome
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Timing:
@@ -37,6 +40,10 @@ class Timing:
         """The step under way measures, and so does the next."""
         self.now = self.again = True
 
+    def measuring_costs(self, steps: int) -> None:
+        """What a measurement costs: from the next step on the calendar goes by it."""
+        self.calendar = self.calendar.costing(steps)
+
     def next_step(self) -> None:
         """A step has ended."""
         self.steps += 1
@@ -51,16 +58,17 @@ class Timing:
                 self.again = True
                 yield step
 
-    def ask_ranks(self, last_step: StepOutcome, groups: Sequence[Any]) -> None:
+    def ask_ranks(self, last_step: StepOutcome, groups: Sequence[ProcessGroup]) -> None:
         """All ranks measure if some rank wants to, or lost its step. A collective."""
         flags = [flag for outcome in last_step for flag in outcome.found_inf]
         self.again = self._wishes.ask(self.again, flags, groups)
 
-    def resume(self, steps: int, measures: bool) -> None:
-        """Goes on where another run stopped."""
-        self.steps, self.again = steps, measures
+    def resume(self, steps: int, measures: bool, cost: int) -> None:
+        """Goes on where another run stopped, before a step that measures or does not."""
+        self.calendar = self.calendar.costing(cost)
         self._unsettled.clear()
-        self._begin()
+        # Not asked of the calendar, which may have changed since that run asked it.
+        self.steps, self.now, self.again = steps, measures, False
 
     def _begin(self) -> None:
         self.now = self.again or self.calendar.due(self.steps)

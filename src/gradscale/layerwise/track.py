@@ -84,7 +84,7 @@ class Track:
         A new plan that cuts the same edges is written over the factors of the one before, where a
         captured CUDA graph finds it. One that cuts other edges gets factors of its own.
         """
-        key = graph.pinned, graph.freed
+        key = graph.held, graph.freed
         known = self._factors.get(key)
         if known is not None and known.made_for == self.plan:
             return known.plan, known.multipliers

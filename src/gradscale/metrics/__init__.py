@@ -1,5 +1,7 @@
 """Numbers about every step, without waiting for the device, and where they can go."""
 
+from gradscale.metrics.layers import layer_numbers as layer_numbers
+from gradscale.metrics.layers import layers_to as layers_to
 from gradscale.metrics.metrics import LostShare as LostShare
 from gradscale.metrics.metrics import Metrics as Metrics
 from gradscale.metrics.sinks.json_lines import JsonLines as JsonLines

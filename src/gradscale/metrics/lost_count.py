@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 METHODS = ("counted", "reference", "probe", "extrapolated")
 """Where the number of lost elements can come from, the best founded first."""
@@ -23,6 +23,10 @@ class JudgedRow(Protocol):
     def nonzero(self) -> int: ...  # noqa: D102
     @property
     def method(self) -> str: ...  # noqa: D102
+    @property
+    def least(self) -> int: ...  # noqa: D102
+    @property
+    def most(self) -> int: ...  # noqa: D102
     @property
     def negligible(self) -> bool: ...  # noqa: D102
 
@@ -77,3 +81,38 @@ def count_lost(rows: Iterable[JudgedRow]) -> LostCount:
     """
     counts = (LostCount(row.flushed, row.nonzero, row.method) for row in rows if may_lose(row))
     return sum(counts, start=LostCount())
+
+
+class LostBetween(NamedTuple):
+    """The shares between which the truth lies; equal where nothing is estimated.
+
+    Attributes:
+        least: if every zero whose origin nobody knows is a true one.
+        most: if none is.
+    """
+
+    least: float
+    most: float
+
+
+def lost_between(rows: Iterable[JudgedRow]) -> LostBetween:
+    """The least and the largest share of lost elements that fits what was seen.
+
+        kept  = what was seen, and not flushed
+        least = known to be lost / (kept + known to be lost)
+        most  = (known to be lost + zeros) / (kept + known to be lost + zeros)
+
+    Octaves are counted whole: an element exactly on the bound between kept and flushed counts as
+    kept.
+
+    Args:
+        rows: of one step or pass; see `may_lose` for those that count.
+
+    Example:
+        >>> lost_between([])
+        LostBetween(least=0.0, most=0.0)
+    """
+    counting = [row for row in rows if may_lose(row)]
+    kept = sum(row.nonzero - row.flushed for row in counting)
+    bounds = (sum(row.least for row in counting), sum(row.most for row in counting))
+    return LostBetween(*(lost / max(1, kept + lost) for lost in bounds))

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradscale.capturing import capturing
 from gradscale.host_copies import HostCopies
 from gradscale.metrics.metrics import LostShare, Metrics
-from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.waiting_line import WaitingLine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class LostShare(NamedTuple):
@@ -88,7 +88,7 @@ class Metrics:
             numbers["lost_share"] = self.lost.lost_share
         return numbers
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All fields, as plain values that JSON has; non-finite numbers are strings.
 
         Example:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+from gradscale.callers import level_of_caller
 from gradscale.outcomes.triage import Reason
 
 PATIENCE = 5
@@ -100,6 +101,7 @@ class SkipAlarm:
         """
         if self._near_floor or in_a_row < PATIENCE or not math.isfinite(scale):
             return
+        # Back-offs from here to the floor.
         left = max(0, math.ceil(math.log(max(scale / floor, 1.0)) / -math.log(backoff_factor)))
         if scale >= 1 and left > HORIZON:
             return
@@ -115,8 +117,9 @@ class SkipAlarm:
     def _sound(self, alarm: Alarm) -> None:
         for callback in self.on_alarm:
             callback(alarm)
-        warnings.warn(alarm.message, stacklevel=8)
+        warnings.warn(alarm.message, stacklevel=level_of_caller())
 
 
 def _is_power_of_ten(ratio: float) -> bool:
+    # A logarithm may be off by a rounding; powers of ten are exact up to 10^22.
     return ratio == 10.0 ** round(math.log10(ratio))

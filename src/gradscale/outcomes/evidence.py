@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from gradscale.gradients.left_over import LeftOver
-from gradscale.ranks import distributed, mesh_groups, reduce_max_
+from gradscale.outcomes.reach import Reach
+from gradscale.outcomes.triage import Reason
+from gradscale.ranks import Ranks, distributed, mesh_groups, reduce_max_
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Blame(NamedTuple):
+    """What a flag comes from, as flags of its shape, alike on all ranks.
+
+    Attributes:
+        scaling: the flag as far as the scale is to blame.
+        loss: above 0 where a loss was not finite; None if nobody needed to know.
+        stale: above 0 where gradients were not finite before the backward pass; None if none were
+            there.
+    """
+
+    scaling: Tensor
+    loss: Tensor | None = None
+    stale: Tensor | None = None
+
+    @property
+    def reason(self) -> Reason:
+        """In a word. Reads the host."""
+        if self.scaling.item():
+            return "overflow"
+        loss, stale = (flag is not None and flag.item() > 0 for flag in (self.loss, self.stale))
+        return "nonfinite_gradient" if stale and not loss else "nonfinite_loss"
 
 
 class Evidence:
@@ -23,24 +52,38 @@ class Evidence:
 
     Args:
         names: of parameters, by id.
-        depends: whether losses are known to depend on the scale; None to go by what is seen.
+        depends: see below.
+        reach: which losses lead to which parameters; remembers for longer than this step.
+        learn: adds to `names` those of parameters that nobody has named, as far as they have any.
 
     Attributes:
+        depends: whether losses are known to depend on the scale: 1, 0, or -1 to go by what is seen;
+            a tensor where only the device knows.
         losses: as they were given to `scale`.
         inputs: what was given beside them.
         graphs: of each loss, where its backward pass begins.
         left_over: of gradients that outlived a skipped step, by `id(optimizer)`.
     """
 
-    def __init__(self, names: Mapping[int, str], depends: bool | None = None) -> None:
+    # What few steps have is of the class: one of these is made in every step.
+    left_over: Mapping[int, LeftOver] = MappingProxyType({})
+    _first_inner: int | None = None
+    _inner: frozenset[int] = frozenset()
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        depends: Tensor | int = -1,
+        reach: Reach | None = None,
+        learn: Callable[[Sequence[Tensor]], object] = len,
+    ) -> None:
         self.names = names
+        self.learn = learn
         self.losses: list[Tensor] = []
-        self.inputs: list[Any] = []
+        self.inputs: list[object] = []
         self.graphs: list[Node | None] = []
-        self.left_over: dict[int, LeftOver] = {}
-        self._depends = depends
-        self._first_inner: int | None = None
-        self._inner: set[int] = set()
+        self.depends = depends
+        self._reach = reach or Reach()
 
     def note_loss(self, output: Tensor) -> int:
         """Keeps a loss as it was; of a large one, only a NaN if it was not finite.
@@ -49,34 +92,39 @@ class Evidence:
             Its number.
         """
         loss = output.detach()
+        # 0 times infinity is NaN, as 0 times NaN is; everything else adds a zero.
         self.losses.append(loss if loss.numel() == 1 else (loss * 0).sum())
         self.graphs.append(output.grad_fn)
         return len(self.losses) - 1
 
     def note_inner(self, number: int) -> None:
         """A loss was differentiated in a way that lets the gradient be differentiated again."""
-        self._inner.add(number)
+        self._inner |= {number}
         if self._first_inner is None:
             self._first_inner = len(self.losses)
 
     def forget(self, losses: int, inputs: int) -> None:
         """Forgets the first ones, which belong to a step that was given up."""
         del self.losses[:losses], self.graphs[:losses], self.inputs[:inputs]
-        self._inner = {number - losses for number in self._inner if number >= losses}
+        self._inner = frozenset(n - losses for n in self._inner if n >= losses)
         if self._first_inner is not None:
             self._first_inner = max(0, self._first_inner - losses)
 
     def release(self) -> None:
         """Lets go of losses and inputs: nobody will ask for them any more."""
         self.losses.clear()
-        self.inputs.clear()
         self.graphs.clear()
-        self.left_over.clear()
+        if self.inputs:
+            self.inputs.clear()
+        if self.left_over:
+            self.left_over = {}
 
     def bears_witness(self, number: int) -> bool:
         """Whether this loss says something that does not depend on the scale."""
-        if self._depends is not None:
-            return not self._depends
+        depends = int(self.depends)
+        return not depends if depends >= 0 else self._seems_a_witness(number)
+
+    def _seems_a_witness(self, number: int) -> bool:
         first = self._first_inner
         return first is None or number < first or number in self._inner
 
@@ -89,14 +137,29 @@ class Evidence:
         Returns:
             Those that bear witness, and those that may depend on the scale.
         """
-        numbers: Iterable[int] = range(len(self.losses))
-        if len(self.losses) > 1:
-            numbers = self._reaching({id(p) for p in parameters})
+        numbers = self.reaching(parameters)
         witnesses = [self.losses[n] for n in numbers if self.bears_witness(n)]
         return witnesses, [self.losses[n] for n in numbers if not self.bears_witness(n)]
 
-    def blamed(self, found_inf: Tensor, process_group: Any, since: int = 0) -> Tensor | None:
-        """The flag as far as the scale is to blame: 0 if a loss was not finite.
+    def reaching(self, parameters: Sequence[Tensor]) -> Sequence[int]:
+        """The numbers of the losses whose graphs lead to a parameter; all where that is hidden."""
+        everyone = range(len(self.losses))
+        if len(everyone) < 2:
+            return everyone
+        wanted, below = {id(p) for p in parameters}, self._reach.below(self.graphs)
+        if any(leaves is None for leaves in below):
+            return everyone
+        found = [n for n in everyone if not wanted.isdisjoint(below[n] or ())]
+        return found or everyone
+
+    def blame(
+        self,
+        found_inf: Tensor,
+        process_group: Ranks | None,
+        numbers: Sequence[int] | None = None,
+        stale: Tensor | None = None,
+    ) -> Blame | None:
+        """What is to blame for a flag; nothing is read on the host.
 
         Agreed on over `process_group`, because all ranks must blame the same thing; with several
         ranks and no group nobody can tell.
@@ -104,53 +167,50 @@ class Evidence:
         Args:
             found_inf: the flag, float32 0-d, 0 or 1.
             process_group: the ranks that must agree, or None.
-            since: the number of the first loss that counts.
+            numbers: of the losses that count; None for all of them.
+            stale: above 0 if gradients were not finite before the backward pass; None if there
+                were none.
 
         Returns:
-            Float32 0-d, 0 or 1; None if nobody can tell.
+            None if nobody can tell.
         """
-        numbers = range(since, len(self.losses))
-        losses = [self.losses[n] for n in numbers if self.bears_witness(n)]
+        numbers = range(len(self.losses)) if numbers is None else numbers
         groups = mesh_groups(process_group) if distributed() else []
         # A stage of a pipeline has no loss, and takes part: another rank has one.
-        if not (losses or groups) or (distributed() and not groups):
+        if not (groups or ((numbers or stale is not None) and not distributed())):
             return None
-        # In as few launches as there are: a loss less itself is 0, or NaN.
+        witnesses = [n for n in numbers if self._seems_a_witness(n)]
+        if not isinstance(self.depends, Tensor):
+            witnesses = [n for n in numbers if self.bears_witness(n)]
+        scaling = self._spared(found_inf, witnesses)
+        every = scaling if len(witnesses) == len(numbers) else None
+        loss: Tensor | None = None
+        if isinstance(self.depends, Tensor):
+            every = self._spared(found_inf, numbers) if every is None else every
+            scaling = torch.where(self.depends == 0, every, scaling)
+            scaling = torch.where(self.depends > 0, found_inf, scaling)
+            loss = found_inf - every
+        if stale is not None:
+            scaling = torch.where(stale > 0, 0.0, scaling)
+        blame = Blame(scaling, loss, stale)
+        return _agreed(found_inf, blame, groups) if groups else blame
+
+    def _spared(self, found_inf: Tensor, numbers: Sequence[int]) -> Tensor:
+        """The flag, or 0 if one of these losses was not finite; in as few launches as there are."""
+        if not numbers:
+            return found_inf
         flag = found_inf
-        for loss in losses:
-            loss = loss.reshape(()).to(found_inf.device, non_blocking=True)
-            flag = flag + (loss - loss)
-        flag = flag.to(torch.float32).nan_to_num(nan=0.0)
-        if groups:
-            bad = found_inf - flag
-            reduce_max_([bad], groups)
-            flag = (found_inf - bad).clamp(min=0.0)
-        return flag
-
-    def _reaching(self, parameters: set[int]) -> list[int]:
-        """The numbers of the losses whose graph leads to a parameter; all where that is hidden."""
-        everyone = list(range(len(self.losses)))
-        reached = [leaves_of(graph) for graph in self.graphs]
-        if any(leaves is None for leaves in reached):
-            return everyone
-        found = [n for n in everyone if any(id(p) in parameters for p in reached[n] or ())]
-        return found or everyone
+        for number in numbers:
+            loss = self.losses[number].reshape(()).to(found_inf.device, non_blocking=True)
+            flag = flag + (loss - loss)  # a loss less itself is 0, or NaN
+        return flag.to(torch.float32).nan_to_num(nan=0.0)
 
 
-def leaves_of(graph: Node | None) -> list[Tensor] | None:
-    """The tensors that a backward pass would fill; None if some are hidden from it."""
-    if graph is None:
-        return []
-    seen, stack = {graph}, [graph]
-    leaves: list[Tensor] = []
-    while stack:
-        node = stack.pop()
-        if node.name() == "CheckpointFunctionBackward":  # reentrant: it runs a graph of its own
-            return None
-        variable: Tensor | None = getattr(node, "variable", None)
-        if variable is not None:
-            leaves.append(variable)
-        fresh = {following for following, _ in node.next_functions if following is not None} - seen
-        seen |= fresh
-        stack += fresh
-    return leaves
+def _agreed(found_inf: Tensor, blame: Blame, groups: Sequence[ProcessGroup]) -> Blame:
+    """What some rank blames all ranks blame: one collective for each group."""
+    none = torch.zeros_like(found_inf)
+    other = found_inf - blame.scaling, blame.loss, blame.stale
+    bad = torch.stack([none if flag is None else flag.to(found_inf) for flag in other])
+    reduce_max_([bad], groups)
+    not_scaling, loss, stale = bad.unbind()
+    return Blame((found_inf - not_scaling).clamp(min=0.0), loss, stale)

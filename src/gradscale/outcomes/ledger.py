@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradscale.capturing import capturing
 from gradscale.host_copies import HostCopies
+from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.waiting_line import WaitingLine
-
-
-@dataclass
-class Counters:
-    """How many optimizer steps were taken and skipped.
-
-    Attributes:
-        steps: optimizer steps asked for.
-        skipped: of these, not taken.
-        consecutive: skipped since the last one taken.
-        reasons: skipped, by reason.
-        updates: how often `update()` ended a step; known at once, before the flags have arrived.
-    """
-
-    steps: int = 0
-    skipped: int = 0
-    consecutive: int = 0
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    updates: int = 0
-
-    def count(self, outcome: OptimizerOutcome) -> None:
-        """Adds one step. Reads the outcome."""
-        self.steps += 1
-        if not outcome.skipped:
-            self.consecutive = 0
-            return
-        self.skipped += 1
-        self.consecutive += 1
-        reason = outcome.reason or "overflow"
-        # A new dictionary, because copies of these counters share the old one.
-        self.reasons = {**self.reasons, reason: self.reasons.get(reason, 0) + 1}
-
-    def copied(self) -> Counters:
-        """These numbers, which later steps leave alone; once a step, so without ceremony."""
-        twin = object.__new__(Counters)
-        twin.__dict__.update(self.__dict__)
-        return twin
 
 
 @dataclass
@@ -124,6 +88,11 @@ class Ledger:
         """What has been counted so far, without waiting."""
         return self._counters
 
+    @property
+    def behind(self) -> bool:
+        """Whether outcomes are still under way, so that `settled_counters` lacks them."""
+        return bool(self._line)
+
     def add(self, step: Iterable[OptimizerOutcome]) -> bool:
         """Takes the outcomes of a step; counts now those that cost nothing.
 
@@ -132,7 +101,7 @@ class Ledger:
         """
         self._counters.updates += 1
         for outcome in step:
-            if outcome.settled and not self._line:
+            if outcome.settled and not self._line.things:
                 self._count(outcome)
             else:
                 self._queue(outcome)
@@ -140,7 +109,7 @@ class Ledger:
 
     def _count(self, outcome: OptimizerOutcome) -> None:
         counters = self._counters
-        counters.count(outcome)
+        counters.count((outcome.reason or "overflow") if outcome.skipped else None)
         if self.copies:
             outcome.counted = counters.copied()
         # Known by the skips in a row: `outcome.skipped` is a call, and this is every step.

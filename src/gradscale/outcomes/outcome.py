@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
 from torch import Tensor
 
 from gradscale.gradients.master_weights import trained_by
-from gradscale.outcomes.evidence import Evidence
+from gradscale.outcomes.counters import Counters
+from gradscale.outcomes.evidence import Blame, Evidence
 from gradscale.outcomes.triage import (
     REASONS,
+    UNNAMED,
     Culprit,
     Reason,
     all_finite,
@@ -20,10 +21,7 @@ from gradscale.outcomes.triage import (
     find_reason,
 )
 from gradscale.policies.policy import Observation
-from gradscale.ranks import agreed_index, distributed, groups_of
-
-if TYPE_CHECKING:
-    from gradscale.outcomes.ledger import Counters
+from gradscale.ranks import Ranks, agreed_index, distributed, groups_of
 
 
 class OptimizerOutcome:
@@ -45,7 +43,7 @@ class OptimizerOutcome:
         in_a_row: how many steps of this optimizer in a row were skipped by now; 0 if it stepped.
         counted: the scaler's counters with this outcome; None before it has reached the host.
         agreed: whether all ranks give the same reason.
-        scaling: whether all ranks together blame the scale, as a flag; None if nobody asked them.
+        blame: what the device, or all ranks together, found to blame; None if nobody asked them.
         settled: whether reading this outcome is free.
     """
 
@@ -58,7 +56,7 @@ class OptimizerOutcome:
     in_a_row = 0
     agreed = False
     counted: Counters | None = None
-    scaling: Tensor | None = None
+    blame: Blame | None = None
     settled = False
     _skipped = False
     _reason: Reason | None = None
@@ -77,7 +75,7 @@ class OptimizerOutcome:
         self._scale: Tensor | float = scale
         self._evidence = evidence
 
-    def settle(self, skipped: bool, scale: float, process_group: Any) -> None:
+    def settle(self, skipped: bool, scale: float, process_group: Ranks | None) -> None:
         """Records what the host has read. Of a skipped step, finds out why: a collective."""
         self.settled, self._skipped, self._scale = True, skipped, scale
         if not skipped:
@@ -89,10 +87,11 @@ class OptimizerOutcome:
         self.agreed = True
         groups = groups_of(optimizer, process_group)
         if groups:
-            code = agreed_index(
-                REASONS.index(self._reason or "overflow"), groups, self._found_inf[0]
-            )
-            self._reason = REASONS[code]
+            # The reason first, then whether it is in doubt: whoever doubts it must not be alone.
+            code = 2 * REASONS.index(self._reason or "overflow") + self.suspected
+            code = agreed_index(code, groups, self._found_inf[0])
+            self._reason = REASONS[code // 2]
+            self.suspected = self._reason == "overflow" and bool(code % 2)
         alone = not groups and distributed()
         self.blames_scale = not self.unrepresentable and (alone or self._reason == "overflow")
 
@@ -169,10 +168,12 @@ class OptimizerOutcome:
         inputs = self._evidence.inputs
         self._reason = find_reason(parameters, witnesses, inputs, others=others, left_over=flags)
         self.suspected = self._reason == "overflow" and not all_finite(others)
-        if self._reason == "overflow" and self.scaling is not None and not self.scaling.item():
-            self._reason = "nonfinite_loss"  # of another rank, which this one does not hold
+        if self._reason == "overflow" and self.blame is not None:
+            self._reason = self.blame.reason  # another rank's, whose losses this one does not hold
         if optimizer is not None:
-            self._culprits = tuple(find_culprits(optimizer, self._evidence.names))
+            self._culprits = tuple(
+                find_culprits(optimizer, self._evidence.names, self._evidence.learn)
+            )
         self._explained = True
 
     def __repr__(self) -> str:
@@ -182,9 +183,12 @@ class OptimizerOutcome:
         parts.append(f"scale={self.scale:g}")
         if self.dropped:
             parts.append(f"{dropped_words(self.dropped, self.micro_batches)} dropped")
-        if self.culprits:
+        shown = [str(culprit) for culprit in self.culprits[:3]]
+        if shown:
             more = f" and {len(self.culprits) - 3} more" if len(self.culprits) > 3 else ""
-            parts.append("; ".join(map(str, self.culprits[:3])) + more)
+            parts.append("; ".join(shown) + more)
+        if any(map(UNNAMED.match, shown)):
+            parts.append("named after `scaler.name_parameters(model)`")
         return f"OptimizerOutcome({', '.join(parts)})"
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from gradscale.outcomes.outcome import StepOutcome
 
 
+class Follower(Protocol):
+    """What follows an optimizer, such as a learning-rate scheduler or an average of weights."""
+
+    @property
+    def step(self) -> Callable[..., object]:
+        """Moves it on."""
+        ...
+
+
 def step_if_taken(
     last_step: StepOutcome,
-    follower: Any,
-    *args: Any,
+    follower: Follower,
+    *args: object,
     optimizer: torch.optim.Optimizer | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> bool:
     """Calls `follower.step(...)` unless its optimizer skipped the last step.
 

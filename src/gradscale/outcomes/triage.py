@@ -5,8 +5,9 @@ Runs only after a bad step; a good step pays nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Culprit(NamedTuple):
 def find_reason(
     parameters: Sequence[Tensor],
     losses: Sequence[Tensor],
-    inputs: Any,
+    inputs: object,
     *,
     others: Sequence[Tensor] = (),
     left_over: Sequence[Tensor] = (),
@@ -77,14 +78,27 @@ def find_reason(
     return "nonfinite_loss" if losses else "overflow"
 
 
-def find_culprits(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[Culprit]:
+UNNAMED = re.compile(r"group \d+, parameter \d+")
+"""What a parameter is called that nobody has named."""
+
+
+def find_culprits(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    learn: Callable[[Sequence[Tensor]], object] = len,
+) -> list[Culprit]:
     """The parameters whose gradients are not finite, as long as the gradients are still there.
 
     Args:
         optimizer: owns the parameters; its groups' ``param_names`` are used where they exist.
         names: parameter names by ``id(parameter)``; they come first.
+        learn: is told of parameters without a name before they are called by their number, and may
+            add to `names`.
     """
-    names = {**names_by(optimizer), **names}
+    own = names_by(optimizer)
+    if not own and any("param_names" not in group for group in optimizer.param_groups):
+        learn(trained_by(optimizer))
+    names = {**own, **names}
     found: list[Culprit] = []
     for group_index, group in enumerate(optimizer.param_groups):
         own_names: Sequence[str] | None = group.get("param_names")
@@ -107,6 +121,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
         local: Tensor = getattr(tensor, "_local_tensor", tensor)
         if local.is_sparse:
             local = local._values()
+        # `isfinite` knows no other layouts.
         if local.layout is not torch.strided:
             continue
         if not bool(torch.isfinite(local.detach()).all()):

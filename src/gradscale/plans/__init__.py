@@ -8,4 +8,8 @@ from gradscale.plans.planner import Planner as Planner
 from gradscale.plans.planner import UserGiven as UserGiven
 from gradscale.plans.planner import fixed as fixed
 from gradscale.plans.situation import Situation as Situation
+from gradscale.plans.structure_report import Bound as Bound
+from gradscale.plans.structure_report import GroupReport as GroupReport
+from gradscale.plans.structure_report import LossReport as LossReport
+from gradscale.plans.structure_report import StructureReport as StructureReport
 from gradscale.plans.windows import Windows as Windows

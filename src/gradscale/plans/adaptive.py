@@ -41,7 +41,7 @@ from typing import Literal
 
 from gradscale.backward.measure_places import PRODUCTS, is_reduced
 from gradscale.backward.measurements import PlaceRecord
-from gradscale.backward.structure import CAST
+from gradscale.backward.topology import CAST
 from gradscale.exponents import floor_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.adaptive_rules import (
@@ -55,6 +55,7 @@ from gradscale.plans.adaptive_rules import (
     product_bounds,
 )
 from gradscale.plans.decision import Decision
+from gradscale.plans.decision_report import node_label
 from gradscale.plans.groups import bounded, connected_groups
 from gradscale.plans.situation import Situation
 from gradscale.plans.window import Window
@@ -226,9 +227,8 @@ class _Chain:
     def _product(self, node: int, gradient: Statistics) -> Bounds:
         saved = self._records.get((node, "weight", -1))
         if saved is None and self._rules.rule != "gradient":
-            kind = self._graph.names[node]
-            name = self._names.get(node, f"node {node}")
-            self.notes.append(f"the weight of {name} ({kind}) could not be read")
+            name = node_label(self._graph, self._names, node)
+            self.notes.append(f"the weight of {name} could not be read")
         weight = None if saved is None else Statistics.of(saved.counts)
         return self._rules.product(gradient, weight, 1 if saved is None else saved.fan)
 

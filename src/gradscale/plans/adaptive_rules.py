@@ -32,6 +32,7 @@ from statistics import NormalDist
 
 from gradscale.backward.measurements import Counts
 
+# As published, in place of 2^-24 = 5.96e-8, the smallest subnormal of float16.
 UNDERFLOW = 6.0e-8
 OVERFLOW = 65504.0
 
@@ -136,8 +137,10 @@ def product_bounds(
         >>> round(product_bounds(g, w, 4608, 1e-3, summed=True).raw, 4)
         49.8678
     """
+    # The root of each factor's mean square, std^2 + mean^2; those of independent ones multiply.
     rms = math.hypot(gradient.std, gradient.mean) * math.hypot(weight.std, weight.mean)
     if summed:
+        # The variance of a sum of `fan` products, halved because a ReLU lets half of them through.
         rms *= math.sqrt(0.5 * fan)
     if rms == 0:
         return _NO_CHANGE
@@ -159,6 +162,7 @@ def lognormal_bounds(gradient: Statistics, threshold: float, u_max: float = OVER
         - gradient.log_mean
         - gradient.log_std * NormalDist().inv_cdf(threshold)  # sqrt(2) * erfinv(2 * threshold - 1)
     )
+    # From 709.8 on `math.exp` raises.
     return Bounds(math.exp(min(exponent, 700.0)), u_max / gradient.amax)
 
 
@@ -239,18 +243,3 @@ def fork_exponent(
     while math.ldexp(bound, exponent) >= u_max:
         exponent -= 1
     return exponent
-
-
-def element_wise_bounds(
-    gradient: Sequence[float], weight: Sequence[float], fan: int, u_max: float = OVERFLOW
-) -> Bounds:
-    """The exact bounds over all products of two small tensors; slow, for tests.
-
-    Example:
-        >>> round(element_wise_bounds([1e-5], [1e-4], 1).raw, 6)
-        60.0
-    """
-    products = [abs(g * w) for g in gradient for w in weight if g * w != 0]
-    if not products:
-        return _NO_CHANGE
-    return Bounds(UNDERFLOW / min(products), u_max / (max(products) * fan))

@@ -1,10 +1,14 @@
-"""A planner's decision in words: how many loss scales the model needs, where and why."""
+"""From a planner's decision, which is of nodes, to a report, which is of modules."""
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.plans.decision import Decision, Group
 from gradscale.plans.situation import Names
+from gradscale.plans.structure_report import Bound, GroupReport, LossReport, StructureReport
 
 
 def decision_report(decision: Decision, graph: BackwardGraph, names: Names | None = None) -> str:
@@ -23,35 +27,94 @@ def decision_report(decision: Decision, graph: BackwardGraph, names: Names | Non
         >>> print(decision_report(decision, graph))
         one loss scale is enough, 2^13
     """
+    return str(structure_report(decision, graph, names))
+
+
+def structure_report(
+    decision: Decision, graph: BackwardGraph, names: Names | None = None
+) -> StructureReport:
+    """The same as values; see `decision_report`."""
     names = names or {}
-    scales, hidden = decision.scales, _hidden_parameters(graph)
-    if decision.plan.is_uniform and len(scales) <= 1:
-        at = scales[0] if scales else decision.log2_scale
-        enough = "one loss scale is enough, " if not hidden else "one loss scale, "
-        lines = [f"{enough}2^{at}"]
-    else:
-        needed = len({*scales, decision.log2_scale})
-        lines = [f"{needed} loss scales are needed, in {len(decision.groups)} groups:"]
-        lines += [_line(group, graph, names) for group in decision.groups]
-        if graph.freed:
-            lines.append("parameters with float32 masters keep the scale of their group")
-        if not graph.freed.issuperset(graph.leaves):
-            others = "the other parameters" if graph.freed else "parameters"
-            lines.append(f"{others} are at 2^{decision.log2_scale}")
-    if hidden:
-        lines.append(
-            f"{hidden} parameters get their gradients inside compiled graphs that no plan looks "
-            "into; what they need is not known"
-        )
-    for node in decision.overflowed:
-        lines.append(f"an overflow began at {_name(node, graph, names)}; its group went down")
-    for loss in decision.losses:
-        guess = ", extrapolated" if loss.extrapolated else ""
-        lines.append(
-            f"no scale suits {_name(loss.node, graph, names)}: at 2^{loss.exponent}, the highest "
-            f"without overflow, {loss.share:.1%} of its gradient is flushed{guess}"
-        )
-    return "\n".join([*lines, *decision.notes])
+
+    def at(node: int) -> str:
+        return node_label(graph, names, node)
+
+    uniform = decision.plan.is_uniform and len(decision.scales) <= 1
+    one = decision.scales or (decision.log2_scale,)
+    scales = one if uniform else tuple(sorted({*decision.scales, decision.log2_scale}))
+    return StructureReport(
+        scales=scales,
+        log2_scale=decision.log2_scale,
+        groups=tuple(_group(group, graph, names) for group in decision.groups),
+        parameters=() if uniform else tuple(_parameters(decision, graph)),
+        hidden=_hidden_parameters(graph),
+        overflowed=tuple(map(at, decision.overflowed)),
+        losses=tuple(
+            LossReport(at(it.node), it.exponent, it.share, it.extrapolated)
+            for it in decision.losses
+        ),
+        notes=decision.notes,
+    )
+
+
+def node_label(graph: BackwardGraph, names: Names, node: int) -> str:
+    """A node for people: its module, and in brackets the operation.
+
+    Where the module is not known, the parameter that it leads to is told by its shape.
+
+    Example:
+        >>> import torch
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> graph = BackwardGraph.of((w * 2).sum())
+        >>> node_label(graph, {1: "after encoder.0"}, 1)
+        'after encoder.0 (MulBackward0)'
+        >>> node_label(graph, {}, 1)
+        'node 1 (MulBackward0, on the way to a parameter of shape (2,))'
+    """
+    kind = graph.names[node].removeprefix("torch::autograd::")
+    if node in names:
+        return f"{names[node]} ({kind})"
+    leaf = _leaf_below(graph, node)
+    parameter = None if leaf is None else graph.parameters().get(leaf)
+    shape = "" if parameter is None else f"a parameter of shape {tuple(parameter.shape)}"
+    way = f", {'' if leaf == node else 'on the way to '}{shape}" if shape else ""
+    return f"node {node} ({kind}{way})"
+
+
+def _leaf_below(graph: BackwardGraph, node: int) -> int | None:
+    """The nearest leaf that a backward pass comes to from a node."""
+    leaves, ready, seen = set(graph.leaves), deque([node]), {node}
+    while ready:
+        here = ready.popleft()
+        if here in leaves:
+            return here
+        below = {graph.edges[number].target for number in graph.edges_from(here)} - seen
+        seen |= below
+        ready.extend(sorted(below))
+    return None
+
+
+def _group(group: Group, graph: BackwardGraph, names: Names) -> GroupReport:
+    def bound(asked: tuple[int, int] | None) -> Bound | None:
+        return None if asked is None else Bound(node_label(graph, names, asked[0]), asked[1])
+
+    modules = (names[node].removeprefix("after ") for node in group.nodes if node in names)
+    return GroupReport(
+        exponent=group.exponent,
+        modules=tuple(dict.fromkeys(modules)),
+        nodes=len(group.nodes),
+        first=node_label(graph, names, group.nodes[0]),
+        needs=bound(group.needs),
+        allows=bound(group.allows),
+    )
+
+
+def _parameters(decision: Decision, graph: BackwardGraph) -> Iterable[str]:
+    if graph.freed:
+        yield "parameters with float32 masters keep the scale of their group"
+    if not graph.freed.issuperset(graph.leaves):
+        others = "the other parameters" if graph.freed else "parameters"
+        yield f"{others} are at 2^{decision.log2_scale}"
 
 
 def _hidden_parameters(graph: BackwardGraph) -> int:
@@ -62,21 +125,3 @@ def _hidden_parameters(graph: BackwardGraph) -> int:
         for node in graph.structure.closed
     ]
     return sum(len(own) for own in held if len(own) > 1)
-
-
-def _line(group: Group, graph: BackwardGraph, names: Names) -> str:
-    count = len(group.nodes)
-    reasons: list[str] = []
-    if group.needs is not None:
-        reasons.append(f"{_name(group.needs[0], graph, names)} needs at least 2^{group.needs[1]}")
-    if group.allows is not None:
-        allowed = f"{_name(group.allows[0], graph, names)} allows at most 2^{group.allows[1]}"
-        reasons.append(allowed)
-    nodes = f"{count} node{'s' if count != 1 else ''} from {_name(group.nodes[0], graph, names)}"
-    why = f": {', '.join(reasons)}" if reasons else ""
-    return f"  2^{group.exponent} for {nodes}{why}"
-
-
-def _name(node: int, graph: BackwardGraph, names: Names) -> str:
-    kind = graph.names[node].removeprefix("torch::autograd::")
-    return f"{names[node]} ({kind})" if node in names else f"node {node} ({kind})"

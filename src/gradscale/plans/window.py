@@ -84,6 +84,7 @@ def window_of(
         return Window()
     lo = lowest_exponent(counts, format, flushed)
     top = highest_exponent(counts.amax, format)
+    # To keep the share that is flushed, the headroom gives way, down to one octave.
     hi = max(min(lo, top - 1), top - headroom)
     lost = flushed_share(counts, format, hi) if lo > hi else 0.0
     return Window(
@@ -104,6 +105,7 @@ def highest_exponent(amax: float, format: FloatFormat) -> int:
     """
     if amax == 0:
         return 2 * FAR
+    # By mantissa and exponent: a logarithm that was rounded may be off by one.
     mantissa, exponent = math.frexp(amax)
     limit_mantissa, limit_exponent = math.frexp(format.overflow_threshold)
     return limit_exponent - exponent - (mantissa >= limit_mantissa)
@@ -188,7 +190,9 @@ def _geometric_tail(octaves: tuple[int, ...], zeros: int, prior: int) -> list[in
     return tail
 
 
+# The octave of the smallest subnormal, and the one below it, which rounds up into it.
 _TOUCHED = 2
+# Near zero a smooth density is flat: each octave down is half as wide, and holds half as many.
 _HALVING = 0.5
 _APPROACH = 0.1
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import format_name, is_reduced, multiplies
 from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
-from gradscale.backward.structure import CAST
+from gradscale.backward.topology import CAST
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import (
     FAR,

@@ -63,8 +63,10 @@ def _cut_tree(intervals: Sequence[Interval], tree: Sequence[Edge]) -> list[int]:
     """The fewest groups of a forest: for each node the smallest node of its group."""
     parents, order = _rooted(len(intervals), tree)
     offset = min((lo for lo, _ in intervals), default=0)
+    # One bit an exponent; bit 0 is the lowest of all.
     allowed = [((1 << (hi - lo + 1)) - 1) << (lo - offset) for lo, hi in intervals]
     planes: list[list[int]] = [[] for _ in intervals]
+    # In place: what a node allows is not asked again.
     best = allowed
     for node in reversed(order):
         best[node] = _most_counted(allowed[node], planes[node])
@@ -78,6 +80,7 @@ def _cut_tree(intervals: Sequence[Interval], tree: Sequence[Edge]) -> list[int]:
             chosen[node] = chosen[parent]
             sets.unite(node, parent)
         else:
+            # The highest of those that are equally good.
             chosen[node] = 1 << (best[node].bit_length() - 1)
     return [sets.find(node) for node in range(len(intervals))]
 
@@ -113,6 +116,7 @@ def _add(planes: list[int], mask: int) -> None:
     while mask:
         if index == len(planes):
             planes.append(0)
+        # One is added to the counts of all exponents of the mask at once; what carries goes on.
         planes[index], mask = planes[index] ^ mask, planes[index] & mask
         index += 1
 
@@ -120,6 +124,7 @@ def _add(planes: list[int], mask: int) -> None:
 def _most_counted(allowed: int, planes: Sequence[int]) -> int:
     """Those of the allowed exponents that were counted most often."""
     for plane in reversed(planes):
+        # From the highest bit of the counts down: who has it beats who lacks it.
         allowed = allowed & plane or allowed
     return allowed
 

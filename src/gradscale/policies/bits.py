@@ -28,6 +28,7 @@ def floor_log2(values: Tensor) -> Tensor:
         >>> floor_log2(torch.tensor([1.0, 1.5, 65504.0]))
         tensor([ 0,  0, 15], dtype=torch.int32)
     """
+    # Of a positive normal number the sign is 0: the shift leaves the field of the exponent.
     return (values.view(torch.int32) >> _MANTISSA_BITS) - _BIAS
 
 

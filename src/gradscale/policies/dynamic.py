@@ -227,6 +227,7 @@ class Dynamic(Policy):
         raised = rounded_product(scale, self.growth_factor)
         if self.max_scale is not None:
             raised = raised.clamp(max=self.max_scale)
+        # As torch's kernel has it: a growth beyond float32 does not take place.
         raised = torch.where(torch.isfinite(raised), raised, scale)
         return torch.where(due, lowered, torch.where(grows, raised, scale))
 

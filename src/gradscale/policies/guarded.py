@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradscale.policies.dynamic import Dynamic, DynamicState
-from gradscale.policies.policy import Need, Observation, Policy
+from gradscale.policies.policy import Need, Observation, Policy, PolicyState
 from gradscale.policies.setting_checks import quote
 
 
@@ -76,13 +77,13 @@ class Guarded(Policy):
         """What the guarded policy needs."""
         return self.policy.needs
 
-    def init(self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu") -> Any:
+    def init(self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu") -> PolicyState:
         """Both first states in one, shape `shape`."""
         guard, inner = self.guard.init(shape, device), self.policy.init(shape, device)
         scale = torch.minimum(guard.scale, inner.scale)
         return _state_type(type(inner))(scale, *guard, *inner)
 
-    def update(self, state: Any, observation: Observation) -> Any:
+    def update(self, state: Any, observation: Observation) -> PolicyState:
         """Both next states in one, under the smaller of their scales.
 
         Raises:
@@ -97,7 +98,7 @@ class Guarded(Policy):
 
 
 @functools.cache
-def _state_type(inner: type) -> Any:
+def _state_type(inner: type[PolicyState]) -> type[Any]:
     """The flat NamedTuple of a guard's fields and those of `inner`, a policy's state."""
     names = [f"guard_{name}" for name in DynamicState._fields]
     names += [f"policy_{name}" for name in getattr(inner, "_fields")]  # noqa: B009
@@ -106,15 +107,15 @@ def _state_type(inner: type) -> Any:
     return type("GuardedState", (flat,), members)
 
 
-def _split(state: Any) -> tuple[DynamicState, Any]:
+def _split(state: Any) -> tuple[DynamicState, PolicyState]:
     guards = len(DynamicState._fields)
     return DynamicState(*state[1 : 1 + guards]), type(state).inner(*state[1 + guards :])
 
 
-def _reduce(state: Any) -> tuple[Any, tuple[Any, ...]]:
+def _reduce(state: Any) -> tuple[object, ...]:
     # The flat type has no name to be found by: a pickle builds it again.
     return _rebuild, (type(state).inner, tuple(state))
 
 
-def _rebuild(inner: type, fields: tuple[Any, ...]) -> Any:
+def _rebuild(inner: type[PolicyState], fields: tuple[Tensor, ...]) -> PolicyState:
     return _state_type(inner)(*fields)

@@ -134,6 +134,7 @@ class LogNormal(Policy):
         cutoff = mean + self.deviations * torch.sqrt(self._cautious(variance, seen))
         scale = scale_between(self._target - cutoff, self.min_scale, self.max_scale, self._rounds)
         lowered = state.scale if self.compat else backed_off(self, state.scale)
+        # An overflow never raises the scale, whatever the moments say.
         scale = torch.where(overflowed, torch.minimum(scale, lowered), scale)
         fields = LogNormalState(scale, seen, mean, slow_mean, variance)
         return LogNormalState(
@@ -157,6 +158,7 @@ class LogNormal(Policy):
     def _learn(self, state: LogNormalState, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         seen = state.seen + 1
         rate, slow_rate = _rate(self.mean_decay, seen), _rate(self.deviation_decay, seen)
+        # Finch's recurrence of the exponentially weighted variance: no term of it is negative.
         step = x - state.slow_mean
         return (
             seen,

@@ -39,6 +39,7 @@ def scale_under(
         tensor([  16384.,    8192., 1048576.])
     """
     octaves = exponent - ceil_log2(amax.clamp(min=MIN_SCALE))
+    # Exact: who places by powers of two has bounds that are some (`check_placing`).
     low, high = int(math.log2(min_scale)), int(math.log2(max_scale))
     scale = power_of_two(octaves.clamp(low, high))
     return torch.where(amax > 0, scale, max_scale)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 Need = Literal["amax", "exponents"]
-S = TypeVar("S", bound="tuple[Any, ...]")
+
+
+class PolicyState(Protocol):
+    """A policy's state: a NamedTuple of tensors, of which the first is the scale."""
+
+    @property
+    def scale(self) -> Tensor: ...  # noqa: D102
+    def _asdict(self) -> dict[str, Tensor]: ...
+    def _replace(self, **fields: Tensor | None) -> PolicyState: ...
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
+S = TypeVar("S", bound=PolicyState)
 
 
 class Observation(NamedTuple):
@@ -89,4 +102,4 @@ def advance(policy: Policy, state: S, observation: Observation, ignore: Tensor |
         torch.where(keep.reshape(keep.shape + (1,) * (new.dim() - keep.dim())), old, new)
         for old, new in zip(state, after, strict=True)
     ]
-    return type(state)(*fields)
+    return cast("Callable[..., S]", type(state))(*fields)

@@ -11,6 +11,9 @@ from collections.abc import Callable
 
 from gradscale.policies.bits import MAX_FLOAT32
 from gradscale.policies.dynamic import Dynamic
+from gradscale.policies.host_settings import from_accelerate as from_accelerate
+from gradscale.policies.host_settings import from_deepspeed as from_deepspeed
+from gradscale.policies.host_settings import from_lightning as from_lightning
 from gradscale.policies.lognormal import LogNormal
 from gradscale.policies.policy import Policy
 from gradscale.policies.two_sided import TwoSided
@@ -105,6 +108,11 @@ def colossalai() -> Dynamic:
     return Dynamic(growth_interval=1000, min_scale=1.0, max_scale=2.0**32, hysteresis=2)
 
 
+def verl() -> Dynamic:
+    """Verl's FSDP engine: `ShardedGradScaler(growth_interval=400)`, torch's rule otherwise."""
+    return Dynamic(growth_interval=400)
+
+
 def openseq2seq_backoff() -> Dynamic:
     """OpenSeq2Seq `BackoffScaler`: starts at its cap, 2^14; floor 1.
 
@@ -144,6 +152,7 @@ PRESETS: dict[str, Callable[[], Policy]] = {
         paddle,
         mindspore,
         colossalai,
+        verl,
         openseq2seq_backoff,
         openseq2seq_logmax,
         popart,

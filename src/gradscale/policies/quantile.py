@@ -103,6 +103,7 @@ class Quantile(Policy):
         check_octaves(self, "headroom")
         check_share(self, "overflow_share", "0.001 lets one step in a thousand overflow.")
         check_count(self, "window", 1, "It is the number of steps to remember.")
+        # (window + 1) * overflow_share must reach 1, or no maximum of a ring is exceeded so rarely.
         least = math.ceil(1 / self.overflow_share - 1 - 1e-6)
         rule = f"must be at least 1 / overflow_share - 1 = {least}"
         check(self, "window", self.window >= least, rule, "Or raise `overflow_share`.")
@@ -123,6 +124,7 @@ class Quantile(Policy):
         learns = overflowed | (amax > 0)
         x = log2_maximum(maximum, state.scale, FloatFormat.of(self.format))
         place = torch.arange(self.window, dtype=torch.int32, device=x.device)
+        # The oldest gives way. A mask instead of an index, which would have to be read on the host.
         here = learns[..., None] & (place == (state.seen % self.window)[..., None])
         recent = torch.where(here, x[..., None], state.recent)
         seen = state.seen + learns.to(torch.int32)
@@ -139,6 +141,7 @@ class Quantile(Policy):
         # A hair more, so that 1000 * 0.001 counts as 1 after rounding to float32.
         rank = torch.floor(allowed + 1e-5).to(torch.int64)
         most = math.floor((self.window + 1) * self.overflow_share + 1e-5)
+        # As many as a full ring asks for: a number of the host's, so that shapes stay the same.
         largest = torch.topk(recent, most, dim=-1).values
         top = torch.gather(largest, -1, (rank - 1).clamp(min=0)[..., None])[..., 0]
         return top + _FIRST_ROOM * (1.0 - allowed).clamp(min=0.0)

@@ -111,6 +111,7 @@ class TwoSided(Policy):
         if self.lost_share is None:
             raises = ~lowers
         else:
+            # Only where the doubled scale would not be halved again at once.
             room = self._upper(counts, log2_scale + 1) <= self.upper_share
             raises = ~lowers & room & (self._lost(counts, log2_scale) > self.lost_share)
         raises = raises & (counts.sum(-1) > 0)

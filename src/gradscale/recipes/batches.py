@@ -17,10 +17,11 @@ def generator(seed: int, step: int) -> torch.Generator:
         ... )
         True
     """
-    # An odd multiplier keeps (seed, step) pairs apart; torch mixes the bits itself.
+    # A prime above the steps of any run keeps (seed, step) pairs apart; torch mixes the bits.
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
+# A step may lie in two epochs, and a comparison takes turns between a few seeds.
 @lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, epoch))

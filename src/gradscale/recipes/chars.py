@@ -18,7 +18,7 @@ from gradscale.recipes.networks import TransformerBlock
 from gradscale.recipes.recipe import Batch, Data, Defaults, Recipe
 
 CONTEXT = 64
-SYMBOLS = 128
+SYMBOLS = 128  # ASCII; other bytes are left out
 TEST_SYMBOLS = 32_768
 MAX_SYMBOLS = 4_000_000
 SHAKESPEARE = Need(
@@ -37,6 +37,7 @@ class ByteGPT(nn.Module):
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, SYMBOLS, bias=False)
+        # As GPT-2: with torch's own, of standard deviation 1, tied logits would be far too large.
         for table in (self.symbols, self.places):
             nn.init.normal_(table.weight, std=0.02)
         self.head.weight = self.symbols.weight
@@ -82,6 +83,7 @@ class Chars(Recipe):
     def batch(self, train: Batch, seed: int, step: int, size: int) -> Batch:
         """`size` random stretches, one symbol longer than the context."""
         (text,) = train
+        # One symbol more than the network reads: each is the answer to the one before.
         index = windows(len(text), seed=seed, step=step, size=size, width=CONTEXT + 1)
         return (text[index.to(text.device)],)
 

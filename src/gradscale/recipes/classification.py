@@ -18,6 +18,7 @@ class Classification(Recipe):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats, the mean over the batch."""
         images, labels = batch
+        # In float32, as every loss here: the mean of float16 numbers would be rounded, too.
         return F.cross_entropy(model(images).float(), labels)
 
     def metric(self, model: nn.Module, batch: Batch) -> Tensor:

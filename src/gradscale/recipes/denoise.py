@@ -72,6 +72,7 @@ class Denoise(Recipe):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The squared error of the predicted noise over its variance, the mean over all pixels."""
         clean, noise = batch
+        # Divided before it is squared, so that the loss begins at 1.
         return F.mse_loss(model(clean + noise).float() / NOISE, noise / NOISE)
 
     def metric(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -84,6 +85,7 @@ class Denoise(Recipe):
         """Random patches, each with noise of its own."""
         (patches,) = train
         index = shuffled(len(patches), seed=seed, step=step, size=size)
+        # Another sequence than that of the patches: `~seed` is the seed of no run.
         noise = NOISE * torch.randn((size, 3, SIDE, SIDE), generator=generator(~seed, step))
         return patches[index.to(patches.device)], noise.to(patches.device)
 

@@ -13,7 +13,7 @@ from gradscale.recipes.needs import Need
 from gradscale.recipes.networks import residual_classifier
 from gradscale.recipes.recipe import Data, Defaults
 
-MEAN, STD = 0.2860, 0.3530
+MEAN, STD = 0.2860, 0.3530  # of the training images
 
 
 def _need(file: str) -> Need:
@@ -56,6 +56,7 @@ def _bytes(path: Path, header: int) -> Tensor:
 
 
 def _images(path: Path) -> Tensor:
+    # IDX: a magic number, then a size for each axis, four bytes each.
     return ((_bytes(path, 16).view(-1, 1, 28, 28).float() / 255) - MEAN) / STD
 
 

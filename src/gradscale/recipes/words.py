@@ -20,8 +20,8 @@ PHONES = (
     "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG "
     "OW OY P R S SH T TH UH UW V W Y Z ZH"
 ).split()
-PAD, END = 0, 1
-LONGEST = 12
+PAD, END = 0, 1  # letters and phones count from 2
+LONGEST = 12  # END included
 TEST_WORDS = 2048
 
 
@@ -72,6 +72,7 @@ class Words(Recipe):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats, the mean over all phones and ends."""
         letters, phones = batch
+        # Teacher forcing: the decoder is given the right phones, one place late, PAD in front.
         logits = model(letters, F.pad(phones, (1, -1)))
         return F.cross_entropy(logits.float().flatten(0, 1), phones.flatten(), ignore_index=PAD)
 

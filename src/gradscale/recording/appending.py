@@ -16,7 +16,7 @@ from gradscale.files.unwritable import writing
 from gradscale.files.writer_lock import WriterLock
 
 Line = dict[str, Any]
-"""A line of JSON, as it is written or was read."""
+"""A line of JSON that was written earlier: whatever its kind has."""
 
 
 class Appending:
@@ -55,7 +55,7 @@ class Appending:
             raise ValueError(f"`{self.path}` is closed.")
         return descriptor
 
-    def write(self, value: Mapping[str, Any]) -> int:
+    def write(self, value: Mapping[str, object]) -> int:
         """Appends a line, and says how long it is; 0 once writing has failed."""
         if self._lock.descriptor is None:
             self._tell_child()
@@ -66,6 +66,7 @@ class Appending:
             if written < len(line):
                 raise OSError(f"only {written} of {len(line)} bytes were written")
         except OSError as error:
+            # What was written of it would be taken for a line of its own by whoever appends next.
             with suppress(OSError):
                 os.ftruncate(self._open, self.size - written)
             self._lock.release()
@@ -101,6 +102,7 @@ class Appending:
                 value = _line_of(raw)
                 if value is None or (number == 1 and value["kind"] != "run"):
                     self._check_torn(number, raw, last=not lines.read(1))
+                # A line without its end is cut off even if it can be read: more would follow it.
                 if value is None or not raw.endswith(b"\n") or _ends_at(step, value):
                     break
                 keep(value, len(raw))
@@ -131,6 +133,7 @@ class Appending:
             self._lock.release()
 
 
+# Of every recording: what a torn first line must agree with as far as it goes.
 _BEGINNING = b'{"kind":"run",'
 
 

@@ -14,10 +14,10 @@ DENSE = 1_000
 FIRST = 0.15
 """What may be spent at once, so that short runs keep all or most."""
 
-_GUESS = 150
+_GUESS = 150  # bytes of a line without measurements, before any was written
 _GUESSED_LINES = 1_000
-_RESERVE = 0.95
-_OF_SEEN = 0.62
+_RESERVE = 0.95  # the rest is for headers, for rows introduced, for a last measurement too long
+_OF_SEEN = 0.62  # the rest is for histograms: longer than the rows, and kept less often
 
 
 @dataclass
@@ -66,4 +66,5 @@ class Budget:
         line = (self.ordinary + _GUESS * _GUESSED_LINES) / (self.lines + _GUESSED_LINES)
         later = math.log1p(step / DENSE) / math.log1p(HORIZON / DENSE)
         growth = FIRST + (1 - FIRST) * later
+        # What ordinary lines will take by then is set aside first.
         return max(0.0, _RESERVE * self.size - HORIZON * line) * growth

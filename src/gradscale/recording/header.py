@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
+from gradscale.files.json_text import Json
 from gradscale.formats import FloatFormat
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
@@ -20,8 +21,8 @@ from gradscale.version import __version__
 
 
 def header(
-    scaler: TorchScaler | None, format: str, measure_every: int | None, note: Mapping[str, Any]
-) -> dict[str, Any]:
+    scaler: TorchScaler | None, format: str, measure_every: int | None, note: Mapping[str, object]
+) -> dict[str, object]:
     """The line that begins a recording. Reads the scaler's state, once.
 
     Args:
@@ -30,7 +31,7 @@ def header(
         measure_every: steps between two measurements; None without a watch.
         note: the user's own.
     """
-    line: dict[str, Any] = {
+    line: dict[str, object] = {
         "kind": "run",
         "version": VERSION,
         "gradscale": __version__,
@@ -46,7 +47,7 @@ def header(
     return line | {"measure_every": measure_every, "note": dict(note)}
 
 
-def _ours(scaler: GradScaler) -> dict[str, Any]:
+def _ours(scaler: GradScaler) -> dict[str, object]:
     planner = scaler.layerwise
     return {
         "scaler": "gradscale.GradScaler",
@@ -56,9 +57,10 @@ def _ours(scaler: GradScaler) -> dict[str, Any]:
     }
 
 
-def _torch(scaler: TorchScaler) -> dict[str, Any]:
+def _torch(scaler: TorchScaler) -> dict[str, object]:
     saved = scaler.state_dict()
     tracker = saved.pop("_growth_tracker")
+    # What is left of torch's state are its settings, by the names that ours have.
     policy = Dynamic(init_scale=saved.pop("scale"), **saved)
     return {
         "scaler": "torch.amp.GradScaler",
@@ -67,13 +69,13 @@ def _torch(scaler: TorchScaler) -> dict[str, Any]:
     }
 
 
-def _state(policy: Policy, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+def _state(policy: Policy, fields: Mapping[str, object]) -> Json:
     """Where the policy stands; None if it stands at its beginning."""
     now = json_words(fields)
     return None if now == json_words(dump_state(policy.init())) else now
 
 
-def json_words(value: Any) -> Any:
+def json_words(value: object) -> Json:
     """`value` in words of JSON: formats by name, tensors as lists.
 
     Example:
@@ -85,7 +87,7 @@ def json_words(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {name: json_words(part) for name, part in value.items()}
+        return {str(name): json_words(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [json_words(part) for part in value]
-    return value
+    return cast("Json", value)

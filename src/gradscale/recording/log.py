@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.files.json_text import json_line
 from gradscale.files.unwritable import writing
 from gradscale.histogram import MIN_OCTAVE
-from gradscale.recording.appending import Appending
+from gradscale.recording.appending import Appending, Line
 from gradscale.recording.budget import Budget
 from gradscale.recording.facts import Facts
 from gradscale.recording.header import header
@@ -55,7 +54,7 @@ class Log:
         self._table = RowTable()
         self._budget = Budget(size)
         self._begun = self._drawn = self._plans = False
-        self._plan: dict[str, Any] | None = None
+        self._plan: dict[str, object] | None = None
         self._file = Appending(path)
         if self._file.size:
             try:
@@ -73,13 +72,14 @@ class Log:
             )
         self._file.cut(step, self._know)
 
-    def _know(self, line: dict[str, Any], size: int) -> None:
+    def _know(self, line: Line, size: int) -> None:
         self._begun = True
         if line["kind"] == "rows":
             self._table.know(line)
         elif line["kind"] == "structure":
             self._drawn = True
         elif line["kind"] == "step":
+            # Written where it changes, so that the last one is in force.
             self._plan = line.get("plan", self._plan)
             self._account(line, size)
 
@@ -88,7 +88,7 @@ class Log:
         scaler: TorchScaler | None,
         format: str,
         measure_every: int | None,
-        note: Mapping[str, Any],
+        note: Mapping[str, object],
     ) -> None:
         """Writes the first line, unless the file is continued."""
         self._plans = getattr(scaler, "layerwise", None) is not None
@@ -107,14 +107,17 @@ class Log:
     def write(self, pending: Pending) -> None:
         """Writes a step."""
         facts, loss = pending.facts or Facts(), pending.read_loss()
+        # torch does not say why it skipped; a loss that is not finite does.
         if facts.guessed and facts.skipped and loss is not None and not math.isfinite(loss):
             facts = facts._replace(reason="nonfinite_loss")
         line = _line(pending.step, facts, loss)
         if pending.rows:
-            self._measure(line, pending.step, pending.rows)
+            self._measure(line, pending.step, pending.rows, facts.scale)
         self._account(line, self._file.write(line))
 
-    def _measure(self, line: dict[str, Any], step: int, rows: Sequence[Row]) -> None:
+    def _measure(
+        self, line: dict[str, object], step: int, rows: Sequence[Row], scale: float
+    ) -> None:
         first = first_nonfinite(rows)
         if first is not None:
             line["first_nonfinite"] = first
@@ -124,13 +127,13 @@ class Log:
         if fresh is not None:
             self._file.write(fresh)
         line["seen"] = seen(rows, self._table)
-        plan = plan_of(rows, self._table, line["scale"]) if self._plans else None
-        if plan != self._plan:
+        plan = plan_of(rows, self._table, scale) if self._plans else None
+        if plan != self._plan:  # most measurements find the plan that is written already
             self._plan = line["plan"] = plan
         if self._budget.affords_octaves(step):
             line["octaves"] = octave_lists(rows, self._table)
 
-    def _account(self, line: Mapping[str, Any], size: int) -> None:
+    def _account(self, line: Mapping[str, object], size: int) -> None:
         budget = self._budget
         histograms = len(json_line(line["octaves"])) if "octaves" in line else 0
         lists = sum(len(json_line(line[name])) for name in ("seen", "plan") if name in line)
@@ -154,8 +157,8 @@ class Log:
         self._file.close()
 
 
-def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:
-    line: dict[str, Any] = {"kind": "step", "step": step, "scale": facts.scale}
+def _line(step: int, facts: Facts, loss: float | None) -> dict[str, object]:
+    line: dict[str, object] = {"kind": "step", "step": step, "scale": facts.scale}
     line |= {"skipped": facts.skipped, "reason": facts.reason}
     if loss is not None:
         line["loss"] = nine_digits(loss)
@@ -179,7 +182,7 @@ def _line(step: int, facts: Facts, loss: float | None) -> dict[str, Any]:
     return line
 
 
-def _octaves(counts: list[int]) -> list[Any]:
+def _octaves(counts: list[int]) -> list[int | list[int]]:
     filled = [index for index, count in enumerate(counts) if count]
     if not filled:
         return [0, []]

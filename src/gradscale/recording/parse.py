@@ -9,7 +9,6 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from gradscale.entries import Entries
 from gradscale.metrics.lost_count import METHODS
@@ -26,8 +25,8 @@ from gradscale.recording.schema import (
     Step,
 )
 
-_LETTERS = {method[0]: method for method in METHODS}
-_WORDS = ("nan", "inf", "-inf")
+_LETTERS = {method[0]: method for method in METHODS}  # as `table.seen` abbreviates them
+_WORDS = ("nan", "inf", "-inf")  # for which JSON has no number
 _LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
 # Nine digits of it may round above it, and half an ulp leads back.
 _MOST = _LARGEST_FLOAT32 * (1 + 2.0**-25)
@@ -60,8 +59,10 @@ def header_of(line: Entries) -> Header:
     return Header(
         version=version,
         format=line.text("format") if line.has("format") else Header.format,
-        policy=None if policy is None else _floats({**policy.held, "name": policy.text("name")}),
-        state=_floats(line.entries("state").held) if line.has("state") else None,
+        policy=None
+        if policy is None
+        else _with_floats({**policy.held, "name": policy.text("name")}),
+        state=_with_floats(line.entries("state").held) if line.has("state") else None,
         measure_every=line.optional(line.count, "measure_every"),
         note=line.within("note").held,
         **{name: line.optional(line.text, name) for name in texts},
@@ -83,7 +84,7 @@ def row_infos(line: Entries) -> tuple[RowInfo, ...]:
     )
 
 
-def structure_of(line: Entries) -> RecordedNetwork:
+def recorded_network(line: Entries) -> RecordedNetwork:
     """A line with the network."""
     nodes, rows = line.texts("nodes"), line.entries("rows")
     edges = Entries(dict(enumerate(line.list("edges"))), "edges")
@@ -114,7 +115,7 @@ def step_of(line: Entries) -> Step:
     return step if line.held.keys().isdisjoint(_RARE) else replace(step, **_rare(line))
 
 
-def _rare(line: Entries) -> dict[str, Any]:
+def _rare(line: Entries) -> dict[str, object]:
     """What a step has if it was skipped, or measured."""
     has = line.has
     return {
@@ -157,6 +158,7 @@ def _single(line: Entries) -> float | None:
     value = _float(line, "amax")
     if value is None or not math.isfinite(value):
         return value
+    # A text of nine digits may round above float32, and packing would raise.
     value = line.number("amax", least=0.0, most=_MOST)
     return struct.unpack("<f", struct.pack("<f", min(value, _LARGEST_FLOAT32)))[0]
 
@@ -213,6 +215,8 @@ def _seen(held: Entries) -> Seen:
         hi=hi,
         methods=tuple(_LETTERS[letter] for letter in letters),
         negligible=frozenset(held.counts("negligible") if held.has("negligible") else ()),
+        least=held.optional(held.count, "least"),
+        most=held.optional(held.count, "most"),
     )
 
 
@@ -230,10 +234,14 @@ def _plan(held: Entries) -> Plan:
     )
 
 
-def _floats(value: Any) -> Any:
-    """`value` with the floats that were written as strings."""
+def _with_floats(held: Mapping[str, object]) -> dict[str, object]:
+    """`held` with the floats that were written as strings."""
+    return {name: _float_or(part) for name, part in held.items()}
+
+
+def _float_or(value: object) -> object:
     if isinstance(value, str) and value in _WORDS:
         return float(value)
     if isinstance(value, Mapping):
-        return {name: _floats(part) for name, part in value.items()}
-    return [_floats(part) for part in value] if isinstance(value, list) else value
+        return _with_floats(value)
+    return [_float_or(part) for part in value] if isinstance(value, list) else value

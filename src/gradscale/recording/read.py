@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 from gradscale.entries import Absent, Entries
+from gradscale.files.json_text import JsonObject
 from gradscale.files.regular import open_regular
-from gradscale.recording.parse import header_of, row_infos, step_of, structure_of
+from gradscale.recording.parse import header_of, recorded_network, row_infos, step_of
 from gradscale.recording.schema import FILE_NAME, Header, RecordedNetwork, RowInfo, Step
 
 TRAIN_FILE = "steps.jsonl"
@@ -41,7 +42,7 @@ class Recording:
     rows: tuple[RowInfo, ...] = ()
     steps: tuple[Step, ...] = field(default=(), repr=False)
     structures: tuple[RecordedNetwork, ...] = field(default=(), repr=False)
-    end: dict[str, Any] | None = None
+    end: Mapping[str, object] | None = None
     torn: bool = False
 
     @property
@@ -87,9 +88,9 @@ class _Contents:
         self.rows: list[RowInfo] = []
         self.steps: list[Step] = []
         self.structures: list[RecordedNetwork] = []
-        self.end: dict[str, Any] | None = None
+        self.end: Mapping[str, object] | None = None
 
-    def take(self, number: int, line: dict[str, Any]) -> None:
+    def take(self, number: int, line: JsonObject) -> None:
         try:
             kind = line.get("kind", "step" if self.file.name == TRAIN_FILE else None)
             if self.header is None and kind != "run":
@@ -106,7 +107,7 @@ class _Contents:
         elif kind == "rows":
             self.rows += self._next_rows(row_infos(line))
         elif kind == "structure":
-            network = structure_of(line)
+            network = recorded_network(line)
             self._check_rows(network.rows.values())
             self.structures.append(network)
         elif kind == "step":
@@ -166,7 +167,7 @@ def recording_file(path: str | Path) -> Path:
     raise FileNotFoundError(f"`{given}` does not exist. Pass a recording, or a folder with one.")
 
 
-def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _objects(file: Path) -> Iterator[tuple[int, JsonObject | None]]:
     """Numbered lines; None for a last one that was cut off."""
     with _opened(file) as lines:
         for number, raw in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
@@ -176,6 +177,7 @@ def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
             try:
                 value = _object(raw)
             except ValueError as error:
+                # A line that ends is whole: then it is damaged, not torn.
                 if raw.endswith(b"\n"):
                     raise ValueError(_damage(file, number, error)) from error
                 value = None
@@ -189,14 +191,14 @@ def _opened(file: Path) -> BinaryIO:
         raise ValueError(f"`{file}` is no recording that can be read: {error}.") from None
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def _object(raw: bytes) -> JsonObject:
     try:
         value = json.loads(raw)
     except RecursionError:
         raise _TOO_DEEP from None
     if not isinstance(value, dict):
         raise ValueError("it is no object")
-    return cast("dict[str, Any]", value)
+    return value
 
 
 _TOO_DEEP = ValueError("it is nested too deeply")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.formats import FloatFormat
 from gradscale.recording.facts import Facts
@@ -75,14 +75,14 @@ class Recorder:
     def __init__(
         self,
         path: str | Path,
-        scaler: Any = None,
+        scaler: TorchScaler | None = None,
         watch: Watch | None = None,
         *,
         amax: bool = False,
         exponents: bool = False,
         format: FloatFormat | torch.dtype | str | None = None,
         step: int | None = None,
-        note: Mapping[str, Any] | None = None,
+        note: Mapping[str, object] | None = None,
         size: int = 50_000_000,
     ) -> None:
         _check_watch(watch, scaler)
@@ -113,7 +113,7 @@ class Recorder:
             if isinstance(scaler, GradScaler) and not scaler._step.names:
                 scaler.name_parameters(watch.model)
 
-    def _ask(self, scaler: Any, *, amax: bool, exponents: bool) -> None:
+    def _ask(self, scaler: TorchScaler | None, *, amax: bool, exponents: bool) -> None:
         needs = [name for name, on in (("amax", amax), ("exponents", exponents)) if on]
         if isinstance(scaler, GradScaler):
             # On every rank: they reduce what they measure together.
@@ -158,6 +158,7 @@ class Recorder:
             watched = self._watch.step if self._watch.measures else None
             # A skipped step is over as well, and no optimizer has told the watch so.
             self._watch.end_step()
+        # On a CPU they are there as the optimizer steps, before the scaler ends the step.
         rows = self._early.pop(watched, None)
         self._early.clear()
         waits_for = None if rows is not None else watched
@@ -236,7 +237,7 @@ class Recorder:
         self.close(error)
 
 
-def _check_watch(watch: Watch | None, scaler: Any) -> None:
+def _check_watch(watch: Watch | None, scaler: object) -> None:
     if watch is not None and watch.scaler is not scaler:
         raise ValueError(
             "`Recorder(path, scaler, watch)`: the watch divides its gradients by the scale of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 VERSION = 1
 """Raised when a line changes its meaning; a new optional entry does not raise it."""
@@ -96,11 +96,11 @@ class Header:
     started: str | None = None
     format: str = "fp16"
     scaler: str | None = None
-    policy: Mapping[str, Any] | None = None
-    state: Mapping[str, Any] | None = None
+    policy: Mapping[str, object] | None = None
+    state: Mapping[str, object] | None = None
     layerwise: str | None = None
     measure_every: int | None = None
-    note: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    note: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,9 @@ class Seen:
         hi: the highest.
         methods: where each row's `flushed` comes from.
         negligible: ids of rows whose true value is zero up to rounding.
+        least: elements lost for certain, over the rows that `lost_share` is of; None if `flushed`
+            tells.
+        most: elements lost if no zero is true; likewise.
     """
 
     lost_share: float | None
@@ -138,6 +141,8 @@ class Seen:
     hi: tuple[int, ...]
     methods: tuple[str, ...]
     negligible: frozenset[int] = frozenset()
+    least: int | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True)

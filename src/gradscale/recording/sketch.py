@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from gradscale.backward.graph import BackwardGraph, walk
 from gradscale.backward.names import module_places, plain_modules
+from gradscale.emulation.later_passes import Roots
+from gradscale.plans.disjoint_sets import DisjointSets
 from gradscale.watching.passes import listen, stop_listening
 
 MOST_USES = 4
@@ -29,7 +31,7 @@ class Sketch(NamedTuple):
     edges: tuple[tuple[int, int], ...]
     modules: tuple[str, ...]
 
-    def line(self, ids: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    def line(self, ids: Mapping[str, Sequence[int]]) -> dict[str, object]:
         """The line of a recording, given the ids of its rows by name."""
         rows = {str(node): ids[name][0] for node, name in enumerate(self.modules) if ids.get(name)}
         return {"kind": "structure", "nodes": self.nodes, "edges": self.edges, "rows": rows}
@@ -63,28 +65,16 @@ def sketch(graph: BackwardGraph, model: nn.Module) -> Sketch:
 
 def _uses(graph: BackwardGraph, modules: Sequence[str | None]) -> dict[int, int]:
     """For each node of a module the first node of the same use, which stands for it."""
-    first = {node: node for node, module in enumerate(modules) if module is not None}
     # A parameter's own node joins all uses of it, and belongs to none.
-    for leaf in graph.leaves:
-        first.pop(leaf, None)
-    for node in sorted(first):
+    leaves = set(graph.leaves)
+    inside = [n for n, module in enumerate(modules) if module is not None and n not in leaves]
+    sets, known = DisjointSets(len(modules)), set(inside)
+    for node in inside:
         for number in graph.edges_from(node):
             below = graph.edges[number].target
-            if below in first and modules[below] == modules[node]:
-                _join(first, node, below)
-    found = {node: _root(first, node) for node in first}
-    return _merged(found, modules)
-
-
-def _root(first: dict[int, int], node: int) -> int:
-    while first[node] != node:
-        node = first[node]
-    return node
-
-
-def _join(first: dict[int, int], one: int, other: int) -> None:
-    roots = _root(first, one), _root(first, other)
-    first[max(roots)] = min(roots)
+            if below in known and modules[below] == modules[node]:
+                sets.unite(node, below)
+    return _merged({node: sets.find(node) for node in inside}, modules)
 
 
 def _merged(uses: dict[int, int], modules: Sequence[str | None]) -> dict[int, int]:
@@ -144,9 +134,11 @@ class Sketching:
         self._listening = False
 
     @contextmanager
-    def _around(self, tensors: Any) -> Generator[None]:
-        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if all(isinstance(root, Tensor) and root.requires_grad for root in roots):
+    def _around(self, tensors: Roots) -> Generator[None]:
+        given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        roots = [root for root in given if isinstance(root, Tensor) and root.requires_grad]
+        if len(roots) == len(given):
+            # Before the pass runs, as it may free the graph.
             found = sketch(walk(roots).graph, self._model)
             if found.nodes:
                 self.sketch = found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from gradscale.metrics.lost_count import count_lost
+from gradscale.metrics.lost_count import count_lost, may_lose
+from gradscale.recording.appending import Line
 from gradscale.watching.rows import Row
 
 Key = tuple[str, str, str]
@@ -18,7 +18,7 @@ class RowTable:
     def __init__(self) -> None:
         self._ids: dict[Key, int] = {}
 
-    def know(self, line: dict[str, Any]) -> None:
+    def know(self, line: Line) -> None:
         """Takes over the rows of a line that was written before."""
         for row in line["rows"]:
             self._ids[row["name"], row["row_kind"], row["format"]] = row["id"]
@@ -34,9 +34,9 @@ class RowTable:
             found.setdefault(name, []).append(number)
         return found
 
-    def introduce(self, rows: Sequence[Row]) -> dict[str, Any] | None:
+    def introduce(self, rows: Sequence[Row]) -> dict[str, object] | None:
         """The line that introduces those of `rows` that are new; None if none is."""
-        fresh: list[dict[str, Any]] = []
+        fresh: list[dict[str, object]] = []
         for order, row in enumerate(rows):
             key = _key(row)
             if key in self._ids:
@@ -44,17 +44,23 @@ class RowTable:
             self._ids[key] = len(self._ids)
             name, kind, format = key
             fresh.append(
-                {"id": self._ids[key], "name": name, "row_kind": kind, "format": format}
-                | {"numel": row.numel, "order": order}
+                {
+                    "id": self._ids[key],
+                    "name": name,
+                    "row_kind": kind,
+                    "format": format,
+                    "numel": row.numel,
+                    "order": order,
+                }
             )
         return {"kind": "rows", "rows": fresh} if fresh else None
 
 
-def seen(rows: Sequence[Row], table: RowTable) -> dict[str, Any]:
+def seen(rows: Sequence[Row], table: RowTable) -> dict[str, object]:
     """The lists of a measuring step, one place a row."""
     lost = count_lost(rows)
     letters = "".join(row.method[0] for row in rows)
-    value: dict[str, Any] = {
+    value: dict[str, object] = {
         "lost": None if lost.lost_share is None else nine_digits(lost.lost_share),
         "method": lost.method,
         "id": [table.id_of(row) for row in rows],
@@ -67,15 +73,20 @@ def seen(rows: Sequence[Row], table: RowTable) -> dict[str, Any]:
         "lo": [row.window.lo for row in rows],
         "hi": [row.window.hi for row in rows],
     }
+    # Only where rows differ: most steps have one method for all.
     if letters.strip(lost.method[0]):
         value["methods"] = letters
+    counting = [row for row in rows if may_lose(row)]
+    least, most = sum(row.least for row in counting), sum(row.most for row in counting)
+    if least != most:
+        value |= {"least": least, "most": most}
     negligible = [table.id_of(row) for row in rows if row.negligible]
     if negligible:
         value["negligible"] = negligible
     return value
 
 
-def octave_lists(rows: Sequence[Row], table: RowTable) -> dict[str, list[Any]]:
+def octave_lists(rows: Sequence[Row], table: RowTable) -> dict[str, list[int | list[int]]]:
     """The histograms of a measuring step, by row id; rows without a non-zero element have none."""
     return {
         str(table.id_of(row)): [row.counts.lowest, list(row.counts.octaves)]
@@ -84,10 +95,11 @@ def octave_lists(rows: Sequence[Row], table: RowTable) -> dict[str, list[Any]]:
     }
 
 
-def plan_of(rows: Sequence[Row], table: RowTable, scale: float) -> dict[str, Any]:
+def plan_of(rows: Sequence[Row], table: RowTable, scale: float) -> dict[str, object]:
     """The groups of rows that share a loss scale, the largest group first."""
     groups: dict[int, list[int]] = {}
     for row in rows:
+        # Activations are stored as they are, whatever the scale.
         if row.kind != "activation":
             groups.setdefault(row.exponent, []).append(table.id_of(row))
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))

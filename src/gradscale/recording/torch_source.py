@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.host_copies import HostCopies
-from gradscale.recording.facts import Facts
-from gradscale.recording.sources import Listener
+from gradscale.recording.facts import Facts, Listener
 from gradscale.waiting_line import WaitingLine
 
 
@@ -45,8 +43,7 @@ class TorchSource:
         self._scaler, self._listener = scaler, listener
         self._update = scaler.update
         self._line = WaitingLine(self._tell)
-        self._instance: Any = scaler
-        self._instance.update = self._note
+        scaler.update = self._note
 
     def _note(self, new_scale: float | Tensor | None = None) -> None:
         waiting = self._depart(asked=new_scale is None)
@@ -74,8 +71,8 @@ class TorchSource:
 
     def leave(self) -> None:
         """Gives the scaler its own `update` back."""
-        if self._instance.__dict__.get("update") == self._note:
-            del self._instance.update
+        if vars(self._scaler).get("update") == self._note:
+            del self._scaler.update
 
 
 def _facts(waiting: _Waiting) -> Facts:

@@ -83,6 +83,7 @@ def _ratio(unseen: float, counts: Sequence[float], at_end: int) -> float:
     low = counts[at_end + 1] if 0 <= at_end + 1 < len(counts) else 0.0
     if not low or not unseen:
         return 0.0
+    # By bisection, for `_tail` grows with the ratio; 40 halvings leave less than 1e-12.
     least, most = 0.0, 1.0
     for _ in range(40):
         middle = (least + most) / 2
@@ -104,6 +105,8 @@ def _unrounded(counts: Sequence[float], at_end: int, ratio: float) -> list[float
     here = at_end + 1
     if not (0 < here < len(spread)) or not ratio:
         return spread
+    # Elements spread evenly in their logarithm: so many of an octave lie below 1.5 times its start,
+    # where rounding to a single bit goes down.
     share = math.log2(1.5)
     below = spread[here] / (1 + share / ratio)
     whole = (spread[here] - below) / share

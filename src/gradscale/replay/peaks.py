@@ -75,6 +75,7 @@ class Peaks:
     def _bound_overflows(self, limits: list[float | None]) -> None:
         """An overflow at S, and at S/2 after it: the limit is at most S/2."""
         lowest = math.inf
+        # Backwards: what a later overflow in the same row of them proves holds for the ones before.
         for index in range(len(limits) - 1, -1, -1):
             step = self._steps[index]
             if step.overflow:

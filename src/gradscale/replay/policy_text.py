@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import gradscale.policies
 from gradscale.policies import Policy
@@ -71,7 +71,7 @@ def policy_of(description: Mapping[str, Any]) -> Policy:
     return kind(**config)
 
 
-def _value(node: ast.expr, text: str) -> Any:
+def _value(node: ast.expr, text: str) -> object:
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
@@ -108,7 +108,7 @@ def _power(base: float, exponent: float, text: str) -> float:
     return power
 
 
-def _build(name: str, given: Mapping[str, Any], text: str) -> Policy:
+def _build(name: str, given: Mapping[str, object], text: str) -> Policy:
     policy = BY_NAME.get(_spelling(name))
     if policy is None:
         close = difflib.get_close_matches(name.replace("_", "-"), NAMES, n=1)
@@ -126,8 +126,8 @@ def _spelling(name: str) -> str:
     return next((known for known in NAMES if known.replace("-", "") == squeezed), name)
 
 
-def _check_settings(kind: Any, given: Mapping[str, Any], text: str) -> None:
-    names = [field.name for field in dataclasses.fields(kind)]
+def _check_settings(kind: type[Policy], given: Mapping[str, object], text: str) -> None:
+    names = [field.name for field in dataclasses.fields(cast(Any, kind))]
     for name in given:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gradscale.histogram import EXPONENT_BINS, MIN_OCTAVE
 from gradscale.policies import Dynamic, Observation, Policy, advance
+from gradscale.policies.dynamic import DynamicState
+from gradscale.policies.policy import PolicyState
 from gradscale.recording import Recording, Step
 from gradscale.replay.lost_shares import LostShares
 from gradscale.replay.peaks import Peaks, shown_amax
@@ -88,7 +90,7 @@ class _Carried:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.state: Any = policy.init()
+        self.state: PolicyState = policy.init()
 
     @property
     def scale(self) -> float:
@@ -99,7 +101,7 @@ class _Carried:
 
     def advance(self, observation: Observation) -> None:
         if isinstance(self.policy, Dynamic):
-            self.policy.update_(self.state, observation)
+            self.policy.update_(cast(DynamicState, self.state), observation)
         else:
             self.state = advance(self.policy, self.state, observation)
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from gradscale.policies import Policy
 
@@ -93,7 +93,7 @@ class Replay:
         """How many steps have this basis."""
         return sum(step.basis == basis for step in self.steps)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain numbers and text, for JSON."""
         low, high, last = self.scales
         return {

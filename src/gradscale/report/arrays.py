@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import base64
 import gzip
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 ALIGNMENT = 8
+"""Bytes: of the widest element. JavaScript's typed arrays refuse to begin in between."""
+
+
+class Reference(TypedDict):
+    """Where an array begins in the block, how many elements it has, and of which type."""
+
+    at: int
+    n: int
+    type: str
 
 
 class Arrays:
@@ -25,7 +34,7 @@ class Arrays:
         self._parts: list[bytes] = []
         self._size = 0
 
-    def add(self, values: ArrayLike, type: str) -> dict[str, Any]:
+    def add(self, values: ArrayLike, type: str) -> Reference:
         """Append `values`, and return the reference that the page resolves.
 
         Args:
@@ -41,7 +50,7 @@ class Arrays:
         if stored.dtype.kind != "f" and not np.array_equal(stored, given):
             raise OverflowError(f"`Arrays.add(…, {type!r})` does not hold all of these values.")
         data = stored.tobytes()
-        reference = {"at": self._size, "n": int(stored.size), "type": type}
+        reference: Reference = {"at": self._size, "n": int(stored.size), "type": type}
         padded = data + bytes(-len(data) % ALIGNMENT)
         self._parts.append(padded)
         self._size += len(padded)

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gradscale.report.seen import SeenArrays
+from gradscale.report.seen import Floats, SeenArrays
 
-Floats = NDArray[np.float64]
-LIMIT = 1000
+LIMIT = 1000  # more than a screen has places for
 
 
 @dataclass
@@ -84,6 +82,7 @@ class Column:
             early.nonzero + later.nonzero,
             early.zero + later.zero,
             early.nonfinite + later.nonfinite,
+            # `fmax` passes over NaN: not measured is not better.
             np.fmax(early.worst, later.worst),
             np.fmax(early.amax, later.amax),
             np.where(np.isnan(later.off), early.off, later.off),
@@ -109,6 +108,7 @@ class Columns:
             self._columns[-1] = self._columns[-1].merged(column)
         else:
             self._columns.append(column)
+        # The column under way takes steps until it has as many as the others.
         self._open = (self._open + 1) % self.steps_each
         if len(self._columns) == 2 * self.limit and not self._open:
             self._columns = list(_pairs(self._columns))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from gradscale.report.histograms import Histogram
+from gradscale.report.ranges import FormatRange
 
-Range = Mapping[str, Any]
 REACH = 30
-"""How many octaves around the recorded scale are tried."""
+"""How many octaves around the recorded scale are tried: as float16's normal numbers span."""
 
 SPARE = 4
 """Octaves that a proposed scale keeps free above the largest gradient, as a plan's windows do."""
@@ -43,7 +43,7 @@ class Fate(NamedTuple):
         return self.lost / max(1, self.nonzero)
 
 
-def fate(histogram: Histogram, span: Range, exponent: int) -> Fate:
+def fate(histogram: Histogram, span: FormatRange, exponent: int) -> Fate:
     """What becomes of a row's elements when it is stored at ``2**exponent`` times its values.
 
         lost        octave + exponent < flush
@@ -64,7 +64,7 @@ def fate(histogram: Histogram, span: Range, exponent: int) -> Fate:
     """
     lowest, counts = histogram.octaves
     flush, normal, top = (
-        max(0, int(edge) - exponent - lowest)
+        max(0, edge - exponent - lowest)
         for edge in (span["flush"], span["normal"], span["top"] + 1)
     )
     lost = sum(counts[:flush])
@@ -101,7 +101,7 @@ def total(fates: Iterable[Fate]) -> Fate:
 
 
 def best_scale(
-    stored: Sequence[tuple[Histogram, Range]], around: int, reach: int = REACH
+    stored: Sequence[tuple[Histogram, FormatRange]], around: int, reach: int = REACH
 ) -> int | None:
     """The exponent of the loss scale at which the least is lost and nothing overflows.
 
@@ -126,6 +126,7 @@ def best_scale(
     filled = [(it, span) for it, span in stored if math.isfinite(it.amax)]
     if not filled:
         return None
+    # The highest exponent at which none overflows: amax + exponent < limit.
     room = min(math.ceil(span["limit"] - it.amax) - 1 - it.offset for it, span in filled)
     scales = range(around - reach, min(around + reach, room - SPARE) + 1)
     lost = {

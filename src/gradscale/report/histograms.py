@@ -92,6 +92,7 @@ def _spread(count: int, limit: int) -> set[int]:
     """Up to `limit` of the numbers below `count`: the last one, the first one, and between."""
     if count <= limit:
         return set(range(count))
+    # Even, and both ends among them.
     return {round(i * (count - 1) / (limit - 1)) for i in range(limit)}
 
 

@@ -76,6 +76,7 @@ def depths(count: int, edges: Iterable[tuple[int, int]]) -> list[int]:
 
 def _finished(after: list[list[int]]) -> list[int]:
     """Nodes in the order in which a depth-first walk leaves them; edges back are removed."""
+    # 0: not met; 1: on the way from the root to here, where an edge back ends; 2: left.
     state = [0] * len(after)
     order: list[int] = []
     for root in range(len(after)):

@@ -5,34 +5,39 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscale.report.arrays import Arrays
+from gradscale.report.arrays import Arrays, Reference
 from gradscale.report.columns import Column
 from gradscale.report.histograms import HistogramSnapshot
 from gradscale.report.network import Network
 from gradscale.report.ranges import ranges_of
 from gradscale.report.rows import RowStory
 from gradscale.report.run import Run
+from gradscale.report.seen import Floats
 from gradscale.report.shares import encode_shares
 from gradscale.report.summary import summary_of
 from gradscale.report.timeline import LIMIT, Timeline, extremes
 from gradscale.version import __version__
 
-Floats = NDArray[np.float64]
 ALL_POINTS = 480_000
+"""Steps drawn of all runs together: four times `LIMIT`, and then each gets its share."""
+
 DETAILS = 300
+"""Skipped steps told one by one: the first and the last of very many."""
+
 OCTAVE_STEPS = 16
 """The heat map's magnitudes are told to a sixteenth of an octave."""
 NOTHING = -32768
+"""The lowest of 16 bits, which no octave comes near."""
+
 LONGEST_TEXT = 1000
 """Characters: names of a module are shorter, and with one of 200,000 a browser draws nothing."""
 
 
-def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, Any], Arrays]:
+def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, object], Arrays]:
     """Everything that the page shows of these runs."""
     arrays = Arrays()
     points = min(LIMIT, ALL_POINTS // max(1, len(runs)))
@@ -45,7 +50,7 @@ def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, Any], Arrays]
     }, arrays
 
 
-def _run(run: Run, arrays: Arrays, points: int) -> dict[str, Any]:
+def _run(run: Run, arrays: Arrays, points: int) -> dict[str, object]:
     header = run.header
     return {
         "name": run.name,
@@ -72,11 +77,11 @@ def _run(run: Run, arrays: Arrays, points: int) -> dict[str, Any]:
     }
 
 
-def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, Any]:
+def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, object]:
     kept = extremes([line.scale, line.loss, line.amax], points) if len(line.step) else []
     measured = np.flatnonzero(~np.isnan(line.lost))
 
-    def series(values: Floats) -> dict[str, Any] | None:
+    def series(values: Floats) -> Reference | None:
         return None if np.isnan(values).all() else arrays.add(values[kept], "f4")
 
     return {
@@ -91,7 +96,7 @@ def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, Any]:
     }
 
 
-def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
+def _skips(line: Timeline, arrays: Arrays) -> dict[str, object]:
     """All skipped steps, and those without some micro-batches; the first and the last by name."""
     names = list(line.reasons)
     codes = {name: code for code, name in enumerate(names)}
@@ -118,9 +123,9 @@ def _skips(line: Timeline, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _row(row: RowStory) -> dict[str, Any]:
+def _row(row: RowStory) -> dict[str, object]:
     info = row.info
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "name": info.name,
         "kind": info.kind,
         "format": info.format,
@@ -142,7 +147,7 @@ def _row(row: RowStory) -> dict[str, Any]:
     return found
 
 
-def _heat(columns: Sequence[Column], order: Sequence[int], arrays: Arrays) -> dict[str, Any]:
+def _heat(columns: Sequence[Column], order: Sequence[int], arrays: Arrays) -> dict[str, object]:
     """Planes of shape (rows in backward order, columns)."""
 
     def plane(name: str) -> Floats:
@@ -167,14 +172,16 @@ def _heat(columns: Sequence[Column], order: Sequence[int], arrays: Arrays) -> di
 def _steps(values: Floats, steps: int) -> NDArray[np.int16]:
     """Finite values in steps; `NOTHING` for what is not finite."""
     finite = np.isfinite(values)
+    # Clipped short of `NOTHING`.
     rounded = np.round(steps * np.where(finite, values, 0.0)).clip(-32000, 32000)
     return np.where(finite, rounded, NOTHING).astype(np.int16)
 
 
-def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, Any]:
+def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, object]:
     rows = sorted(snapshot.rows)
     found = [snapshot.rows[row] for row in rows]
     counts = [count for it in found for count in it.octaves.counts]
+    # JavaScript counts in doubles: exactly up to 2^53, far beyond any tensor.
     wide = "u4" if max(counts, default=0) < 2**32 else "f8"
     return {
         "step": snapshot.step,
@@ -193,7 +200,7 @@ def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def _network(network: Network) -> dict[str, Any]:
+def _network(network: Network) -> dict[str, object]:
     return {
         "known": network.known,
         "names": list(network.names),
@@ -214,7 +221,7 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     r"""JSON that can stand inside a page: no text in it can end the element that holds it.
 
     Example:
@@ -222,10 +229,11 @@ def to_json(value: Any) -> str:
         {"name":"\u003c/script>","loss":null}
     """
     text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
+    # Escaped as JSON allows: no `</script>` or `<!--` can stand in it.
     return text.replace("<", "\\u003c")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, float):
         return finite_or_none(value)
     if isinstance(value, dict):

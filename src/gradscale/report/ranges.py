@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import flush_octave
@@ -11,16 +11,28 @@ from gradscale.plans.window import flush_octave
 OFFERED = ("fp16", "bf16", "e5m2", "e4m3")
 
 
-def range_of(format: FloatFormat) -> dict[str, Any]:
+class FormatRange(TypedDict):
     """The octaves at which a format ends.
 
-    Returns:
+    Attributes:
         name: the short name.
         flush: the lowest octave that is not rounded to zero; what lies below is lost.
         normal: the lowest octave with full precision; from `flush` to here it is subnormal.
         top: the highest octave that holds a finite number.
         limit: log2 of the smallest magnitude that overflows.
         overflow: what becomes of a value above: ``inf``, ``nan`` or ``saturate``.
+    """
+
+    name: str
+    flush: int
+    normal: int
+    top: int
+    limit: float
+    overflow: str
+
+
+def range_of(format: FloatFormat) -> FormatRange:
+    """The range of a format.
 
     Example:
         >>> half = range_of(FloatFormat.of("fp16"))
@@ -37,12 +49,12 @@ def range_of(format: FloatFormat) -> dict[str, Any]:
     }
 
 
-def ranges_of(names: set[str]) -> dict[str, dict[str, Any]]:
+def ranges_of(names: set[str]) -> dict[str, FormatRange]:
     """The ranges of these formats and of those that are always offered, by name.
 
     What is not the name of a format is left out: nothing is drawn over its histograms.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, FormatRange] = {}
     for name in (*OFFERED, *sorted(names - set(OFFERED))):
         try:
             found[name] = range_of(FloatFormat.of(name))

@@ -58,6 +58,7 @@ def _folders(given: Path) -> list[Path]:
 def _natural(text: str) -> tuple[tuple[bool, float, str], ...]:
     """Sorts ``seed-10`` behind ``seed-9``."""
     parts = re.findall(r"\d+|\D+", text)
+    # Numbers before texts, and by size.
     return tuple((not p.isdigit(), float(p) if p.isdigit() else 0.0, p) for p in parts)
 
 

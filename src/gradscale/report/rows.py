@@ -67,6 +67,11 @@ class RowStory:
         return bool(self.measured) and self.info.kind != "activation" and not self.negligible
 
     @property
+    def counts(self) -> bool:
+        """Whether it is one of those that the lost share is of: float32 loses nothing itself."""
+        return self.alarming and self.info.format != "fp32"
+
+    @property
     def _last_seen(self) -> Seen | None:
         return None if self.last is None else self.last[0].seen
 

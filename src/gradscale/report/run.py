@@ -15,7 +15,7 @@ from gradscale.report.rows import RowStory, stories_of
 from gradscale.report.seen import SeenArrays
 from gradscale.report.timeline import Timeline
 
-PLANS = 50
+PLANS = 50  # to choose from
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gradscale.percent import percent
 from gradscale.report.run import Run
 from gradscale.report.summary import summary_of
@@ -25,7 +28,7 @@ def sentences_of(run: Run, *, named: bool = False) -> list[str]:
         low, high = (f"2^{it['log2_scale'][name]:g}" for name in ("lowest", "highest"))
         parts.append(f"scale {low if low == high else f'{low} to {high}'}")
     if it["lost"] is not None and it["lost"]["share"] is not None:
-        parts.append(f"{percent(it['lost']['share'])} lost ({it['lost']['method']})")
+        parts.append(f"{percent(it['lost']['share'])} lost ({_how(it['lost'])})")
     line = ", ".join(parts) + "."
     if named:
         return [f"{run.name}: {line}"]
@@ -33,3 +36,11 @@ def sentences_of(run: Run, *, named: bool = False) -> list[str]:
     if it["worst"]:
         lines.append(f"Most in {it['worst'][0]['row']}: {percent(it['worst'][0]['share'])}.")
     return lines + it["missing"]
+
+
+def _how(lost: Mapping[str, Any]) -> str:
+    """How a share is known, and between which the truth lies."""
+    least, most = map(percent, lost["between"] or (0.0, 0.0))
+    if least == most:
+        return str(lost["method"])
+    return f"{lost['method']}: at least {least}, at most {most}"

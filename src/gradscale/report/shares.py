@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscale.report.seen import Floats
+
+# Two codes for what has no logarithm; from `FIRST` on they count steps above 2^-40.
 UNKNOWN = 0
 ZERO = 1
 FIRST = 2
 OCTAVES = 40
 STEPS = 128
 """A step is 1/128 of an octave: half a percent of the share itself."""
-
-Floats = NDArray[np.float64]
 
 
 def encode_shares(shares: Floats) -> NDArray[np.uint16]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from gradscale.report.counting import best_scale, fate, total
 from gradscale.report.histograms import latest, rounded_up
@@ -12,6 +12,7 @@ from gradscale.report.run import Run
 from gradscale.report.timeline import Timeline
 
 WORST = 5
+T = TypeVar("T")
 
 
 def summary_of(run: Run) -> dict[str, Any]:
@@ -60,11 +61,11 @@ def _known(values: list[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _first(values: list[Any]) -> Any:
+def _first(values: list[T]) -> T | None:
     return values[0] if values else None
 
 
-def _last(values: list[Any]) -> Any:
+def _last(values: list[T]) -> T | None:
     return values[-1] if values else None
 
 
@@ -75,13 +76,13 @@ def _spread(values: list[float]) -> dict[str, float] | None:
     return {"first": known[0], "last": known[-1], "lowest": min(known), "highest": max(known)}
 
 
-def _lost(run: Run) -> dict[str, Any] | None:
+def _lost(run: Run) -> dict[str, object] | None:
     """Over the run, at its worst measured step and at its last one."""
     measured = [step for step in run.recording.steps if step.seen is not None]
     shares = [
         (s.step, s.seen.lost_share) for s in measured if s.seen and s.seen.lost_share is not None
     ]
-    counted = [row for row in run.rows if row.alarming]
+    counted = [row for row in run.rows if row.counts]
     last = measured[-1].seen if measured else None
     if not counted or last is None:
         return None
@@ -89,6 +90,7 @@ def _lost(run: Run) -> dict[str, Any] | None:
     worst = max(shares, key=lambda pair: pair[1], default=None)
     return {
         "share": flushed / nonzero if nonzero else None,
+        "between": _between(run, nonzero - flushed),
         "last": _last([share for _, share in shares]),
         "worst": None if worst is None else {"step": worst[0], "share": worst[1]},
         "method": last.method,
@@ -96,8 +98,25 @@ def _lost(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _worst(run: Run) -> list[dict[str, Any]]:
+def _between(run: Run, kept: int) -> list[float] | None:
+    """The least and the largest share that fits what was measured; None if it is known."""
+    seen = [step.seen for step in run.recording.steps if step.seen is not None]
+    if all(it.least is None or it.most is None for it in seen):
+        return None
+    counting = {row.info.id for row in run.rows if row.counts}
+    least = most = 0
+    for it in seen:
+        if it.least is None or it.most is None:
+            known = sum(n for id, n in zip(it.id, it.flushed, strict=True) if id in counting)
+            least, most = least + known, most + known
+        else:
+            least, most = least + it.least, most + it.most
+    return [lost / max(1, kept + lost) for lost in (least, most)]
+
+
+def _worst(run: Run) -> list[dict[str, object]]:
     losing = [row for row in run.rows if row.alarming and row.flushed]
+    # Of equal shares the one that the backward pass comes to first.
     losing.sort(key=lambda row: (-row.lost_share, row.info.order))
     return [
         {"row": row.info.name, "kind": row.info.kind, "share": row.lost_share}
@@ -105,7 +124,7 @@ def _worst(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def best_of(run: Run) -> dict[str, Any] | None:
+def best_of(run: Run) -> dict[str, object] | None:
     """The one loss scale at which the latest histograms lose least, and what that is.
 
     Every row keeps its distance to the loss scale, as under the plan in use. Activations do not
@@ -117,7 +136,7 @@ def best_of(run: Run) -> dict[str, Any] | None:
     stored = [
         (histogram, spans[run.rows[row].info.format])
         for row, histogram in sorted(latest(run.snapshots).items())
-        if run.rows[row].alarming and run.rows[row].info.format in spans
+        if run.rows[row].counts and run.rows[row].info.format in spans
     ]
     recorded = rounded_up(run.snapshots[-1].log2_scale)
     best = best_scale(stored, recorded)

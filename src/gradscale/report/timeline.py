@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gradscale.recording import Recording, Step
 from gradscale.report.histograms import log2
+from gradscale.report.seen import Floats
 
-Floats = NDArray[np.float64]
 LIMIT = 120_000
 UNKNOWN = "unknown"
 
@@ -90,7 +90,9 @@ def extremes(values: Sequence[Floats], limit: int) -> NDArray[np.int64]:
     count = len(values[0])
     if count <= limit:
         return np.arange(count)
+    # Each series keeps two places of a stretch.
     stretch = math.ceil(2 * len(values) * count / limit)
+    # The ends say when the run began and ended.
     kept = {0, count - 1}
     for series in values:
         for start in range(0, count, stretch):

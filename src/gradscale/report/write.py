@@ -51,6 +51,7 @@ def write_report(
         >>> write_report(folder, folder / "report.html").name
         'report.html'
     """
+    # Before anything is read: reading may take minutes.
     check_ours(Path(path), force=force)
     return write_runs(load_runs(recordings), Path(path), title, force=force)
 

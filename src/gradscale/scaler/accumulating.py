@@ -74,9 +74,10 @@ def _add(
 
 def _blame(step: CurrentStep, record: Record, flag: Tensor) -> None:
     """Notes that this micro-batch overflowed, unless its loss was not finite."""
-    since, record.losses = record.losses, len(step.evidence.losses)
-    blamed = step.evidence.blamed(flag, step.process_group, since)
-    overflow = flag if blamed is None else blamed
+    numbers = range(record.losses, len(step.evidence.losses))
+    record.losses = numbers.stop
+    blame = step.evidence.blame(flag, step.process_group, numbers)
+    overflow = flag if blame is None else blame.scaling
     before = record.overflowed
     record.overflowed = overflow if before is None else torch.maximum(before, overflow)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradscale.gradients.flags import combined
+from gradscale.scaler.blaming import blamed_on_device
 from gradscale.scaler.books import Books
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import NO_CHECKS, TWO_SCALES, refuse
+from gradscale.scaler.patience import TRIAL
 from gradscale.scaler.settings import scale_to_set
 
 
@@ -19,17 +21,18 @@ def end_step(
     scale = held.ready("update")
     if step.in_between or new_scale is not None:
         _refuse_in_between(step, new_scale)
-    ended = step.so_far
+    ended = step.so_far if step.closed else step.outcome
     if new_scale is not None:
         new = scale_to_set(new_scale)
         step.pending.leave(step.records, scale)
         held.set_to(scale, new)
     else:
         step.outcome = ended
-        _advance(held, step, scale)
+        _advance(held, step, books, scale)
     try:
         if books.ledger.add(ended):
             books.take_news(held, step)
+        books.compare_replicas(held, step)
     finally:  # a callback may raise: the step has ended all the same
         step.begin(held.policy, held.layerwise)
     if books.meter is not None:
@@ -59,7 +62,7 @@ def _refuse_in_between(step: CurrentStep, new_scale: float | Tensor | None) -> N
             raise RuntimeError(TWO_SCALES.format(new_scale=new_scale))
 
 
-def _advance(held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
+def _advance(held: HeldScale, step: CurrentStep, books: Books, scale: Tensor) -> None:
     flags: list[Tensor] = []
     beyond: list[Tensor] = []  # flags of quotients that their dtype does not hold
     settled, skipped, blamed, dropped = True, False, False, False
@@ -76,32 +79,36 @@ def _advance(held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
             skipped, blamed = True, blamed or outcome.blames_scale
     if not flags:
         raise AssertionError(NO_CHECKS)
+    # The usual step of a CPU: its one flag is taken as it is, without a launch.
     alone = len(flags) == 1 and flags[0].is_cpu and scale.is_cpu
     found_inf = flags[0] if alone else combined(flags, scale.device)
     # Whether bad data is to blame: known to the host, or as a flag.
-    ignore = None
+    blame, ignore, at_fault = None, None, found_inf
+    if not settled:
+        books.note_unsettled(held, step, scale)
+    if not settled or books.device_patience is not None:
+        blame = blamed_on_device(step, found_inf)
     if settled:
         step.evidence.release()
-    else:
-        scaling = step.evidence.blamed(found_inf, step.process_group)
-        if scaling is not None:
-            found_inf, ignore = scaling, found_inf > scaling
-            for outcome in step.outcome:
-                outcome.scaling = scaling
+    elif blame is not None:
+        at_fault, ignore = blame.scaling, found_inf > blame.scaling
     if beyond:  # no scale helps; unless another gradient overflowed, the policy is not asked
-        lost = combined(beyond, scale.device) > found_inf
+        lost = combined(beyond, scale.device) > at_fault
         ignore = lost if ignore is None else ignore | lost
-    if step.evidence.left_over and not settled:  # no scale helps those either
-        flags = [flag for left in step.evidence.left_over.values() for flag in left.flags.values()]
-        stale = combined(flags, scale.device) > 0
-        ignore = stale if ignore is None else ignore | stale
     step.after_skip = skipped or not settled
-    observation = step.gradients.observation(found_inf)
+    observation = step.gradients.observation(at_fault)
     step.outcome.show(observation)
     step.pending.leave(step.records, scale)
+    # Before the policy decides: what was measured was measured at this scale.
     if held.layerwise is not None:
         held.layerwise.update(step.outcome)
     elif held.functions.wanted:
-        held.functions.end_step(scale)
+        held.functions.end_step()
+    patience = books.device_patience if blame is not None else None
+    if patience is not None and blame is not None:
+        patience.count(found_inf, blame, scale)
     if not (settled and skipped and not blamed):
         held.decide(scale, observation, ignore, settled and not (skipped or dropped))
+    if patience is not None:
+        patience.act(scale, max(TRIAL, held.floor), held.backoff_factor)
+        step.depends = patience.depends

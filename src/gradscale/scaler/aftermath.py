@@ -8,7 +8,8 @@ from weakref import WeakSet
 
 import torch
 
-from gradscale.gradients.master_weights import trained_by
+from gradscale.callers import level_of_caller
+from gradscale.gradients.master_weights import masters_of, trained_by
 from gradscale.outcomes.outcome import OptimizerOutcome
 
 LARGEST_HALF = torch.finfo(torch.float16).max
@@ -25,8 +26,15 @@ class KnownModels:
         """Has this one looked at, too."""
         self._models.add(model)
 
-    def warn_of_buffers(self) -> None:
-        """Names buffers, such as running statistics, that are not finite, each once. Host reads."""
+    def warn_of_buffers(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Names buffers, such as running statistics, that are not finite, each once. Host reads.
+
+        Args:
+            optimizer: that was skipped; its half-precision model is known, too.
+        """
+        masters = None if optimizer is None else masters_of(optimizer)
+        if masters is not None and masters.model is not None:
+            self.know(masters.model)
         found = [
             name
             for model in self._models
@@ -41,7 +49,7 @@ class KnownModels:
                 "infinite or NaN: the weights are as they were, but evaluation will not be "
                 "finite. Reset it (`module.reset_running_stats()`), load it from a checkpoint, or "
                 "check inputs before the model sees them.",
-                stacklevel=7,
+                stacklevel=level_of_caller(),
             )
 
 

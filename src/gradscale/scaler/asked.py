@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gradscale.gradients.unscale import Flags
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.meter import Meter, Subscription
 from gradscale.metrics.metrics import Metrics
-from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
-from gradscale.ranks import differing_ranks
+from gradscale.ranks import Ranks, differing_ranks, mesh_groups
 from gradscale.scaler.books import Books, note_lost, sends_to
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, divide_gradients
@@ -24,8 +25,9 @@ from gradscale.scaler.order import BETWEEN_STEPS
 from gradscale.scaler.record import Record, Records
 from gradscale.scaler.saving import load, own_state, warn_of_sums
 from gradscale.scaler.settings import check_listener, check_needs
-from gradscale.scaler.stepping import host_step
+from gradscale.scaler.stepping import host_step, step_call
 from gradscale.scaler.views import PolicySetting, View
+from gradscale.torch_types import StateDict
 from gradscale.undo.undo import Undo
 
 
@@ -58,7 +60,7 @@ class AskedScaler(torch.amp.GradScaler):
         inv_scale: Tensor,
         found_inf: Tensor,
         allow_fp16: bool,
-    ) -> dict[Any, Tensor]:
+    ) -> Flags:
         return divide_gradients(self._step, optimizer, inv_scale, found_inf)
 
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
@@ -68,12 +70,13 @@ class AskedScaler(torch.amp.GradScaler):
     def _maybe_opt_step(
         self,
         optimizer: torch.optim.Optimizer,
-        optimizer_state: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
+        optimizer_state: StateDict,
+        *args: object,
+        **kwargs: object,
     ) -> float | None:
         record = Record.of(optimizer_state)
-        return host_step(self._held, self._step, self._undo, optimizer, record, *args, **kwargs)
+        call = step_call(optimizer, args, kwargs)
+        return host_step(self._held, self._step, self._undo, optimizer, record, call)
 
     @property
     def policy(self) -> Policy:
@@ -85,12 +88,12 @@ class AskedScaler(torch.amp.GradScaler):
         self._held.policy = policy
 
     @property
-    def process_group(self) -> Any:
+    def process_group(self) -> Ranks | None:
         """The ranks that must decide alike."""
         return self._step.process_group
 
     @process_group.setter
-    def process_group(self, process_group: Any) -> None:
+    def process_group(self, process_group: Ranks | None) -> None:
         # The step that begins has its gradients checked by them already.
         self._step.process_group = self._step.gradients.process_group = process_group
 
@@ -106,7 +109,7 @@ class AskedScaler(torch.amp.GradScaler):
         """Sets the policy's `growth_interval`."""
         self._growth_interval = new_interval
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Torch's five entries, and all of ours under ``"gradscale"``; empty if disabled.
 
         Numbers, strings, dictionaries and tensors: `torch.load(weights_only=True)` reads it, and
@@ -120,7 +123,7 @@ class AskedScaler(torch.amp.GradScaler):
 
     def load_state_dict(
         self,
-        state_dict: dict[str, Any],
+        state_dict: StateDict,
         *,
         configuration: Literal["keep", "restore"] = "keep",
     ) -> None:
@@ -140,12 +143,12 @@ class AskedScaler(torch.amp.GradScaler):
         if self._enabled:
             load(self._held, self._step, self._books, state_dict, configuration)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         if self._enabled and len(self._step.records):
             raise AssertionError(BETWEEN_STEPS)
         return self.__dict__.copy()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state)
         self._step.begin(self._held.policy, self._held.layerwise)
 
@@ -164,7 +167,7 @@ class AskedScaler(torch.amp.GradScaler):
         """The layer-wise part, whose `report()` says which scales are in use; None without one."""
         return self._held.layerwise
 
-    def check_ranks(self, process_group: Any = None) -> None:
+    def check_ranks(self, process_group: Ranks | None = None) -> None:
         """Compares the scale and its counters over all ranks; a collective, and a host read.
 
         Args:
@@ -175,7 +178,9 @@ class AskedScaler(torch.amp.GradScaler):
         """
         group = process_group if process_group is not None else self._step.process_group
         scale, tracker = self._check_scale_growth_tracker("check_ranks")
-        ranks = differing_ranks(torch.stack([scale.detach(), tracker.to(scale.dtype)]), group)
+        values = torch.stack([scale.detach(), tracker.to(scale.dtype)])
+        groups = mesh_groups(group) or [None]
+        ranks = sorted({rank for each in groups for rank in differing_ranks(values, each)})
         if ranks:
             raise RuntimeError(
                 f"`check_ranks()`: ranks {ranks} differ from rank 0 in the loss scale or its "

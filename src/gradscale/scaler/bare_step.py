@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradscale.gradients.master_weights import trained_by
-from gradscale.outcomes.evidence import leaves_of
+from gradscale.outcomes.reach import leaves_of
 from gradscale.untraced import untraced
 
 

@@ -5,25 +5,34 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
+from torch import Tensor
+
+from gradscale.callers import level_of_caller
 from gradscale.layerwise import Layerwise
-from gradscale.metrics.lost_count import count_lost
+from gradscale.metrics.lost_count import JudgedRow, count_lost
 from gradscale.metrics.meter import FinishedStep, Meter, Subscription
 from gradscale.metrics.metrics import LostShare, Metrics
 from gradscale.outcomes.alarm import SkipAlarm
 from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.triage import Reason
+from gradscale.ranks import distributed, mesh_groups
 from gradscale.scaler.aftermath import beyond_half
 from gradscale.scaler.current_step import CurrentStep
+from gradscale.scaler.device_patience import DevicePatience
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.patience import Patience
+from gradscale.scaler.replicas import Replicas
 
 LEFT_OVER = (
-    "a step was skipped because its gradients were infinite or NaN before the backward pass: those "
-    "of a step before, which was skipped, too, had not been cleared. Call `optimizer.zero_grad()` "
-    "after every step, also one that was skipped."
+    "a step was skipped because its gradients{names} were infinite or NaN before the backward "
+    "pass: those of a step before, which was skipped, too, had not been cleared. Call "
+    "`optimizer.zero_grad()` after every step, also one that was skipped."
+)
+CONSTANT = (
+    " `Static({scale:g})` is a constant, so no lower scale was tried: if the loss is made of "
+    "scaled gradients, or is multiplied by the scale, pass a lower one or a policy that moves."
 )
 
 
@@ -34,15 +43,31 @@ class Books:
         ledger: counts, and calls back.
         alarm: warns of a run that takes no step any more.
         patience: tries a lower scale for a loss that stays non-finite.
+        device_patience: does so where the host must not look, or ranks would look apart; None until
+            such a step was made.
         meter: hands on numbers; None until somebody asks for them.
+        replicas: notices that other ranks decided otherwise, where nobody may ask them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sync_free: bool = False) -> None:
+        self._sync_free = sync_free
         self.ledger = Ledger()
         self.alarm = SkipAlarm()
         self.patience = Patience()
+        self.device_patience: DevicePatience | None = None
         self._warned_of_left_over = False
         self.meter: Meter | None = None
+        self.replicas = Replicas()
+
+    def compare_replicas(self, held: HeldScale, step: CurrentStep) -> None:
+        """Now and then: do ranks that train the same weights decide alike? For a scaler alone."""
+        update = self.ledger.settled_counters.updates
+        if not self.replicas.due(update) or step.process_group is not None:
+            return
+        scale, tracker = held.tensor, held.tracker
+        if scale is not None and tracker is not None:
+            skipped = None if self.ledger.behind else self.ledger.settled_counters.skipped
+            self.replicas.look(update, scale, tracker, skipped, step.parameters())
 
     def take_news(self, held: HeldScale, step: CurrentStep) -> None:
         """Tells those who have to know what has been counted: alarm, buffers, patience."""
@@ -51,28 +76,45 @@ class Books:
             reason = outcome.reason
             if reason is not None:
                 self._alert(outcome, reason, held, step)
-            self.patience.hear(outcome, held)
-        self.ledger.attentive = self.patience.active
-        step.depends = self.patience.depends
+            if self.device_patience is None:
+                self.patience.hear(outcome, held)
+        if self.device_patience is None:
+            self.ledger.attentive = self.patience.active
+            step.depends = self.patience.depends
+
+    def note_unsettled(self, held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
+        """A step of which the host knows nothing has ended: where it must not ask, patience moves.
+
+        On one accelerator it hears of such steps a little later, which is early enough. Several
+        ranks would hear at different times.
+        """
+        ranks = bool(mesh_groups(step.process_group)) and distributed()
+        wanted = (self._sync_free or ranks) and not held.constant
+        if wanted and self.device_patience is None:
+            self.device_patience = DevicePatience(scale, self.patience.depends)
+            step.evidence.depends = self.device_patience.depends
 
     def _alert(
         self, outcome: OptimizerOutcome, reason: Reason, held: HeldScale, step: CurrentStep
     ) -> None:
         in_a_row, update = outcome.in_a_row, self.ledger.settled_counters.updates
-        if reason == "overflow":
+        if reason == "overflow" and not held.constant:
             scale, factor = outcome.scale, held.backoff_factor
             self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor)
-        else:
-            step.models.warn_of_buffers()
+        if reason != "overflow":
+            # Bad data went through the forward pass, and what that wrote nobody takes back.
+            step.models.warn_of_buffers(outcome.optimizer)
         if reason == "nonfinite_gradient" and not self._warned_of_left_over:
             self._warned_of_left_over = True
-            warnings.warn(LEFT_OVER, stacklevel=6)
-        hint = partial(beyond_half, outcome, step.names.items())
-        self.alarm.hear(in_a_row, update, reason, hint if reason == "nonfinite_loss" else str)
+            found = ", ".join(repr(culprit.name) for culprit in outcome.culprits[:3])
+            message = LEFT_OVER.format(names=f" ({found})" if found else "")
+            warnings.warn(message, stacklevel=level_of_caller())
+        self.alarm.hear(in_a_row, update, reason, partial(_hint, outcome, reason, held, step))
 
     def note_numbers(self, step: CurrentStep, layerwise: Layerwise | None) -> None:
         """Begins to copy the numbers of a step that has ended, if anybody listens."""
         if self.meter is not None and step.closed:
+            # This step has been counted already, and steps are numbered from 0.
             number = self.ledger.settled_counters.updates - 1
             self.meter.note(step.outcome, number, _scales_in_use(layerwise))
 
@@ -90,12 +132,19 @@ class Books:
         if self.meter is not None:
             self.meter.poll(wait=True)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """What has been counted; outcomes that are still under way are waited for."""
         ledger = Ledger(self.ledger.on_skip)
         ledger.counters = self.ledger.counters
         ledger.copies = self.ledger.copies
-        return {**self.__dict__, "ledger": ledger}
+        return {**self.__dict__, "ledger": ledger, "device_patience": None}
+
+
+def _hint(outcome: OptimizerOutcome, reason: Reason, held: HeldScale, step: CurrentStep) -> str:
+    """What else is known of steps that are skipped again and again."""
+    constant = held.constant and reason in ("overflow", "nonfinite_loss")
+    hint = CONSTANT.format(scale=outcome.scale) if constant else ""
+    return hint + (beyond_half(outcome, step.names.items()) if reason == "nonfinite_loss" else "")
 
 
 def sends_to(meter: Meter, sink: Callable[[Metrics], object], every: int) -> Subscription:
@@ -107,7 +156,7 @@ def sends_to(meter: Meter, sink: Callable[[Metrics], object], every: int) -> Sub
     return meter.listen(hear, every)
 
 
-def note_lost(meter: Meter, step: int, rows: Sequence[Any]) -> None:
+def note_lost(meter: Meter, step: int, rows: Sequence[JudgedRow]) -> None:
     """Takes the lost share of a step from the rows of a watch."""
     lost = count_lost(rows)
     if lost.lost_share is not None:

@@ -20,7 +20,7 @@ from gradscale.gradients.flags import combined, inverse
 from gradscale.gradients.norm import Norm, gradient_norm
 from gradscale.gradients.unscale import collect_from, multiply_and_check_, not_finite
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.dividing import check_fused, deliver, divide, handled, keep, unscale
+from gradscale.scaler.dividing import check_fused, deliver, divide, handled, keep, unscale_now
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
 from gradscale.scaler.record import At, Record
@@ -98,7 +98,7 @@ def clip_value_(
     scaled = _scaled_still(held, step, "clip_grad_value_", optimizers, len(parameters))
     if scaled and not all(undo.by_itself(each) for each in optimizers):
         for each in optimizers:
-            unscale(held, step, each, _record(step, each))
+            unscale_now(held, step, each, _record(step, each))
         scaled = False
     for each in optimizers if scaled else ():
         _check_only(held, step, undo, each)
@@ -138,7 +138,7 @@ def _scaled_still(
         for optimizer in optimizers:
             record = _record(step, optimizer)
             if record.untouched:
-                unscale(held, step, optimizer, record)
+                unscale_now(held, step, optimizer, record)
     return deferred
 
 
@@ -171,6 +171,7 @@ def _clip_scaled(
     step.note(optimizer)
     fits = true < math.inf
     if steps_fused(optimizer):
+        # A fused kernel divides by what it is handed, where ours multiplies.
         record.divisor = factor.reciprocal()
     else:
         held_by_it = undo.norm_fits(optimizer, norm.value)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import cast
 from weakref import ref
 
 import torch
@@ -12,17 +12,21 @@ from torch import Tensor
 
 from gradscale.gradients.flags import inverse, read_together
 from gradscale.gradients.master_weights import masters_of
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.dividing import divide, quotient_overflowed, unscale
+from gradscale.scaler.dividing import divide, quotient_overflowed, unscale_now
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import NOT_SCALED, refuse
 from gradscale.scaler.record import At, Record
-from gradscale.scaler.stepping import outcome_of
+from gradscale.scaler.stepping import outcome_of, step_call
 from gradscale.undo.readers import steps_fused
 from gradscale.undo.restore import Snapshot
 from gradscale.undo.undo import Undo
 
-Closure = Callable[[], Any]
+Closure = Callable[[], object]
+
+Args = tuple[object, ...]
+Kwargs = Mapping[str, object]
 
 
 class Abandoned(Exception):
@@ -50,7 +54,7 @@ class ClosureStep:
         self._held, self._step, self._undo = held, step, undo
         self._optimizer, self._record = optimizer, record
 
-    def take(self, closure: Closure, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def take(self, closure: Closure, args: Args, kwargs: Kwargs) -> float | None:
         """Steps the optimizer, with the arguments of its `step`, the closure among them."""
         refuse(self._record, "step a closure")
         if self._held.tensor is None:
@@ -62,7 +66,7 @@ class ClosureStep:
         self._record.stepped()
         return result
 
-    def _take(self, closure: Closure, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _take(self, closure: Closure, args: Args, kwargs: Kwargs) -> float | None:
         optimizer, record = self._optimizer, self._record
         masters = masters_of(optimizer)
         if masters is not None:
@@ -72,7 +76,7 @@ class ClosureStep:
         record.evaluating = self._step.in_between = True
         try:
             with self._at_scale_one():
-                return optimizer.step(*args, **kwargs)
+                return step_call(optimizer, args, kwargs)()
         except Abandoned:
             _restore(snapshot)
             return None
@@ -89,13 +93,13 @@ class ClosureStep:
         if record.untouched and not step.pending.divided(optimizer):
             if step.evidence.losses or step.pending.knows(optimizer):
                 step.pending.bring_to(self._held.ready("step"))
-                unscale(self._held, step, optimizer, record)
+                unscale_now(self._held, step, optimizer, record)
         return not self._overflowed()
 
     def _evaluation(self, closure: Closure) -> Closure:
         step, optimizer, record = self._step, self._optimizer, self._record
 
-        def evaluate() -> Any:
+        def evaluate() -> object:
             record.move(At.SCALED)
             step.pending.expect_divided(optimizer)
             step.gradients.forget_divided()
@@ -155,20 +159,18 @@ class ClosureStep:
             self._step.outputs = outer
 
 
-def closure_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Closure | None:
+def closure_in(args: Args, kwargs: Kwargs) -> Closure | None:
     """The closure among the arguments of `step`, positional or by keyword; None without one."""
     given = kwargs.get("closure")
     if given is not None:
-        return given
+        return cast(Closure, given)
     return next((argument for argument in args if callable(argument)), None)
 
 
-def _replaced(
-    args: Sequence[Any], kwargs: Mapping[str, Any], closure: Closure, by: Closure
-) -> tuple[list[Any], dict[str, Any]]:
+def _replaced(args: Args, kwargs: Kwargs, closure: Closure, by: Closure) -> tuple[Args, Kwargs]:
     """The arguments of `optimizer.step`, with another closure in the place of the user's."""
     return (
-        [by if argument is closure else argument for argument in args],
+        tuple([by if argument is closure else argument for argument in args]),
         {name: by if value is closure else value for name, value in kwargs.items()},
     )
 
@@ -181,21 +183,18 @@ def _gradients_of(optimizer: torch.optim.Optimizer) -> dict[int, tuple[ref[Tenso
     """Which gradient each parameter has, and its version; holds none of them alive."""
     return {
         id(p): (ref(p.grad), p.grad._version)
-        for group in optimizer.param_groups
-        for p in group["params"]
+        for p in parameters_of(optimizer)
         if p.grad is not None
     }
 
 
 def _changed(optimizer: torch.optim.Optimizer, before: dict[int, tuple[ref[Tensor], int]]) -> bool:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            grad = parameter.grad
-            if grad is None:
-                continue
-            known = before.get(id(parameter))
-            if known is None or known[0]() is not grad or known[1] != grad._version:
-                return True
+    for parameter in parameters_of(optimizer):
+        grad, known = parameter.grad, before.get(id(parameter))
+        if grad is None:
+            continue
+        if known is None or known[0]() is not grad or known[1] != grad._version:
+            return True
     return False
 
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
 from weakref import ref
 
 import torch
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.pending import PendingGradients
 from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.outcome import StepOutcome
+from gradscale.outcomes.reach import Reach
 from gradscale.policies.policy import Need, Policy
-from gradscale.ranks import all_ranks
+from gradscale.ranks import Ranks, all_ranks
 from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.bare_step import BareStepWatch
+from gradscale.scaler.known_names import KnownNames
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
 from gradscale.scaler.storage import refuse_cast, warn_of_float16
+from gradscale.torch_types import StateDict
 from gradscale.untraced import untraced
 
 
@@ -39,7 +42,7 @@ class CurrentStep:
         in_between: whether `update` would lose something: sums, or a closure that runs.
         outputs: scaled losses and the losses themselves, while a closure is running.
         pending: the optimizers that were handled, and where each left its gradients.
-        names: of parameters, by id, as the user has given them.
+        names: of parameters, by id, as the user has given them or as they were learnt.
         models: those that were named.
         process_group: the ranks that must decide alike.
         usual: how many micro-batches each optimizer's steps had, and in how many steps in a row.
@@ -47,7 +50,9 @@ class CurrentStep:
         bare: looks for optimizers that step past the scaler, until the first `update`.
         candidates: gradients that outlived a skip, until a backward pass finds them there.
         after_skip: whether the step before was skipped, or the host does not know.
-        depends: whether losses are known to depend on the scale; None if nothing is known.
+        depends: whether losses are known to depend on the scale: 1, 0, or -1 if nothing is known;
+            a tensor where only the device knows.
+        reach: which losses lead to which parameters.
         also_needed: what is measured beside the needs of the policy.
     """
 
@@ -57,12 +62,12 @@ class CurrentStep:
     in_between = False
     closed = True
 
-    def __init__(self, process_group: Any) -> None:
+    def __init__(self, process_group: Ranks | None) -> None:
         self.records = Records()
         self.pending = PendingGradients()
         self.outcome = StepOutcome()
         self.outputs: list[tuple[Tensor, Tensor]] | None = None
-        self.names: dict[int, str] = {}
+        self.names = KnownNames()
         self.models = KnownModels()
         self.bare: BareStepWatch | None = None
         self.usual: dict[int, tuple[int, int]] = {}
@@ -72,7 +77,8 @@ class CurrentStep:
         self.also_needed: frozenset[Need] = frozenset()
         self.candidates: dict[int, LeftOver] = {}
         self.after_skip = False
-        self.depends: bool | None = None
+        self.depends: Tensor | int = -1
+        self.reach = Reach()
 
     def begin(self, policy: Policy, layerwise: Layerwise | None) -> None:
         """Forgets the step that has ended; `outcome` stays until the next one has its own."""
@@ -82,7 +88,7 @@ class CurrentStep:
             self.bare = None
         if layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
-        self.evidence = Evidence(self.names, self.depends)
+        self.evidence = Evidence(self.names, self.depends, self.reach, self.names.learn)
         needs = policy.needs
         if self.also_needed:
             needs |= self.also_needed
@@ -150,7 +156,7 @@ class CurrentStep:
                 f"`step(optimizer)` on {added} micro-batches, after {usual} in each step before: "
                 "if an epoch ended in between, sums were left over from it. Call "
                 "`scaler.step(optimizer)` or `scaler.abandon()` at its end.",
-                stacklevel=6,
+                stacklevel=level_of_caller(),
             )
         self.usual[id(optimizer)] = (added, steps + 1 if added == usual else 1)
 
@@ -174,17 +180,25 @@ class CurrentStep:
             self.evidence.note_inner(number)
         if self.candidates:  # cleared meanwhile, they are no evidence
             there = {key: left for key, left in self.candidates.items() if left.still_there}
-            self.evidence.left_over |= there
+            self.evidence.left_over = {**self.evidence.left_over, **there}
             self.candidates = {}
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Of the optimizers of this step."""
+        for key in self.records:
+            optimizer = self.pending.optimizer(key)
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    yield from group["params"]
 
     @property
     def so_far(self) -> StepOutcome:
         """Empty if no optimizer has stepped since the last `update`: nothing is counted twice."""
         return StepOutcome() if self.closed else self.outcome
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"process_group": self.process_group, "also_needed": self.also_needed}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__init__(state["process_group"])
         self.also_needed = state["also_needed"]

@@ -14,7 +14,7 @@ from gradscale.scaler.record import DIVIDED, At, Record
 from gradscale.undo.undo import Undo
 
 
-def unscale(
+def unscale_now(
     held: HeldScale, step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record
 ) -> None:
     """Makes `.grad` the true gradient, checked: of what backward left, or of the micro-batches."""
@@ -84,8 +84,10 @@ def keep(
     """Checks gradients that stay at S, because the optimizer's own numbers will absorb it."""
     scale = held.ready("step")
     record.kept = True
-    record.flags = check(step, optimizer, scale, undo.check_factor(optimizer, scale))
-    return record.flags
+    flags = record.flags = flags_at_scale(
+        step, optimizer, scale, undo.check_factor(optimizer, scale)
+    )
+    return flags
 
 
 def check_fused(
@@ -95,11 +97,11 @@ def check_fused(
     scale = held.ready("_check_inf_per_device")
     # From a scale of 1 on no quotient overflows, and the cheaper check is enough.
     factor = None if held.at_least(scale) >= 1 else inverse(scale)
-    record.flags = check(step, optimizer, scale, factor)
-    return record.flags
+    flags = record.flags = flags_at_scale(step, optimizer, scale, factor)
+    return flags
 
 
-def check(
+def flags_at_scale(
     step: CurrentStep, optimizer: torch.optim.Optimizer, like: Tensor, factor: Tensor | None = None
 ) -> Flags:
     """The flags of gradients that are, or times `factor` would be, not finite; divides nothing."""

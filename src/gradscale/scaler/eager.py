@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TypeVar
 
-import torch
-from torch._C._dynamo import eval_frame as frames
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from gradscale.untraced import untraced
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Method = TypeVar("Method", bound=Callable[..., object])
 
 
-def eager(method: Callable[P, R]) -> Callable[P, R]:
-    """Keeps dynamo out of `method` and all that it calls.
+def eager(method: Method) -> Method:
+    """The same method, of which dynamo leaves out all that it calls, too.
 
-    `torch.compiler.disable` does so too, but imports the compiler with the library, and costs
-    every call more than a scaler's whole bookkeeping. Traced instead, the state of a step (ids,
-    weak references, flags read by the host) would be frozen into the graph.
+    Traced instead, the state of a step (ids, weak references, flags read by the host) would be
+    frozen into the graph. `torch.compiler.disable` does so too, but imports the compiler with the
+    library, and costs every call more than a scaler's whole bookkeeping.
     """
-    disabled: list[Callable[P, R]] = []
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if get_eval_frame_callback() is None:
-            return method(*args, **kwargs)
-        if not disabled:
-            disabled.append(cast("Callable[P, R]", torch.compiler.disable(method)))
-        return disabled[0](*args, **kwargs)
-
-    cast(Any, call)._torchdynamo_disable = True
-    # Else, called between two graphs, `call` itself would be traced: in vain, and with a warning.
-    _leave_untraced(cast(Any, call).__code__)
-    return call
-
-
-def _leave_untraced(code: Any) -> None:
-    torchs: Any = frames
-    skip, default = torchs._FrameAction.SKIP, torchs._FrameAction.DEFAULT
-    torchs.set_code_exec_strategy(code, torchs._FrameExecStrategy(skip, default))
+    method.__dict__["_torchdynamo_disable"] = True  # by which a frame that calls it breaks there
+    return untraced(method)

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 
-@contextmanager
-def handed_over(
-    optimizer: torch.optim.Optimizer, scale: Tensor | None, found_inf: Tensor
-) -> Generator[None, None, None]:
-    """Sets `optimizer.grad_scale` and `optimizer.found_inf` for the length of one step.
+class Fused(Protocol):
+    """What torch's scaler sets on an optimizer that divides and skips by itself."""
+
+    grad_scale: Tensor | None
+    found_inf: Tensor
+
+
+def step_deciding(
+    optimizer: torch.optim.Optimizer,
+    scale: Tensor | None,
+    found_inf: Tensor,
+    call: Callable[[], float | None],
+) -> float | None:
+    """A step for whose length `optimizer.grad_scale` and `optimizer.found_inf` are set.
 
     Args:
         optimizer: one with ``_step_supports_amp_scaling``. A `grad_scale` of its own is multiplied
             by `scale`.
         scale: what it divides its gradients by; None if they are divided already.
         found_inf: float32 0-d, exactly 0 or 1: fused Adam subtracts it from its step count.
+        call: its `step`, with all that it is given.
     """
-    fused = cast(Any, optimizer)
+    fused = cast(Fused, optimizer)
     own = getattr(optimizer, "grad_scale", None)
     fused.grad_scale = own if scale is None else scale if own is None else scale * own
     fused.found_inf = found_inf
+    # Asked before the step, which allocates what is missing.
     unwritten = list(_without_momentum(optimizer))
     try:
-        yield
+        result = call()
     finally:
         del fused.grad_scale, fused.found_inf
     for parameter in unwritten:
@@ -39,6 +49,7 @@ def handed_over(
             state["momentum_buffer"] = None if found_inf.item() else buffer
         elif isinstance(buffer, Tensor):
             buffer.copy_(torch.where(found_inf.to(buffer.device) > 0, 0.0, buffer))
+    return result
 
 
 def _without_momentum(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

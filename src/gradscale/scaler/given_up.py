@@ -21,7 +21,7 @@ Counts = tuple[int, int]
 """How many losses and inputs a step had before a loss was scaled."""
 
 
-class Handled(NamedTuple):
+class DividedBefore(NamedTuple):
     """An optimizer's gradients before a backward pass, of which it expects none any more."""
 
     key: int
@@ -50,12 +50,12 @@ def look_for_new_step(step: CurrentStep, earlier: Counts, number: int, gradient:
         gradient: of the loss.
     """
     step.note_backward(number, gradient)
-    found: list[Handled] = []
+    found: list[DividedBefore] = []
     for key, record in step.records.items():
         optimizer = step.pending.optimizer(key) if record.complete else None
         if optimizer is not None:
             seen = [(p, p.grad, _version(p.grad)) for p in trained_by(optimizer)]
-            found.append(Handled(key, record, optimizer, seen))
+            found.append(DividedBefore(key, record, optimizer, seen))
 
     def ended() -> None:
         touched = [each for each in found if each.record.complete and each.touched]
@@ -66,7 +66,7 @@ def look_for_new_step(step: CurrentStep, earlier: Counts, number: int, gradient:
         torch.autograd.Variable._execution_engine.queue_callback(ended)
 
 
-def _begin_anew(step: CurrentStep, earlier: Counts, touched: list[Handled]) -> None:
+def _begin_anew(step: CurrentStep, earlier: Counts, touched: list[DividedBefore]) -> None:
     """Forgets what a step that was given up had done to these optimizers' gradients."""
     for each in touched:
         if not each.empty:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.accumulate import Divisor
+from gradscale.optimizer_parameters import distinct_parameters
 from gradscale.scaler.accumulating import accumulate
 from gradscale.scaler.advancing import give_up
 from gradscale.scaler.asked import AskedScaler
@@ -17,7 +18,6 @@ from gradscale.scaler.order import SWITCHED_OFF
 from gradscale.scaler.settings import (
     check_clip,
     check_optimizers,
-    distinct_parameters,
     listed,
 )
 
@@ -70,7 +70,7 @@ class GradientVerbs(AskedScaler):
             >>> scaler.update()
         """
         optimizers = listed("clip_grad_norm_", optimizer)
-        parameters = distinct_parameters(optimizers)
+        parameters = distinct_parameters(*optimizers)
         check_clip("clip_grad_norm_", "max_norm", max_norm)
         if not self._enabled:
             return torch.nn.utils.clip_grad_norm_(
@@ -119,7 +119,7 @@ class GradientVerbs(AskedScaler):
             [[0.25, 1.0]]
         """
         optimizers = listed("clip_grad_value_", optimizer)
-        parameters = distinct_parameters(optimizers)
+        parameters = distinct_parameters(*optimizers)
         check_clip("clip_grad_value_", "clip_value", clip_value)
         if not self._enabled:
             if any(parameter.grad is not None for parameter in parameters):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from torch import Tensor
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.policies.bits import MIN_SCALE
-from gradscale.policies.dynamic import Dynamic
-from gradscale.policies.policy import Observation, Policy, advance
+from gradscale.policies.dynamic import Dynamic, DynamicState
+from gradscale.policies.policy import Observation, Policy, PolicyState, advance
+from gradscale.policies.static import Static
 from gradscale.scaler.known_scale import KnownScale, lowest_factor
 from gradscale.scaler.order import NO_SCALE
 from gradscale.scaler.settings import TORCH_NUMBERS
-from gradscale.scaler.state import copy_state_, dump_state, fill_state_
+from gradscale.scaler.state import Fields, copy_state_, dump_state, fill_state_
+from gradscale.torch_types import StateDict
 
 
 class HeldScale:
@@ -46,12 +48,12 @@ class HeldScale:
             layerwise.use_functions(functions)
         self.tensor: Tensor | None = None
         self.tracker: Tensor | None = None
-        self.state: Any = None
+        self.state: PolicyState | None = None
         self.known = KnownScale()
         first: float | None = getattr(policy, "init_scale", None)
         self.init_scale = float(policy.init().scale if first is None else first)
         self.init_growth_tracker = 0
-        self.loaded: Mapping[str, Any] | None = None
+        self.loaded: Mapping[str, object] | None = None
 
     def ready(self, call: str) -> Tensor:
         """S, of which this call has need.
@@ -80,9 +82,9 @@ class HeldScale:
         """A bound of S from below that costs nothing: from 1 on no quotient overflows."""
         return scale.item() if scale.is_cpu else self.known.at_least(scale)
 
-    def rebound(self) -> Any:
+    def rebound(self) -> PolicyState:
         """The policy's state, with tensors that other code has put into torch's attributes."""
-        state = self.state
+        state = cast(PolicyState, self.state)  # there since the first loss
         if state.scale is not self.tensor:
             state = state._replace(scale=self.tensor)
         tracker: Tensor | None = getattr(state, "growth_tracker", None)
@@ -108,7 +110,7 @@ class HeldScale:
         if isinstance(policy, Dynamic):
             # Two octaves above the floor a back-off cannot meet it, rounding included.
             high = clean or before * policy.backoff_factor > 2 * policy.min_scale
-            policy.update_(state, observation, ignore, high)
+            policy.update_(cast(DynamicState, state), observation, ignore, high)
         else:
             copy_state_(state, advance(policy, state, observation, ignore))
         if known is not None:
@@ -123,6 +125,11 @@ class HeldScale:
             self.known.note(scale.fill_(new), new)
 
     @property
+    def constant(self) -> bool:
+        """Whether nothing but the user moves it."""
+        return isinstance(self.policy, Static)
+
+    @property
     def floor(self) -> float:
         """The lowest scale that the policy allows."""
         return getattr(self.policy, "min_scale", MIN_SCALE)
@@ -132,7 +139,7 @@ class HeldScale:
         """What an overflow multiplies it by, as far as the policy has one such number."""
         return getattr(self.policy, "backoff_factor", TORCH_NUMBERS["backoff_factor"])
 
-    def saved_fields(self) -> dict[str, Any]:
+    def saved_fields(self) -> Fields:
         """The policy's state as plain values. Reads the device."""
         if self.state is not None:
             return dump_state(self.rebound())
@@ -140,7 +147,7 @@ class HeldScale:
         fill_state_(state, {**(self.loaded or {}), "scale": self.init_scale})
         return dump_state(state)
 
-    def take_over(self, policy: Policy, fields: Mapping[str, Any]) -> None:
+    def take_over(self, policy: Policy, fields: Fields) -> None:
         """Goes on with this policy, at saved fields that fit it."""
         self.init_scale = float(fields["scale"])
         self.init_growth_tracker = int(fields["growth_tracker"])
@@ -151,15 +158,16 @@ class HeldScale:
             return
         # The tensors stay the same ones, because captured graphs hold them.
         self.begin_on(scale.device)
-        if type(before) is type(self.state):
-            copy_state_(before, self.state)
+        made = self.rebound()
+        if before is not None and type(before) is type(made):
+            copy_state_(before, made)
             self.state = before
-        scale.copy_(self.state.scale)
+        scale.copy_(made.scale)
         tracker.fill_(self.init_growth_tracker)
         self.tensor, self.tracker = scale, tracker
         self.rebound()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         """Numbers instead of tensors, so that a copy begins on whatever device it is used."""
         scale = self.init_scale if self.tensor is None else float(self.tensor)
         tracker = self.init_growth_tracker if self.tracker is None else int(self.tracker)

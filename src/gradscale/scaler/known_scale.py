@@ -22,6 +22,7 @@ from gradscale.policies.static import Static
 COPY_AFTER = 8
 """Steps without news of the scale after which a copy is sent to the host."""
 
+# Float32 rounds a product by 2^-24 of it at most: sixteen times that keeps a bound below it.
 ROUNDING = 1 - 2.0**-20
 """More than float32 rounds off a product."""
 

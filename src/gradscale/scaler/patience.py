@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradscale.outcomes.outcome import OptimizerOutcome
-from gradscale.policies.static import Static
 from gradscale.ranks import distributed
 from gradscale.scaler.held_scale import HeldScale
 
@@ -35,11 +34,11 @@ class Patience:
     if a few of those do not help, the same trial tells whether any scale would.
 
     Attributes:
-        depends: what is known of this loop's losses; None if nothing is.
+        depends: whether this loop's losses depend on the scale: 1, 0, or -1 while nobody knows.
     """
 
     def __init__(self) -> None:
-        self.depends: bool | None = None
+        self.depends = -1
         self._before = 0.0
         self._return_to = 0.0
         self._trial: str | None = None
@@ -50,14 +49,14 @@ class Patience:
     @property
     def active(self) -> bool:
         """Whether steps that are taken mean something, too."""
-        return self._trial is not None or self._first is not None or self.depends is False
+        return self._trial is not None or self._first is not None or self.depends == 0
 
     def hear(self, outcome: OptimizerOutcome, held: HeldScale) -> None:
         """Takes note of a step, in order; may change the scale of the next one."""
         scale = held.tensor
         # Ranks that hear by themselves may hear different things, and must not act on them.
         alone = distributed() and outcome.skipped and not outcome.agreed
-        if scale is None or alone or isinstance(held.policy, Static):
+        if scale is None or alone or held.constant:
             return
         bad = outcome.skipped and (outcome.reason == "nonfinite_loss" or outcome.suspected)
         if self._trial is not None:
@@ -66,7 +65,7 @@ class Patience:
             self._hear_bad(outcome, held, scale)
         elif not outcome.skipped:
             self._first, self._proved = None, False
-            self.depends = None if self.depends is False else self.depends
+            self.depends = -1 if self.depends == 0 else self.depends
 
     def _hear_bad(self, outcome: OptimizerOutcome, held: HeldScale, scale: Tensor) -> None:
         if self._first is None:
@@ -91,7 +90,7 @@ class Patience:
             return
         if self._trial == "low":
             if bad:  # no scale helps
-                self.depends = False
+                self.depends = 0
                 self._end(held, scale, self._before)
             elif self._return_to < self._before:  # it is overflow after overflow, and goes on
                 self._proved = True
@@ -101,7 +100,7 @@ class Patience:
                 held.set_to(scale, self._before)
             return
         if bad:
-            self.depends = self._proved = True
+            self.depends, self._proved = 1, True
             self._end(held, scale, self._before * held.backoff_factor)
         else:
             self._end(held, scale, None)

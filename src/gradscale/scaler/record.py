@@ -98,7 +98,7 @@ class Record(dict[str, Any]):
         self["found_inf_per_device"] = {}
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Record:
+    def of(cls, given: Mapping[str, object]) -> Record:
         """A record that somebody else has made of torch's entries."""
         if isinstance(given, Record):
             return given
@@ -167,7 +167,7 @@ class Record(dict[str, Any]):
 class Records(defaultdict[int, Record]):
     """The records of a step by `id(optimizer)`; what others put in becomes a `Record`."""
 
-    def __init__(self, given: Mapping[int, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, given: Mapping[int, Mapping[str, object]] | None = None) -> None:
         super().__init__(Record)
         for key, record in (given or {}).items():
             self[key] = record
@@ -177,15 +177,15 @@ class Records(defaultdict[int, Record]):
         _put(self, key, record)  # not through `self[key] =`, a call more in every step
         return record
 
-    def __setitem__(self, key: int, record: Mapping[str, Any]) -> None:
+    def __setitem__(self, key: int, record: Mapping[str, object]) -> None:
         super().__setitem__(key, Record.of(record))
 
-    def copy(self) -> Any:
+    def copy(self) -> Records:
         """Another dictionary of the same records, for who puts them aside for a while."""
         return Records(self)
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> Records:
         return Records(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Records, (dict(self),)

@@ -13,10 +13,10 @@ from torch import Tensor
 import gradscale.policies
 from gradscale.entries import Entries, shown
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
-from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.counters import Counters
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
-from gradscale.policies.policy import Policy
-from gradscale.scaler.state import VERSION, describe
+from gradscale.policies.policy import Policy, PolicyState
+from gradscale.scaler.state import VERSION, Fields, describe
 
 _MOST = 2**31 - 1  # of a tracker, which is an int32
 _RANGES: dict[str, tuple[float, float]] = {
@@ -44,13 +44,13 @@ class SavedState(NamedTuple):
     """
 
     policy: Policy
-    fields: dict[str, Any]
+    fields: Fields
     counters: Counters | None
     plans: SavedPlans | None
     differing: list[str]
 
 
-def read_saved(saved: Mapping[str, Any], policy: Policy, *, restore: bool) -> SavedState:
+def read_saved(saved: Mapping[str, object], policy: Policy, *, restore: bool) -> SavedState:
     """Reads what `state_dict` of this or of torch's scaler gave.
 
     Args:
@@ -77,7 +77,7 @@ def read_saved(saved: Mapping[str, Any], policy: Policy, *, restore: bool) -> Sa
     if restore:
         policy = _torchs(held, policy) if described is None else _built(described)
     tracker = held.optional(lambda key: held.count(key, most=_MOST), "_growth_tracker") or 0
-    fields: dict[str, Any] = {"growth_tracker": tracker}
+    fields: dict[str, object] = {"growth_tracker": tracker}
     if described is not None and described.held.get("name") == type(policy).__name__:
         fields |= own.within("state").held
     fields["scale"] = scale
@@ -91,7 +91,7 @@ def read_saved(saved: Mapping[str, Any], policy: Policy, *, restore: bool) -> Sa
     )
 
 
-def _check_scale_is_there(saved: Mapping[str, Any]) -> None:
+def _check_scale_is_there(saved: Mapping[str, object]) -> None:
     if "scale" in saved:
         return
     looks = f"has the keys {shown(sorted(map(str, saved)))}"
@@ -176,25 +176,24 @@ def _quoted(value: object) -> str:
 
 
 def _counters(held: Entries) -> Counters:
-    reasons = held.within("reasons")
+    within = held.within("reasons")
+    reasons = {name: within.count(name) for name in within.held}
     return Counters(
         steps=held.count("steps"),
         skipped=held.count("skipped"),
         consecutive=held.count("consecutive"),
-        reasons={name: reasons.count(name) for name in reasons.held},
+        reasons={name: count for name, count in reasons.items() if count},
         updates=held.optional(held.count, "updates") or 0,
     )
 
 
-def _fitting(state: Any, saved: Entries) -> dict[str, Any]:
+def _fitting(state: PolicyState, saved: Entries) -> Fields:
     """The saved fields that `state` has, each of its shape and within its range."""
-    fields: dict[str, Any] = {}
+    fields: Fields = {}
     for name, current in state._asdict().items():
         if not saved.has(name):
             continue
-        if not isinstance(current, Tensor):
-            fields[name] = _fitting(current, saved.entries(name))
-        elif current.dim() == 0:
+        if current.dim() == 0:
             fields[name] = _number(saved, name, whole=not current.is_floating_point())
         else:
             fields[name] = _numbers(saved, name, current)

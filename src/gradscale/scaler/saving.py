@@ -5,29 +5,41 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
+from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.triage import REASONS
 from gradscale.scaler.books import Books
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.record import Records
 from gradscale.scaler.saved_state import read_saved
 from gradscale.scaler.state import VERSION, describe
+from gradscale.torch_types import StateDict
 
 
-def own_state(held: HeldScale, books: Books) -> dict[str, Any]:
+def own_state(held: HeldScale, books: Books) -> StateDict:
     """What torch's five numbers do not say. Reads the device."""
     # First, because a plan that is due may change the scale.
     layerwise = None if held.layerwise is None else held.layerwise.state_dict()
-    own: dict[str, Any] = {
+    own: StateDict = {
         "version": VERSION,
         "policy": describe(held.policy),
         "state": held.saved_fields(),
-        "counters": asdict(books.ledger.counters),
+        "counters": _every_reason(books.ledger.counters),
     }
     if layerwise is not None:
         own["layerwise"] = layerwise
     return own
+
+
+def _every_reason(counters: Counters) -> dict[str, object]:
+    """Counters as they are saved: those of reasons that have not come up are zeros.
+
+    `torch.distributed.checkpoint` reads what the scaler that loads has saved itself, key by key; a
+    fresh one has met no reason yet, and would be given none.
+    """
+    return {**asdict(counters), "reasons": {**dict.fromkeys(REASONS, 0), **counters.reasons}}
 
 
 def warn_of_sums(records: Records) -> None:
@@ -45,7 +57,7 @@ def load(
     held: HeldScale,
     step: CurrentStep,
     books: Books,
-    saved: Mapping[str, Any],
+    saved: Mapping[str, object],
     configuration: Literal["keep", "restore"],
 ) -> None:
     """Takes over a saved state, or nothing of it; see `GradScaler.load_state_dict`."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gradscale.gradients.flags import inverse
+from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
+from gradscale.layerwise.planner_argument import PlannerArgument, layerwise_of
 from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
-from gradscale.outcomes.schedule import step_if_taken
+from gradscale.outcomes.schedule import Follower, step_if_taken
 from gradscale.policies.policy import Policy
+from gradscale.ranks import Ranks
 from gradscale.scaler.advancing import end_step
 from gradscale.scaler.books import Books
 from gradscale.scaler.closures import ClosureStep, closure_in
@@ -26,15 +29,16 @@ from gradscale.scaler.order import refuse
 from gradscale.scaler.scaling import scale_without_loss, scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
-    build_layerwise,
     check_callback,
     choose_policy,
     present_device,
 )
-from gradscale.scaler.stepping import divided_first, step_of_its_own, take_or_skip
+from gradscale.scaler.stepping import divided_first, step_call, step_of_its_own, take_or_skip
 from gradscale.undo.degrees import Degrees, Way
 from gradscale.undo.readers import takes_scaler
 from gradscale.undo.undo import Undo
+
+Outputs = TypeVar("Outputs")
 
 
 class GradScaler(GradientVerbs):
@@ -100,9 +104,9 @@ class GradScaler(GradientVerbs):
         policy: Policy | None = None,
         undo: Way | Degrees = "gradient",
         sync_free: bool = False,
-        layerwise: Any = False,
+        layerwise: Layerwise | PlannerArgument | None = False,
         injected: Injected = "warn",
-        process_group: Any = None,
+        process_group: Ranks | None = None,
         on_skip: Callable[[OptimizerOutcome], object] | None = None,
     ) -> None:
         numbers = (init_scale, growth_factor, backoff_factor, growth_interval)
@@ -111,18 +115,18 @@ class GradScaler(GradientVerbs):
         super().__init__(device, enabled=False)
         self._enabled = enabled
         self._undo = Undo(undo, sync_free)
-        plan = build_layerwise(layerwise, process_group)
+        plan = layerwise_of(layerwise, process_group)
         self._held, self._step, self._books = (
             HeldScale(chosen, plan, FunctionVerdicts(injected)),
             CurrentStep(process_group),
-            Books(),
+            Books(sync_free),
         )
         if on_skip is not None:
             self.on_skip(on_skip)
         self._step.begin(chosen, plan)
 
     @eager
-    def scale(self, outputs: Any, *, inputs: Any = None) -> Any:
+    def scale(self, outputs: Outputs, *, inputs: object = None) -> Outputs:
         """Multiplies a loss, or a nesting of lists and tuples of them, by the scale.
 
         Half-precision losses are promoted to float32 first, where the product cannot overflow.
@@ -152,17 +156,22 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return
-        scale = scale_without_loss(self._held, self._step, optimizer, "unscale_")
-        record = self._step.records[id(optimizer)]
+        held, step = self._held, self._step
+        scale = held.tensor
+        if scale is None:
+            scale = scale_without_loss(held, step, optimizer, "unscale_")
+        record = step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "unscale_")
         if record.sums is None:
-            divide(self._held, self._step, optimizer, record, inverse(scale))
+            divide(held, step, optimizer, record, inverse(scale))
         else:
-            deliver(self._held, self._step, optimizer, record)
+            deliver(held, step, optimizer, record)
 
     @eager
-    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+    def step(
+        self, optimizer: torch.optim.Optimizer, *args: object, **kwargs: object
+    ) -> float | None:
         """Divides and checks the gradients, then steps the optimizer unless one was not finite.
 
         A closure (LBFGS, SAM) scales its loss itself, ``scaler.scale(loss).backward()``, and
@@ -182,22 +191,25 @@ class GradScaler(GradientVerbs):
             RuntimeError: if called twice in one step, or if a closure does not scale its loss.
         """
         if not self._enabled:
-            return optimizer.step(*args, **kwargs)
+            return step_call(optimizer, args, kwargs)()
         closure = closure_in(args, kwargs) if args or kwargs else None
         held, step, undo = self._held, self._step, self._undo
         if closure is None and held.tensor is None:
             scale_without_loss(held, step, optimizer, "step")
         step.open()
         record = step.records[id(optimizer)]
-        if not record.untouched:
+        untouched = record.untouched
+        if not untouched:
             refuse(record, "step")
         if takes_scaler(optimizer):
-            return step_of_its_own(self, held, step, optimizer, record, *args, **kwargs)
-        if record.untouched and closure is None and divided_first(step, undo, optimizer, record):
+            call = step_call(optimizer, args, {**kwargs, "grad_scaler": self})
+            return step_of_its_own(held, step, optimizer, record, call)
+        if untouched and closure is None and divided_first(step, undo, optimizer, record):
             self.unscale_(optimizer)
         if closure is not None:
             return ClosureStep(held, step, undo, optimizer, record).take(closure, args, kwargs)
-        return take_or_skip(held, step, undo, optimizer, record, *args, **kwargs)
+        call = step_call(optimizer, args, kwargs) if args or kwargs else optimizer.step
+        return take_or_skip(held, step, undo, optimizer, record, call)
 
     @eager
     def update(self, new_scale: float | Tensor | None = None) -> None:
@@ -230,7 +242,8 @@ class GradScaler(GradientVerbs):
 
         Example:
             >>> from gradscale import GradScaler
-            >>> def stop(alarm):
+            >>> from gradscale.outcomes import Alarm
+            >>> def stop(alarm: Alarm) -> None:
             ...     raise SystemExit(alarm.message)
             >>> GradScaler("cpu").on_alarm(stop)
         """
@@ -238,16 +251,24 @@ class GradScaler(GradientVerbs):
         self._books.alarm.on_alarm.append(callback)
 
     def name_parameters(self, model: torch.nn.Module) -> None:
-        """Lets outcomes and plans name this model's parts; else optimizers' own names are used.
+        """Lets outcomes and plans name this model's parts.
 
+        Where nobody calls it, names are learnt when they are first asked for: from the optimizer,
+        from `half_precision`, from a watch, or by looking for the module that owns the parameters.
         After a step lost to bad data its buffers are looked at, too: those that the forward pass
         has left infinite or NaN are named in a warning.
         """
         self._step.models.know(model)
-        self._step.names.update({id(p): name for name, p in model.named_parameters()})
+        self._step.names.know(model)
         self._held.functions.naming.know(model)
 
-    def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
+    def step_scheduler(
+        self,
+        scheduler: Follower,
+        *args: object,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: object,
+    ) -> bool:
         """Calls `scheduler.step(...)` unless its optimizer skipped the last step; see `schedule`.
 
         Example:
@@ -265,4 +286,4 @@ class GradScaler(GradientVerbs):
         if not self._enabled:
             scheduler.step(*args, **kwargs)
             return True
-        return step_if_taken(self._step.outcome, scheduler, *args, **kwargs)
+        return step_if_taken(self._step.outcome, scheduler, *args, optimizer=optimizer, **kwargs)

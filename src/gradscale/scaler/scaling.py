@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,16 +14,18 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.given_up import Counts, look_for_new_step
 from gradscale.scaler.held_scale import HeldScale
 
+Outputs = TypeVar("Outputs")
 
-def scaled(held: HeldScale, step: CurrentStep, outputs: Any, inputs: Any) -> Any:
+
+def scaled(held: HeldScale, step: CurrentStep, outputs: Outputs, inputs: object) -> Outputs:
     """A nesting of losses, multiplied by the scale; see `GradScaler.scale`."""
     evidence = step.evidence
     earlier = len(evidence.losses), len(evidence.inputs)
     if inputs is not None:
         evidence.inputs.append(inputs)
     if isinstance(outputs, Tensor):
-        return _tensor(held, step, outputs, earlier)
-    return _nested(held, step, outputs, earlier)
+        return cast(Outputs, _tensor(held, step, outputs, earlier))
+    return cast(Outputs, _nested(held, step, outputs, earlier))
 
 
 def scale_without_loss(
@@ -41,11 +43,11 @@ def scale_without_loss(
     return held.ready(call)
 
 
-def _nested(held: HeldScale, step: CurrentStep, outputs: Any, earlier: Counts) -> Any:
+def _nested(held: HeldScale, step: CurrentStep, outputs: object, earlier: Counts) -> object:
     if isinstance(outputs, Tensor):
         return _tensor(held, step, outputs, earlier)
     if isinstance(outputs, Iterable) and not isinstance(outputs, str | bytes | Mapping):
-        items = cast("Iterable[Any]", outputs)
+        items = cast("Iterable[object]", outputs)
         products = (_nested(held, step, item, earlier) for item in items)
         if isinstance(outputs, list | tuple):
             return type(outputs)(products)  # pyright: ignore[reportUnknownVariableType]
@@ -67,6 +69,8 @@ def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts)
     step.bring_along(scale)
     number = step.evidence.note_loss(output)
     given = output
+    # Torch promotes a half 0-d loss times the float32 0-d scale by itself; only where one of two
+    # factors has dimensions does that one's dtype win.
     if output.dim() and output.dtype in (torch.float16, torch.bfloat16):
         output = output.to(torch.float32)
     if layerwise is not None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from gradscale.layerwise import Layerwise
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
 
-TORCH_NUMBERS: dict[str, Any] = {
+TORCH_NUMBERS: dict[str, float | int] = {
     "init_scale": 2.0**16,
     "growth_factor": 2.0,
     "backoff_factor": 0.5,
@@ -29,7 +28,7 @@ class InvalidSetting(ValueError, AssertionError):
     """A ValueError that is also an AssertionError, because torch raises the latter for factors."""
 
 
-def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any]) -> Policy:
+def choose_policy(policy: Policy | None, enabled: bool, numbers: Mapping[str, Any]) -> Policy:
     """The policy given, or `Dynamic` made of torch's four numbers.
 
     Raises:
@@ -56,7 +55,7 @@ def choose_policy(policy: Policy | None, enabled: bool, numbers: dict[str, Any])
     return chosen
 
 
-def _refuse_no_policy(policy: Any) -> None:
+def _refuse_no_policy(policy: object) -> None:
     if isinstance(policy, Policy):
         return
     if isinstance(policy, type):
@@ -85,7 +84,7 @@ def listed(
     return optimizers
 
 
-def no_optimizer(given: Any) -> TypeError:
+def no_optimizer(given: object) -> TypeError:
     """What to say of something that has no parameters to step; wrappers of optimizers have some."""
     hint = "`scaler.step(optimizer)`"
     if isinstance(getattr(given, "__self__", None), torch.optim.Optimizer):
@@ -99,7 +98,7 @@ def no_optimizer(given: Any) -> TypeError:
     )
 
 
-def check_optimizers(call: str, optimizers: Iterable[Any]) -> None:
+def check_optimizers(call: str, optimizers: Iterable[object]) -> None:
     """Refuses what is no optimizer.
 
     Raises:
@@ -124,13 +123,7 @@ def check_needs(call: str, needs: Iterable[str]) -> None:
             raise ValueError(f"`{call}({need!r})` must be 'amax' or 'exponents'. Pass one of them.")
 
 
-def distinct_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
-    """The parameters of several optimizers, each once, in order."""
-    groups = (group["params"] for each in optimizers for group in each.param_groups)
-    return list({id(p): p for parameters in groups for p in parameters}.values())
-
-
-def check_real(call: str, name: str, value: Any) -> None:
+def check_real(call: str, name: str, value: object) -> None:
     """Refuses what is no real number.
 
     Raises:
@@ -156,7 +149,7 @@ def check_clip(call: str, name: str, value: float) -> None:
         )
 
 
-def check_callback(call: str, callback: Any) -> None:
+def check_callback(call: str, callback: object) -> None:
     """Refuses what cannot be called when a step is skipped.
 
     Raises:
@@ -168,7 +161,7 @@ def check_callback(call: str, callback: Any) -> None:
         )
 
 
-def check_listener(sink: Any, every: int) -> None:
+def check_listener(sink: object, every: int) -> None:
     """Refuses what cannot be called with metrics, or never would be.
 
     Raises:
@@ -184,8 +177,9 @@ def check_listener(sink: Any, every: int) -> None:
         raise ValueError(f"`log_to(every={every})` must be at least 1. Pass 1 for every step.")
 
 
-def _warn_of_rounding(numbers: dict[str, Any]) -> None:
+def _warn_of_rounding(numbers: Mapping[str, float]) -> None:
     for name in ("growth_factor", "backoff_factor"):
+        # The mantissa, in [0.5, 1), of a power of two and of no other number.
         if math.frexp(numbers[name])[0] != 0.5:
             warnings.warn(
                 f"`GradScaler({name}={numbers[name]})` is not a power of two: multiplying and "
@@ -232,7 +226,7 @@ def check_scale(call: str, scale: float) -> None:
         )
 
 
-def replace_setting(policy: Policy, name: str, value: Any) -> Policy:
+def replace_setting(policy: Policy, name: str, value: object) -> Policy:
     """The policy with another value for one hyperparameter.
 
     Raises:
@@ -274,14 +268,3 @@ def scale_to_set(new_scale: float | Tensor) -> float | Tensor:
         check_scale(f"update(new_scale=tensor({float(new)}))", float(new))
     # On an accelerator a check would wait for it: there the value is brought into range.
     return new.to(torch.float32).nan_to_num(MIN_SCALE, MAX_FLOAT32).clamp(MIN_SCALE, MAX_FLOAT32)
-
-
-def build_layerwise(layerwise: Any, process_group: Any) -> Layerwise | None:
-    """The layer-wise part of a scaler; None for False and None.
-
-    Raises:
-        TypeError: if `layerwise` is nothing that decides plans.
-    """
-    if layerwise is False or layerwise is None:
-        return None
-    return Layerwise.of(layerwise, process_group)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.gradients.flags import combined, read_together
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, keep, quotient_overflowed, with_quotients
-from gradscale.scaler.fused import handed_over
+from gradscale.scaler.fused import step_deciding
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.record import Record
 from gradscale.undo.readers import steps_fused
 from gradscale.undo.select import mark_taken, prepared, selected
 from gradscale.undo.undo import Undo
+
+StepCall = Callable[[], float | None]
+"""An optimizer's own `step`, with all that it is given."""
+
+
+def step_call(
+    optimizer: torch.optim.Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> StepCall:
+    """The optimizer's own step with these arguments, to be called or not."""
+    return partial(cast("Callable[..., float | None]", optimizer.step), *args, **kwargs)
 
 
 def divided_first(
@@ -35,18 +48,17 @@ def take_or_skip(
     undo: Undo,
     optimizer: torch.optim.Optimizer,
     record: Record,
-    *args: Any,
-    **kwargs: Any,
+    call: StepCall,
 ) -> float | None:
     """Steps an optimizer, unless a gradient of it is not finite."""
     if steps_fused(optimizer):
-        result = _fused_step(held, step, optimizer, record, *args, **kwargs)
+        result = _fused_step(held, step, optimizer, record, call)
     elif undo.sync_free and prepared(optimizer):
-        result = _selected_step(held, step, optimizer, record, *args, **kwargs)
+        result = _selected_step(held, step, optimizer, record, call)
     else:
         if undo.absorbs and record.untouched:
             keep(held, step, undo, optimizer, record)
-        result = host_step(held, step, undo, optimizer, record, *args, **kwargs)
+        result = host_step(held, step, undo, optimizer, record, call)
     record.stepped()
     return result
 
@@ -60,9 +72,8 @@ def outcome_of(
 ) -> OptimizerOutcome:
     """The outcome of an optimizer's step, entered where everybody looks for it."""
     outcome = OptimizerOutcome(optimizer, flags, scale, step.evidence)
-    outcome.micro_batches = record.added
-    if record.dropped is not None:
-        outcome.dropped_micro_batches = record.dropped
+    if record.added:
+        outcome.micro_batches, outcome.dropped_micro_batches = record.added, record.dropped
     record.outcome = outcome
     step.outcome.add(outcome)
     return outcome
@@ -74,8 +85,7 @@ def host_step(
     undo: Undo,
     optimizer: torch.optim.Optimizer,
     record: Record,
-    *args: Any,
-    **kwargs: Any,
+    call: StepCall,
 ) -> float | None:
     """A step that the host decides, with one read; torch's `_maybe_opt_step`."""
     if undo.absorbs:
@@ -84,8 +94,10 @@ def host_step(
     scale = held.ready("step")
     outcome = outcome_of(step, optimizer, record, flags, scale)
     skipped, value = read_together(flags, scale)
+    # The transfer that had to be made brings the scale along: its bound is exact again.
     if not scale.is_cpu:
         held.known.note(scale, value)
+    # From a scale of 1 on no quotient is larger than the gradient that was checked.
     if not skipped and value < 1 and not record.kept:
         skipped = outcome.unrepresentable = quotient_overflowed(step, optimizer, scale, flags)
     outcome.settle(skipped, value, step.process_group)
@@ -93,8 +105,8 @@ def host_step(
         return None
     if undo.absorbs:
         with undo.carrying(optimizer, value if record.kept else 1.0):
-            return optimizer.step(*args, **kwargs)
-    result = optimizer.step(*args, **kwargs)
+            return call()
+    result = call()
     if undo.sync_free:
         mark_taken(optimizer)
     return result
@@ -105,8 +117,7 @@ def _selected_step(
     step: CurrentStep,
     optimizer: torch.optim.Optimizer,
     record: Record,
-    *args: Any,
-    **kwargs: Any,
+    call: StepCall,
 ) -> float | None:
     """A step that the device takes or leaves: nothing is read on the host."""
     scale = held.ready("step")
@@ -116,7 +127,7 @@ def _selected_step(
     found_inf = combined(list(flags.values()), scale.device)
     outcome_of(step, optimizer, record, [found_inf], scale.clone())
     with selected(optimizer, found_inf):
-        return optimizer.step(*args, **kwargs)
+        return call()
 
 
 def _fused_step(
@@ -124,48 +135,54 @@ def _fused_step(
     step: CurrentStep,
     optimizer: torch.optim.Optimizer,
     record: Record,
-    *args: Any,
-    **kwargs: Any,
+    call: StepCall,
 ) -> float | None:
     """A step that the optimizer's own kernel takes or leaves, dividing on the way."""
     scale = held.ready("step")
     on_cpu = scale.is_cpu
     # On an accelerator `update` changes the scale before anybody reads this one.
     at = scale if on_cpu else scale.clone()
-    divisor, flags = record.divisor, record.flags
+    divisor = record.divisor
     if record.untouched:
         flags, divisor = check_fused(held, step, optimizer, record), at
     elif divisor is None and held.at_least(scale) < 1:
         flags = with_quotients(step, optimizer, scale, record)
+    else:
+        flags = record.flags
     found_inf = combined(list(flags.values()), scale.device)
     outcome = outcome_of(step, optimizer, record, [found_inf], at)
     if on_cpu:
         outcome.unrepresentable = record.beyond is not None and bool(record.beyond)
         outcome.settle(bool(found_inf.item()), scale.item(), step.process_group)
-    with handed_over(optimizer, divisor, found_inf):
-        result = optimizer.step(*args, **kwargs)
+    result = step_deciding(optimizer, divisor, found_inf, call)
     if divisor is not None:
         step.gradients.mark_divided(optimizer, outcome)
     return result
 
 
 def step_of_its_own(
-    scaler: torch.amp.GradScaler,
     held: HeldScale,
     step: CurrentStep,
     optimizer: torch.optim.Optimizer,
     record: Record,
-    *args: Any,
-    **kwargs: Any,
+    call: StepCall,
 ) -> float | None:
-    """A step by torch's older contract: the optimizer asks the scaler, divides and decides."""
+    """A step by torch's older contract: the optimizer asks the scaler, divides and decides.
+
+    Args:
+        held: the scale.
+        step: the one under way.
+        optimizer: whose `step` takes `grad_scaler`.
+        record: of it.
+        call: its step, given the scaler.
+    """
     warnings.warn(
         f"`{type(optimizer).__name__}.step` takes `grad_scaler`: torch is going to stop passing "
         "it. It will set `grad_scale` and `found_inf` on the optimizer instead.",
         FutureWarning,
-        stacklevel=4,
+        stacklevel=level_of_caller(),
     )
-    result = optimizer.step(*args, **{**kwargs, "grad_scaler": scaler})
+    result = call()
     scale = held.ready("step")
     flags = list(record.flags.values())
     if flags:  # the optimizer had them checked

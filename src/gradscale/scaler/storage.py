@@ -6,6 +6,8 @@ import warnings
 
 import torch
 
+from gradscale.callers import level_of_caller
+
 
 def warn_of_float16(optimizer: torch.optim.Optimizer) -> None:
     """Warns if an optimizer writes float16 weights, to which most updates are too small to add.
@@ -14,6 +16,8 @@ def warn_of_float16(optimizer: torch.optim.Optimizer) -> None:
     """
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
+            # 11 significant bits: what is below half a unit, 2^-12 to 2^-11 of the weight, changes
+            # nothing when it is added.
             if parameter.dtype is torch.float16:
                 warnings.warn(
                     f"{type(optimizer).__name__} trains float16 weights without float32 masters "
@@ -22,7 +26,7 @@ def warn_of_float16(optimizer: torch.optim.Optimizer) -> None:
                     "and Adam's squares leave the format. Call "
                     "`gradscale.half_precision(model, optimizer)` before the first step, or keep "
                     "the weights in float32 under `torch.autocast`.",
-                    stacklevel=6,
+                    stacklevel=level_of_caller(),
                 )
                 return
 

@@ -68,6 +68,7 @@ class Comparison:
             raise ValueError(f"`--seeds {self.seeds}` must be at least 1.")
         if self.format == "fp32":
             raise ValueError("`--format fp32` is every comparison's first row already.")
+        # Every setting is checked now, rather than when its turn comes, hours later.
         for _ in self.runs():
             pass
 

@@ -32,6 +32,7 @@ def damaged(path: Path, way_out: str = "Start a new run.") -> Generator[None]:
     """
     try:
         yield
+    # Named already, by the file that it is really about.
     except DamagedRun:
         raise
     except _SYMPTOMS as error:

@@ -162,6 +162,7 @@ class RunFolder:
             return
         # Cut in place, as a full disk has no room for a copy.
         with os.fdopen(open_to_append(path), "ab") as file, path.open("rb") as lines:
+            # No more lines than the checkpoint counts steps.
             kept = sum(len(line) for line, _ in zip(lines, range(count), strict=False))
             with writing(path):
                 os.ftruncate(file.fileno(), kept)

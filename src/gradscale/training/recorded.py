@@ -31,6 +31,7 @@ def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
         return
     settings = trial.settings
     ours = isinstance(trial.scaler, GradScaler)
+    # At most as far apart as a watch's own default; short runs get `MEASUREMENTS`.
     every = max(1, min(100, settings.steps // MEASUREMENTS))
     with (
         watch(trial.model, trial.scaler, every=every) as watching,

@@ -19,7 +19,7 @@ from gradscale.training.settings import Settings
 from gradscale.training.trial import StepRecord, Trial
 
 SAVE_EVERY_SECONDS = 5.0
-"""What a killed run may lose; the small networks here are saved in a few milliseconds."""
+"""What a killed run may lose."""
 
 
 class Interrupted(Exception):

@@ -88,6 +88,7 @@ def outcome(scaler: TorchScaler, optimizer: torch.optim.Optimizer, scale: float)
     if isinstance(scaler, GradScaler):
         last = scaler.last_step
         return Outcome(scale, last.skipped, last.reason)
+    # Read before `update()`, which clears the flags.
     found = scaler._found_inf_per_device(optimizer).values()
     skipped = any(bool(flag.item()) for flag in found)
     return Outcome(scale, skipped, "overflow" if skipped else None)

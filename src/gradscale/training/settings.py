@@ -135,6 +135,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "policy": (SCALINGS.__contains__, f"must be one of {', '.join(SCALINGS)}"),
     "steps": (_positive, "must be at least 1"),
     "batch_size": (_positive, "must be at least 1"),
+    # Times the multiplier of `Trial._seed` it still fits into 64 bits.
     "seed": (lambda value: 0 <= value < 2**31, "must lie in [0, 2^31)"),
     "lr": (_positive, "must be a positive number"),
     "loss_divisor": (_positive, "must be a positive number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class TrialState(TypedDict):
     model: dict[str, object]
     optimizer: dict[str, object]
     scaler: dict[str, object] | None
-    watch: dict[str, object] | None
+    watch: Mapping[str, object] | None
 
 
 class Trial:
@@ -89,7 +90,7 @@ class Trial:
         self.skips: dict[str, int] = {}
         self.recorder: Recorder | None = None
         self.watching: Watch | None = None
-        self.watched: dict[str, object] | None = None
+        self.watched: Mapping[str, object] | None = None
 
     def _groups(self) -> list[dict[str, object]]:
         parameters = list(self.model.parameters())

@@ -28,6 +28,7 @@ _INSIDE: dict[Callable[..., object], tuple[int, str]] = {
 }
 _PACKED = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ELEMENTS = (F.dropout, torch.dropout)
+# In the order of their spatial dimensions, which `_channels_of` counts on.
 _CHANNELS = (F.dropout1d, F.dropout2d, F.dropout3d)
 _DRAWN = (torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.bernoulli)
 _DRAWN_INTO = (Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_)

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.graph import walk
 from gradscale.backward.names import plain_modules
 from gradscale.emulation.later_passes import next_number
 from gradscale.emulation.passes import in_autograd_node
+from gradscale.live_nodes import LiveNode
 from gradscale.nested_tensors import tensors_in
 from gradscale.truth.gradients import as_dense
 
@@ -76,6 +76,7 @@ class CallLog:
         self._open: list[_Call] = []
         self._spans: list[tuple[int, int, str]] = []
         self._handles: list[RemovableHandle] = []
+        # torch runs a backward pass in one thread a device.
         self._lock = threading.Lock()
 
     def __enter__(self) -> CallLog:
@@ -83,6 +84,7 @@ class CallLog:
             self._handles.append(
                 module.register_forward_pre_hook(self._opened(name), with_kwargs=True)
             )
+            # Also called where the module raises, or it would count as open from then on.
             self._handles.append(module.register_forward_hook(self._closed, always_call=True))
         return self
 
@@ -90,7 +92,7 @@ class CallLog:
         for handle in self._handles:
             handle.remove()
 
-    def follow(self, node: Node) -> None:
+    def follow(self, node: LiveNode) -> None:
         """Looks at what a node makes of its gradients, as it runs."""
         number, name = node._sequence_nr(), node.name()
 

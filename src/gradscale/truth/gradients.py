@@ -120,6 +120,7 @@ def _collect(found: Gradients, output: Output, node: Node, number: int) -> None:
     def keep(gradients: tuple[Tensor | None, ...]) -> None:
         grad = gradients[number]
         if grad is not None:
+            # What several passes bring to one node adds up, as in `.grad`.
             known = found.modules.get(output)
             found.modules[output] = grad.detach() if known is None else known + grad.detach()
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
-from gradscale.metrics.lost_count import count_lost, may_lose
+from gradscale.metrics.lost_count import LostBetween, count_lost, lost_between, may_lose
 from gradscale.truth.gradients import Gradients
 from gradscale.truth.judges import by_octaves, by_probe, by_truth
 from gradscale.truth.nonfinite import Scales, scale_to_run_at
@@ -61,6 +61,11 @@ class Lost:
         return count_lost(self.rows).lost_share or 0.0
 
     @property
+    def lost_between(self) -> LostBetween:
+        """The shares between which the truth lies; with a reference both are `lost_share`."""
+        return lost_between(self.rows)
+
+    @property
     def nonfinite(self) -> int:
         """How many elements overflowed or are NaN."""
         return sum(row.counts.nonfinite for row in self.rows)
@@ -90,6 +95,7 @@ class Lost:
         """Plain numbers, strings and lists, for JSON."""
         return {
             "lost_share": self.lost_share,
+            "lost_between": list(self.lost_between),
             "flushed": self.flushed,
             "nonzero": self.nonzero,
             "nonfinite": self.nonfinite,
@@ -146,6 +152,7 @@ def measure_lost(
         raise ValueError(f"`measure_lost(method={method!r})` must be one of {', '.join(HOW)}.")
     narrow = None if format is None else FloatFormat.of(format)
     if method == "reference":
+        # First the truth: it draws the random numbers that the pass below will draw.
         true = reference(model, loss, precision=precision, draw_alike=True)
         stored = one_pass(model, loss, scale, draw_alike=True)
         return compared(true, stored, narrow)

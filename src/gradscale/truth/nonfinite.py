@@ -124,6 +124,7 @@ def scale_to_run_at(scale: float | Scales) -> float:
 
 
 def _hunt(model: nn.Module, loss: Loss, scale: float) -> Nonfinite:
+    # Before the pass: what was bad to begin with has no first place.
     named = [*model.named_parameters(), *model.named_buffers()]
     bad = tuple(name for name, value in named if nonfinite(value))
     with CallLog(model) as log:

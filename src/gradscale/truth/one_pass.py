@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradscale.backward.cancellation import Cancellations
 from gradscale.backward.graph import walk
+from gradscale.backward.injection import scale_injected
 from gradscale.backward.names import parameter_names
 from gradscale.emulation import emulating
 from gradscale.emulation.later_passes import ENGINE, Engine
@@ -31,6 +32,8 @@ def one_pass(
     draw_alike: bool = False,
 ) -> Gradients:
     """The gradients of `scale * loss(model)`; the model, its gradients and the RNG stay as is.
+
+    What a user's function adds to them is multiplied by the scale, too.
 
     Args:
         model: any.
@@ -58,7 +61,7 @@ def one_pass(
             found.loss, found.scale = float(value.detach()), scale
             formats = emulating(value)
             found.emulated = None if formats is None else formats.backward
-            with _strangers_without_gradients(model, value):
+            with _strangers_without_gradients(model, value), _injected_scaled(value, scale):
                 sums = Cancellations(walk(value)) if cancelled else None
                 # Half precision cannot hold a scale such as 2^16.
                 run_backward(value.to(torch.float32) * scale)
@@ -113,6 +116,22 @@ def run_backward(loss: Tensor) -> None:
         allow_unreachable=True,
         accumulate_grad=True,
     )
+
+
+@contextmanager
+def _injected_scaled(loss: Tensor, scale: float) -> Generator[None]:
+    """Gradients that functions return of their own are at the scale, as `injected="scale"` does."""
+    walked = walk(loss)
+    remove = scale_injected(
+        walked,
+        sorted(walked.graph.unproven) if scale != 1 else (),
+        torch.full((), scale, device=loss.device),
+        lambda node, name, why: None,  # advice and watch name those that cannot be asked
+    )
+    try:
+        yield
+    finally:
+        remove()
 
 
 @contextmanager

@@ -62,12 +62,12 @@ def reference(
             "range of float32."
         )
     dtype = DTYPES[precision]
-    subject = copied(model) if copy else model
+    subject = fresh_copy(model) if copy else model
     single = precision == "fp32"
     return one_pass(subject, loss, dtype=dtype, cancelled=single, draw_alike=draw_alike)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def fresh_copy(model: nn.Module) -> nn.Module:
     """A deep copy without gradients.
 
     Raises:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.cancellation import mostly
-from gradscale.backward.measure_counts import count_into, empty_counts
+from gradscale.backward.measure_counts import count_into
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import Counts, unscaled_counts
 from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
@@ -127,9 +128,19 @@ def _row(place: RowTensors, format: FloatFormat, scale: float, method: Method, j
         seen, true, flushed = seen + counts, true + found.counts, flushed + found.flushed
     zeros = [pair.zeros for pair in place.pairs if pair.zeros is not None]
     negligible = bool(zeros) and all(bool(mostly(each)) for each in zeros)
+    # Rounded up: at a scale between two powers nothing is called safe that overflows.
     exponent, window = ceil_exponent(scale), window_of(true, shown)
     return Row(
-        place.name, place.kind, shown.name, seen, exponent, flushed, method, window, negligible
+        name=place.name,
+        kind=place.kind,
+        format=shown.name,
+        counts=seen,
+        exponent=exponent,
+        flushed=flushed,
+        method=method,
+        window=window,
+        negligible=negligible,
+        unsure=0 if method == "reference" else seen.zero,
     )
 
 

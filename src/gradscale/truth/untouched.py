@@ -75,6 +75,7 @@ def _taken(leaf: Tensor) -> tuple[Tensor | None, Tensor | None, dict[int, object
 
 @contextmanager
 def _spare_buffers(model: nn.Module, dtype: torch.dtype | None) -> Generator[None]:
+    # By identity: a buffer that two modules share stays one.
     spare: dict[int, Tensor] = {}
     before = [(module, dict(module._buffers)) for module in model.modules()]
     for module, buffers in before:

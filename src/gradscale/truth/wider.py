@@ -69,6 +69,7 @@ class _Wider(TorchFunctionMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         del types
+        # What is written to stays: a wider copy would be written to in its place.
         kept = 1 if _writes(func) else 0
         read = [tree_map(self._widened, value) for value in args[kept:]]
         named = {

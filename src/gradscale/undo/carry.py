@@ -12,15 +12,16 @@ import math
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradscale.torch_types import ParamGroup, StateDict
 from gradscale.undo.degrees import Degrees, check_state, from_table
 from gradscale.undo.own_step import own_step
 
 STATE_SCALE = "state_scale"
+# The normal numbers of float32, in which kernels compute with a setting.
 SMALLEST, LARGEST = 2.0**-126, torch.finfo(torch.float32).max
 _MARK = "_gradscale_carrier"
 
@@ -60,7 +61,7 @@ class _ScaledSettings:
 
     def __init__(self, optimizer: torch.optim.Optimizer, degrees: Degrees, scale: float) -> None:
         self._optimizer, self._degrees, self._scale = optimizer, degrees, scale
-        self._own: list[tuple[dict[str, Any], str, Any]] = []
+        self._own: list[tuple[ParamGroup, str, object]] = []
 
     def put_in(self) -> None:
         if self._scale == 1:
@@ -81,8 +82,8 @@ class _ScaledSettings:
 
 
 def _setting(
-    optimizer: torch.optim.Optimizer, name: str, value: Any, degree: int, scale: float
-) -> Any:
+    optimizer: torch.optim.Optimizer, name: str, value: Tensor | float, degree: int, scale: float
+) -> Tensor | float:
     factor = scale**degree
     if isinstance(value, Tensor):
         return value * factor
@@ -106,7 +107,7 @@ class _Carrier:
         # Of the instance, because copies and pickles lose hooks and attributes, this one included.
         optimizer.__dict__["__getstate__"] = self._unscaled_copy
 
-    def _unscaled_copy(self) -> dict[str, Any]:
+    def _unscaled_copy(self) -> StateDict:
         """What a copy or a pickle of the optimizer takes along: unscaled, as a state dict is."""
         optimizer = self.optimizer
         taken = dict(type(optimizer).__getstate__(optimizer))
@@ -136,7 +137,7 @@ class _Carrier:
                     multiply_(owner[name], scale / now, degree)
                 group[STATE_SCALE] = scale
 
-    def _scaled_state(self, group: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, int]]:
+    def _scaled_state(self, group: ParamGroup) -> Iterator[tuple[StateDict, str, int]]:
         for parameter in group["params"]:
             state = self.optimizer.state.get(parameter, {})
             for name, degree in self.degrees.state.items():
@@ -146,6 +147,8 @@ class _Carrier:
 
 def multiply_(tensor: Tensor, ratio: float, degree: int) -> None:
     """Multiplies by `ratio**degree`; in several steps where that leaves float32."""
+    # The kernel rounds the factor to float32, which holds 2^-126 to 2^127: 2^±120 keeps away from
+    # both ends, whatever a ratio that is no power of two adds.
     if abs(degree * math.log2(ratio)) < 120:
         tensor.mul_(ratio**degree)
         return
@@ -168,15 +171,13 @@ def _carrier(optimizer: torch.optim.Optimizer, degrees: Degrees) -> _Carrier:
     return carrier
 
 
-def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _before_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     carrier: _Carrier = optimizer.__dict__[_MARK]
     if not carrier.stepping:
         carrier.bring_to(1.0)
 
 
-def _unscaled(
-    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
-) -> dict[str, Any] | None:
+def _unscaled(optimizer: torch.optim.Optimizer, state_dict: StateDict) -> StateDict | None:
     """The state dict with copies of the scaled tensors, divided."""
     degrees = optimizer.__dict__[_MARK].degrees
     states = dict(state_dict["state"])
@@ -189,7 +190,7 @@ def _unscaled(
     return {**state_dict, "state": states, "param_groups": groups}
 
 
-def _divided(state: dict[str, Any], degrees: Degrees, scale: float) -> dict[str, Any]:
+def _divided(state: StateDict, degrees: Degrees, scale: float) -> StateDict:
     state = dict(state)
     for name, degree in degrees.state.items():
         if isinstance(state.get(name), Tensor):

@@ -19,11 +19,12 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.undo.kept_state import refuse_deeper
 
 Way = Literal["gradient", "learning_rate", "moments", "optimizer"]
@@ -34,14 +35,13 @@ WAYS: tuple[Way, ...] = ("gradient", "learning_rate", "moments", "optimizer")
 _EXAMPLES = {"state": "{'momentum_buffer': 1}", "settings": "{'lr': -1}"}
 
 
-def _check_degrees(kind: str, degrees: Any) -> None:
+def _check_degrees(kind: str, degrees: object) -> None:
     if not isinstance(degrees, Mapping):
         raise TypeError(
             f"`Degrees({kind}={degrees!r})` must be a dictionary from names to degrees, such as "
             f"`{kind}={_EXAMPLES[kind]}`."
         )
-    entries: Mapping[Any, Any] = degrees
-    for name, degree in entries.items():
+    for name, degree in cast("Mapping[object, object]", degrees).items():
         integer = isinstance(degree, Integral) and degree is not True and degree is not False
         if not (isinstance(name, str) and integer):
             raise TypeError(
@@ -86,7 +86,7 @@ class Degrees:
         """Whether gradients are squared, so that they overflow from 2^64 on."""
         return max(self.state.values(), default=0) > 1
 
-    def settings_of(self, group: Mapping[str, Any]) -> dict[str, int]:
+    def settings_of(self, group: Mapping[str, object]) -> dict[str, int]:
         """The settings of one parameter group that follow the gradient."""
         return {
             name: degree
@@ -121,7 +121,7 @@ SCALE_FREE: dict[type[torch.optim.Optimizer], Degrees] = {
 """Optimizers whose step does not depend on the gradient's scale, once eps and moments follow it."""
 
 
-def check_way(way: Any) -> None:
+def check_way(way: object) -> None:
     """Refuses what is no way to undo the scale.
 
     Raises:
@@ -196,11 +196,7 @@ def _refuse_float16_state(
     Raises:
         ValueError: if the optimizer would keep its state in float16.
     """
-    if degrees.state and any(
-        parameter.dtype is torch.float16
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    ):
+    if degrees.state and any(p.dtype is torch.float16 for p in parameters_of(optimizer)):
         raise ValueError(
             f"`GradScaler(undo={way!r})` with {type(optimizer).__name__} on float16 parameters: "
             "its state would be float16, too, and overflow at the loss scale. Give them float32 "
@@ -225,8 +221,7 @@ def check_state(optimizer: torch.optim.Optimizer, degrees: Degrees) -> bool:
     Raises:
         ValueError: if a name is missing while a tensor has none, or stands for no tensor.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    states = [optimizer.state[p] for p in parameters_of(optimizer) if p in optimizer.state]
     made = {name: value for state in states for name, value in state.items() if value is not None}
     call = f"`Degrees(state=…)` with {type(optimizer).__name__}"
     for name in degrees.state:
@@ -248,7 +243,7 @@ def check_state(optimizer: torch.optim.Optimizer, degrees: Degrees) -> bool:
     return bool(made)
 
 
-def _may_follow(name: str, value: Any) -> bool:
+def _may_follow(name: str, value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and name != "step"
 
 
@@ -275,7 +270,7 @@ def _check_settings(optimizer: torch.optim.Optimizer, degrees: Degrees) -> None:
                 )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
 
 

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 
-def tensors_in(kept: Any) -> list[Tensor]:
+def kept_tensors(kept: object) -> list[Tensor]:
     """Its tensors, in order."""
-    return [leaf for leaf in leaves_of(kept) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in kept_values(kept) if isinstance(leaf, Tensor)]
 
 
-def leaves_of(kept: Any) -> Iterator[Any]:
+def kept_values(kept: object) -> Iterator[object]:
     """What is no container.
 
     Example:
-        >>> list(leaves_of({"step": 1, "inner": [{"beta": 0.9}, None]}))
+        >>> list(kept_values({"step": 1, "inner": [{"beta": 0.9}, None]}))
         [1, 0.9, None]
     """
     if isinstance(kept, Mapping):
-        for value in cast("Mapping[Any, Any]", kept).values():
-            yield from leaves_of(value)
+        for value in cast("Mapping[object, object]", kept).values():
+            yield from kept_values(value)
     elif isinstance(kept, Sequence) and not isinstance(kept, str | bytes):
-        for value in cast("Sequence[Any]", kept):
-            yield from leaves_of(value)
+        for value in cast("Sequence[object]", kept):
+            yield from kept_values(value)
     else:
         yield kept
 
 
-def names_in(kept: Any) -> set[str]:
+def names_in(kept: object) -> set[str]:
     """The keys of its dictionaries, at any depth.
 
     Example:
@@ -39,32 +39,33 @@ def names_in(kept: Any) -> set[str]:
         ['inner', 'm']
     """
     if isinstance(kept, Mapping):
-        held = cast("Mapping[Any, Any]", kept)
+        held = cast("Mapping[object, object]", kept)
         return {key for key in held if isinstance(key, str)}.union(*map(names_in, held.values()))
     if isinstance(kept, Sequence) and not isinstance(kept, str | bytes):
-        return set[str]().union(*map(names_in, cast("Sequence[Any]", kept)))
+        return set[str]().union(*map(names_in, cast("Sequence[object]", kept)))
     return set()
 
 
-def copied(value: Any) -> Any:
+def copy_of_kept(value: object) -> object:
     """A deep copy of tensors in dictionaries, lists and tuples; everything else as it is."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if type(value) is dict:
-        return {key: copied(item) for key, item in cast("dict[Any, Any]", value).items()}
-    if type(value) in (list, tuple):
-        return type(value)(copied(item) for item in value)
+        items = cast("dict[object, object]", value).items()
+        return {key: copy_of_kept(item) for key, item in items}
+    if type(value) is list or type(value) is tuple:
+        return type(value)(map(copy_of_kept, cast("Sequence[object]", value)))
     return value
 
 
 def inner_optimizers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
     """Optimizers that this one has in its attributes, and steps in its place."""
     own = ("state", "param_groups", "defaults")  # torch's, as long as the network is
-    values = leaves_of([value for name, value in vars(optimizer).items() if name not in own])
+    values = kept_values([value for name, value in vars(optimizer).items() if name not in own])
     return [it for it in values if isinstance(it, torch.optim.Optimizer)]
 
 
-def refuse_deeper(call: str, missing: Iterable[str], made: Mapping[str, Any]) -> None:
+def refuse_deeper(call: str, missing: Iterable[str], made: Mapping[str, object]) -> None:
     """Refuses names of what lies within a container: it would not follow the scale.
 
     Args:

@@ -7,9 +7,10 @@ twice, one pair inside the other.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -20,7 +21,7 @@ def own_step(
     optimizer: torch.optim.Optimizer,
     leave: Callable[[bool], None],
     enter: Callable[[], None] | None = None,
-    ours: Callable[..., Any] | None = None,
+    ours: Callable[..., object] | None = None,
 ) -> Generator[None, None, None]:
     """Within it, `leave` is called before each round of the optimizer's hooks, and `enter` after.
 
@@ -37,27 +38,27 @@ def own_step(
         return
     depth = 0
 
-    def before_pre_hooks(*_: Any) -> None:
+    def before_pre_hooks(*_: object) -> None:
         leave(False)
 
-    def after_pre_hooks(*_: Any) -> None:
+    def after_pre_hooks(*_: object) -> None:
         nonlocal depth
         depth += 1
         if enter is not None:
             enter()
 
-    def before_post_hooks(*_: Any) -> None:
+    def before_post_hooks(*_: object) -> None:
         nonlocal depth
         depth -= 1
         leave(depth == 0)
 
-    def after_post_hooks(*_: Any) -> None:
+    def after_post_hooks(*_: object) -> None:
         if depth and enter is not None:
             enter()
 
     # Ordered dictionaries, whatever their annotation says.
-    pre: Any = optimizer._optimizer_step_pre_hooks
-    post: Any = optimizer._optimizer_step_post_hooks
+    pre = cast("OrderedDict[int, object]", optimizer._optimizer_step_pre_hooks)
+    post = cast("OrderedDict[int, object]", optimizer._optimizer_step_post_hooks)
     handles = [
         optimizer.register_step_pre_hook(before_pre_hooks),
         optimizer.register_step_post_hook(before_post_hooks),
@@ -75,9 +76,9 @@ def own_step(
             handle.remove()
 
 
-def _hooked(optimizer: torch.optim.Optimizer, ours: Callable[..., Any] | None) -> bool:
+def _hooked(optimizer: torch.optim.Optimizer, ours: Callable[..., object] | None) -> bool:
     # A wrapper that never called `Optimizer.__init__` has none, and its inner optimizer its own.
-    kinds: tuple[Mapping[int, Any], ...] = (
+    kinds: tuple[Mapping[int, Callable[..., object]], ...] = (
         getattr(optimizer, "_optimizer_step_pre_hooks", {}),
         getattr(optimizer, "_optimizer_step_post_hooks", {}),
         _global_optimizer_pre_hooks,
@@ -87,7 +88,7 @@ def _hooked(optimizer: torch.optim.Optimizer, ours: Callable[..., Any] | None) -
     return any(hook is not ours and not _only_looks(hook) for hook in hooks)
 
 
-def _only_looks(hook: Callable[..., Any]) -> bool:
+def _only_looks(hook: Callable[..., object]) -> bool:
     """Whether it is the scaler's own, which compares gradients in a first step, and no more."""
     function = getattr(hook, "func", hook)
     return getattr(function, "__module__", None) == "gradscale.scaler.bare_step"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
 
 import torch
 from torch.optim.optimizer import _global_optimizer_pre_hooks
@@ -18,7 +17,9 @@ def steps_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 def takes_scaler(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its `step` wants the scaler itself, as torch's older contract has it."""
-    return steps_fused(optimizer) and _takes_scaler(getattr(optimizer.step, "__func__", None))
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False  # as `steps_fused`, without the call, in every step
+    return _takes_scaler(getattr(optimizer.step, "__func__", None))
 
 
 def read_by_others(optimizer: torch.optim.Optimizer) -> bool:
@@ -31,10 +32,10 @@ def read_by_others(optimizer: torch.optim.Optimizer) -> bool:
         return True
     if _global_optimizer_pre_hooks and not all(map(_is_ours, _global_optimizer_pre_hooks.values())):
         return True
-    return steps_fused(optimizer) and not _is_torchs(type(optimizer))
+    return not _is_torchs(type(optimizer)) and steps_fused(optimizer)
 
 
-def _is_ours(hook: Callable[..., Any]) -> bool:
+def _is_ours(hook: Callable[..., object]) -> bool:
     function = getattr(hook, "func", hook)  # of a `functools.partial`
     return str(getattr(function, "__module__", "")).startswith("gradscale.")
 
@@ -45,5 +46,5 @@ def _is_torchs(kind: type[torch.optim.Optimizer]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _takes_scaler(step: Callable[..., Any] | None) -> bool:
+def _takes_scaler(step: Callable[..., object] | None) -> bool:
     return step is not None and "grad_scaler" in inspect.signature(step).parameters

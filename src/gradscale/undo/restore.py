@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from gradscale.undo.kept_state import copied
+from gradscale.optimizer_parameters import parameters_of
+from gradscale.torch_types import StateDict
+from gradscale.undo.kept_state import copy_of_kept
 
 
 class Snapshot:
@@ -29,12 +31,12 @@ class Snapshot:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         with torch.no_grad():
-            self._parameters = [
-                (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
+            self._parameters = [(p, p.detach().clone()) for p in parameters_of(optimizer)]
+            self._state = [
+                (key, state, copy_of_kept(state)) for key, state in optimizer.state.items()
             ]
-            self._state = [(key, state, copied(state)) for key, state in optimizer.state.items()]
         self._groups = [
-            {name: copied(value) for name, value in group.items() if name != "params"}
+            {name: copy_of_kept(value) for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
 
@@ -43,10 +45,12 @@ class Snapshot:
         with torch.no_grad():
             for parameter, value in self._parameters:
                 parameter.copy_(value)
+            # State that the step has made goes; what was there before comes back below.
             self.optimizer.state.clear()
             for key, state, saved in self._state:
                 # The same dictionary, because the optimizer may hold on to it.
-                _refill_(state, saved)
+                if isinstance(state, dict):
+                    _refill_(cast(StateDict, state), cast(StateDict, saved))
                 self.optimizer.state[key] = state
         for group, settings in zip(self.optimizer.param_groups, self._groups, strict=True):
             for name in group.keys() - settings.keys() - {"params"}:
@@ -54,10 +58,7 @@ class Snapshot:
             group.update(settings)
 
 
-def _refill_(state: Any, saved: Any) -> None:
-    if not isinstance(state, dict):
-        return
-    known = cast("dict[Any, Any]", state)
+def _refill_(known: StateDict, saved: StateDict) -> None:
     for name in known.keys() - saved.keys():
         del known[name]
     for name, value in saved.items():

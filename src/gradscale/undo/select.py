@@ -12,17 +12,22 @@ from __future__ import annotations
 import operator
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.unscale import tensor_values
-from gradscale.undo.kept_state import copied, inner_optimizers, leaves_of, tensors_in
+from gradscale.optimizer_parameters import parameters_of
+from gradscale.torch_types import StateDict
+from gradscale.undo.kept_state import copy_of_kept, inner_optimizers, kept_tensors, kept_values
 from gradscale.undo.own_step import own_step
 
 _TAKEN = "_gradscale_taken"
+
+Saved = tuple[object, object]
+"""What an optimizer keeps under one name, and a copy of it."""
 
 
 @contextmanager
@@ -85,6 +90,7 @@ class _Before:
             for parameter, old in zip(self._parameters, self._values, strict=True):
                 new = tensor_values(parameter.detach())
                 torch.where(_on(skipped, new), old, new, out=new)
+            # New state has no earlier value to choose on the device: the host decides, by a read.
             made_keys = _state_keys(self._optimizer, self._parameters)[len(self._keys) :]
             if made_keys and skipped.item():
                 for key in made_keys:
@@ -99,16 +105,18 @@ class _Before:
                     _take_back(state, name, saved[name], skipped)
 
 
-def _state_keys(optimizer: torch.optim.Optimizer, stepped: Iterable[Tensor]) -> list[Any]:
+def _state_keys(optimizer: torch.optim.Optimizer, stepped: Iterable[Tensor]) -> list[Tensor]:
     """What a step may change the state of: parameters, and whatever else has one, added last."""
-    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = set(map(id, parameters_of(optimizer)))
     return [*stepped, *(key for key in optimizer.state if id(key) not in parameters)]
 
 
-def _saved(optimizer: torch.optim.Optimizer, key: Any) -> dict[str, tuple[Any, Any]]:
+def _saved(optimizer: torch.optim.Optimizer, key: Tensor) -> dict[str, Saved]:
     """By name, what is kept for a parameter, and a copy of it."""
     try:
-        return {n: (value, copied(value)) for n, value in optimizer.state.get(key, {}).items()}
+        return {
+            n: (value, copy_of_kept(value)) for n, value in optimizer.state.get(key, {}).items()
+        }
     except NotImplementedError as error:
         raise ValueError(
             f"`GradScaler(sync_free=True)`: the state of {type(optimizer).__name__} cannot be "
@@ -127,27 +135,27 @@ def _refuse_inner(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def _kept(saved: Mapping[str, Any], name: str, new: Any) -> bool:
+def _kept(saved: Mapping[str, Saved], name: str, new: object) -> bool:
     """Whether the device can choose between a number of the state and what there was before."""
     was, old = saved.get(name, (None, None))
     if isinstance(new, Tensor):
         return isinstance(old, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype)
-    now, before = tensors_in(new), tensors_in(was)
+    now, before = kept_tensors(new), kept_tensors(was)
     return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
-def _take_back(state: Any, name: str, saved: tuple[Any, Any], skipped: Tensor) -> None:
+def _take_back(state: StateDict, name: str, saved: Saved, skipped: Tensor) -> None:
     (was, old), new = saved, state[name]
     if not isinstance(new, Tensor):  # a container, whose tensors are the same objects as before
-        for value, before in zip(tensors_in(new), tensors_in(old), strict=True):
+        for value, before in zip(kept_tensors(new), kept_tensors(old), strict=True):
             torch.where(_on(skipped, value), before, value, out=value)
         return
-    flag = _on(skipped, new)
+    flag, before = _on(skipped, new), cast(Tensor, old)
     if new is was:
         values = tensor_values(new)
-        torch.where(flag, tensor_values(old), values, out=values)
+        torch.where(flag, tensor_values(before), values, out=values)
     else:  # put there by the step, which may share it with the gradient
-        state[name] = torch.where(flag, old, new)
+        state[name] = torch.where(flag, before, new)
 
 
 def _on(flag: Tensor, tensor: Tensor) -> Tensor:
@@ -163,9 +171,7 @@ def prepared(optimizer: torch.optim.Optimizer) -> bool:
     taken: set[int] = optimizer.__dict__.get(_TAKEN, set())
     return all(
         id(parameter) in taken or _complete(optimizer.state.get(parameter))
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None
+        for parameter in _stepped(optimizer)
     )
 
 
@@ -175,22 +181,22 @@ def mark_taken(optimizer: torch.optim.Optimizer) -> None:
     taken.update(map(id, _stepped(optimizer)))
 
 
-def _complete(state: Mapping[str, Any] | None) -> bool:
-    return bool(state) and all(leaf is not None for leaf in leaves_of(state))
+def _complete(state: Mapping[str, object] | None) -> bool:
+    return bool(state) and all(leaf is not None for leaf in kept_values(state))
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return [p for p in parameters_of(optimizer) if p.grad is not None]
 
 
 def _refuse_other_devices(
-    optimizer: torch.optim.Optimizer, keys: Iterable[Any], found_inf: Tensor
+    optimizer: torch.optim.Optimizer, keys: Iterable[object], found_inf: Tensor
 ) -> None:
     if found_inf.device.type == "cpu":
         return
     for parameter in (key for key in keys if isinstance(key, Tensor)):
         for name, value in optimizer.state.get(parameter, {}).items():
-            elsewhere = [it for it in tensors_in(value) if it.device != parameter.device]
+            elsewhere = [it for it in kept_tensors(value) if it.device != parameter.device]
             if elsewhere:
                 raise ValueError(
                     f"`GradScaler(sync_free=True)`: {type(optimizer).__name__} keeps `{name}` on "
@@ -199,10 +205,12 @@ def _refuse_other_devices(
                 )
 
 
-def _numbers(optimizer: torch.optim.Optimizer) -> list[Any]:
+def _numbers(optimizer: torch.optim.Optimizer) -> list[int | float]:
     """What an optimizer keeps on the host: numbers in its state and in its groups."""
-    kept: list[Any] = [
-        leaf for leaf in leaves_of(list(optimizer.state.values())) if isinstance(leaf, int | float)
+    kept: list[int | float] = [
+        leaf
+        for leaf in kept_values(list(optimizer.state.values()))
+        if isinstance(leaf, int | float)
     ]
     for group in optimizer.param_groups:
         kept += [value for value in group.values() if isinstance(value, int | float)]

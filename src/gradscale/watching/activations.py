@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from gradscale.backward.measure_counts import count_into, empty_counts
+from gradscale.backward.measure_counts import count_into
 from gradscale.backward.measure_places import format_name
+from gradscale.backward.measure_rows import empty_counts
 from gradscale.backward.measurements import unscaled_counts
 from gradscale.backward.names import WRAPPERS
 from gradscale.backward.running_pass import current_pass
 from gradscale.backward.structure import REENTRANT
+from gradscale.emulation.passes import in_autograd_node
 from gradscale.host_copies import HostCopies
 from gradscale.nested_tensors import tensors_in
 from gradscale.ranks import reduce_max_, reduce_sum_
-from gradscale.watching.sights import Order, Part, Sight
+from gradscale.watching.sights import Order, Sight, StoredAs
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Activations:
@@ -37,7 +43,7 @@ class Activations:
     def __init__(self, model: nn.Module, wanted: Callable[[], bool]) -> None:
         self._wanted = wanted
         self._model = model
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
         self._taken = Taken()
 
     def start(self) -> None:
@@ -57,11 +63,12 @@ class Activations:
         taken, self._taken = self._taken, Taken()
         return taken
 
-    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def _hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
             del module, args
             if torch.compiler.is_compiling() or not self._wanted():
                 return
+            # A forward pass inside of a backward pass is checkpointing's.
             recomputed = current_pass() >= 0
             if not recomputed:
                 self._taken.pass_through(name)
@@ -92,6 +99,8 @@ class Taken:
         """A module returned a tensor."""
         if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
             return
+        # A module that returns what its last part returned has counted there already; the version
+        # tells whether something was done to it in place since.
         last, self._last = self._last, (weakref.ref(tensor), tensor._version)
         if last is not None and last[0]() is tensor and last[1] == tensor._version:
             return
@@ -106,10 +115,10 @@ class Taken:
         """What must be equal on ranks that add up their counts."""
         return tuple(self._rows)
 
-    def reduce(self, groups: list[Any]) -> None:
+    def reduce(self, groups: Sequence[ProcessGroup]) -> None:
         """Adds up the counts of all ranks, in place on the device."""
         for row in self._rows.values():
-            amax = row[:1].clone()
+            amax = row[:1].clone()  # the one entry that is no count
             reduce_max_([amax], groups)
             reduce_sum_([row], groups)
             row[:1] = amax
@@ -129,7 +138,7 @@ class Taken:
         for (name, format), row in zip(self._rows, self._copies.tensors, strict=True):
             (counts,) = unscaled_counts(row[None], [(1.0, 0)])
             order: Order = (self._order.get(name, len(self._order)),)
-            part = Part(format, None, 0)
+            part = StoredAs(format, None, 0)
             broken = order if counts.nonfinite else None
             yield Sight(f"{name} (output)", "activation", order, {part: counts}, broken)
 
@@ -157,5 +166,4 @@ def _joined(name: str, own: str) -> str:
 
 
 def _in_reentrant() -> bool:
-    node: Any = torch._C._current_autograd_node()
-    return node is not None and node.name() == REENTRANT
+    return in_autograd_node() and torch._C._current_autograd_node().name() == REENTRANT

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler as TorchScaler
+from torch.autograd.graph import GradientEdge
 
-from gradscale.backward.graph import BackwardGraph, walk
+from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.names import ParameterName, parameter_names
 from gradscale.emulation import DirectionFormats, emulating
+from gradscale.emulation.later_passes import Roots
+from gradscale.layerwise.closed_graphs import reasons_closed
+from gradscale.layerwise.function_verdict import FunctionVerdict
+from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.negligible import Negligible
 from gradscale.watching.plan_in_force import PlanInForce
-from gradscale.watching.settings import live_scale
+from gradscale.watching.settings import corrects, live_scale
 from gradscale.watching.spots import RowSpot, spots_of
 
-_KEPT = 16
+_KEPT = 16  # structures, the latest; a training loop has a few
 
 
 class Attaching:
@@ -30,15 +37,21 @@ class Attaching:
 
     Attributes:
         negligible: which gradients were seen to be zero up to rounding.
+        functions: what is known of functions that torch did not write.
     """
 
-    def __init__(self, model: nn.Module, scaler: Any) -> None:
+    def __init__(self, model: nn.Module, scaler: TorchScaler | None) -> None:
         self._model = model
         self._scaler = scaler
         self._known: OrderedDict[object, list[RowSpot]] = OrderedDict()
         self.negligible = Negligible()
+        self.functions = FunctionVerdicts("ignore")
+        self.functions.naming.know(model)
+        self._warned = False
 
-    def attach(self, tensors: Any, passes: int, outer: MeasuredPass | None) -> MeasuredPass | None:
+    def attach(
+        self, tensors: Roots, passes: int, outer: MeasuredPass | None
+    ) -> MeasuredPass | None:
         """Hooks the pass that is about to begin at `tensors`.
 
         Args:
@@ -49,24 +62,49 @@ class Attaching:
         Returns:
             None if there is nothing to measure, or if `backward` will refuse the tensors.
         """
-        roots = (
-            [tensors]
-            if isinstance(tensors, Tensor | torch.autograd.graph.GradientEdge)
-            else tensors
-        )
-        roots = [root for root in roots if not isinstance(root, Tensor) or root.requires_grad]
+        # An edge is a tuple, too.
+        given = [tensors] if isinstance(tensors, Tensor | GradientEdge) else tensors
+        roots = [root for root in given if not isinstance(root, Tensor) or root.requires_grad]
         if not roots:
             return None
         walked = walk(roots)
+        self._warn_of_closed(walked)
         names = parameter_names(self._model)
         spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:
             return None
         recognizing = self.negligible.begin(walked, names)
         plan = PlanInForce.of(self._scaler, walked)
-        node: Any = torch._C._current_autograd_node()
+        node = torch._C._current_autograd_node()
         number = (passes,) if outer is None else outer.number_inside(node)
-        return MeasuredPass(walked, spots, live_scale(self._scaler), plan, recognizing, number)
+        scale = live_scale(self._scaler)
+        ended = self._probe(walked, scale) if outer is None else None
+        return MeasuredPass(walked, spots, scale, plan, recognizing, number, ended)
+
+    def _probe(self, walked: Walk, scale: float | Tensor) -> Callable[[], object] | None:
+        """Has a user's functions looked at in the first pass through them; how to end that."""
+        if not walked.graph.unproven or self.functions.knows(walked.graph.signature):
+            return None
+        self.functions.probe(walked, torch.as_tensor(scale))
+        return self.functions.end_pass
+
+    def verdicts(self) -> tuple[FunctionVerdict, ...]:
+        """What is known of users' functions; waits for what is under way."""
+        self.functions.poll(wait=True)
+        corrected = corrects(self._scaler)
+        return tuple(replace(v, corrected=corrected) for v in self.functions.verdicts())
+
+    def _warn_of_closed(self, walked: Walk) -> None:
+        if self._warned or not walked.graph.structure.closed:
+            return
+        reasons = reasons_closed(walked, "this watch", "the watch")
+        if reasons:
+            self._warned = True
+            warnings.warn(
+                "`gradscale.watch`: of a compiled graph only what enters and leaves it is measured,"
+                f" because {reasons}.",
+                stacklevel=2,
+            )
 
     def _spots(
         self,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import is_reduced
-from gradscale.backward.structure import CAST
+from gradscale.backward.topology import CAST
 
+# What these pass on is what arrived: moved, cut or cast, but not computed.
 _MOVING = {
     "AliasBackward", "AsStridedBackward", "CloneBackward", "ConjBackward", "ContiguousBackward",
     "CopyBackwards", "DiagonalBackward", "FlattenBackward", "MovedimBackward", "NarrowBackward",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gradscale.host_copies import HostCopies
 from gradscale.ranks import reduce_max_
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Flags:
@@ -39,9 +42,10 @@ class Flags:
         """What must be equal on ranks that agree on them."""
         return tuple(sorted(self._flags))
 
-    def reduce(self, groups: Sequence[Any]) -> None:
+    def reduce(self, groups: Sequence[ProcessGroup]) -> None:
         """Leaves those up that are up on all ranks. A collective."""
         for indices, flags in self._stacked():
+            # Up on all ranks is down on none: a maximum, in a dtype that every backend reduces.
             down = (~flags).to(torch.int32)
             reduce_max_([down], groups)
             self._flags.update(zip(indices, (down == 0).unbind(), strict=True))

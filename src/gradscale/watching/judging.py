@@ -9,14 +9,15 @@ from gradscale.backward.measurements import Counts
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import FAR, Window, flush_octave, window_of, with_flushed
 from gradscale.watching.rows import Row
-from gradscale.watching.sights import Part, Sight
+from gradscale.watching.sights import Sight, StoredAs
 
 PRIOR = 16
 """Elements; see `with_flushed`. True zeros, as of a ReLU, are less often taken for flushed ones."""
 
-UNSEEN = 12
+UNSEEN = 12  # as `flushed_whole.NEAR`: what one product may take away
 """Octaves by which what has vanished whole should be lifted to see anything of it."""
 
+# As float32 and bfloat16 have: they still hold what narrower formats flush.
 _WIDE_EXPONENT_BITS = 8
 
 
@@ -27,12 +28,21 @@ def native_format(sights: Iterable[Sight], default: str) -> str | None:
         None, each in the format that it really has, if any is narrower than float32; `default`
         where all of a run is float32.
     """
-    narrow = any(part.native != "fp32" for sight in sights for part in sight.parts)
-    return None if narrow else default
+    return None if is_narrow(sights) else default
+
+
+def is_narrow(sights: Iterable[Sight]) -> bool:
+    """Whether anything was held in less than float32, so that zeros need not be true ones."""
+    return any(part.native != "fp32" for sight in sights for part in sight.parts)
 
 
 def judge(
-    sight: Sight, format: str | None, at: int | None = None, *, vanished: bool = False
+    sight: Sight,
+    format: str | None,
+    at: int | None = None,
+    *,
+    vanished: bool = False,
+    narrow: bool = False,
 ) -> Row:
     """A row.
 
@@ -41,10 +51,11 @@ def judge(
         format: to judge it for; None for the one that it really has.
         at: as if stored at this exponent; None for the one that it has.
         vanished: whether its zeros were flushed; nobody knows from how far below.
+        narrow: whether anything in the run was narrower than float32, so that zeros may be losses.
 
     Example:
         >>> seen = Counts(amax=1.0, zero=1, lowest=-30, octaves=(2, *[0] * 29, 5))
-        >>> sight = Sight("head", "module", (0, 1), {Part("fp32", None, 0): seen})
+        >>> sight = Sight("head", "module", (0, 1), {StoredAs("fp32", None, 0): seen})
         >>> row = judge(sight, "fp16")
         >>> row.flushed, row.method, judge(sight, "fp16", at=10).flushed
         (2, 'counted', 0)
@@ -72,6 +83,7 @@ def judge(
         method="counted" if exact else "extrapolated",
         window=window if exact else replace(window, extrapolated=True),
         negligible=sight.negligible,
+        unsure=seen.zero if narrow else 0,
     )
 
 
@@ -80,7 +92,7 @@ def _narrowest(sight: Sight) -> FloatFormat:
     return min(formats, key=lambda format: format.exponent_bits + format.mantissa_bits)
 
 
-def _true(part: Part, counts: Counts, target: FloatFormat) -> tuple[Counts, bool]:
+def _true(part: StoredAs, counts: Counts, target: FloatFormat) -> tuple[Counts, bool]:
     """What there was before anything was lost, and whether that is known or estimated."""
     stored = FloatFormat.of(part.stored)
     before = part.rounded is not None and target == FloatFormat.of(part.rounded)

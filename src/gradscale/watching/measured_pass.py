@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from gradscale.backward.measure import measure
 from gradscale.watching.flags import Flags
 from gradscale.watching.negligible import Recognizing
 from gradscale.watching.plan_in_force import PlanInForce
-from gradscale.watching.sights import Order, Part, Sight
+from gradscale.watching.sights import Order, Sight, StoredAs
 from gradscale.watching.spots import RowSpot
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MeasuredPass:
@@ -30,6 +33,7 @@ class MeasuredPass:
         plan: of a layer-wise scaler, or None.
         recognizing: tells which gradients are zero up to rounding.
         number: the place of this pass among those of its step, for the order of what is found.
+        ended: what else has to be done then.
     """
 
     def __init__(
@@ -40,22 +44,26 @@ class MeasuredPass:
         plan: PlanInForce | None,
         recognizing: Recognizing,
         number: Order,
+        ended: Callable[[], object] | None = None,
     ) -> None:
         self._spots = spots
         self._recognizing = recognizing
         self._flags = Flags()
         self._plan = plan
         self._number = number
+        self._ended = ended
         self._nodes = len(walked.graph)
         places = [spot.place for spot in spots]
         self.measuring = measure(walked, scale=scale, places=places, cleaned=self._cleaned)
         reentrant = walked.graph.structure.reentrant
-        self._inner = {walked.nodes[node]: node for node in reentrant}
+        self._inner: dict[object, int] = {walked.nodes[node]: node for node in reentrant}
 
     def end(self) -> None:
         """The pass has ended: the hooks go, and a plan's exponents are taken down."""
         self.measuring.remove()
         self._recognizing.end()
+        if self._ended is not None:
+            self._ended()
         self._inner = {}
         if self._plan is not None:
             self.measuring.exponents = self._plan.exponents(self._nodes)
@@ -71,7 +79,7 @@ class MeasuredPass:
             self._flags.add(index, negligible)
         return kept
 
-    def reduce(self, groups: Sequence[Any]) -> None:
+    def reduce(self, groups: Sequence[ProcessGroup]) -> None:
         """Adds up the counts of all ranks, in place on the device."""
         self.measuring.reduce(groups)
         self._flags.reduce(groups)
@@ -86,7 +94,7 @@ class MeasuredPass:
         """Whether they have arrived."""
         return self.measuring.ready and self._flags.arrived
 
-    def number_inside(self, node: Any) -> Order:
+    def number_inside(self, node: object) -> Order:
         """The number of a pass that runs inside a node of this one, as a reentrant checkpoint."""
         return (*self._number, self._inner.get(node, self._nodes))
 
@@ -102,8 +110,9 @@ class MeasuredPass:
         for index, spot in enumerate(self._spots):
             record = records[spot.place.node]
             if record.counts.numel and not self._seen_already(index):
+                # A plan moves a gradient after it was rounded: what counts is where it was before.
                 stored = record.exponent - self._rise(spot)
-                part = Part(spot.place.format, spot.rounded, stored)
+                part = StoredAs(spot.place.format, spot.rounded, stored)
                 order = (*self._number, spot.place.node)
                 broken = order if record.counts.nonfinite else None
                 counts = {part: record.counts}

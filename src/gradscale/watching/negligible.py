@@ -8,7 +8,7 @@ queries, keys and values, counts as the true zeros that these elements are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,7 +20,14 @@ from gradscale.backward.names import ParameterName
 PASSES = 2
 """In how many passes all sums are looked at. One random sum in twenty looks as if it canceled."""
 
-_FUSED = 3
+_FUSED = 3  # queries, keys and values
+
+
+class NegligibleState(TypedDict):
+    """How many passes were looked at, and what they said of each parameter."""
+
+    passes: int
+    negligible: dict[str, Tensor]
 
 
 class Negligible:
@@ -30,11 +37,11 @@ class Negligible:
         self._known: dict[str, Tensor] = {}
         self._passes = 0
 
-    def state(self) -> dict[str, Any]:
-        """How many passes were looked at, and what they said of each parameter."""
+    def state(self) -> NegligibleState:
+        """What `load` goes on from."""
         return {"passes": min(self._passes, PASSES), "negligible": dict(self._known)}
 
-    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load(self, state: NegligibleState, device: torch.device) -> None:
         """Goes on from `state`."""
         self._passes = state["passes"]
         self._known = {name: zeros.to(device) for name, zeros in state["negligible"].items()}
@@ -92,7 +99,7 @@ class Recognizing:
             self._sums.remove()
 
 
-_SINGLE = torch.float32.itemsize
+_SINGLE = torch.float32.itemsize  # bytes
 
 
 def _by_parts(zeros: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import functools
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
 
 import torch
 
 from gradscale.backward.running_pass import current_pass
+from gradscale.emulation.later_passes import Roots
 
-Around = Callable[[Any], AbstractContextManager[object]]
+Around = Callable[[Roots], AbstractContextManager[object]]
 
 
 class _Call(threading.local):
@@ -30,13 +30,14 @@ class _Listeners:
 
     def __init__(self) -> None:
         self.all: list[Around] = []
-        self.replacement: Any = None
+        self.original = self.replacement = torch.autograd.backward
 
     def install(self) -> None:
-        original = torch.autograd.backward
+        original: Callable[..., None] = torch.autograd.backward
+        self.original = torch.autograd.backward
 
         @functools.wraps(original)
-        def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        def backward(tensors: Roots, *args: object, **kwargs: object) -> None:
             before, here = _CALL.telling, current_pass()
             if not self.all or before == here:
                 # Nobody listens, or a replacement of ours further up has told of this call.
@@ -55,8 +56,7 @@ class _Listeners:
     def uninstall(self) -> None:
         # What somebody else has put on top of ours stays; without listeners ours does nothing.
         if torch.autograd.backward is self.replacement:
-            torch.autograd.backward = self.replacement.__wrapped__
-        self.replacement = None
+            torch.autograd.backward = self.original
 
 
 _CALL = _Call()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradscale.backward.graph import Walk, walk
 from gradscale.layerwise.layerwise import Layerwise
 
@@ -29,7 +27,7 @@ class PlanInForce:
             self._signature = behind.graph.signature
 
     @staticmethod
-    def of(scaler: Any, whole: Walk) -> PlanInForce | None:
+    def of(scaler: object, whole: Walk) -> PlanInForce | None:
         """That of a scaler; None if it has no plan to follow."""
         layerwise = getattr(scaler, "layerwise", None)
         if not isinstance(layerwise, Layerwise) or not layerwise.tracks.followed:

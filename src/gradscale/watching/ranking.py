@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradscale.watching.rows import Row
 
 
-def badness(row: Row) -> tuple[Any, ...]:
+def badness(row: Row) -> tuple[bool | float, ...]:
     """What to sort by.
 
     Lost elements weigh by the root of their share: a share alone would put tiny tensors first, a

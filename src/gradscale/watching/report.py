@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import overload
 
-from gradscale.metrics.lost_count import count_lost
+from gradscale.files.json_text import JsonObject
+from gradscale.layerwise.function_verdict import FunctionVerdict
+from gradscale.metrics.lost_count import LostBetween, count_lost, lost_between
 from gradscale.watching.ranking import badness
 from gradscale.watching.rows import Method, Row, RowKind
-from gradscale.watching.table import table
+from gradscale.watching.table import WIDTH, table
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class WatchReport(Sequence[Row]):
         first_nonfinite: the first row in backward order that was not finite, in the latest step
             that had one; None if all was finite.
         first_nonfinite_forward: the first activation in forward order, likewise.
+        functions: what the backward functions that torch did not write do to their gradient, each
+            probed once; one that is not linear depends on the scale.
 
     Example:
         >>> import torch, gradscale
@@ -51,6 +56,7 @@ class WatchReport(Sequence[Row]):
     alone: bool = False
     first_nonfinite: Row | None = None
     first_nonfinite_forward: Row | None = None
+    functions: tuple[FunctionVerdict, ...] = ()
 
     @cached_property
     def _sorted(self) -> tuple[Row, ...]:
@@ -92,6 +98,15 @@ class WatchReport(Sequence[Row]):
         """
         return count_lost(self.in_order).lost_share or 0.0
 
+    @property
+    def lost_between(self) -> LostBetween:
+        """The shares between which the truth of the same gradients lies: how far to trust it.
+
+        What half precision has flushed is a zero, and which zeros are true nobody can see in one
+        pass: `least` takes all of them for true ones, `most` takes none.
+        """
+        return lost_between(self.in_order)
+
     def with_truth(self, flushed: Mapping[str, int], method: Method) -> WatchReport:
         """The same report with better founded numbers of lost elements.
 
@@ -112,7 +127,7 @@ class WatchReport(Sequence[Row]):
             first_nonfinite_forward=forward and change(forward),
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON."""
         first, forward = self.first_nonfinite, self.first_nonfinite_forward
         return {
@@ -121,14 +136,29 @@ class WatchReport(Sequence[Row]):
             "scaled": self.scaled,
             "alone": self.alone,
             "lost_share": self.lost_share,
+            "lost_between": list(self.lost_between),
             "first_nonfinite": first and first.name,
             "first_nonfinite_forward": forward and forward.name,
+            "functions": [asdict(verdict) for verdict in self.functions],
             "rows": [row.to_dict() for row in self],
         }
 
     def table(self, rows: int = 20) -> str:
         """The worst rows as a table of at most 100 columns, and what it is made of."""
-        return table(self, rows)
+        return table(tuple(self), rows, self.steps, self._notes())
+
+    def _notes(self) -> Iterator[str]:
+        if not self.scaled:
+            yield "No scaler was given, so the loss scale is taken to be 1."
+        if self.alone:
+            yield "Ranks ran different graphs: these are the counts of this rank only."
+        if self.first_nonfinite is not None:
+            yield f"First gradient that was not finite: {self.first_nonfinite.name}."
+        if self.first_nonfinite_forward is not None:
+            yield f"First output that was not finite: {self.first_nonfinite_forward.name}."
+        for function in self.functions:
+            if function.kind != "linear":
+                yield from textwrap.wrap(str(function), WIDTH)
 
     def __str__(self) -> str:
         return self.table()

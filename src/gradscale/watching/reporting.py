@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.watching.flushed_whole import vanished_sights
-from gradscale.watching.judging import judge, native_format
-from gradscale.watching.measured_step import StepSights
+from gradscale.watching.judging import is_narrow, judge, native_format
+from gradscale.watching.measuring_step import StepSights
 from gradscale.watching.report import WatchReport
 from gradscale.watching.rows import Row
 from gradscale.watching.sights import Sight, together
 
 
 def report_of(
-    seen: Sequence[StepSights], format: str | None, at: int | None, *, scaled: bool
+    seen: Sequence[StepSights],
+    format: str | None,
+    at: int | None,
+    *,
+    scaled: bool,
+    functions: tuple[FunctionVerdict, ...] = (),
 ) -> WatchReport:
     """The rows of several steps counted as one.
 
@@ -22,15 +28,16 @@ def report_of(
         format: to judge for; None for the one that each tensor has.
         at: as if stored at this exponent.
         scaled: whether there was a scaler.
+        functions: what is known of functions that torch did not write.
     """
     sights = together(sight for each in seen for sight in each.sights)
     chosen = format or native_format(sights.values(), "fp16")
     gradients = [sight for sight in sights.values() if sight.kind != "activation"]
     activations = [sight for sight in sights.values() if sight.kind == "activation"]
-    gone = vanished_sights(gradients)
+    gone, narrow = vanished_sights(gradients), is_narrow(sights.values())
     gradients.sort(key=lambda sight: sight.broken or sight.order)
     rows = {
-        sight.key: judge(sight, chosen, at, vanished=sight.key in gone)
+        sight.key: judge(sight, chosen, at, vanished=sight.key in gone, narrow=narrow)
         for sight in (*gradients, *activations)
     }
     return WatchReport(
@@ -41,6 +48,7 @@ def report_of(
         alone=any(each.alone for each in seen),
         first_nonfinite=_first(seen, rows, activations=False),
         first_nonfinite_forward=_first(seen, rows, activations=True),
+        functions=functions,
     )
 
 
@@ -50,6 +58,7 @@ def _first(
     for each in reversed(seen):
         broken = [sight for sight in each.sights if _is_broken(sight, activations)]
         if broken:
+            # As far up the pass as it was met; what comes later may only follow from it.
             first = min(broken, key=lambda sight: sight.broken or ())
             return rows[first.key]
     return None

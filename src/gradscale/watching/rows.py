@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from gradscale.backward.measurements import Counts
+from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import Window, flush_octave
 
@@ -34,6 +35,8 @@ class Row:
             ``"extrapolated"``: estimated from the octaves that were left.
         window: the exponents at which nothing overflows and little is lost.
         negligible: the true value is zero up to rounding; set apart, never an alarm.
+        unsure: zeros that were seen, of which nobody knows whether they are true: something may
+            have flushed them before. 0 where nothing could.
 
     Example:
         >>> seen = Counts(amax=1.0, zero=2, lowest=-26, octaves=(3, *[0] * 25, 5))
@@ -51,6 +54,7 @@ class Row:
     method: Method
     window: Window
     negligible: bool = False
+    unsure: int = 0
 
     @property
     def numel(self) -> int:
@@ -73,6 +77,19 @@ class Row:
     def lost_share(self) -> float:
         """`flushed` as a share of `nonzero`."""
         return self.flushed / max(1, self.nonzero)
+
+    @property
+    def least(self) -> int:
+        """How many elements are lost for certain: those that were seen before they were flushed.
+
+        By a reference or a probe, as many as that found.
+        """
+        return self.flushed - (self._unseen if self.method == "extrapolated" else 0)
+
+    @property
+    def most(self) -> int:
+        """How many would be lost if no zero were true; `flushed`, where it is known which are."""
+        return max(self.flushed, self.flushed - self._unseen + self.unsure)
 
     @property
     def zero_share(self) -> float:
@@ -138,9 +155,10 @@ class Row:
             >>> half.with_truth(6, "reference").lost_share
             0.75
         """
-        return replace(self, flushed=flushed, method=method)
+        unsure = 0 if method == "reference" else self.unsure
+        return replace(self, flushed=flushed, method=method, unsure=unsure)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON; `from_dict` is the inverse."""
         state = asdict(self)
         state["counts"]["octaves"] = list(self.counts.octaves)

@@ -6,23 +6,30 @@ The measurements themselves are not in it: they went to the callbacks, or into a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 
-from gradscale.watching.negligible import Negligible
+from gradscale.watching.negligible import Negligible, NegligibleState
 from gradscale.watching.steps import Steps
 
-_ENTRIES = ("step", "passes", "negligible")
+
+class WatchState(NegligibleState):
+    """What a watch saves."""
+
+    step: int
 
 
-def saved(steps: Steps, negligible: Negligible) -> dict[str, Any]:
+def saved(steps: Steps, negligible: Negligible) -> WatchState:
     """The number of the latest step, and which gradients were seen to be zero up to rounding."""
     return {"step": steps.step, **negligible.state()}
 
 
+_ENTRIES = ("step", "passes", "negligible")
+
+
 def restore(
-    state: Mapping[str, Any], steps: Steps, negligible: Negligible, device: torch.device
+    state: Mapping[str, object], steps: Steps, negligible: Negligible, device: torch.device
 ) -> None:
     """Goes on from `state`.
 
@@ -35,5 +42,6 @@ def restore(
             f"`watch.load_state_dict(state)`: the state lacks {', '.join(missing)}. Pass what "
             "`watch.state_dict()` returned."
         )
-    negligible.load(state, device)
-    steps.step = state["step"]
+    known = cast(WatchState, state)
+    negligible.load(known, device)
+    steps.step = known["step"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.formats import FloatFormat
 
 
-def checked_model(model: Any) -> nn.Module:
+def checked_model(model: object) -> nn.Module:
     """The model without the wrapper around the whole of it, whose name nobody wants to read.
 
     Raises:
@@ -31,21 +32,24 @@ def checked_model(model: Any) -> nn.Module:
     return model.module if isinstance(model, wrappers) else model
 
 
-def checked_scaler(scaler: Any) -> Any:
-    """The scaler.
+def checked_scaler(scaler: object, model: nn.Module) -> TorchScaler | None:
+    """The scaler; one of ours looks at the buffers of this model after a bad step.
 
     Raises:
         TypeError: if it is none.
     """
     if scaler is None or (hasattr(scaler, "_scale") and hasattr(scaler, "is_enabled")):
-        return scaler
+        models = getattr(getattr(scaler, "_step", None), "models", None)
+        if models is not None:
+            models.know(model)
+        return cast("TorchScaler | None", scaler)  # or one that stands in for it, as of FSDP
     raise TypeError(
         f"`watch(model, scaler={type(scaler).__name__})` needs a `gradscale.GradScaler` or a "
         "`torch.amp.GradScaler`, whose scale it divides by. Leave it out if the loss is not scaled."
     )
 
 
-def checked_count(name: str, count: Any, otherwise: str) -> int:
+def checked_count(name: str, count: object, otherwise: str) -> int:
     """A number of steps.
 
     Args:
@@ -70,7 +74,7 @@ def checked_format(format: FloatFormat | torch.dtype | str | None) -> str | None
     return None if format is None else FloatFormat.of(format).name
 
 
-def checked_exponent(at: Any) -> int | None:
+def checked_exponent(at: object) -> int | None:
     """The exponent to judge at.
 
     Raises:
@@ -84,14 +88,20 @@ def checked_exponent(at: Any) -> int | None:
     )
 
 
-def live_scale(scaler: Any) -> float | torch.Tensor:
+def live_scale(scaler: TorchScaler | None) -> float | torch.Tensor:
     """The scaler's scale where it is, on the device; 1 without a scaler or before its first use."""
     if scaler is None or not scaler.is_enabled() or scaler._scale is None:
         return 1.0
     return scaler._scale
 
 
-def holds_sums(scaler: Any) -> bool:
+def corrects(scaler: object) -> bool:
+    """Whether it is a scaler of ours that multiplies what users' functions add by its scale."""
+    held = getattr(scaler, "_held", None)
+    return held is not None and held.functions.injected == "scale"
+
+
+def holds_sums(scaler: object) -> bool:
     """Whether a scaler of ours holds sums of micro-batches that are no step yet."""
     step = getattr(scaler, "_step", None)
     records = () if step is None else step.records.values()

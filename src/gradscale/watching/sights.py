@@ -13,7 +13,7 @@ Order = tuple[int, ...]
 """Where in a step: the number of the pass, then of the node; of nodes inside a node, both."""
 
 
-class Part(NamedTuple):
+class StoredAs(NamedTuple):
     """How tensors were stored that are counted together.
 
     Attributes:
@@ -48,7 +48,7 @@ class Sight:
     name: str
     kind: RowKind
     order: Order
-    parts: Mapping[Part, Counts]
+    parts: Mapping[StoredAs, Counts]
     broken: Order | None = None
     negligible: bool = False
 
@@ -75,7 +75,7 @@ def together(sights: Iterable[Sight]) -> dict[tuple[str, str], Sight]:
     """Those of the same row counted as one, in order.
 
     Example:
-        >>> half = Part("fp16", None, 16)
+        >>> half = StoredAs("fp16", None, 16)
         >>> one = Sight("w", "parameter", (0, 3), {half: Counts(zero=1)})
         >>> two = Sight("w", "parameter", (1, 3), {half: Counts(zero=2)}, broken=(1, 3))
         >>> (both,) = together([one, two]).values()

@@ -12,7 +12,7 @@ from torch import nn
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import CountedPlace, format_name, is_reduced, multiplies
 from gradscale.backward.names import ParameterName, module_places
-from gradscale.backward.structure import CAST
+from gradscale.backward.topology import CAST
 from gradscale.emulation.direction_formats import DirectionFormats
 from gradscale.watching.chains import Chain, arrives_reduced, is_moving
 from gradscale.watching.rows import RowKind

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.formats import FloatFormat
+from gradscale.ranks import Ranks
+from gradscale.scaler import GradScaler
 from gradscale.watching.watch import Watch
 
 
 def watch(
     model: nn.Module,
-    scaler: Any = None,
+    scaler: TorchScaler | None = None,
     *,
     every: int = 100,
     activations: bool = False,
     format: FloatFormat | torch.dtype | str | None = None,
     keep: int = 10,
-    process_group: Any = None,
+    process_group: Ranks | None = None,
 ) -> Watch:
     """Measures what a model's gradients hold, and what a format loses of them, while it trains.
 
@@ -50,7 +51,7 @@ def watch(
         >>> row.name, row.lost_share, row.exponent, row.needs
         ('weight', 1.0, 0, 5)
     """
-    return Watch(
+    watching = Watch(
         model,
         scaler,
         every=every,
@@ -59,3 +60,6 @@ def watch(
         keep=keep,
         process_group=process_group,
     )
+    if isinstance(scaler, GradScaler):
+        scaler._step.names.learn_from(model)
+    return watching

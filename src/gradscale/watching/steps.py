@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from gradscale.layerwise.calendar import Calendar
 
@@ -50,7 +50,7 @@ class Steps:
         self._mark: _Mark | None = None
         self._parameters: Sequence[Tensor] = ()
         self._ids: frozenset[int] = frozenset()
-        self._handle: Any = None
+        self._handle: RemovableHandle | None = None
 
     def start(self) -> None:
         """Begins to look at optimizers."""
@@ -61,7 +61,8 @@ class Steps:
 
     def stop(self) -> None:
         """Ends that."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         self._parameters = ()
         self._mark = None
         self._over = True
@@ -95,7 +96,7 @@ class Steps:
         """The step under way is over."""
         self._over = True
 
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         del args, kwargs
         groups = optimizer.param_groups
         if any(id(parameter) in self._ids for group in groups for parameter in group["params"]):
@@ -107,6 +108,7 @@ class _Mark:
     """The first gradient there was, and how often it had been written to."""
 
     def __init__(self, parameter: Tensor, gradient: Tensor) -> None:
+        # Weakly, so that neither lives longer for being compared.
         self._parameter = weakref.ref(parameter)
         self._gradient = weakref.ref(gradient)
         self._version = gradient._version
@@ -122,4 +124,5 @@ class _Mark:
         parameter, gradient = self._parameter(), self._gradient()
         if parameter is None or gradient is None or parameter.grad is not gradient:
             return True
+        # Clearing to None replaces the gradient, which is told above; zeroing writes to it.
         return gradient._version != self._version

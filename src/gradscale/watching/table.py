@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-from gradscale.metrics.lost_count import may_lose
+from gradscale.metrics.lost_count import count_lost, lost_between, may_lose
 from gradscale.watching.rows import Row
-
-if TYPE_CHECKING:
-    from gradscale.watching.report import WatchReport
 
 WIDTH = 100
 _HOW = {"counted": "counted", "reference": "ref.", "probe": "probe", "extrapolated": "extrap."}
@@ -23,57 +20,54 @@ _NUMBERS = ("largest", "typical", "zero", "lost", "subn.", "room", "window", "ha
 _WIDTHS = (8, 8, 6, 6, 6, 5, 9, 4, 5, 7)
 
 
-def table(report: WatchReport, rows: int) -> str:
+def table(rows: Sequence[Row], most: int, steps: Sequence[int], notes: Iterable[str]) -> str:
     """The worst rows, and what they are made of.
 
     Args:
-        report: to show.
-        rows: how many of its rows.
+        rows: worst first.
+        most: how many of them to show.
+        steps: the numbers of those that measured them.
+        notes: what else to know of them.
     """
-    if not report:
+    if not rows:
         return (
             "Nothing has been measured yet: no backward pass has reached a parameter of the model."
         )
-    every = report.worst(len(report))
+    every = [row for row in rows if not row.negligible]
     shown = [row for row in every if row.format != "fp32"] or every
-    worst = shown[:rows]
+    worst = shown[:most]
     formats = {row.format for row in worst}
     header = _line("name", "format", _NUMBERS, len(formats) > 1)
-    lines = [_summary(report), *_notes(report), "", header]
+    lines = [_summary(rows, steps), *notes, "", header]
     lines += [_line(row.name, row.format, _cells(row), len(formats) > 1) for row in worst]
     if left := len(shown) - len(worst):
         lines.append(f"… and {left} more rows, where less is lost")
-    lines += [*_negligible(report), "", _LEGEND]
+    lines += [*_negligible(rows), "", _LEGEND]
     return "\n".join(lines)
 
 
-def _summary(report: WatchReport) -> str:
-    rows = [row for row in report if may_lose(row)]
+def _summary(every: Sequence[Row], steps: Sequence[int]) -> str:
+    rows = [row for row in every if may_lose(row)]
     total = sum(row.nonzero for row in rows)
     formats = " and ".join(sorted({row.format for row in rows})) or "float32"
     methods = " and ".join(sorted({row.method for row in rows})) or "counted"
-    first, last, count = report.steps[0], report.steps[-1], len(report.steps)
+    first, last, count = steps[0], steps[-1], len(steps)
     when = f"Step {first}." if count == 1 else f"Steps {first} to {last}, {count} of them measured."
-    lost = share_cell(report.lost_share)
+    lost = share_cell(count_lost(rows).lost_share or 0.0)
     what = f"{formats} loses {lost} of {total:,} non-zero gradient elements ({methods})."
-    return f"{what}\n{when}"
+    return "\n".join([what, *_between(rows), when])
 
 
-def _notes(report: WatchReport) -> list[str]:
-    notes: list[str] = []
-    if not report.scaled:
-        notes.append("No scaler was given, so the loss scale is taken to be 1.")
-    if report.alone:
-        notes.append("Ranks ran different graphs: these are the counts of this rank only.")
-    if report.first_nonfinite is not None:
-        notes.append(f"First gradient that was not finite: {report.first_nonfinite.name}.")
-    if report.first_nonfinite_forward is not None:
-        notes.append(f"First output that was not finite: {report.first_nonfinite_forward.name}.")
-    return notes
+def _between(rows: Sequence[Row]) -> list[str]:
+    """How far the estimate may be off; nothing where that is no figure of the table's."""
+    least, most = map(share_cell, lost_between(rows))
+    if least == most:
+        return []
+    return [f"At least {least} if all zeros are true, at most {most} if none is."]
 
 
-def _negligible(report: WatchReport) -> list[str]:
-    names = [row.name for row in report if row.negligible]
+def _negligible(rows: Sequence[Row]) -> list[str]:
+    names = [row.name for row in rows if row.negligible]
     if not names:
         return []
     shown = ", ".join(_short(name, 60) for name in names[:3])

@@ -6,34 +6,34 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.capturing import capturing
+from gradscale.compiled.preparing import prepare_compiled
+from gradscale.emulation.later_passes import Roots
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.agreement import rank_groups
 from gradscale.layerwise.calendar import Calendar
+from gradscale.ranks import Ranks
 from gradscale.waiting_line import WaitingLine
+from gradscale.watching import settings
 from gradscale.watching.activations import Activations
 from gradscale.watching.attaching import Attaching
 from gradscale.watching.measured_pass import MeasuredPass
-from gradscale.watching.measured_step import MeasuredStep, StepSights
+from gradscale.watching.measuring_step import MeasuringStep, StepSights
 from gradscale.watching.passes import listen, stop_listening
 from gradscale.watching.report import WatchReport
 from gradscale.watching.reporting import report_of
 from gradscale.watching.rows import Row
-from gradscale.watching.saving import restore, saved
-from gradscale.watching.settings import (
-    checked_count,
-    checked_exponent,
-    checked_format,
-    checked_model,
-    checked_scaler,
-    holds_sums,
-)
+from gradscale.watching.saving import WatchState, restore, saved
 from gradscale.watching.steps import Steps
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Callback = Callable[[int, Sequence[Row]], object]
 
@@ -63,31 +63,32 @@ class Watch:
     def __init__(
         self,
         model: nn.Module,
-        scaler: Any = None,
+        scaler: TorchScaler | None = None,
         *,
         every: int = 100,
         activations: bool = False,
         format: FloatFormat | torch.dtype | str | None = None,
         keep: int = 10,
-        process_group: Any = None,
+        process_group: Ranks | None = None,
     ) -> None:
-        self.model = checked_model(model)
-        self.scaler = checked_scaler(scaler)
-        self.every = checked_count("every", every, "To measure at every step, pass 1.")
+        self.model = settings.checked_model(model)
+        self.scaler = settings.checked_scaler(scaler, self.model)
+        self.every = settings.checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
-        self._format = checked_format(format)
-        summing = lambda: holds_sums(self.scaler)  # noqa: E731
+        self._format = settings.checked_format(format)
+        summing = lambda: settings.holds_sums(self.scaler)  # noqa: E731
         self._steps = Steps(self.model, Calendar(self.every), self._stepped, summing)
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
-        keep = checked_count("keep", keep, "A report needs one measuring step to be made of.")
+        keep = settings.checked_count("keep", keep, "A report is made of one step at least.")
         self._kept: deque[StepSights] = deque(maxlen=keep)
-        self._current: MeasuredStep | None = None
+        self._current: MeasuringStep | None = None
         self._under_way = WaitingLine(self._arrived)
         self._running: list[MeasuredPass | None] = []
         self._callbacks: list[Callback] = []
         self._active = False
+        prepare_compiled(self)  # what is compiled from now on shows what is inside
 
     @property
     def step(self) -> int:
@@ -140,10 +141,12 @@ class Watch:
         Raises:
             ValueError: if there is no such format, or `at` is no whole number.
         """
-        chosen, exponent = checked_format(format) or self._format, checked_exponent(at)
+        chosen = settings.checked_format(format) or self._format
+        exponent = settings.checked_exponent(at)
         self.poll()
         seen = [*self._kept, *self._unfinished()]
-        return report_of(seen, chosen, exponent, scaled=self.scaler is not None)
+        functions, scaled = self._attaching.verdicts(), self.scaler is not None
+        return report_of(seen, chosen, exponent, scaled=scaled, functions=functions)
 
     @property
     def latest(self) -> WatchReport | None:
@@ -151,7 +154,7 @@ class Watch:
         self.poll()
         return self._report_of(self._kept[-1]) if self._kept else None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> WatchState:
         """What a resumed run needs to measure the same steps, and to judge them alike.
 
         Example:
@@ -161,7 +164,7 @@ class Watch:
         """
         return saved(self._steps, self._attaching.negligible)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Goes on behind the step after which `state_dict` was called."""
         restore(state, self._steps, self._attaching.negligible, self._device())
 
@@ -193,7 +196,7 @@ class Watch:
         """Hands over everything that was measured in steps that are over; waits for the device."""
         self._under_way.poll(wait=True)
 
-    def _arrived(self, measured: MeasuredStep) -> None:
+    def _arrived(self, measured: MeasuringStep) -> None:
         seen = measured.seen()
         self._kept.append(seen)
         if self._callbacks:
@@ -202,8 +205,7 @@ class Watch:
                 callback(seen.step, rows)
 
     def _report_of(self, seen: StepSights) -> WatchReport:
-        scaled = self.scaler is not None
-        return report_of([seen], self._format, None, scaled=scaled)
+        return report_of([seen], self._format, None, scaled=self.scaler is not None)
 
     def _unfinished(self) -> list[StepSights]:
         """What the step under way has counted so far, where nobody else must be asked."""
@@ -241,7 +243,7 @@ class Watch:
         self._current = None  # other ranks may not be here: do not wait for them
 
     @contextmanager
-    def _around(self, tensors: Any) -> Generator[None]:
+    def _around(self, tensors: Roots) -> Generator[None]:
         """One backward pass."""
         if capturing():  # each replay would add to the counts of this one pass
             yield
@@ -268,9 +270,9 @@ class Watch:
         self._steps.begin_pass()
         self.poll()
         if self._steps.measures and self._current is None:
-            self._current = MeasuredStep(self._steps.step)
+            self._current = MeasuringStep(self._steps.step)
 
-    def _attach(self, tensors: Any) -> MeasuredPass | None:
+    def _attach(self, tensors: Roots) -> MeasuredPass | None:
         if self._current is None:
             return None
         outer = next((each for each in reversed(self._running) if each is not None), None)
@@ -286,12 +288,11 @@ class Watch:
         if self._current is None:
             return
         measured, self._current = self._current, None
-        activations = self._activations
-        taken = None if activations is None else activations.take()
+        taken = None if self._activations is None else self._activations.take()
         measured.finish(taken, self._groups(), self._device())
         self._under_way.add(measured)
 
-    def _groups(self) -> list[Any]:
+    def _groups(self) -> list[ProcessGroup]:
         return rank_groups(self.process_group)
 
     def _device(self) -> torch.device:

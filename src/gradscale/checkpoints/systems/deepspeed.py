@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE, ScalerSettings, ScalerState
 from gradscale.entries import Entries
+from gradscale.torch_types import StateDict
 
 
 @final
@@ -40,6 +41,7 @@ class DeepSpeedScaler(Layout):
         )
         return ScalerState(
             scale,
+            # It grows at each `interval`-th step since the overflow, and keeps no counter for it.
             good_steps=(_since_overflow(state) - 1) % interval,
             hysteresis_left=state.count("cur_hysteresis"),
             settings=settings,
@@ -116,7 +118,7 @@ class DeepSpeedFused(Layout):
         return draft.finish(saved)
 
 
-def _common(draft: Draft) -> dict[str, Any]:
+def _common(draft: Draft) -> StateDict:
     factor = draft.take("growth_factor", 2.0)
     draft.fixed(backoff_factor=1 / factor)  # one factor serves both ways
     return {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast, final
+from typing import cast, final
 
 from gradscale.checkpoints.draft import Draft, Exported
 from gradscale.checkpoints.layout import Layout, Saved, has
 from gradscale.checkpoints.state import REFILLS, Refill, ScalerSettings, ScalerState
 from gradscale.entries import MOST, Entries, shown
+from gradscale.torch_types import StateDict
 
 _SHARED = ("scale", "growth_tracker", "hysteresis_tracker")
 _TORCH = ("growth_factor", "backoff_factor", "growth_interval")
@@ -60,7 +61,7 @@ class Own(Layout):
         draft = Draft(state)
         draft.fixed(dynamic=True)
         known = {name: value for name, value in state.flat().items() if name in _SETTINGS}
-        saved: dict[str, Any] = {
+        saved: StateDict = {
             "scale": draft.take("scale", 2.0**16),
             **{name: draft.take(name, 0) for name in _TORCH if name in known},
             "_growth_tracker": draft.take("good_steps", 0),

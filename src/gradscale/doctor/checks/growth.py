@@ -58,6 +58,7 @@ def _as_if_never(patient: Patient) -> tuple[bool, str]:
         return False, ""
     first = patient.settings.get("init_scale") or defaults_of(patient.system).get("init_scale")
     growths = steps // interval
+    # No scale has doubled 200 times, and 2.0**1024 would raise.
     if not isinstance(first, int | float) or growths > 200 or good != steps % interval:
         return False, ""
     why = f"After {counted(steps, 'step')} it is where {counted(growths, 'growth')} and no "
@@ -74,6 +75,7 @@ def _only_falls(patient: Patient) -> Iterator[Finding]:
     course, interval = patient.course, patient.interval
     if course is None or interval is None or course.final is not None:
         return
+    # Growth was due four times over, and two back-offs are no accident.
     if course.growths == 0 and course.backoffs > 1 and course.steps > 4 * interval:
         yield Finding(
             "warning", "never-grew", "The scale only ever fell.",

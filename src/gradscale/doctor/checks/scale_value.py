@@ -15,6 +15,7 @@ HOPELESS = 2.0**-16
 """Below it only gradients above 2^32 would overflow: those of no model, only of broken numbers."""
 
 HIGHEST_FOR_FLOAT16_LOSS = 2.0**16
+"""float16 ends at 65504: at this scale, where torch starts, a float16 loss must be below 1."""
 
 _RESET = (
     "Find out what was not finite (`gradscale.truth.find_nonfinite` names the first place), go "
@@ -75,6 +76,7 @@ def _gone(patient: Patient, value: float) -> Finding | None:
 def _low(patient: Patient, value: float) -> Iterator[Finding]:
     floor, said = floor_of(patient.system, patient.settings, patient.policy)
     moves = patient.dynamic is not False
+    # A floor as high as the usual first scale was chosen, and is no sign of anything.
     if moves and value <= floor and value < 65536:
         whose = "its min_scale" if said else "the system's default floor"
         raises = " DeepSpeed stops with an error at the next overflow." if _stops(patient) else ""

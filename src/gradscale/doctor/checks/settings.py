@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
@@ -44,5 +43,5 @@ def _differing(patient: Patient) -> Iterator[str]:
         yield f"{name}={setting_text(value)} (default {setting_text(defaults[name])})"
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     return one == other or str(one) == str(other)

@@ -24,23 +24,26 @@ MOST_INSTRUCTIONS = 2_000_000
 """Of a pickle, on a system that cannot bound memory: each leaves at most some 100 bytes there."""
 
 
-def main() -> None:
-    """Reads standard input within ``megabytes`` and ``seconds``, the two arguments."""
-    megabytes, seconds = (int(argument) for argument in sys.argv[1:3])
-    answer = answer_to(sys.stdin.buffer, megabytes, bounded=_limit(megabytes, seconds))
+def answer_standard_input() -> None:
+    """Reads standard input within ``megabytes`` and ``seconds``; the size of it comes third."""
+    megabytes, seconds, size = (int(argument) for argument in sys.argv[1:4])
+    bounded = _limit(megabytes, seconds)
+    answer = answer_to(sys.stdin.buffer, megabytes, bounded=bounded, readable=size)
     sys.stdout.write(answer)
 
 
-def answer_to(file: IO[bytes], megabytes: int, *, bounded: bool) -> str:
+def answer_to(file: IO[bytes], megabytes: int, *, bounded: bool, readable: int = 0) -> str:
     """The file as flat JSON, or a JSON text that says why not.
 
     Args:
         file: at its beginning.
         megabytes: that may be used, for the words.
         bounded: whether the system sees to it.
+        readable: bytes of tensors that may be looked through: an archive may unpack to more.
     """
     try:
-        return flatten(read_container(file, _nothing if bounded else count_instructions))
+        tree = read_container(file, _nothing if bounded else count_instructions)
+        return flatten(tree, readable)
     except MemoryError:
         refusal = f"reading it takes more than {megabytes} MB of memory"
     except TooMuch:

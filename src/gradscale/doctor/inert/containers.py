@@ -7,10 +7,10 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, cast
 
 from gradscale.doctor.inert.numbers_in_bytes import Storage, numpy_scalar, tensor
-from gradscale.doctor.inert.unpickling import InertUnpickler, Maker, kind_of
+from gradscale.doctor.inert.unpickling import InertUnpickler, Maker, named_class
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # how a file of torch before 1.6 begins
 _DAMAGED = (
@@ -20,10 +20,10 @@ _DAMAGED = (
 
 Check = Callable[[IO[bytes]], object]
 
-LARGEST_JSON = 2**26
+LARGEST_JSON = 2**26  # bytes; a state has a few thousand
 
 
-def read_container(file: IO[bytes], check: Check = lambda pickled: None) -> Any:
+def read_container(file: IO[bytes], check: Check = lambda pickled: None) -> object:
     """What a file holds, as dictionaries, lists, numbers, texts, arrays and stand-ins.
 
     Args:
@@ -34,7 +34,7 @@ def read_container(file: IO[bytes], check: Check = lambda pickled: None) -> Any:
         ValueError: if it is no checkpoint and no JSON, or damaged.
         Exception: whatever a broken pickle makes the unpickler raise.
     """
-    start = file.read(512)
+    start = file.read(512)  # a tar's first block, which has its name at 257
     file.seek(0)
     if not start:
         raise ValueError("it is empty")
@@ -47,7 +47,7 @@ def read_container(file: IO[bytes], check: Check = lambda pickled: None) -> Any:
     return _pickle(file, check)
 
 
-def _json(file: IO[bytes]) -> Any:
+def _json(file: IO[bytes]) -> object:
     text = file.read(LARGEST_JSON + 1)
     if len(text) > LARGEST_JSON:
         raise ValueError(f"its JSON is larger than {LARGEST_JSON // 2**20} MB")
@@ -57,7 +57,7 @@ def _json(file: IO[bytes]) -> Any:
         raise ValueError("its JSON is nested too deeply") from None
 
 
-def _archive(file: IO[bytes], check: Check) -> Any:
+def _archive(file: IO[bytes], check: Check) -> object:
     try:
         archive = zipfile.ZipFile(file)
         name = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
@@ -88,7 +88,7 @@ def _part(archive: zipfile.ZipFile, name: str, offset: int, size: int) -> bytes:
         return b""
 
 
-def _pickle(file: IO[bytes], check: Check, *, deeper: bool = True) -> Any:
+def _pickle(file: IO[bytes], check: Check, *, deeper: bool = True) -> object:
     """A plain pickle, or torch's older format: five in a row, and then the storages."""
     begins: dict[str, int] = {}
     sizes: dict[str, int] = {}
@@ -106,7 +106,7 @@ def _pickle(file: IO[bytes], check: Check, *, deeper: bool = True) -> Any:
 
     makers = _makers(check) if deeper else {}
 
-    def load() -> Any:
+    def load() -> object:
         position = file.tell()
         check(file)
         file.seek(position)
@@ -117,7 +117,7 @@ def _pickle(file: IO[bytes], check: Check, *, deeper: bool = True) -> Any:
         return value
     for _ in range(2):  # the protocol, and what machine wrote it
         load()
-    value, keys, position = load(), load(), file.tell()
+    value, keys, position = load(), cast("list[object]", load()), file.tell()
     # The storages follow in the order of `keys`, each after its length in 8 bytes.
     for key in keys:
         begins[str(key)] = position + 8
@@ -125,11 +125,11 @@ def _pickle(file: IO[bytes], check: Check, *, deeper: bool = True) -> Any:
     return value
 
 
-def _tensors(storage: Callable[[str, str, int], Storage]) -> Callable[[Any], Any]:
-    def of(saved: Any) -> Any:
+def _tensors(storage: Callable[[str, str, int], Storage]) -> Callable[[object], object]:
+    def of(saved: object) -> object:
         match saved:
             case ("storage", kind, str(key), _, int(numel), *_):
-                return storage(kind_of(kind), key, numel)
+                return storage(named_class(kind), key, numel)
             case ("module", kind, *_):  # with its source, as older files keep a model's class
                 return kind
             case _:
@@ -152,32 +152,32 @@ def _makers(check: Check) -> dict[str, Maker]:
         "torch._tensor._rebuild_from_type_v2": _of_a_subclass,
         # A tensor's storage that was pickled on its own: a whole older file in a string.
         "torch.storage._load_from_bytes": lambda args: _pickle(
-            io.BytesIO(*args), check, deeper=False
+            io.BytesIO(*cast("tuple[bytes]", args)), check, deeper=False
         ),
     }
 
 
-def _first(args: tuple[Any, ...]) -> Any:
+def _first(args: tuple[object, ...]) -> object:
     return args[0] if args else None
 
 
-class _Pairs(dict[Any, Any]):
+class _Pairs(dict[object, object]):
     """An ordered dictionary, which may be given attributes, as a model's state has them."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
-def _pairs(args: tuple[Any, ...]) -> _Pairs:
+def _pairs(args: tuple[object, ...]) -> _Pairs:
     """It is made empty, or, by Python 2, from a list of pairs."""
     return _Pairs(args[0]) if args and isinstance(args[0], list | dict) else _Pairs()
 
 
-def _no_bytes(args: tuple[Any, ...]) -> bytes | None:
+def _no_bytes(args: tuple[object, ...]) -> bytes | None:
     return None if args else b""  # as older protocols write it
 
 
-def _latin1(args: tuple[Any, ...]) -> bytes | None:
+def _latin1(args: tuple[object, ...]) -> bytes | None:
     match args:
         case (str(text), "latin1"):
             return text.encode("latin1")
@@ -185,9 +185,9 @@ def _latin1(args: tuple[Any, ...]) -> bytes | None:
             return None
 
 
-def _of_a_subclass(args: tuple[Any, ...]) -> Any:
+def _of_a_subclass(args: tuple[object, ...]) -> object:
     match args:
-        case (kind, _, tuple(given), *_) if kind_of(kind).startswith("torch._utils."):
+        case (type() as kind, _, tuple(given), *_) if named_class(kind).startswith("torch._utils."):
             return kind(*given)
         case _:
             return None

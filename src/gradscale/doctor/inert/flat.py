@@ -8,10 +8,11 @@ cost what they are.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
 
+from gradscale.doctor.inert.bad_floats import FloatSearch
 from gradscale.doctor.inert.numbers_in_bytes import Array, numpy_array
-from gradscale.doctor.inert.unpickling import StandIn, kind_of
+from gradscale.doctor.inert.unpickling import StandIn, named_class
 
 MOST_BYTES = 2**24
 """Of the text: a checkpoint of many thousand tensors has a few million."""
@@ -29,11 +30,12 @@ class TooMuch(Exception):
     """A tree with more in it than anybody needs to look at."""
 
 
-def flatten(tree: Any) -> str:
+def flatten(tree: object, readable: int = 0) -> str:
     """The text for a tree.
 
     Args:
         tree: from `read_container`.
+        readable: bytes of tensors that may be looked through for what is not finite.
 
     Raises:
         TooMuch: if it would be longer than `MOST_BYTES`.
@@ -44,15 +46,23 @@ def flatten(tree: Any) -> str:
     """
     nodes = _Nodes()
     parts: list[str] = []
+    arrays: list[tuple[int, Array]] = []
     written = 0
     nodes.number(tree)
     while nodes.waiting < len(nodes.values):
         value = nodes.values[nodes.waiting]
         nodes.waiting += 1
+        if isinstance(value, StandIn):
+            value = numpy_array(value) or value
+        if isinstance(value, Array):
+            arrays.append((len(parts), value))
         parts.append(json.dumps(nodes.described(value), separators=(",", ":")))
         written += len(parts[-1]) + 1
         if written > MOST_BYTES:
             raise TooMuch
+    search = FloatSearch(readable)
+    for place, array in sorted(arrays, key=lambda pair: pair[1].numel):
+        parts[place] = f"{parts[place][:-1]},{json.dumps(search.nonfinite(array))}]"
     return f"[{','.join(parts)}]"
 
 
@@ -60,19 +70,19 @@ class _Nodes:
     """The containers of a tree, numbered in the order in which they are met."""
 
     def __init__(self) -> None:
-        self.values: list[Any] = []
+        self.values: list[object] = []
         self.waiting = 0
         self._numbers: dict[int, int] = {}
 
-    def number(self, value: Any) -> int:
+    def number(self, value: object) -> int:
+        # By identity: equal containers may differ later, and comparing them may never end. The
+        # list keeps them alive, so that no number is dealt out twice.
         at = self._numbers.setdefault(id(value), len(self.values))
         if at == len(self.values):
             self.values.append(value)
         return at
 
-    def described(self, value: Any) -> list[Any]:
-        if isinstance(value, StandIn):
-            value = numpy_array(value) or value
+    def described(self, value: object) -> list[object]:
         if isinstance(value, StandIn):
             entries, attributes = self._pairs(value.entries), self._pairs(value.attributes)
             args, items = self._all(value.args), self._all(value.items)
@@ -85,30 +95,31 @@ class _Nodes:
             return ["list", self._all(value)]
         return ["value", self._said(value)]
 
-    def _all(self, values: Any) -> list[Any]:
+    def _all(self, values: Iterable[object]) -> list[object]:
         return [self._said(value) for value in values]
 
-    def _pairs(self, held: dict[Any, Any]) -> list[Any]:
+    def _pairs(self, held: dict[object, object]) -> list[object]:
+        # Pairs rather than an object of JSON, whose keys would all be texts.
         return [[_key(key), self._said(value)] for key, value in held.items()]
 
-    def _said(self, value: Any) -> Any:
+    def _said(self, value: object) -> object:
         """A plain value as it is; a container as the number of its node, in brackets."""
         if isinstance(value, _CONTAINERS):
             return [self.number(value)]
         return _plain(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, str):
         return value if len(value) <= LONGEST_TEXT else value[:_BEGINNING]
     if isinstance(value, int) and not isinstance(value, bool):
         return max(-_HIGHEST, min(value, _HIGHEST))
     if value is None or isinstance(value, bool | float):
         return value
-    return kind_of(value) or None
+    return named_class(value) or None
 
 
-def _key(key: Any) -> Any:
+def _key(key: object) -> object:
     if isinstance(key, str):
         return key
     plain = key is None or isinstance(key, bool | int | float)

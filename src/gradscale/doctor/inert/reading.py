@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from gradscale.doctor.inert.tree import rebuild
 from gradscale.files.regular import open_regular
@@ -29,15 +29,15 @@ import sys, types
 for name, folder in zip({names!r}, {folders!r}):
     package = sys.modules[name] = types.ModuleType(name)
     package.__path__ = [folder]
-from gradscale.doctor.inert.child import main
-main()
+from gradscale.doctor.inert.child import answer_standard_input
+answer_standard_input()
 """
 
 
-def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS) -> Any:
+def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS) -> object:
     """What a file holds, as dictionaries, lists, numbers, texts and stand-ins.
 
-    Tensors stay in the file.
+    Tensors stay in the file; it is said of each how many of its floats are infinite or NaN.
 
     Args:
         path: of a checkpoint, or of JSON.
@@ -50,7 +50,7 @@ def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS)
     """
     with open_regular(path) as file:
         size = _size(file)
-        answer = _ask(file, megabytes + 4 * size // 2**20, seconds + size // 2**25)
+        answer = _ask(file, megabytes + 4 * size // 2**20, seconds + size // 2**25, size)
     if answer.startswith('"'):
         raise ValueError(json.loads(answer))
     return rebuild(answer)
@@ -59,17 +59,18 @@ def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS)
 def _size(file: IO[bytes]) -> int:
     """Bytes on the disk: a sparse file may claim any length."""
     facts = os.fstat(file.fileno())
+    # `st_blocks` counts 512 bytes whatever the file system's own block is.
     return min(facts.st_size, getattr(facts, "st_blocks", facts.st_size) * 512)
 
 
-def _ask(file: IO[bytes], megabytes: int, seconds: int) -> str:
+def _ask(file: IO[bytes], megabytes: int, seconds: int, size: int) -> str:
     here = Path(__file__).parents
     start = _START.format(names=_PACKAGES, folders=(str(here[2]), str(here[1])))
     # Neither the environment, nor installed packages, nor the folder at hand have a say.
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", start]
     try:
         done = subprocess.run(
-            [*command, str(megabytes), str(seconds)],
+            [*command, str(megabytes), str(seconds), str(size)],
             stdin=file, capture_output=True, timeout=_PATIENCE * (seconds + 1), check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -20,10 +20,10 @@ class SavedObject:
     """
 
     kind: str
-    args: list[Any] = field(default_factory=list[Any], repr=False)
-    attributes: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    entries: dict[Any, Any] = field(default_factory=dict[Any, Any], repr=False)
-    items: list[Any] = field(default_factory=list[Any], repr=False)
+    args: list[object] = field(default_factory=list[object], repr=False)
+    attributes: dict[str, object] = field(default_factory=dict[str, object], repr=False)
+    entries: dict[object, object] = field(default_factory=dict[object, object], repr=False)
+    items: list[object] = field(default_factory=list[object], repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,14 @@ class SavedArray:
         dtype: of its elements.
         shape: its sizes.
         value: its number, if it has one element.
+        nonfinite: how many of its elements are infinite or NaN, but for masks; None if nobody has
+            looked.
     """
 
     dtype: str
     shape: tuple[int, ...]
     value: float | int | None = None
+    nonfinite: int | None = None
 
     def item(self) -> float | int:
         """Its only number.
@@ -51,7 +54,7 @@ class SavedArray:
         return self.value
 
 
-def rebuild(text: str) -> Any:
+def rebuild(text: str) -> object:
     """The tree that `flatten` wrote; what was a tuple or a set is a list.
 
     Args:
@@ -61,34 +64,39 @@ def rebuild(text: str) -> Any:
         >>> rebuild('[["dict",[["a",[1]],["b",null]]],["list",[1,2.5]]]')
         {'a': [1, 2.5], 'b': None}
     """
-    nodes: list[Any] = json.loads(text)
+    nodes: list[list[Any]] = json.loads(text)
     values = [_empty(node) for node in nodes]
 
-    def said(value: Any) -> Any:
-        return values[value[0]] if isinstance(value, list) else value
+    def said(value: object) -> object:
+        match value:
+            case [int(number)]:
+                return values[number]
+            case _:
+                return value
 
+    # In two rounds, because a container may hold one that comes later, or itself.
     for node, value in zip(nodes, values, strict=True):
-        match node:
-            case ["object", _, args, attributes, entries, items]:
+        match node, value:
+            case ["object", _, args, attributes, entries, items], SavedObject():
                 value.args.extend(map(said, args))
                 value.attributes.update((str(name), said(part)) for name, part in attributes)
                 value.entries.update((key, said(part)) for key, part in entries)
                 value.items.extend(map(said, items))
-            case ["dict", pairs]:
+            case ["dict", pairs], dict():
                 value.update((key, said(part)) for key, part in pairs)
-            case ["list", parts]:
+            case ["list", parts], list():
                 value.extend(map(said, parts))
             case _:
                 pass
     return values[0]
 
 
-def _empty(node: list[Any]) -> Any:
+def _empty(node: list[Any]) -> object:
     match node:
         case ["object", kind, *_]:
             return SavedObject(kind)
-        case ["array", dtype, shape, value]:
-            return SavedArray(dtype, tuple(shape), value)
+        case ["array", dtype, shape, value, nonfinite]:
+            return SavedArray(dtype, tuple(shape), value, nonfinite)
         case ["dict", _]:
             return {}
         case ["list", _]:

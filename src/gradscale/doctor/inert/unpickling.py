@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import IO
 
-Maker = Callable[[tuple[Any, ...]], Any]
+Maker = Callable[[tuple[object, ...]], object]
 """What a call gives whose result is plain data; None leaves a stand-in."""
 
 
@@ -23,48 +23,50 @@ class StandIn:
     __slots__ = ("args", "entries", "items", "state")
     kind = "object"
     make: Maker | None = None
-    args: tuple[Any, ...]
-    state: Any
-    entries: dict[Any, Any]
-    items: list[Any]
+    args: tuple[object, ...]
+    state: object
+    entries: dict[object, object]
+    items: list[object]
 
-    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+    def __new__(cls, *args: object, **keywords: object) -> object:
         """What `make` gives, or an object that keeps the arguments."""
         made = None if cls.make is None else cls.make(args)
         if made is not None:
             return made
         self = super().__new__(cls)
+        # Keywords come with protocol 4's NEWOBJ_EX only; they are data like the rest.
         self.args = (*args, keywords) if keywords else args
         self.state, self.entries, self.items = None, {}, []
         return self
 
     # What the unpickler calls where an object's own class would have acted.
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         self.entries[key] = value
 
-    def extend(self, items: list[Any]) -> None:
+    def extend(self, items: list[object]) -> None:
         """Items of a list of its own kind."""
         self.items += items
 
-    def add(self, item: Any) -> None:
+    def add(self, item: object) -> None:
         """An item of a set of its own kind."""
         self.items.append(item)
 
     @property
-    def attributes(self) -> dict[Any, Any]:
+    def attributes(self) -> dict[object, object]:
         """What `vars(object)` would give, slots included."""
-        two = isinstance(self.state, tuple) and len(self.state) == 2
-        parts = self.state if two else (self.state,)
+        state = self.state
+        # `object.__reduce_ex__` gives a pair where a class has slots: its dictionary, its slots.
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         return {
             name: value for part in parts if isinstance(part, dict) for name, value in part.items()
         }
 
 
-def kind_of(value: Any) -> str:
+def named_class(value: object) -> str:
     """The name of a stand-in for a class; empty for anything else."""
     return value.kind if isinstance(value, type) and issubclass(value, StandIn) else ""
 
@@ -89,7 +91,7 @@ class InertUnpickler(pickle.Unpickler):
     def __init__(
         self,
         file: IO[bytes],
-        storage: Callable[[Any], Any] = lambda saved: None,
+        storage: Callable[[object], object] = lambda saved: None,
         makers: Mapping[str, Maker] | None = None,
     ) -> None:
         super().__init__(file, encoding="latin1")  # any bytes of Python 2 are text in it
@@ -106,6 +108,6 @@ class InertUnpickler(pickle.Unpickler):
             self._kinds[kind] = type("Named", (StandIn,), held)
         return self._kinds[kind]
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> object:
         """What is kept outside the pickle: the bytes of a tensor."""
         return self._storage(pid)

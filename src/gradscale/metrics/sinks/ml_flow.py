@@ -33,7 +33,7 @@ class MLflow:
         self, run_id: str | None = None, prefix: str = "gradscale/", *, mlflow: Any = None
     ) -> None:
         self.prefix = prefix
-        self._mlflow: Any = mlflow or optional("MLflow()", "mlflow", "mlflow")
+        self._mlflow = mlflow or optional("MLflow()", "mlflow", "mlflow")
         if run_id is None:
             active = self._mlflow.active_run()
             if active is None:
@@ -47,5 +47,9 @@ class MLflow:
 
     def __call__(self, metrics: Metrics) -> None:
         """Logs a step."""
-        named = {f"{self.prefix}{name}": value for name, value in metrics.scalars().items()}
-        self._mlflow.log_metrics(named, step=metrics.step, run_id=self.run_id)
+        self.write(metrics.step, metrics.scalars())
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Logs numbers by name, in one request."""
+        named = {f"{self.prefix}{name}": value for name, value in numbers.items()}
+        self._mlflow.log_metrics(named, step=step, run_id=self.run_id)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 
-def optional(call: str, module: str, package: str) -> Any:
+def optional(call: str, module: str, package: str) -> ModuleType:
     """Imports `module`.
 
     Args:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from gradscale.metrics.metrics import Metrics
 from gradscale.metrics.sinks.optional import optional
+
+
+class CurveWriter(Protocol):
+    """What is used of a `torch.utils.tensorboard.SummaryWriter`."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> object: ...  # noqa: D102
+    def add_text(self, tag: str, text_string: str, global_step: int, /) -> object: ...  # noqa: D102
+    def close(self) -> object: ...  # noqa: D102
 
 
 class TensorBoard:
@@ -29,12 +37,12 @@ class TensorBoard:
         gradscale/log2_scale 10.0 7
     """
 
-    def __init__(self, log_dir: str | Path | Any, prefix: str = "gradscale/") -> None:
+    def __init__(self, log_dir: str | Path | CurveWriter, prefix: str = "gradscale/") -> None:
         self.prefix = prefix
         if isinstance(log_dir, str | Path):
             call = f"TensorBoard({str(log_dir)!r})"
             module = optional(call, "torch.utils.tensorboard", "tensorboard")
-            self.writer: Any = module.SummaryWriter(str(log_dir))
+            self.writer: CurveWriter = module.SummaryWriter(str(log_dir))
         elif hasattr(log_dir, "add_scalar"):
             self.writer = log_dir
         else:
@@ -45,10 +53,14 @@ class TensorBoard:
 
     def __call__(self, metrics: Metrics) -> None:
         """Writes a step."""
-        for name, value in metrics.scalars().items():
-            self.writer.add_scalar(self.prefix + name, value, metrics.step)
+        self.write(metrics.step, metrics.scalars())
         if metrics.skipped:
             self.writer.add_text(f"{self.prefix}skipped", metrics.reason or "unknown", metrics.step)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Writes numbers by name."""
+        for name, value in numbers.items():
+            self.writer.add_scalar(self.prefix + name, value, step)
 
     def close(self) -> None:
         """Writes out what is buffered."""

@@ -50,8 +50,13 @@ class WandB:
 
     def __call__(self, metrics: Metrics) -> None:
         """Logs a step."""
-        row: dict[str, Any] = {f"{self.prefix}{k}": v for k, v in metrics.scalars().items()}
+        row: dict[str, float | str] = {f"{self.prefix}{k}": v for k, v in metrics.scalars().items()}
         row[f"{self.prefix}step"] = metrics.step
         if metrics.reason is not None:
             row[f"{self.prefix}reason"] = metrics.reason
         self.run.log(row, commit=self.commit)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Logs numbers by name."""
+        row = {f"{self.prefix}{name}": value for name, value in numbers.items()}
+        self.run.log({**row, f"{self.prefix}step": step}, commit=self.commit)

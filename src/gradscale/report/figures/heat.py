@@ -20,8 +20,8 @@ from gradscale.report.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOWEST = 1e-6
-TALLEST = 8.5
+LOWEST = 1e-6  # where the colors begin: less is as good as nothing
+TALLEST = 8.5  # inches: a page of a paper, with its caption
 LINE = 0.1
 """Inches: with so much, every row has room for its name."""
 X_TICKS = 7
@@ -46,6 +46,7 @@ def heat_figure(run: Run) -> Figure:
     flushed = np.stack([column.flushed[rows] for column in run.columns], axis=1)
     nonzero = np.stack([column.nonzero[rows] for column in run.columns], axis=1)
     seen = ~np.isnan(np.stack([column.worst[rows] for column in run.columns], axis=1))
+    # Nothing lost is drawn as `LOWEST`: a logarithm has no place for 0.
     share = np.where(seen, np.maximum(flushed / np.maximum(1, nonzero), LOWEST), np.nan)
     picture = axes.imshow(
         share,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradscale.percent import percent
 from gradscale.report.counting import fate
@@ -19,14 +19,14 @@ from gradscale.report.figures.style import (
     shortened,
 )
 from gradscale.report.histograms import Histogram, latest
-from gradscale.report.ranges import ranges_of
+from gradscale.report.ranges import FormatRange, ranges_of
 from gradscale.report.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHOWN = 6
+SHOWN = 6  # rows: as many as a page has room for
 FAR_BELOW = 22
 """Octaves below the format that are drawn at most."""
 
@@ -81,7 +81,7 @@ def _row(run: Run, name: str, found: dict[int, Histogram]) -> int:
     )
 
 
-def _sight(stored: list[tuple[Histogram, dict[str, Any]]], shift: int) -> tuple[int, int]:
+def _sight(stored: list[tuple[Histogram, FormatRange]], shift: int) -> tuple[int, int]:
     """The octaves from the lowest value or edge to the highest."""
     lows, highs = list[int](), list[int]()
     for it, span in stored:
@@ -96,7 +96,7 @@ def _sight(stored: list[tuple[Histogram, dict[str, Any]]], shift: int) -> tuple[
 
 
 def _draw(
-    axes: Axes, it: Histogram, span: dict[str, Any], exponent: int, sight: tuple[int, int]
+    axes: Axes, it: Histogram, span: FormatRange, exponent: int, sight: tuple[int, int]
 ) -> None:
     places = [it.octaves.lowest + exponent + i for i in range(len(it.octaves.counts))]
     colors = [_color(place, span) for place in places]
@@ -126,7 +126,7 @@ def _draw(
     )
 
 
-def _color(place: int, span: dict[str, Any]) -> str:
+def _color(place: int, span: FormatRange) -> str:
     if place < span["flush"]:
         return LOST
     if place < span["normal"]:

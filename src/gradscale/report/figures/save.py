@@ -30,7 +30,7 @@ FIGURES: dict[str, Callable[[Run], Figure]] = {
 """The figures of a single run, by name."""
 
 FORMATS = ("png", "svg", "pdf")
-RESOLUTION = 200
+RESOLUTION = 200  # dots an inch, of png
 _METADATA = {
     "png": {"Software": MARK},
     "svg": {"Creator": MARK, "Date": None},

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,10 +23,11 @@ WIDTH = 6.75
 NAME, MARGINS = 0.085, 0.7
 """Inches that a name takes, and those above and below a picture."""
 
+# After Okabe and Ito: orange and blue are told apart by any eye, red and green are not.
 LOST, SUBNORMAL, KEPT, OVER = "#d55e00", "#e6a817", "#2f78b7", "#5b2a86"
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#56b4e9", "#5b3a8c", "#4d4d4d")
 _SHARES = ("#f3f5f7", "#fde3c4", "#f8b46a", "#e25b2f", "#a12240", "#42092a")
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, object] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.linewidth": 0.6,
@@ -59,7 +62,7 @@ def settings() -> AbstractContextManager[None]:
             "Figures are drawn with matplotlib, which is not installed. Install it with "
             '`pip install "gradscale[report]"`.'
         ) from error
-    return rc_context(cast(Any, SETTINGS))
+    return rc_context(cast("dict[RcKeyType, object]", SETTINGS))
 
 
 def in_our_style(draw: Callable[P, R]) -> Callable[P, R]:
@@ -80,7 +83,7 @@ def share_colors() -> Colormap:
     return LinearSegmentedColormap.from_list("lost", _SHARES).with_extremes(bad="white")
 
 
-def power_ticks(axis: Any) -> None:
+def power_ticks(axis: Axis) -> None:
     """Label whole exponents as powers of two."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from gradscale.report.run import Run
 from gradscale.report.timeline import extremes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 4000
+POINTS = 4000  # about three a pixel, at `style.WIDTH` and `save.RESOLUTION`
 LEAST_OCTAVES = 3.0
 
 
@@ -59,7 +60,7 @@ def timeline_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _scale(axes: Any, run: Run, color: str, index: int, count: int) -> None:
+def _scale(axes: Axes, run: Run, color: str, index: int, count: int) -> None:
     line = run.timeline
     if len(line.step) and not np.isnan(line.scale).all():
         kept = extremes([line.scale], POINTS)
@@ -85,7 +86,7 @@ def _scale(axes: Any, run: Run, color: str, index: int, count: int) -> None:
     )
 
 
-def _spread(axes: Any) -> None:
+def _spread(axes: Axes) -> None:
     """Room for three whole exponents at least: a scale that never moved is one line, not many."""
     low, high = axes.get_ylim()
     if high - low < LEAST_OCTAVES:
@@ -93,7 +94,7 @@ def _spread(axes: Any) -> None:
         axes.set_ylim(middle - LEAST_OCTAVES / 2, middle + LEAST_OCTAVES / 2)
 
 
-def _loss(axes: Any, run: Run, color: str) -> None:
+def _loss(axes: Axes, run: Run, color: str) -> None:
     """The loss, broken where it was infinite or NaN: nobody knows a value there to pass through."""
     line = run.timeline
     told = np.isfinite(line.loss) | line.broken

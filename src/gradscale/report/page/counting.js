@@ -69,7 +69,8 @@ function totalAt(run, histograms, scale, format) {
   for (const histogram of histograms) {
     const row = run.rows[histogram.row];
     const range = rangeFor(row, format);
-    if (!range) continue;
+    // Float32 loses nothing itself, and is no part of the lost share; another format may be tried on it.
+    if (!range || (!format && row.format === "fp32")) continue;
     const one = fate(histogram, range, exponentAt(row, histogram, scale));
     for (const name of ["nonzero", "lost", "subnormal", "overflowed", "unseen", "guessed"]) sum[name] += one[name];
     sum.touching += one.touches ? 1 : 0;

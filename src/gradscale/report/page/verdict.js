@@ -19,7 +19,7 @@ function drawVerdict() {
 }
 
 function lostTiles(it) {
-  const tiles = [tile("Lost", percent(it.lost.share), `of the non-zero gradients; ${it.lost.method}, ${plural(it.lost.measured_steps, "step")}`)];
+  const tiles = [tile("Lost", percent(it.lost.share), `of the non-zero gradients; ${it.lost.method}${betweenWords(it.lost.between)}, ${plural(it.lost.measured_steps, "step")}`)];
   if (it.worst.length) tiles.push(tile("Most lost in", percent(it.worst[0].share), breakable(rowWordsOf(it.worst[0]))));
   const advised = currentRun().note.advice?.log2_scale;
   if (Number.isInteger(advised)) {
@@ -28,6 +28,12 @@ function lostTiles(it) {
     tiles.push(tile("Best loss scale", powerHtml(it.best.log2_scale), bestWords(it.best)));
   }
   return tiles;
+}
+
+// How far an estimate may be off: which zeros are true nobody saw.
+function betweenWords(between) {
+  if (!between || percent(between[0]) === percent(between[1])) return "";
+  return `: at least ${percent(between[0])}, at most ${percent(between[1])}`;
 }
 
 // By the last histograms, with four octaves to spare below overflow.

@@ -1,51 +1,34 @@
-"""An advice in plain words."""
+"""A verdict in plain words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from gradscale.advice.evidence import Evidence
+from gradscale.advice.evidence import ScalingEvidence
 from gradscale.advice.verdict import TIGHT, Verdict, magnitude_text
 from gradscale.percent import percent
 
-if TYPE_CHECKING:
-    from gradscale.advice.advice import Advice
-
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "e5m2": "float8_e5m2", "e4m3": "float8_e4m3fn"}
 MOST_ROWS = 5
-MUCH = 0.01
+MUCH = 0.01  # of a module's gradients: worth its name
 LEAST = 1e-5
 """Shares below are not told apart."""
-
-
-def said(advice: Advice) -> str:
-    """All of it: the answer, then format by format the reasons."""
-    lines = [*_answer(advice), ""]
-    for verdict in advice.verdicts:
-        lines += [*paragraph(verdict), ""]
-    lines += advice.notes
-    return "\n".join(lines).rstrip()
-
-
-def _answer(advice: Advice) -> list[str]:
-    steps = len(advice.losses)
-    ran = f"{advice.model} on {advice.device}, {steps} step{'s' if steps != 1 else ''}"
-    if advice.hunt is not None:
-        where = str(advice.hunt).replace("\n", "\n  ")
-        return [f"{ran}: not finite in float32 already, so no precision is to blame:", f"  {where}"]
-    if advice.best is None:
-        return [f"{ran}: stay with float32."]
-    best = advice.best
-    return [f"{ran}: {NAMES[best.format]} is {best.level}. Write:", f"  {best.code}"]
 
 
 def paragraph(verdict: Verdict) -> list[str]:
     """What is said of one format."""
     return [
         f"{verdict.format}: {headline(verdict)}",
-        *(f"  {line}" for line in (*_forward(verdict), *_scalings(verdict), *_layers(verdict))),
+        *(
+            f"  {line}"
+            for line in (
+                *_forward(verdict),
+                *_scalings(verdict),
+                *_layers(verdict),
+                *(str(function) for function in verdict.functions if function.kind != "linear"),
+            )
+        ),
     ]
 
 
@@ -92,7 +75,7 @@ def _scales(scales: Sequence[int]) -> str:
     return f"{len(scales)} scales, 2^{scales[0]} to 2^{scales[-1]}" if scales else "no scale"
 
 
-def _numbers(evidence: Evidence) -> str:
+def _numbers(evidence: ScalingEvidence) -> str:
     if evidence.overflowed and evidence.lost_share == 1.0:
         return "overflows"
     worst = f"worst module {evidence.where}: {evidence.worst:.3f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +13,9 @@ from gradscale.layerwise.agreement import same_on_all_ranks
 from gradscale.watching.activations import Taken
 from gradscale.watching.measured_pass import MeasuredPass
 from gradscale.watching.sights import Sight, together
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class StepSights:
     alone: bool = False
 
 
-class MeasuredStep:
+class MeasuringStep:
     """What one measuring step counts.
 
     Args:
@@ -43,7 +46,9 @@ class MeasuredStep:
         self._taken = Taken()
         self._alone = self._waited = False
 
-    def finish(self, taken: Taken | None, groups: Sequence[Any], device: torch.device) -> None:
+    def finish(
+        self, taken: Taken | None, groups: Sequence[ProcessGroup], device: torch.device
+    ) -> None:
         """The step is over: the ranks add up, and the counts start on their way to the host.
 
         A collective where there are groups: every rank calls it, with or without a pass.
@@ -64,7 +69,7 @@ class MeasuredStep:
                 measured.reduce(groups)
             measured.fetch()
         if groups and not self._alone:
-            taken.reduce(list(groups))
+            taken.reduce(groups)
         taken.fetch()
 
     @property

@@ -1,0 +1,59 @@
+"""Sentences as wide as the screen: each line keeps its indent where it goes on."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Collection
+
+from rich.console import Console
+from rich.text import Text
+
+from gradscale.cli.display import flows
+
+HANGING = 2
+"""Columns by which what goes on stands further to the right."""
+
+NARROWEST = 20
+_LEAD = re.compile(r" *(?:(?:error|warning|note) +)?")
+
+
+def wrapped(text: str, width: int, verbatim: Collection[str] = ()) -> str:
+    """A text of several lines, none longer than the screen if words allow it.
+
+    What is copied from the screen, such as code, stays a line.
+
+    Args:
+        text: lines, with whatever indent.
+        width: of the screen, in columns.
+        verbatim: lines, without their indent, that stay as they are.
+
+    Example:
+        >>> print(wrapped("  a line that goes on for a while", 28))
+          a line that goes on for a
+            while
+    """
+    lines = text.split("\n")
+    return "\n".join(
+        line if line.strip() in verbatim or len(line) <= width else _wrapped(line, width)
+        for line in lines
+    )
+
+
+def _wrapped(line: str, width: int) -> str:
+    found = _LEAD.match(line)
+    lead = "" if found is None else found.group()
+    return textwrap.fill(
+        line[len(lead) :],
+        max(width, len(lead) + NARROWEST),
+        initial_indent=lead,
+        subsequent_indent=" " * (len(lead) + HANGING),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def say(screen: Console, text: str, verbatim: Collection[str] = (), style: str = "") -> None:
+    """Prints sentences: as wide as the screen, or unbroken into a file or a pipe."""
+    words = text if flows(screen) else wrapped(text, screen.width, verbatim)
+    screen.print(Text(words, style=style), soft_wrap=True)
