@@ -103,12 +103,13 @@ def main() -> None:
         path = RESULTS / f"{name}.jsonl"
         if not path.exists():
             continue
-        found = read(path, worst=task.chance)
-        draw(task, found, ROOT / "docs" / "images" / f"edge-{name}.svg")
         begin, end = f"<!-- edge {name}: begin -->", f"<!-- edge {name}: end -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(page):
-            raise SystemExit(f"{PAGE} has no marks `{begin}` … `{end}` for this task.")
+            print(f"{name}: {PAGE} has no marks `{begin}` … `{end}` for this task; left out")
+            continue
+        found = read(path, worst=task.chance)
+        draw(task, found, ROOT / "docs" / "images" / f"edge-{name}.svg")
         text = f"{begin}\n\n{section(task, found)}\n\n{end}"
         page = pattern.sub(lambda _, text=text: text, page)
     PAGE.write_text(page)
