@@ -1,5 +1,6 @@
 """What every test starts from: a seed, one thread, and the devices that are there."""
 
+import os
 import weakref
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from gradscale.emulation import over_time
 
 torch.set_num_threads(1)
+# GNU readline, which pytest loads, leaves the width of no terminal to the workers of xdist.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
@@ -46,13 +50,6 @@ def fake_tensors_are_on_no_device(monkeypatch):
     for module in (torch.cuda, torch.accelerator):
         if module.is_available():
             monkeypatch.setattr(module, "is_available", lambda: not faking())
-
-
-@pytest.fixture(autouse=True)
-def nobody_set_a_width(monkeypatch):
-    """GNU readline, which pytest loads, leaves the width of no terminal to workers of xdist."""
-    for name in ("COLUMNS", "LINES"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -46,8 +46,12 @@ def test_compare_says_how_its_numbers_were_measured(compared):
     assert "Half precision is emulated on this machine" in text
 
 
-def test_compare_fits_into_a_hundred_columns(compared):
-    assert max(map(len, compared[0].stdout.splitlines())) <= 100
+def test_the_table_of_compare_fits_into_a_hundred_columns(compared):
+    lines = compared[0].stdout.splitlines()
+    table = [line for line in lines if line.startswith(" ")]
+    assert len(table) > 2 * len(COMPARED) and max(map(len, table)) <= 100
+    # Below it there are sentences: in a file each is a line.
+    assert all(line.endswith((".", ".)")) for line in lines if len(line) > 100)
 
 
 def test_progress_that_is_not_on_a_terminal_is_one_line_a_run(compared):
