@@ -18,15 +18,8 @@ from gradscale.histogram import (
     overflowed_fraction,
     subnormal_fraction,
 )
+from tensor_kinds import FLOAT_DTYPES
 
-DTYPES = [
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float8_e5m2,
-    torch.float8_e4m3fn,
-]
 FORMATS = ["fp16", "bf16", "e5m2", "e4m3"]
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -41,7 +34,7 @@ def brute_force(values: list[float]) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @given(values=st.lists(floats, max_size=40))
 @settings(max_examples=40, deadline=None)
 def test_counts_equal_brute_force(values: list[float], dtype: torch.dtype) -> None:

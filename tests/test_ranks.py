@@ -70,7 +70,7 @@ def test_ranks_that_diverged_are_reported():
 
 @pytest.mark.slow
 def test_ranks_of_a_mesh_that_diverged_are_reported():
-    for report in on_two_ranks(divergence_within_a_mesh):
+    for (report,) in on_two_ranks(divergence_within_a_mesh):
         assert "ranks [1] differ from rank 0" in report
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from gradscale.recipes.batches import generator
-from gradscale.recipes.digits import Digits
+import classify
 from lion import Lion
 from task import Task, Training
 
@@ -26,22 +24,13 @@ def plain(depth: int) -> nn.Sequential:
 
 def begin(optimizer: str, depth: float, seed: int) -> Training:
     """Digits, 128 an update."""
-    (images, labels), (test, truth) = Digits().load()
     model = plain(int(depth))
     optimizers = {
         "lion": lambda: Lion(model.parameters(), lr=3e-4),
         "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         "adam": lambda: torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-15),
     }
-
-    def loss(step: int) -> Tensor:
-        index = torch.randint(len(images), (128,), generator=generator(seed, step))
-        return F.cross_entropy(model(images[index]).float(), labels[index])
-
-    def score() -> Tensor:
-        return (model(test).argmax(1) == truth).float().mean()
-
-    return Training(model, optimizers[optimizer](), loss, score)
+    return classify.training(model, optimizers[optimizer](), 128, seed)
 
 
 def task(optimizer: str) -> Task:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchdiffeq import odeint
 
-from gradscale.recipes.batches import generator
-from gradscale.recipes.digits import Digits
+import classify
 from task import Task, Training
 
 WIDTH = 32
@@ -44,18 +42,9 @@ class NeuralODE(nn.Module):
 
 def begin(steps: float, seed: int) -> Training:
     """`steps`: of the solver; each adds its share of the flow's gradient."""
-    (images, labels), (test, truth) = Digits().load()
     model = NeuralODE(int(steps))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, eps=1e-15)
-
-    def loss(step: int) -> Tensor:
-        index = torch.randint(len(images), (64,), generator=generator(seed, step))
-        return F.cross_entropy(model(images[index]), labels[index])
-
-    def score() -> Tensor:
-        return (model(test).argmax(1) == truth).float().mean()
-
-    return Training(model, optimizer, loss, score)
+    return classify.training(model, optimizer, 64, seed)
 
 
 TASK = Task(

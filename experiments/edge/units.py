@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradscale.recipes.towers import PIXEL, Towers, TwoTowers
@@ -12,10 +15,13 @@ from task import Task, Training
 RECIPE = Towers()
 
 
-def begin(octaves: float, seed: int) -> Training:
-    """`octaves`: by how much a centre's unit is larger than a pixel."""
+def begin(network: Callable[[], nn.Module], octaves: float, seed: int) -> Training:
+    """`octaves`: by how much a centre's unit is larger than a pixel.
+
+    The network maps images to logits and places in metres, as `TwoTowers` does.
+    """
     train, test = RECIPE.load()
-    model = TwoTowers()
+    model = network()
     unit = 2.0**-octaves / PIXEL
 
     def losses(batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -45,5 +51,5 @@ TASK = Task(
     steps=200,
     score="R² of centres",
     chance=0.0,
-    begin=begin,
+    begin=partial(begin, TwoTowers),
 )

@@ -22,15 +22,8 @@ from gradscale.backward.measure_rows import (
 )
 from gradscale.histogram import MIN_OCTAVE
 from interpreter import assert_equal_in_interpreter, needs_triton
+from tensor_kinds import FLOAT_DTYPES, LAYOUTS
 
-DTYPES = [
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float8_e5m2,
-    torch.float8_e4m3fn,
-]
 floats = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 
 
@@ -59,7 +52,7 @@ def counts_of(*tensors: Tensor, ceil: bool = False) -> list[int]:
 
 
 @pytest.mark.parametrize("ceil", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @given(values=st.lists(floats | st.sampled_from([1.0, 2.0**-149, 2.0**-126, 0.25]), max_size=40))
 @settings(max_examples=40, deadline=None)
 def test_counts_equal_the_reference(values: list[float], dtype: torch.dtype, ceil: bool) -> None:
@@ -70,7 +63,7 @@ def test_counts_equal_the_reference(values: list[float], dtype: torch.dtype, cei
 
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("rare", [None, math.inf, math.nan, 2.0**-149, 2.0**-126, 2.0**127])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_large_tensors_on_the_host_are_counted_as_small_ones(
     dtype: torch.dtype, rare: float | None, ceil: bool
 ) -> None:
@@ -95,19 +88,7 @@ def test_a_row_adds_up_over_tensors(parts: list[list[float]]) -> None:
     assert counted == reference_counts([value for part in parts for value in part])
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[0, 0, 0],
-        lambda x: x[:0],
-        lambda x: x.permute(2, 0, 1),
-        lambda x: x[:, ::2, 1:],
-        lambda x: x[:1].expand(5, -1, -1),
-        lambda x: x.to_sparse(),
-        lambda x: x[0].to_sparse_csr(),
-    ],
-    ids=["0-d", "empty", "permuted", "strided", "expanded", "coo", "csr"],
-)
+@pytest.mark.parametrize("view", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_any_layout_is_counted(view: object) -> None:
     tensor = view(torch.randn(4, 6, 5))  # type: ignore[operator]
@@ -200,7 +181,7 @@ def test_the_kernel_in_tritons_interpreter_equals_plain_torch() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_the_kernel_on_the_device_equals_plain_torch_on_the_host(dtype: torch.dtype) -> None:
     tensor = (torch.randn(300_001) * torch.exp(12 * torch.randn(300_001))).to(dtype)
     rows = empty_counts(1, "cuda")

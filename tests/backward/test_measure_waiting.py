@@ -21,16 +21,13 @@ from gradscale.backward.measure_rows import count_by_torch, empty_counts
 from gradscale.backward.measure_tally import Tally
 from gradscale.backward.measure_waiting import SMALL, Waiting, is_small
 from gradscale.backward.measurements import Counts, unscaled_counts
+from tensor_kinds import FLOAT_DTYPES, LAYOUTS
 
 CPU = torch.device("cpu")
-DTYPES = [
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float8_e5m2,
-    torch.float8_e4m3fn,
-]
+MORE_LAYOUTS = {
+    "complex": lambda x: torch.complex(x, -x).conj(),
+    "large": lambda x: x.repeat(40, 1, 1),
+}
 rare = st.sampled_from([0.0, 1.0, 0.25, 2.0**-149, 2.0**-126, math.inf, -math.inf, math.nan])
 floats = st.floats(width=32, allow_nan=True, allow_infinity=True) | rare
 
@@ -54,7 +51,7 @@ def measuring_of(places: int, *, ceil: bool = False, moments: bool = False) -> M
 @pytest.mark.parametrize("ceil", [False, True])
 @given(
     given=st.lists(
-        st.tuples(st.integers(0, 5), st.sampled_from(DTYPES), st.lists(floats, max_size=9)),
+        st.tuples(st.integers(0, 5), st.sampled_from(FLOAT_DTYPES), st.lists(floats, max_size=9)),
         max_size=20,
     )
 )
@@ -73,22 +70,9 @@ def test_counted_together_is_counted_alone(
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[0, 0, 0],
-        lambda x: x[:0],
-        lambda x: x.permute(2, 0, 1),
-        lambda x: x[:, ::2, 1:],
-        lambda x: x[:1].expand(5, -1, -1),
-        lambda x: x.to_sparse(),
-        lambda x: x[0].to_sparse_csr(),
-        lambda x: torch.complex(x, -x).conj(),
-        lambda x: x.repeat(40, 1, 1),
-    ],
-    ids=["0-d", "empty", "permuted", "strided", "expanded", "coo", "csr", "complex", "large"],
-)
-def test_any_layout_is_counted_among_others(view: Any) -> None:
+@pytest.mark.parametrize("layout", [*LAYOUTS, *MORE_LAYOUTS])
+def test_any_layout_is_counted_among_others(layout: str) -> None:
+    view = (LAYOUTS | MORE_LAYOUTS)[layout]
     tensors = [view(torch.randn(4, 6, 5)) for _ in range(3)]
     measuring = measuring_of(2)
     for tensor in tensors:
@@ -199,7 +183,7 @@ def test_how_many_operations_does_not_grow_with_the_number_of_small_tensors(
     assert counts[0] - 4 <= 50
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_every_pattern_of_a_narrow_format_counts_as_the_plain_form_says(dtype: torch.dtype) -> None:
     if dtype.itemsize > 2:
         values = torch.randn(5000).to(dtype)
@@ -219,7 +203,7 @@ def test_every_pattern_of_a_narrow_format_counts_as_the_plain_form_says(dtype: t
 @pytest.mark.parametrize("moments", [False, True])
 def test_small_tensors_on_the_device_are_counted_as_on_the_host(moments: bool) -> None:
     cuda = torch.device("cuda", torch.cuda.current_device())
-    tensors = [torch.randn(size).to(dtype) for size in (1, 5, 700) for dtype in DTYPES]
+    tensors = [torch.randn(size).to(dtype) for size in (1, 5, 700) for dtype in FLOAT_DTYPES]
     found: list[tuple[Counts, ...]] = []
     for device in (CPU, cuda):
         places = [CountedPlace(n, "arrived", -1, -1, "fp16", device) for n in range(len(tensors))]
