@@ -80,8 +80,17 @@ def constants(found: Found) -> str:
 
 def section(task: Task, found: Found) -> str:
     """What stands between the marks of a task."""
-    count = max(len(cell.scores) for cells in found.cells.values() for cell in cells.values())
+    shown = {line.label for line in LINES}
+    counts = {
+        len(cell.scores)
+        for label, cells in found.cells.items()
+        for cell in cells.values()
+        if label in shown
+    }
+    least, count = min(counts), max(counts)
     seeds = f"{count} seed{'s' if count > 1 else ''}"
+    if least < count:
+        seeds = f"{least} to {count} seeds, one where no interval is given"
     where = ", ".join(f"{key} {value}" for key, value in found.machine.items())
     parts = [
         f"*{task.about}; {task.steps} steps, {seeds}. {where}.*",

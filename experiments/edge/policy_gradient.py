@@ -38,8 +38,8 @@ class Writer(nn.Module):
 
 
 def reward(text: Tensor) -> Tensor:
-    """The share of symbols that are larger by one than the one before, cyclically; `(n,)`."""
-    return ((text[:, 1:] - text[:, :-1]) % SYMBOLS == 1).float().mean(1)
+    """1 for each symbol that is larger by one than the one before, cyclically, else 0."""
+    return ((text[:, 1:] - text[:, :-1]) % SYMBOLS == 1).float()
 
 
 def begin(octaves: float, seed: int) -> Training:
@@ -50,14 +50,14 @@ def begin(octaves: float, seed: int) -> Training:
     def loss(step: int) -> Tensor:
         text = model.write(generator(seed, step), BATCH)
         # Per symbol, as the reward is: the mean over the batch is the baseline.
-        gained = ((text[:, 1:] - text[:, :-1]) % SYMBOLS == 1).float()
+        gained = reward(text)
         advantage = (gained - gained.mean()) * 2.0**-octaves
         logits = model(text[:, :-1])
         surprise = F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten(), reduction="none")
         return (advantage.flatten() * surprise).mean()
 
     def score() -> Tensor:
-        return reward(model.write(generator(0, 2**20), 256)).mean()
+        return reward(model.write(generator(0, 2**20), 256)).mean(1).mean()
 
     return Training(model, optimizer, loss, score)
 

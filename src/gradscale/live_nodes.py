@@ -58,12 +58,12 @@ class LiveNode(Protocol):
     def _sequence_nr(self) -> int: ...
 
     def register_hook(
-        self, fn: Callable[[Gradients, Gradients], Gradients | None]
+        self, fn: Callable[[Gradients, Gradients], Gradients | None], /
     ) -> RemovableHandle:
         """Calls `fn(produced, arrived)` after it has run, and takes what that returns instead."""
         ...
 
-    def register_prehook(self, fn: Callable[[Gradients], Gradients | None]) -> RemovableHandle:
+    def register_prehook(self, fn: Callable[[Gradients], Gradients | None], /) -> RemovableHandle:
         """Calls `fn(arrived)` before it runs, and takes what that returns instead."""
         ...
 

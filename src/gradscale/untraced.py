@@ -25,13 +25,7 @@ def untraced(function: Function) -> Function:
     code = cast(FunctionType, function).__code__
     if code not in _KNOWN:
         _KNOWN.add(code)
-        leave_untraced(code, with_what_it_calls=True)
+        torchs: Any = frames  # whose stubs know neither of these
+        skip = torchs._FrameAction.SKIP
+        torchs.set_code_exec_strategy(code, torchs._FrameExecStrategy(skip, skip))
     return function
-
-
-def leave_untraced(code: CodeType, *, with_what_it_calls: bool) -> None:
-    """Tells dynamo to run frames of `code` as they are."""
-    torchs: Any = frames  # whose stubs know neither of these
-    skip, default = torchs._FrameAction.SKIP, torchs._FrameAction.DEFAULT
-    within = skip if with_what_it_calls else default
-    torchs.set_code_exec_strategy(code, torchs._FrameExecStrategy(skip, within))

@@ -119,7 +119,7 @@ def _arriving(
     arrives = structure.arrives[node]
     wanted = any(is_reduced(arrival.dtype) for arrival in arrives)
     cast = any(arrival.dtype in _UNLIMITED for arrival in arrives) and any(
-        is_reduced(_dtype_of(structure, edge)) for edge in edges
+        is_reduced(structure.arrival(edge).dtype) for edge in edges
     )
     if wanted or cast or multiplying:
         dtype, device = _narrowest(arrives)
@@ -138,22 +138,15 @@ def _produced(
         # A product that is rounded to a narrower format than its tensor has lost what it lost
         # before anybody else meets it.
         rounded = multiplying and edge.target not in leaves
-        if not (rounded or is_reduced(_dtype_of(structure, edge))):
+        target = structure.arrival(edge)
+        if not (rounded or is_reduced(target.dtype)):
             continue
-        if edge.input >= len(structure.arrives[edge.target]):
-            continue
-        target = structure.arrives[edge.target][edge.input]
         wanted = multiplying or _says_more(structure, edge, exponents, leaves)
         if wanted and target.device and target.dtype and _floats(target.dtype):
             name = format_name(target.dtype)
             yield CountedPlace(
                 edge.source, "produced", edge.target, edge.output, name, target.device
             )
-
-
-def _dtype_of(structure: Structure, edge: Edge) -> torch.dtype | None:
-    arrives = structure.arrives[edge.target]
-    return arrives[edge.input].dtype if edge.input < len(arrives) else None
 
 
 def _narrowest(arrives: Sequence[Arrival]) -> tuple[torch.dtype | None, torch.device | None]:

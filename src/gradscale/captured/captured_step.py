@@ -30,6 +30,7 @@ from gradscale.captured.step_result import Captured, StepResult
 from gradscale.captured.tally import Tally
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.planner_argument import PlannerArgument
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.policies.policy import Policy
 from gradscale.scaler.scaler import GradScaler
 from gradscale.undo.select import prepared
@@ -221,7 +222,7 @@ class CapturedStep:
     @property
     def _parameters(self) -> list[Tensor]:
         """All of them, so that their places stay, whichever are frozen or added meanwhile."""
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        return parameters_of(self._optimizer)
 
     def _check_surroundings(self) -> None:
         check_outside_autocast(self._device)

@@ -142,7 +142,8 @@ class CountedPass:
     ) -> None:
         self.signature = graph.signature
         self._graph, self._exponents, self._scale = graph, exponents, scale
-        self._counts, self._rows = counts, rows[:, :WIDTH]
+        # Collectives take memory as it lies: moments behind the counts must not be between them.
+        self._counts, self._rows = counts, rows[:, :WIDTH].contiguous()
         sums = rows[:, WIDTH:].contiguous().view(torch.float64)
         self._sums = sums if sums.numel() else None
         self._fetched: Fetched | None = None

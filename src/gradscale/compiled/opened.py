@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from torch.utils.hooks import RemovableHandle
 
-from gradscale.compiled.live_node import Gradients, LiveNode
 from gradscale.compiled.part import OUTSIDE, Arriving, Closed, CompiledPart
 from gradscale.compiled.preparing import PART
 from gradscale.compiled.under_way import Hook, under_way
+from gradscale.live_nodes import Gradients, LiveNode
 
 COMPILED = "CompiledFunctionBackward"
 _PARTS: weakref.WeakKeyDictionary[object, CompiledPart | Closed] = weakref.WeakKeyDictionary()

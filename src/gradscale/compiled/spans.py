@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, cast
 
 import torch
 
-from gradscale.compiled.live_node import LiveNode
 from gradscale.compiled.opened import InnerNode
+from gradscale.live_nodes import LiveNode
 
 UNMET = -1
 

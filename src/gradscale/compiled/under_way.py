@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from gradscale.compiled.live_node import LiveNode
+from gradscale.live_nodes import LiveNode
 
 Seen = Sequence[Tensor]
 Hook = Callable[[Seen, Seen], object]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from gradscale.gradients.flags import combined
@@ -49,13 +48,17 @@ def _own(step: CurrentStep, key: int, record: Record, like: Tensor) -> Blame:
 
 
 def _together(blames: Sequence[Blame]) -> Blame:
+    device = blames[0].scaling.device
+
     def largest(flags: Iterable[Tensor | None]) -> Tensor | None:
         there = [flag for flag in flags if flag is not None]
-        return torch.stack(there).amax() if there else None
+        return combined(there, device) if there else None
 
-    scaling = torch.stack([blame.scaling for blame in blames]).amax()
-    losses, stale = ((blame[place] for blame in blames) for place in (1, 2))
-    return Blame(scaling, largest(losses), largest(stale))
+    return Blame(
+        combined([blame.scaling for blame in blames], device),
+        largest(blame.loss for blame in blames),
+        largest(blame.stale for blame in blames),
+    )
 
 
 def _stale(left: Iterable[LeftOver], like: Tensor) -> Tensor | None:

@@ -14,6 +14,7 @@ from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.pending import PendingGradients
 from gradscale.gradients.step_gradients import StepGradients
 from gradscale.layerwise import Layerwise
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.outcomes.reach import Reach
@@ -188,8 +189,7 @@ class CurrentStep:
         for key in self.records:
             optimizer = self.pending.optimizer(key)
             if optimizer is not None:
-                for group in optimizer.param_groups:
-                    yield from group["params"]
+                yield from parameters_of(optimizer)
 
     @property
     def so_far(self) -> StepOutcome:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.host_copies import HostCopies
 from gradscale.ranks import NoteStore, default_store, distributed
 
@@ -166,7 +167,7 @@ class Replicas:
 
     def _warn(self, message: str) -> None:
         self._warned = True
-        warnings.warn(message, stacklevel=6)
+        warnings.warn(message, stacklevel=level_of_caller())
 
     def _key(self, kind: str, rank: int) -> str:
         return f"gradscale/{self._number}/{kind}/{rank}"

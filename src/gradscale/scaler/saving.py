@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal
 
-from gradscale.outcomes.ledger import Counters
+from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.triage import REASONS
 from gradscale.scaler.books import Books
 from gradscale.scaler.current_step import CurrentStep
