@@ -38,7 +38,7 @@ def clip_norm(
     scale = scale_without_loss(step, optimizers[0], "clip_grad_norm_")
     # The other orders see no infinity, or (0) do not grow with the scale.
     together = norm_type > 0
-    scaled = _scaled_still(step, "clip_grad_norm_", optimizers, len(parameters), together)
+    scaled = _scaled_still(step, scale, "clip_grad_norm_", optimizers, len(parameters), together)
     norm = gradient_norm(parameters, float(norm_type), foreach)
     if norm is None:
         norm = Norm(torch.zeros((), device=scale.device), torch.float32)
@@ -72,10 +72,10 @@ def clip_value_(
 ) -> None:
     """Clamps the gradients of several optimizers; see `GradScaler.clip_grad_value_`."""
     scale = scale_without_loss(step, optimizers[0], "clip_grad_value_")
-    scaled = _scaled_still(step, "clip_grad_value_", optimizers, len(parameters))
+    scaled = _scaled_still(step, scale, "clip_grad_value_", optimizers, len(parameters))
     if scaled and not all(map(step.undo.by_itself, optimizers)):
         for each in optimizers:
-            unscale_now(step, each, _record(step, each))
+            unscale_now(step, each, _record(step, each), scale)
         scaled = False
     for each in optimizers if scaled else ():
         _check_only(step, each)
@@ -94,7 +94,12 @@ def _record(step: CurrentStep, optimizer: torch.optim.Optimizer) -> Record:
 
 
 def _scaled_still(
-    step: CurrentStep, name: str, optimizers: Optimizers, distinct: int, together: bool = True
+    step: CurrentStep,
+    scale: Tensor,
+    name: str,
+    optimizers: Optimizers,
+    distinct: int,
+    together: bool = True,
 ) -> bool:
     """Whether the gradients are all at the scale still; else all of them are unscaled now."""
     for optimizer in optimizers:
@@ -108,7 +113,7 @@ def _scaled_still(
     for optimizer in optimizers:
         record = _record(step, optimizer)
         if record.untouched:
-            unscale_now(step, optimizer, record)
+            unscale_now(step, optimizer, record, scale)
     return False
 
 

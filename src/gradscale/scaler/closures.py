@@ -83,8 +83,9 @@ class ClosureStep:
         step, optimizer, record = self._step, self._optimizer, self._record
         if record.untouched and not step.pending.divided(optimizer):
             if step.evidence.losses or step.pending.knows(optimizer):
-                step.pending.bring_to(step.held.ready("step"))
-                unscale_now(step, optimizer, record)
+                scale = step.held.ready("step")
+                step.pending.bring_to(scale)
+                unscale_now(step, optimizer, record, scale)
         return not self._overflowed()
 
     def _evaluation(self, closure: Closure) -> Closure:
@@ -103,7 +104,7 @@ class ClosureStep:
                     raise RuntimeError(NOT_SCALED)
                 return loss
             if record.untouched:
-                unscale_now(step, optimizer, record)
+                unscale_now(step, optimizer, record, step.held.ready("step"))
             if self._overflowed():
                 raise Abandoned
             # An optimizer that compares losses must see them as they are.

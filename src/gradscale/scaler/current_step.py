@@ -95,7 +95,10 @@ class CurrentStep:
         if self.held.layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
         self.evidence = Evidence(self.names, self.depends, self.reach, self.names.learn)
-        self.gradients = StepGradients(self._needs, self.process_group)
+        needs = self.held.policy.needs
+        # In every step: a union would make a new set.
+        needs = needs | self.also_needed if self.also_needed else needs
+        self.gradients = StepGradients(needs, self.process_group)
         self.backward_ran = self.in_between = False
         self.closed = True
 
@@ -103,12 +106,6 @@ class CurrentStep:
         """An optimizer is about to step: from here on `outcome` is this step's."""
         if self.closed:
             self.outcome, self.closed = StepOutcome(), False
-
-    @property
-    def _needs(self) -> frozenset[Need]:
-        needs = self.held.policy.needs
-        # Asked in every step, and a union of frozen sets makes a new one.
-        return needs | self.also_needed if self.also_needed else needs
 
     def also_measure(self, needs: Iterable[Need]) -> None:
         """Has every step measure these too; from the next one on, if this one has begun."""
@@ -132,7 +129,7 @@ class CurrentStep:
     def follow(self) -> None:
         """Measures what the policy needs now; from the next step on, if this one has begun."""
         if not self.records:
-            self.gradients.needs = self._needs
+            self.gradients.needs = self.held.policy.needs | self.also_needed
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer whose gradients this scaler handles; one look at the dtype it trains."""

@@ -12,10 +12,12 @@ from gradscale.scaler.order import BACKWARD_SINCE
 from gradscale.scaler.record import DIVIDED, At, Record
 
 
-def unscale_now(step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record) -> None:
+def unscale_now(
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, scale: Tensor
+) -> None:
     """Makes `.grad` the true gradient, checked: of what backward left, or of the micro-batches."""
     if record.sums is None:
-        divide(step, optimizer, record, inverse(step.held.ready("unscale_")))
+        divide(step, optimizer, record, inverse(scale))
     else:
         deliver(step, optimizer, record)
 

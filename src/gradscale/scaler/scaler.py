@@ -34,7 +34,7 @@ from gradscale.scaler.settings import (
 )
 from gradscale.scaler.stepping import divided_first, step_call, step_of_its_own, take_or_skip
 from gradscale.undo.degrees import Degrees, Way
-from gradscale.undo.readers import takes_scaler
+from gradscale.undo.readers import steps_fused, takes_scaler
 from gradscale.undo.undo import Undo
 
 Outputs = TypeVar("Outputs")
@@ -154,12 +154,13 @@ class GradScaler(GradientVerbs):
         if not self._enabled:
             return
         step = self._step
-        if step.held.tensor is None:
-            scale_without_loss(step, optimizer, "unscale_")
+        scale = step.held.tensor
+        if scale is None:
+            scale = scale_without_loss(step, optimizer, "unscale_")
         record = step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "unscale_")
-        unscale_now(step, optimizer, record)
+        unscale_now(step, optimizer, record, scale)
 
     @eager
     def step(
@@ -191,10 +192,10 @@ class GradScaler(GradientVerbs):
             scale_without_loss(step, optimizer, "step")
         step.open()
         record = step.records[id(optimizer)]
-        untouched = record.untouched
+        untouched, fused = record.untouched, steps_fused(optimizer)
         if not untouched:
             refuse(record, "step")
-        if takes_scaler(optimizer):
+        if fused and takes_scaler(optimizer):
             call = step_call(optimizer, args, {**kwargs, "grad_scaler": self})
             return step_of_its_own(step, optimizer, record, call)
         if untouched and closure is None and divided_first(step, optimizer, record):
@@ -202,7 +203,7 @@ class GradScaler(GradientVerbs):
         if closure is not None:
             return ClosureStep(step, optimizer, record).take(closure, args, kwargs)
         call = step_call(optimizer, args, kwargs) if args or kwargs else optimizer.step
-        return take_or_skip(step, optimizer, record, call)
+        return take_or_skip(step, optimizer, record, call, fused)
 
     @eager
     def update(self, new_scale: float | Tensor | None = None) -> None:

@@ -17,7 +17,6 @@ from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, keep, quotient_overflowed, with_quotients
 from gradscale.scaler.fused import step_deciding
 from gradscale.scaler.record import Record
-from gradscale.undo.readers import steps_fused
 from gradscale.undo.select import mark_taken, prepared, selected
 
 StepCall = Callable[[], float | None]
@@ -39,10 +38,14 @@ def divided_first(step: CurrentStep, optimizer: torch.optim.Optimizer, record: R
 
 
 def take_or_skip(
-    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, call: StepCall
+    step: CurrentStep,
+    optimizer: torch.optim.Optimizer,
+    record: Record,
+    call: StepCall,
+    fused: bool,
 ) -> float | None:
-    """Steps an optimizer, unless a gradient of it is not finite."""
-    if steps_fused(optimizer):
+    """Steps an optimizer, which may be fused, unless a gradient of it is not finite."""
+    if fused:
         result = _fused_step(step, optimizer, record, call)
     elif step.undo.sync_free and prepared(optimizer):
         result = _selected_step(step, optimizer, record, call)
