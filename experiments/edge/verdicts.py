@@ -4,15 +4,16 @@
     python experiments/edge/verdicts.py units --again   one, anew
 
 For each task of the edge, value of its knob and format that `edge.py` has trained, `advise` looks
-at the first eight steps. Its words are kept in ``experiments/results/edge_verdicts.json``; what
-stands there is not asked again. Then the tables of ``docs/advice.md``: its words against what the
-trainings came to.
+at the first eight steps; where it advises a scale of its own, one training tries that. Its words
+are kept in ``experiments/results/edge_verdicts.json``; what stands there is not asked again. Then
+the tables of ``docs/advice.md``: its words against what the trainings came to.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -24,9 +25,11 @@ import torch
 from advised import model_step
 from edge import RESULTS, machine
 from gradscale import advise
+from strategy import Strategy
 from summary import TRUTH, Cell, Found, read
 from task import Task
 from tasks import TASKS
+from training import train
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "experiments" / "results" / "edge_verdicts.json"
@@ -47,6 +50,8 @@ class Asked(NamedTuple):
         said: of `SAID`.
         level: ``"safe"``, ``"risky"`` or ``"unsafe"``.
         left: of the worst update, under `GradScaler()`, at the best single scale, under the plan.
+        log2_scale: the exponent of the best single scale.
+        difference: to float32 of a training at that scale; None if it was not advised.
     """
 
     task: str
@@ -55,6 +60,8 @@ class Asked(NamedTuple):
     said: str
     level: str
     left: tuple[float, float, float]
+    log2_scale: int
+    difference: float | None
 
 
 def trained_formats(found: Found, value: float) -> Iterator[str]:
@@ -64,20 +71,36 @@ def trained_formats(found: Found, value: float) -> Iterator[str]:
             yield format
 
 
-def ask(task: Task, value: float, formats: list[str]) -> Iterator[Asked]:
-    """Advice on seed 0."""
+def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[Asked]:
+    """Advice on seed 0, the first of float32's."""
     for verdict in advise(model_step(task, value, seed=0), formats=formats).verdicts:
         ways = ("default", "one scale", "a plan")
         said = dict(zip(ways, SAID, strict=False)).get(verdict.scaling, SAID[0])
         if verdict.level not in ("safe", "risky"):
             said = SAID[3]
         evidence = (verdict.default, verdict.one, verdict.plan)
-        left = tuple(round(0.0 if e is None else e.worst, 3) for e in evidence)
-        yield Asked(task.name, value, verdict.format, said, verdict.level, left)
+        default, one, plan = (round(0.0 if e is None else e.worst, 3) for e in evidence)
+        difference = None
+        if said == SAID[1]:
+            constant = Strategy(verdict.format, "static", verdict.log2_scale)
+            score = train(task, value, constant, 0).score
+            score = score if math.isfinite(score) else task.chance
+            difference = round(score - found.cells[TRUTH][value].scores[0], 4)
+        yield Asked(
+            task.name,
+            value,
+            verdict.format,
+            said,
+            verdict.level,
+            (default, one, plan),
+            verdict.log2_scale,
+            difference,
+        )
 
 
-def became(found: Found, value: float, format: str) -> str:
+def became(asked: Asked, found: Found) -> str:
     """The simplest that trained as float32 did: of `BECAME`."""
+    value, format = asked.value, asked.format
     cells = {
         label.removeprefix(f"{format} "): by_value[value]
         for label, by_value in found.cells.items()
@@ -86,7 +109,9 @@ def became(found: Found, value: float, format: str) -> str:
     if _trains(cells["torch"], found, value):
         return BECAME[0]
     single = [cell for way, cell in cells.items() if way not in NO_SINGLE]
-    if any(_trains(cell, found, value) for cell in single):
+    if any(_trains(cell, found, value) for cell in single) or (
+        asked.difference is not None and asked.difference >= -TOLERANCE
+    ):
         return BECAME[1]
     return BECAME[2] if _trains(cells["layerwise"], found, value) else BECAME[3]
 
@@ -126,7 +151,7 @@ def write(asked: list[Asked]) -> None:
 def tables(asked: list[Asked], found: dict[str, Found]) -> str:
     """The confusion matrix, and every case that is off its diagonal."""
     pairs = [
-        (a, became(found[a.task], a.value, a.format))
+        (a, became(a, found[a.task]))
         for a in asked
         if a.task in found
         and a.format in trained_formats(found[a.task], a.value)
@@ -182,9 +207,9 @@ def main() -> None:
         for value in sorted(found[name].cells[TRUTH]):
             done = {a.format for a in asked if (a.task, a.value) == (name, value)}
             missing = [f for f in trained_formats(found[name], value) if f not in done]
-            for answer in ask(TASKS[name], value, missing) if missing else ():
+            for answer in ask(TASKS[name], value, missing, found[name]) if missing else ():
                 asked.append(answer)
-                print(*answer, "->", became(found[name], value, answer.format), flush=True)
+                print(*answer, "->", became(answer, found[name]), flush=True)
             write(asked)
     begin, end = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
     pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
