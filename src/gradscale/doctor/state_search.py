@@ -47,7 +47,7 @@ class _Place(NamedTuple):
         return "".join(reversed(steps))
 
 
-class Found(NamedTuple):
+class Contents(NamedTuple):
     """What `search` has found, each in the order of the file.
 
     Attributes:
@@ -59,7 +59,7 @@ class Found(NamedTuple):
     arrays: list[tuple[str, SavedArray]]
 
 
-def search(tree: object) -> Found:
+def search(tree: object) -> Contents:
     """Every scaler state in a tree of plain data, and every tensor beside them.
 
     Args:
@@ -72,7 +72,7 @@ def search(tree: object) -> Found:
         >>> [where for where, _ in search({"model": [SavedArray("float32", (2,), None, 1)]}).arrays]
         ['["model"][0]']
     """
-    found = Found([], [])
+    found = Contents([], [])
     # A stack of our own instead of recursion: a file may be nested deeper than Python goes.
     # By identity, because a file may share its parts, and a container may hold itself.
     seen: set[int] = set()

@@ -100,7 +100,8 @@ class Books:
         in_a_row, update = outcome.in_a_row, self.ledger.settled_counters.updates
         if reason == "overflow" and not held.constant:
             scale, factor = outcome.scale, held.backoff_factor
-            self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor)
+            below = held.alarm_below
+            self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor, below)
         if reason != "overflow":
             # Bad data went through the forward pass, and what that wrote nobody takes back.
             step.models.warn_of_buffers(outcome.optimizer)

@@ -135,6 +135,14 @@ class HeldScale:
         return getattr(self.policy, "min_scale", MIN_SCALE)
 
     @property
+    def alarm_below(self) -> float:
+        """The scale below which the policy wants an alarm, at the first overflow that leads there.
+
+        0 without one.
+        """
+        return getattr(self.policy, "alarm_below", 0.0)
+
+    @property
     def backoff_factor(self) -> float:
         """What an overflow multiplies it by, as far as the policy has one such number."""
         return getattr(self.policy, "backoff_factor", TORCH_NUMBERS["backoff_factor"])

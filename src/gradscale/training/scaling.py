@@ -10,7 +10,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.plans import Adaptive, Planner, Windows
-from gradscale.policies import Guarded, Policy, Static
+from gradscale.policies import Guarded, Policy, Recovering, Static
 from gradscale.policies.by_name import BY_NAME, POLICIES
 from gradscale.scaler import GradScaler
 
@@ -52,6 +52,8 @@ def make_policy(name: str, init_scale: float | None, format: str = "fp16") -> Po
 
 
 def _adapted(policy: Policy, init_scale: float | None, format: str) -> Policy:
+    if isinstance(policy, Recovering):
+        return replace(policy, policy=_adapted(policy.policy, init_scale, format))
     if isinstance(policy, Guarded):
         inner = _adapted(policy.policy, init_scale, format)
         guard = policy.guard if init_scale is None else replace(policy.guard, init_scale=init_scale)
