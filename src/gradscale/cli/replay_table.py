@@ -11,6 +11,7 @@ from rich.table import Table
 from gradscale.cli.display import scale_text
 from gradscale.cli.fitting import fewer, fitting
 from gradscale.cli.table import percentage
+from gradscale.doctor.number_text import counted
 from gradscale.recording import Recording
 from gradscale.replay import Replay
 
@@ -67,7 +68,7 @@ def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
             scale_text(last),
             f"{one.skipped}" + (f" ({guessed} predicted)" if guessed else ""),
             "–" if one.lost_share is None else percentage(one.lost_share),
-            "all steps" if one.exact else f"{one.count('exact')} steps",
+            "all steps" if one.exact else counted(one.count("exact"), "step"),
             "never" if other is None else f"from step {other}",
         )
 

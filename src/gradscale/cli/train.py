@@ -85,7 +85,8 @@ def train_command(context: click.Context, **given: Unpack[TrainOptions]) -> None
       torch              torch.amp.GradScaler
       SYSTEM             the defaults of apex, deepspeed, megatron, fairseq,
                          metaseq, keras, jmp, flax, paddle, mindspore, popart,
-                         colossalai, openseq2seq-backoff, openseq2seq-logmax, verl
+                         colossalai, openseq2seq-backoff, openseq2seq-logmax, verl,
+                         icefall, lerobot
 
     \b
     Examples:
