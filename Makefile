@@ -106,6 +106,7 @@ bench: $(READY)
 experiments: $(READY)
 	$(BIN)/python experiments/edge/edge.py
 	$(BIN)/python experiments/edge/pages.py
+	$(BIN)/python experiments/edge/verdicts.py
 
 # DeepSpeed and fairseq pin old packages, so they get an environment of their own.
 PEERS := .venv-peers

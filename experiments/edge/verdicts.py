@@ -1,4 +1,4 @@
-"""What `advise` says before training, against what became of it: `make verdicts`.
+"""What `advise` says before training, against what became of it: `make experiments`.
 
     python experiments/edge/verdicts.py                 every task that has results
     python experiments/edge/verdicts.py units --again   one, anew
