@@ -39,6 +39,7 @@ TOLERANCE = 0.03
 """As good as float32: its score is no further below float32's, in the mean over seeds."""
 
 SAID = ("the default scale", "another single scale", "a plan", "unsafe")
+WORDS = {"none": SAID[0], "default": SAID[0], "one scale": SAID[1], "a plan": SAID[2]}
 BECAME = ("torch's scaler", "another single scale", "only layer-wise", "nothing")
 NO_SINGLE = ("layerwise", "adaptive", "current", "delayed", "none")
 
@@ -74,10 +75,7 @@ def trained_formats(found: Found, value: float) -> Iterator[str]:
 def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[Asked]:
     """Advice on seed 0, the first of float32's."""
     for verdict in advise(model_step(task, value, seed=0), formats=formats).verdicts:
-        ways = ("default", "one scale", "a plan")
-        said = dict(zip(ways, SAID, strict=False)).get(verdict.scaling, SAID[0])
-        if verdict.level not in ("safe", "risky"):
-            said = SAID[3]
+        said = WORDS[verdict.scaling] if verdict.level in ("safe", "risky") else SAID[3]
         evidence = (verdict.default, verdict.one, verdict.plan)
         default, one, plan = (round(0.0 if e is None else e.worst, 3) for e in evidence)
         difference = None
