@@ -17,7 +17,7 @@ Without `drop_overflow` no micro-batch is checked by itself: what is not finite 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ from gradscale.gradients.master_weights import MasterWeight, masters_of, trained
 from gradscale.gradients.unscale import (
     Groups,
     check_groups,
+    collect_from,
     gradient_values,
     multiply_and_check_,
     tensor_values,
@@ -105,9 +106,10 @@ class MicroBatches:
 
     def check(self, inv_scale: Tensor) -> Tensor:
         """Float32 0-d, 0 or 1: whether a gradient, or it times `inv_scale`, is not finite."""
-        flags = check_groups(self._groups(), inv_scale)
-        moved = [flag.to(inv_scale.device, non_blocking=True) for flag in flags.values()]
-        return torch.stack(moved).amax() if moved else torch.zeros((), device=inv_scale.device)
+        flags = check_groups(collect_from(source for source, _ in self._pairs), inv_scale)
+        if not flags:
+            return torch.zeros((), device=inv_scale.device)
+        return combined(list(flags.values()), inv_scale.device)
 
     def add_(self, inv_scale: Tensor, weight: float, flag: Tensor | None = None) -> None:
         """Adds the gradients that backward left, and clears them.
@@ -228,18 +230,6 @@ class MicroBatches:
             if isinstance(use, Tensor):
                 values = torch.where(use.to(sums.device), values, 0.0)
             sums.addcmul_(values, factor)
-
-    def _groups(self) -> Groups:
-        groups: Groups = {}
-        for values in self._values():
-            groups.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
-        return groups
-
-    def _values(self) -> Iterator[Tensor]:
-        for source, _ in self._pairs:
-            values = gradient_values(source)
-            if values is not None:
-                yield values
 
 
 def _scalar(value: Tensor | float, device: torch.device) -> Tensor:

@@ -60,7 +60,7 @@ class Ledger:
         self.news: list[OptimizerOutcome] = []
         self._in_a_row: dict[int, int] = {}
         self.settled_counters = Counters()
-        self._line = WaitingLine(self._count_late)
+        self._line = WaitingLine[_UnderWay](lambda under_way: self._count(under_way.outcome))
 
     @property
     def counters(self) -> Counters:
@@ -119,9 +119,6 @@ class Ledger:
         self.news.append(outcome)
         for callback in self.on_skip:
             callback(outcome)
-
-    def _count_late(self, under_way: _UnderWay) -> None:
-        self._count(under_way.outcome)
 
     def _queue(self, outcome: OptimizerOutcome) -> None:
         copies = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,13 +19,8 @@ from gradscale.nested_tensors import tensors_in
 Reason = Literal[
     "overflow", "nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"
 ]
-REASONS: tuple[Reason, ...] = (
-    "overflow",
-    "nonfinite_gradient",
-    "nonfinite_loss",
-    "nonfinite_parameter",
-    "nonfinite_input",
-)
+# Ranks that found different reasons agree on the last of them here, by its number.
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Culprit(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
+from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import Entries
 
@@ -18,7 +18,7 @@ class Paddle(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for `paddle.amp.GradScaler.state_dict()`."""
-        return has(state, "scale", "incr_ratio", "incr_count", "decr_count")
+        return {"scale", "incr_ratio", "incr_count", "decr_count"} <= state.keys()
 
     def read(self, state: Entries) -> ScalerState:
         """The state of `paddle.amp.GradScaler.state_dict()`.
