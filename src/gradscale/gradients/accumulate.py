@@ -132,6 +132,8 @@ class MicroBatches:
         for source, target in self._pairs:
             if source.grad is not None:
                 master = self._masters.get(id(source))
+                # Under a plan a half-precision gradient is stored at 2^exponent of the scale; the
+                # sum is at none.
                 own = factor if master is None else factor * 2.0**-master.exponent
                 self._add(source, id(target), own, use)
         self.clear()
@@ -146,6 +148,8 @@ class MicroBatches:
         self.dropped = self.dropped + flag
         self._kept = self._kept + weight * (flag == 0).to(torch.float32)
         if empty:
+            # What is there is of a micro-batch that was dropped, kept to name the parameters to
+            # blame.
             self._sums.clear()
         return empty or not bad
 
@@ -190,6 +194,8 @@ class MicroBatches:
             factor = torch.where(by > 0, by, 1.0).reciprocal()
             flags.append((_scalar(self._kept, device) == 0).to(torch.float32))
             for values in by_dtype.values():
+                # The kernel raises the flag, never lowers it: it may be set already, for an empty
+                # sum.
                 multiply_and_check_(values, flags[-1], factor)
         for source, target, total in totals:
             target.grad = total.to(target.dtype)

@@ -128,6 +128,7 @@ class StepGradients:
         counts = [measured["exponents"] for measured in found if "exponents" in measured]
         return Observation(
             found_inf,
+            # One network to the policy, however many optimizers train it.
             torch.stack(amaxes).amax() if amaxes else None,
             torch.stack(counts).sum(0) if counts else None,
         )

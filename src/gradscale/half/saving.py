@@ -107,6 +107,7 @@ def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict) 
 
 
 def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict) -> None:
+    # A state from before `half_precision` has none: the masters stay as they are.
     saved: Mapping[int, Tensor] | None = state.get(KEY)
     if saved is None:
         return

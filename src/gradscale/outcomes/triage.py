@@ -103,6 +103,8 @@ def find_culprits(
                 continue
             nonfinite = int((~torch.isfinite(values)).sum())
             if nonfinite:
+                # Torch's own names for named parameters, where the user built the optimizer from
+                # them.
                 fallback = (
                     own_names[index] if own_names else f"group {group_index}, parameter {index}"
                 )
@@ -113,6 +115,7 @@ def find_culprits(
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element is finite. Reads the host."""
     for tensor in tensors:
+        # A shard alone: who must agree with other ranks does so once, on the reason.
         local: Tensor = getattr(tensor, "_local_tensor", tensor)
         if local.is_sparse:
             local = local._values()

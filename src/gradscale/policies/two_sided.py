@@ -114,6 +114,8 @@ class TwoSided(Policy):
             # Only where the doubled scale would not be halved again at once.
             room = self._upper(counts, log2_scale + 1) <= self.upper_share
             raises = ~lowers & room & (self._lost(counts, log2_scale) > self.lost_share)
+        # Gradients of nothing but zeros say nothing of the scale; without this they would double
+        # it.
         raises = raises & (counts.sum(-1) > 0)
         factor = torch.where(lowers, 0.5, torch.where(raises, 2.0, 1.0))
         return TwoSidedState((state.scale * factor).clamp(self.min_scale, self.max_scale))

@@ -114,6 +114,7 @@ class DeepSpeedFused(Layout):
         saved = {
             "dynamic_loss_scale": True,
             **_common(draft),
+            # One more: the first finite step after an overflow does not count there.
             "cur_iter": draft.take("good_steps", 0) + 1,
         }
         return draft.finish(saved)
@@ -124,6 +125,7 @@ def _common(draft: Draft) -> StateDict:
     draft.fixed(backoff_factor=1 / factor)  # one factor serves both ways
     return {
         "cur_scale": draft.take("scale", 2.0**16),
+        # With the last overflow just before iteration 0, `cur_iter` counts the good steps.
         "last_overflow_iter": -1,
         "scale_factor": factor,
         "scale_window": draft.take("growth_interval", 1000),

@@ -47,6 +47,7 @@ class Paddle(Layout):
         draft = Draft(state)
         draft.fixed(hysteresis_refill="clean_or_backoff")
         hysteresis = draft.take("hysteresis", 1)
+        # Paddle counts upwards from 0: more than all can not be left.
         left = min(hysteresis, draft.known("hysteresis_left", hysteresis))
         draft.fixed(hysteresis_left=left)
         saved = {
