@@ -60,7 +60,8 @@ class Ledger:
         self.news: list[OptimizerOutcome] = []
         self._in_a_row: dict[int, int] = {}
         self.settled_counters = Counters()
-        self._line = WaitingLine[_UnderWay](lambda under_way: self._count(under_way.outcome))
+        # A method, and no lambda: a scaler is pickled whole, this line included.
+        self._line = WaitingLine(self._count_late)
 
     @property
     def counters(self) -> Counters:
@@ -119,6 +120,9 @@ class Ledger:
         self.news.append(outcome)
         for callback in self.on_skip:
             callback(outcome)
+
+    def _count_late(self, under_way: _UnderWay) -> None:
+        self._count(under_way.outcome)
 
     def _queue(self, outcome: OptimizerOutcome) -> None:
         copies = None
