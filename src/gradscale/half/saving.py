@@ -78,6 +78,7 @@ def follow_loaded(
                 "`half_precision(model, optimizer)` the optimizer would not know the new ones. "
                 "Load without `assign`, or call `half_precision` afterwards."
             )
+        # Of another shape torch itself complains, with its own list of what does not fit.
         if value.shape == parameter.shape:
             link.take(value)
 

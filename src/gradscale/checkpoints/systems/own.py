@@ -35,6 +35,7 @@ class Own(Layout):
         own = state.within("gradscale")
         policy, fields = own.within("policy"), own.within("state")
         if not own.held:
+            # No policy beside it: torch's own scaler saved it, which backs off at once.
             settings = _settings(Entries({**state.held, "hysteresis": 1}))
         else:
             settings = _settings(Entries({**state.held, **policy.within("config").held}))
