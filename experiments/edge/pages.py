@@ -12,6 +12,7 @@ import math
 import re
 from pathlib import Path
 
+from details import details
 from edge import RESULTS
 from figure import draw
 from strategy import LINES
@@ -21,6 +22,7 @@ from tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
+SHOWN = [line.label for line in LINES]
 TOLERANCE = 0.03
 """A constant works if its score is no further below float32's."""
 
@@ -32,7 +34,7 @@ def table(found: Found) -> str:
         "| | " + " | ".join(f"{value:g}" for value in values) + " | step | maxima |",
         "|---" * (len(values) + 3) + "|",
     ]
-    for strategy in (line.label for line in LINES if line.label in found.cells):
+    for strategy in (label for label in SHOWN if label in found.cells):
         cells = found.cells[strategy]
         shown = [_shown(cells[v], strategy) if v in cells else "" for v in values]
         lines.append(f"| {strategy} | " + " | ".join([*shown, *_costs(found, strategy)]) + " |")
@@ -80,12 +82,11 @@ def constants(found: Found) -> str:
 
 def section(task: Task, found: Found) -> str:
     """What stands between the marks of a task."""
-    shown = {line.label for line in LINES}
     counts = {
         len(cell.scores)
         for label, cells in found.cells.items()
         for cell in cells.values()
-        if label in shown
+        if label in SHOWN
     }
     least, count = min(counts), max(counts)
     seeds = f"{count} seed{'s' if count > 1 else ''}"
@@ -101,6 +102,7 @@ def section(task: Task, found: Found) -> str:
         "many tensors are read for their maximum to choose a scale of their own, a step.",
         table(found),
         constants(found),
+        details(found, SHOWN),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ class Cell:
         difference: the mean over seeds of the score minus float32's of that seed.
         interval: half the width of its 95 % confidence interval (Student's t over seeds); infinite
             for a single seed.
-        skipped, dead, scales, cpu_ms, reductions: means over seeds, see `training.Result`; NaN if
-            no line has it.
+        target: the share of its steps after which the training loss is what float32's is at three
+            quarters of its own, the mean over seeds; infinite if a seed does not get there.
+        skipped, dead, scales, cpu_ms, reductions, lost_weights, lost_inputs: means over seeds, see
+            `training.Result`; NaN if no line has it.
     """
 
     scores: tuple[float, ...]
@@ -36,6 +39,9 @@ class Cell:
     scales: float
     cpu_ms: float
     reductions: float
+    target: float
+    lost_weights: float
+    lost_inputs: float
 
     @property
     def score(self) -> float:
@@ -81,8 +87,7 @@ def _cell(by_seed: dict[int, dict[str, Any]], truth: dict[int, dict[str, Any]]) 
         interval = quantile * statistics.stdev(differences) / math.sqrt(count)
 
     def mean(name: str) -> float:
-        found = [by_seed[seed][name] for seed in seeds if name in by_seed[seed]]
-        return statistics.fmean(found) if found else math.nan
+        return _mean(by_seed[seed].get(name, math.nan) for seed in seeds)
 
     return Cell(
         scores=tuple(by_seed[seed]["score"] for seed in seeds),
@@ -93,4 +98,22 @@ def _cell(by_seed: dict[int, dict[str, Any]], truth: dict[int, dict[str, Any]]) 
         scales=mean("scales"),
         cpu_ms=mean("cpu_ms"),
         reductions=mean("reductions"),
+        target=_mean(_reached(by_seed[s], truth[s]) for s in seeds if s in truth),
+        lost_weights=mean("lost_weights"),
+        lost_inputs=mean("lost_inputs"),
     )
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
+
+
+def _reached(run: dict[str, Any], truth: dict[str, Any]) -> float:
+    """When a loss is first as small as float32's at three quarters; NaN where none was noted."""
+    course, true = run.get("course", ()), truth.get("course", ())
+    if not course or not true:
+        return math.nan
+    aim = true[math.ceil(len(true) * 3 / 4) - 1]
+    reached = (part for part, loss in enumerate(course, 1) if loss <= aim)
+    return next(reached, math.inf) / len(course)
