@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from scipy.stats import t as student
 
 TRUTH = "fp32"
+TOLERANCE = 0.05
+"""What is as good as float32 misses no more of what that learned: of its score less chance."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,14 @@ def read(path: Path, worst: float) -> Found:
 def _cell(by_seed: dict[int, dict[str, Any]], truth: dict[int, dict[str, Any]]) -> Cell:
     seeds = sorted(by_seed)
     differences = [by_seed[s]["score"] - truth[s]["score"] for s in seeds if s in truth]
-    count = len(differences)
-    interval = math.inf
-    if count > 1:
-        quantile = float(student.ppf(0.975, count - 1))
-        interval = quantile * statistics.stdev(differences) / math.sqrt(count)
+    difference, interval = interval_of(differences)
 
     def mean(name: str) -> float:
         return _mean(by_seed[seed].get(name, math.nan) for seed in seeds)
 
     return Cell(
         scores=tuple(by_seed[seed]["score"] for seed in seeds),
-        difference=statistics.fmean(differences) if differences else math.nan,
+        difference=difference,
         interval=interval,
         skipped=mean("skipped"),
         dead=mean("dead"),
@@ -102,6 +100,26 @@ def _cell(by_seed: dict[int, dict[str, Any]], truth: dict[int, dict[str, Any]]) 
         lost_weights=mean("lost_weights"),
         lost_inputs=mean("lost_inputs"),
     )
+
+
+def interval_of(differences: Sequence[float]) -> tuple[float, float]:
+    """Their mean, and half the width of its 95 % confidence interval (Student's t).
+
+    Example:
+        >>> interval_of([0.25])
+        (0.25, inf)
+    """
+    count = len(differences)
+    mean = statistics.fmean(differences) if differences else math.nan
+    if count < 2:
+        return mean, math.inf
+    quantile = float(student.ppf(0.975, count - 1))
+    return mean, quantile * statistics.stdev(differences) / math.sqrt(count)
+
+
+def is_near(score: float, truth: float, chance: float) -> bool:
+    """Whether at most a `TOLERANCE` of what float32 learned is missing."""
+    return score >= truth - TOLERANCE * abs(truth - chance)
 
 
 def _mean(values: Iterable[float]) -> float:

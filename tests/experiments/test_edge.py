@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "edge"))
 
 import torch
 
+from claims import BEST, learned
+from claims import table as claims
 from details import details
 from edge import planned, trained
 from gradscale.formats import FloatFormat
@@ -21,7 +23,7 @@ from gradscale.truth import Gradients
 from lamb import Lamb
 from lost import gradients, lost_shares
 from strategy import RULES, TRUTH, Strategy
-from summary import read
+from summary import is_near, read
 from tasks import TASKS
 from training import Result, train
 
@@ -153,3 +155,41 @@ def test_only_tasks_that_are_written_so_are_trained_with_unit_scaling():
         assert (unit.label in named) == task.offers(unit) == (task.begin_unit is not None)
     with pytest.raises(ValueError, match="`mixture` is not written with unit scaling"):
         train(TASKS["mixture"], 0, unit, 0)
+
+
+def results(tmp_path: Path, scores: dict[str, tuple[float, ...]]):
+    """Of the task `units`, at one value of its knob."""
+    path = tmp_path / "some.jsonl"
+    lines = [line(name, seed, s) for name, of in scores.items() for seed, s in enumerate(of)]
+    path.write_text("\n".join(["{}", *lines]) + "\n")
+    return [(TASKS["units"], read(path, worst=0.0))]
+
+
+def test_claims_count_what_three_seeds_tell_apart(tmp_path):
+    scores = {
+        "fp32": (0.80, 0.90, 1.0),
+        "fp16 torch": (0.70, 0.80, 0.89),
+        "fp16 layerwise": (0.80, 0.90, 0.99),
+        "fp16 adaptive": (0.8, 0.9),
+        "fp16 static 2^0": (0.1,),
+        "fp16 static 2^8": (0.79,),
+    }
+    rows = claims(results(tmp_path, scores)).splitlines()
+    assert "| fp16 torch | 0 of 1 | 0 of 1 | 1 of 1 |  |  |  |  |" in rows
+    assert "| fp16 layerwise | 1 of 1 | 0 of 1 | 0 of 1 | 1 of 1 | 0 of 1 |  |  |" in rows
+    assert "| fp16 adaptive | 1 of 1 |  |  |  |  |  |  |" in rows, "two seeds tell nothing apart"
+    assert f"| {BEST} | 1 of 1 | | | | | | |" in rows
+
+
+def test_nothing_is_claimed_of_values_at_which_float32_learns_nothing(tmp_path):
+    ((task, found),) = results(tmp_path, {"fp32": (0.9,), "fp16 torch": (0.0,)})
+    truth = found.cells["fp32"]
+    both = {8.0: truth[8], 16.0: replace(truth[8], scores=(0.05,))}
+    assert [learned(task, both, value) for value in both] == [True, False]
+
+
+@pytest.mark.parametrize("chance", [0.0, -7.0])
+def test_near_is_measured_by_what_float32_learned_beyond_chance(chance):
+    truth = chance + 1
+    assert is_near(truth - 0.049, truth, chance)
+    assert not is_near(truth - 0.051, truth, chance)
