@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import math
-from itertools import compress
 
 from rich import box
 from rich.table import Table
 
 from gradscale.advice import Advice, ScalingEvidence, Verdict
-from gradscale.advice.verdict_sentences import LEAST
-from gradscale.cli.fitting import fitting
+from gradscale.advice.verdict_sentences import LEAST, left_of
+from gradscale.cli.fitting import fewer, fitting
 from gradscale.percent import percent
 
 MOST_LAYERS = 8
 _STYLES = {"safe": "green", "risky": "yellow", "unsafe": "red", "unknown": "red"}
 
 
-COLUMNS = ("lost: none", "one scale", "plan", "worst cosine", "headroom")
+COLUMNS = ("lost: none", "default", "one scale", "plan", "left at worst", "headroom")
 # What a narrow screen does without, the first one first; advice.json has it all.
-EXPENDABLE = ("headroom", "worst cosine", "lost: none")
+EXPENDABLE = ("headroom", "lost: none", "left at worst")
 
 
 def advice_table(advice: Advice, width: int = 100) -> Table:
     """One line a format; where `width` is small, without the columns of `EXPENDABLE`."""
-    left = (EXPENDABLE[:count] for count in range(len(EXPENDABLE) + 1))
-    return fitting((_advice_table(advice, names) for names in left), width)
+    return fitting((_advice_table(advice, names) for names in fewer(COLUMNS, EXPENDABLE)), width)
 
 
-def _advice_table(advice: Advice, left_out: tuple[str, ...]) -> Table:
+def _advice_table(advice: Advice, columns: tuple[str, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("format", "verdict", "scaling"):
         table.add_column(name, no_wrap=True)
-    kept = [name not in left_out for name in COLUMNS]
-    for name in compress(COLUMNS, kept):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for verdict in advice.verdicts:
         first, rest = _cells(verdict)[:3], _cells(verdict)[3:]
-        table.add_row(*first, *compress(rest, kept), style=_STYLES[verdict.level])
+        texts: dict[str, str] = dict(zip(COLUMNS, rest, strict=True))
+        table.add_row(*first, *(texts[name] for name in columns), style=_STYLES[verdict.level])
     return table
 
 
 def _cells(verdict: Verdict) -> list[str]:
     scaling = {
         "none": "none needed",
+        "default": "the default",
         "one scale": f"one, 2^{verdict.log2_scale}",
         "a plan": f"{len(verdict.scales)} scales",
     }[verdict.scaling]
@@ -53,8 +52,8 @@ def _cells(verdict: Verdict) -> list[str]:
         verdict.format,
         verdict.level,
         scaling if ran else "–",
-        *(lost(evidence) for evidence in (verdict.none, verdict.one, verdict.plan)),
-        "–" if chosen is None or not ran else f"{chosen.worst:.3f}",
+        *(lost(evidence) for evidence in verdict.evidence.values()),
+        "–" if chosen is None or not ran else left_of(chosen),
         "–" if not math.isfinite(verdict.headroom) else f"{verdict.headroom:.0f} octaves",
     ]
 
