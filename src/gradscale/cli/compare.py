@@ -131,6 +131,7 @@ def _asked(given: CompareOptions) -> Comparison:
 def _run_all(comparison: Comparison, path: Path, given: CompareOptions) -> Results:
     planned = list(comparison.runs())
     with bad_input():
+        # Without a lock: a finished comparison may lie where nothing can be written.
         results = _finished(planned, path)
         if results is not None:
             return results
@@ -138,6 +139,7 @@ def _run_all(comparison: Comparison, path: Path, given: CompareOptions) -> Resul
         make_folder(path)
     resume = f"gradscale compare --resume {path}"
     errors = console(stderr=True, no_color=given["no_color"])
+    # Only these are the user's to mend; any other error of a training loop is a bug, and shows.
     problems = bad_input((DamagedRun, OSError), resume=resume)
     with stop_on_signals() as stop, leaving_nothing(path), problems, only_writer(path):
         write_json(path / "comparison.json", comparison.to_json())
@@ -181,6 +183,7 @@ def _train(
                     save_every=given["save_every"],
                     record=given["record"],
                 )
+            # Its state is saved; what was finished before it is kept as well.
             except Interrupted:
                 break
             display.finish(label, find(settings.recipe).metric_name, results[one.folder])

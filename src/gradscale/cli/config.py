@@ -44,6 +44,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         if not holds(value):
             raise BadInput(f"`{key} = {value!r}` in {path} must be {rule}.")
         values[option.name] = ",".join(map(str, value)) if isinstance(value, list) else value
+    # As defaults, so that click checks them like anything typed, and what is typed wins.
     context.default_map = {**(context.default_map or {}), **values}
 
 
@@ -67,6 +68,7 @@ def _rule(option: click.Parameter) -> tuple[Callable[[object], bool], str]:
         return (lambda value: isinstance(value, bool)), "true or false"
     if isinstance(option.type, click.types.IntParamType):
         return (lambda value: type(value) is int), "a whole number"
+    # Our own parsers take text, whether a number or a list was meant.
     if isinstance(option.type, click.types.FuncParamType):
         return _is_plain, "a number, a name in quotes, or a list of these where several are allowed"
     return (lambda value: isinstance(value, str)), "text in quotes"

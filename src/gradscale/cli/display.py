@@ -135,6 +135,7 @@ class Display:
 
         The clocks start again, so that the time that remains is told by this session's speed.
         """
+        # All of them: the bar of all runs goes on, too.
         for task in self.progress.tasks:
             done = int(task.completed) + steps
             self.progress.reset(task.id, total=task.total, completed=done)
@@ -142,6 +143,7 @@ class Display:
     def finish(self, label: str, metric: str, result: RunResult) -> None:
         """A run has ended: leave one line."""
         loss, value = float(result["loss"]), float(result["metric"])
+        # Printed, not logged: on a terminal it stays above the bars.
         self.console.print(f"{label:<40} loss {loss:.4f}  {metric} {value:.4f}", style="dim")
 
 

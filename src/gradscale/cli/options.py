@@ -127,6 +127,7 @@ _SHARED = (
 
 def shared_options(command: F) -> F:
     """Add the options that `train` and `compare` share."""
+    # Decorators apply from the last to the first: so help shows them in this order.
     for option in reversed(_SHARED):
         command = option(command)
     return command

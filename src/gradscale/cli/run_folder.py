@@ -29,6 +29,7 @@ def new_folder(out: Path | None, name: str, *, resumable: bool = True) -> Path:
     """
     path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
+        # A folder that is there and empty may have been made for this run.
         in_use = any(path.iterdir())
     except OSError:
         # Not there yet, or unreadable, which `make_folder` will say.

@@ -126,6 +126,7 @@ def _run(settings: Settings, path: Path, given: TrainOptions) -> RunResult:
         data = load_data(settings)
         make_folder(path)
         folder = RunFolder(path)
+    # Only these are the user's to mend; any other error of a training loop is a bug, and shows.
     problems = bad_input((DamagedRun, OSError), resume=resume)
     display = Display(errors, settings.steps)
     with stop_on_signals() as stop, leaving_nothing(path), problems, display:

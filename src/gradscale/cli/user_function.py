@@ -30,6 +30,7 @@ def user_function(target: str) -> Callable[[], object]:
         plain = name.removesuffix(".py").strip("./").replace("/", ".")
         raise BadInput(f"`{target}` names a file. Write it as a module: `{plain}:{attribute}`.")
     found: object = _imported(name, target)
+    # `module:Class.method` is a function as well.
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise BadInput(_missing(found, part, target))
@@ -51,6 +52,7 @@ def _imported(name: str, target: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         wanted = error.name or ""
+        # Its own name, or a package that it is in: else it is the user's import that failed.
         if name == wanted or name.startswith(f"{wanted}."):
             raise BadInput(
                 f"`{target}`: there is no module `{wanted}` in {here} and none is installed."

@@ -98,5 +98,6 @@ def is_marked(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         head = file.read(ENDS)
+        # At either end, because svg and png name their maker first, pdf last.
         file.seek(max(0, size - ENDS))
         return size == 0 or MARK.encode() in head + file.read(ENDS)

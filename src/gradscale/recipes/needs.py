@@ -26,6 +26,7 @@ class Need:
 
     def find(self, folder: Path | None = None) -> Path | None:
         """The package's folder, or the file; None if it is missing. Nothing is imported."""
+        # Looked for without importing it: `gradscale recipes` asks for all of them.
         if self.module:
             spec = importlib.util.find_spec(self.module)
             return Path(spec.origin).parent if spec is not None and spec.origin else None

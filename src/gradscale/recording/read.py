@@ -130,6 +130,7 @@ class _Contents:
         return step
 
     def _check_rows(self, ids: Iterable[int]) -> None:
+        # Ids count up, so the highest tells.
         highest = max(ids, default=-1)
         if highest >= len(self.rows):
             raise ValueError(f"it is about row {highest}, and no line has introduced one")

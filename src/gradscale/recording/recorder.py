@@ -85,6 +85,7 @@ class Recorder:
         note: Mapping[str, object] | None = None,
         size: int = 50_000_000,
     ) -> None:
+        # Before the file is touched.
         _check_watch(watch, scaler)
         scaler = scaler_to_follow(scaler)
         self._ask(scaler, amax=amax, exponents=exponents)
@@ -167,6 +168,7 @@ class Recorder:
 
     def arrived(self, facts: Facts) -> None:
         """The outcome of the oldest step without one has arrived; its source calls this."""
+        # Outcomes arrive in the order of the steps.
         next(step for step in self._pending if step.facts is None).facts = facts
         self._pending.poll()
 

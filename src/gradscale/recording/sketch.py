@@ -53,6 +53,7 @@ def sketch(graph: BackwardGraph, model: nn.Module) -> Sketch:
     modules = [None if place is None else place.module for place in module_places(graph, model)]
     uses = _uses(graph, modules)
     names = _names(uses, modules, model)
+    # Numbered as they are met from the loss down, which is the order of the drawing.
     numbers = {use: number for number, use in enumerate(dict.fromkeys(uses.values()))}
     edges: dict[tuple[int, int], None] = {}
     for edge in graph.edges:

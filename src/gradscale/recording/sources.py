@@ -36,6 +36,7 @@ def scaler_to_follow(scaler: object) -> TorchScaler | None:
             "`torch.amp.GradScaler`. For another one leave it out, and call `recorder.step()` "
             "after every step."
         )
+    # Switched off it ends no steps: the loop does, by `recorder.step()`.
     return scaler if scaler.is_enabled() else None
 
 

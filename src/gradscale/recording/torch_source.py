@@ -46,6 +46,7 @@ class TorchSource:
         scaler.update = self._note
 
     def _note(self, new_scale: float | Tensor | None = None) -> None:
+        # In front of torch's own, which clears the flags and moves the scale.
         waiting = self._depart(asked=new_scale is None)
         self._update(new_scale)
         if waiting is None:
@@ -79,6 +80,7 @@ class TorchSource:
 def _facts(waiting: _Waiting) -> Facts:
     scale, *flags = map(float, waiting.copies.tensors)
     skips: list[bool] = []
+    # An optimizer has a flag for each device.
     for count in waiting.flags:
         skips.append(any(flags[:count]))
         flags = flags[count:]

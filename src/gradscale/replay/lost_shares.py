@@ -30,6 +30,7 @@ class LostShares:
         seen = step.seen
         if seen is None or step.skipped or not (scale > 0 and step.scale > 0):
             return None
+        # Whole octaves, as histograms are: scales are powers of two, but for a user's own factors.
         octaves = round(math.log2(scale) - math.log2(step.scale))
         if octaves == 0:
             return seen.lost_share

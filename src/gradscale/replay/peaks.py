@@ -48,6 +48,7 @@ class Peaks:
             if measured is None and by_amax is not None:
                 measured = by_amax * ratio
             limits.append(measured)
+        # Last: what was seen to overflow is stronger than any estimate.
         self._bound_overflows(limits)
         return limits
 

@@ -70,4 +70,5 @@ def packed(data: bytes) -> str:
         >>> gzip.decompress(base64.b64decode(packed(b"gradients")))
         b'gradients'
     """
+    # Base64, because a page may hold no bytes; gzip first makes up for its third.
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")

@@ -149,6 +149,7 @@ def continued(histogram: Histogram, format: str) -> Histogram:
     except ValueError:
         return histogram
     lowest, counts = histogram.octaves
+    # Only where the octaves begin at the format's end have any been cut off there.
     if not histogram.unseen or flush_octave(stored) + 1 - histogram.exponent != lowest:
         return histogram
     seen = Counts(2.0, zero=histogram.unseen, lowest=lowest, octaves=counts)

@@ -68,6 +68,7 @@ def depths(count: int, edges: Iterable[tuple[int, int]]) -> list[int]:
     for source, target in edges:
         after[source].append(target)
     depth = [0] * count
+    # In this order every way to a node has been seen when it is its turn.
     for node in reversed(_finished(after)):
         for target in after[node]:
             depth[target] = max(depth[target], depth[node] + 1)
@@ -104,6 +105,7 @@ def _lanes(depth: Sequence[int], edges: Iterable[tuple[int, int]]) -> list[float
     for node, column in enumerate(depth):
         columns.setdefault(column, []).append(node)
     lane = [0.0] * len(depth)
+    # From the loss on: those that lead to a node have their places by then.
     for column in sorted(columns):
         nodes = columns[column]
         wish = {
@@ -129,6 +131,7 @@ def _wrapped(
     used = 0.0
     for band in sorted(reach):
         top[band] = used + reach[band]
+        # One line more between bands than within.
         used += 2 * reach[band] + 2
     x = tuple(float(column % WIDTH) for column in depth)
     y = tuple(top[band] + place for band, place in zip(bands, lane, strict=True))

@@ -40,6 +40,7 @@ class RowStory:
         self.nonzero += nonzero
         self.nonfinite += seen.nonfinite[place]
         share = flushed / max(1, nonzero)
+        # The first of equals: it is where one begins to look.
         if self.worst_step is None or share > self.worst:
             self.worst, self.worst_step = share, step.step
         self.last = step, seen, place

@@ -100,6 +100,7 @@ def plans_of(recording: Recording, limit: int = PLANS) -> tuple[tuple[int, Plan]
     """The plans and when each came into use; of very many, the first and an even choice."""
     found: list[tuple[int, Plan]] = []
     for step in recording.steps:
+        # Where it changes: a recording may say the same plan again.
         if step.plan is not None and (not found or found[-1][1] != step.plan):
             found.append((step.step, step.plan))
     return tuple(found[place] for place in evenly(len(found), limit))

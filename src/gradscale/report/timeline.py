@@ -93,6 +93,7 @@ def extremes(values: Sequence[Floats], limit: int) -> NDArray[np.int64]:
     stretch = math.ceil(2 * len(values) * count / limit)
     # The ends say when the run began and ended.
     kept = {0, count - 1}
+    # Each on its own: the least loss and the largest scale of a stretch are not at one step.
     for series in values:
         for start in range(0, count, stretch):
             part = series[start : start + stretch]

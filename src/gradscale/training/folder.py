@@ -157,6 +157,7 @@ class RunFolder:
                     raise ValueError(obstacle)
                 loaded = torch.load(checkpoint, map_location=device, weights_only=True)
                 state, step = cast(TrialState, loaded), int(loaded["step"])
+        # Even without a checkpoint: lines that nobody counted go.
         self._cut(step)
         return state
 

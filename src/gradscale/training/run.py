@@ -97,6 +97,7 @@ def _train(
         unsaved.append(trial.advance())
         on_step(unsaved[-1])
         stopping = stop()
+        # By time, because a step may take a millisecond or a minute.
         late = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
         due = late if save_every is None else trial.step % save_every == 0
         if due or stopping or trial.done:

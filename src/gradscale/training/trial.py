@@ -75,6 +75,7 @@ class Trial:
         self.settings = settings
         self.recipe: Recipe = find(settings.recipe)
         self.data = data
+        # On the CPU and before `.to`: weights are equal on every device.
         torch.manual_seed(settings.seed)
         self.model = self.recipe.model().to(settings.device)
         self.optimizer = torch.optim.AdamW(

@@ -157,6 +157,7 @@ class CallLog:
                         self.follow(node)
 
     def _module_of(self, number: int) -> str:
+        # The innermost: its call made the fewest nodes.
         around = [(end - first, name) for first, end, name in self._spans if first <= number < end]
         return min(around)[1] if around else f"after {self._root}"
 

@@ -70,6 +70,7 @@ def by_probe(higher_scale: float) -> Judge:
 def by_octaves(stored: Gradients, format: FloatFormat) -> Judge:
     """What must have lain below the octaves that are left: an estimate."""
     exponent = ceil_exponent(stored.scale)
+    # For the whole pass at once: what came before a tensor tells whether its zeros are true.
     gone = vanished_gradients(stored, format)
 
     def judge(pair: Pair, format: FloatFormat, counts: Counts) -> Found:

@@ -86,6 +86,7 @@ def places(
         if other is None or name in there.parameters:
             pair = Pair(held, there.parameters.get(name), zeros.get(name), parameter=True)
             found.append(RowTensors(name, "parameter", (pair,)))
+    # All calls of a module are one row: that is what it loses.
     by_module: dict[str, list[Pair]] = {}
     for output, held in stored.modules.items():
         if other is None or output in there.modules:

@@ -68,6 +68,7 @@ class Attaching:
         if not roots:
             return None
         walked = walk(roots)
+        # Once a watch: each pass would say the same.
         self._warn_of_closed(walked)
         # Anew in each measured pass: parameters may have been replaced since, as FSDP does.
         names = parameter_names(self._model)

@@ -38,6 +38,7 @@ class _Listeners:
 
         @functools.wraps(original)
         def backward(tensors: Roots, *args: object, **kwargs: object) -> None:
+            # A pass within a pass is one of its own, as a reentrant checkpoint's.
             before, here = _CALL.telling, current_pass()
             if not self.all or before == here:
                 # Nobody listens, or a replacement of ours further up has told of this call.

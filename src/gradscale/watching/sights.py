@@ -61,6 +61,7 @@ class Sight:
         parts = dict(self.parts)
         for part, counts in other.parts.items():
             parts[part] = parts[part] + counts if part in parts else counts
+        # The first of either, for what comes later may only follow from it.
         broken = min(filter(None, (self.broken, other.broken)), default=None)
         return replace(
             self,

@@ -104,6 +104,7 @@ def name_ticks(axes: Axes, names: Sequence[str], weights: Sequence[float], heigh
         weights: what a reader looks for.
         height: of the figure, in inches.
     """
+    # Lines that one name takes, of as many as the picture has room for.
     gap = math.ceil(NAME * len(names) / (height - MARGINS))
     places: list[int] = []
     for place in sorted(range(len(names)), key=lambda place: (-weights[place], place)):
