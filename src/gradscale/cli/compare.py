@@ -158,6 +158,7 @@ def _train(
     errors: Console,
 ) -> Results:
     results: Results = {}
+    # One display for all runs, so that it tells when the whole comparison ends.
     with Display(errors, sum(one.settings.steps for one in planned)) as display:
         for one in planned:
             settings = one.settings

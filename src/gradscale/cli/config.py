@@ -40,6 +40,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         if option is None:
             former = options.get(key.replace("_", "-"))
             raise BadInput(_unknown(path, key, sorted(known), getattr(former, "help", None)))
+        # Before click sees it, which would round, or read a number as a name.
         holds, rule = _rule(option)
         if not holds(value):
             raise BadInput(f"`{key} = {value!r}` in {path} must be {rule}.")

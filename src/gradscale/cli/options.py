@@ -37,6 +37,7 @@ class SharedOptions(TypedDict):
 
 def parse_number(value: object) -> float:
     """Parse a number such as ``4096``, ``1e-3`` or ``2^16``."""
+    # As scales are printed here; a shell may take `**` for names of files.
     base, power, exponent = str(value).partition("^")
     try:
         parsed = float(base) ** float(exponent) if power else float(base)

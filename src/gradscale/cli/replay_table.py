@@ -61,6 +61,7 @@ def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
     )
     for text, one in found:
         low, high, last = one.scales
+        # Only skips: that a step would have been taken is predicted as often, and alarms nobody.
         guessed = sum(step.skipped and not step.certain for step in one.steps)
         other = one.first("counterfactual")
         yield (

@@ -106,6 +106,7 @@ def in_words(error: BaseException) -> str:
     first = str(error).strip().split("\n")[0]
     said = f"{type(error).__name__}: {first}" if first else type(error).__name__
     here = Path.cwd()
+    # From within: the last line of the user's own is where they look first.
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_absolute() and path.is_relative_to(here) and ".venv" not in path.parts:

@@ -57,6 +57,7 @@ def read_run_arguments(tree: object, system: str) -> RunArguments:
         RunArguments(settings={'growth_interval': 500}, steps=7, skipped=None)
     """
     root = _mapping(tree)
+    # In the order of how sure the name is: `step` alone may count anything.
     steps = next((n for key in _STEPS if (n := count_in(root, key)) is not None), None)
     # fairseq counts in its history, an entry for every optimizer that the run has had.
     history = root.get("optimizer_history")

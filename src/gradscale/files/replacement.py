@@ -34,6 +34,7 @@ def replace_file(path: Path, content: bytes) -> None:
         _refuse_obstacle(path)
         try:
             _write_new(beside, content)
+            # The one step that the system does whole or not at all.
             os.replace(beside, path)
         except BaseException:
             beside.unlink(missing_ok=True)

@@ -58,6 +58,7 @@ def folders(folder: Path | None = None) -> list[Path]:
     """Where data is looked for: `folder`, ``$GRADSCALE_DATA``, ``./data``, the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gradscale"
     named = os.environ.get("GRADSCALE_DATA")
+    # What was said before what is only usual.
     candidates = [folder, Path(named) if named else None, Path("data"), cache]
     return [candidate for candidate in candidates if candidate is not None]
 

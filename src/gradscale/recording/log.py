@@ -166,6 +166,7 @@ def _line(step: int, facts: Facts, loss: float | None) -> dict[str, object]:
         line["amax"] = nine_digits(facts.amax)
     if facts.exponents is not None:
         line["exponents"] = _octaves(facts.exponents.tolist())
+    # Where it does not follow from the rest: most lines of a long run are short.
     if facts.overflow != (facts.skipped and facts.reason == "overflow"):
         line["overflow"] = facts.overflow
     if not facts.asked:

@@ -172,6 +172,7 @@ def _objects(file: Path) -> Iterator[tuple[int, JsonObject | None]]:
     """Numbered lines; None for a last one that was cut off."""
     with _opened(file) as lines:
         for number, raw in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+            # Read in bounded pieces: a file without an end of line would fill the memory.
             if len(raw) == LONGEST_LINE:
                 long = ValueError(f"it is longer than {LONGEST_LINE:,} bytes")
                 raise ValueError(_damage(file, number, long))

@@ -69,6 +69,7 @@ def _uses(graph: BackwardGraph, modules: Sequence[str | None]) -> dict[int, int]
     # A parameter's own node joins all uses of it, and belongs to none.
     leaves = set(graph.leaves)
     inside = [n for n, module in enumerate(modules) if module is not None and n not in leaves]
+    # Nodes that touch within a module are one use of it; a second call touches the first nowhere.
     sets, known = DisjointSets(len(modules)), set(inside)
     for node in inside:
         for number in graph.edges_from(node):

@@ -118,6 +118,7 @@ def nine_digits(value: float) -> float:
         >>> nine_digits(0.1 + 0.2)
         0.3
     """
+    # Nine decimal digits tell any two float32 apart (IEEE 754: 1 + ceil(24 log10 2)).
     return float(f"{value:.9g}")
 
 

@@ -51,6 +51,7 @@ class LostShares:
             return float(seen.flushed[place]), float(seen.nonzero[place])
         format, exponent = FloatFormat.of(self._rows[row].format), seen.exponent[place]
         spread = list(map(float, histogram.counts))
+        # Counted before the rounding: its octaves show what lies below the format.
         if seen.methods[place] == "counted":
             lost = _below(spread, histogram.lowest, format, exponent + octaves)
         else:

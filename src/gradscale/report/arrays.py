@@ -53,6 +53,7 @@ class Arrays:
             raise OverflowError(f"`Arrays.add(…, {type!r})` does not hold all of these values.")
         data = stored.tobytes()
         reference: Reference = {"at": self._size, "n": int(stored.size), "type": type}
+        # Each begins where any type may.
         padded = data + bytes(-len(data) % ALIGNMENT)
         self._parts.append(padded)
         self._size += len(padded)

@@ -13,6 +13,7 @@ from gradscale.plans.window import flush_octave, with_flushed
 from gradscale.recording import Recording, Seen, Step
 from gradscale.recording.schema import Octaves
 
+# A thousand rows of some thirty octaves are 3 MB at so many steps, before they are compressed.
 LIMIT = 24
 
 

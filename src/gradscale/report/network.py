@@ -77,6 +77,7 @@ def depths(count: int, edges: Iterable[tuple[int, int]]) -> list[int]:
 
 def _finished(after: list[list[int]]) -> list[int]:
     """Nodes in the order in which a depth-first walk leaves them; edges back are removed."""
+    # A stack of our own: a chain of a thousand modules is deeper than Python recurses.
     # 0: not met; 1: on the way from the root to here, where an edge back ends; 2: left.
     state = [0] * len(after)
     order: list[int] = []
@@ -108,6 +109,7 @@ def _lanes(depth: Sequence[int], edges: Iterable[tuple[int, int]]) -> list[float
     # From the loss on: those that lead to a node have their places by then.
     for column in sorted(columns):
         nodes = columns[column]
+        # The mean of those before it: one pass of the barycentre rule (Sugiyama et al. 1981).
         wish = {
             node: sum(lane[s] for s in before[node]) / max(1, len(before[node])) for node in nodes
         }
@@ -123,6 +125,7 @@ def _wrapped(
     """Columns broken into bands of `WIDTH`, each as high as its fullest column."""
     if not depth:
         return (), ()
+    # Broken like lines of text: scaled down, a deep network would be a thread.
     bands = [column // WIDTH for column in depth]
     reach = {band: 0.0 for band in bands}
     for band, place in zip(bands, lane, strict=True):

@@ -217,6 +217,7 @@ def to_json(value: object) -> str:
         >>> print(to_json({"name": "</script>", "loss": math.inf}))
         {"name":"\u003c/script>","loss":null}
     """
+    # Strictly: a NaN, which Python would write, stops JavaScript's parser.
     text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
     # Escaped as JSON allows: no `</script>` or `<!--` can stand in it.
     return text.replace("<", "\\u003c")

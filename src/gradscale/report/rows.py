@@ -76,6 +76,7 @@ class RowStory:
 
 def stories_of(recording: Recording) -> tuple[RowStory, ...]:
     """One story a row, by id."""
+    # Ids count up from 0, so a row's id is its place.
     stories = tuple(RowStory(info) for info in recording.rows)
     for step in recording.steps:
         if step.seen is not None:

@@ -88,6 +88,7 @@ class Run:
             )
         elif not self.snapshots:
             found.append("It has no histograms, so other scales cannot be tried.")
+        # Not noted and never finite look alike on the page: an empty plot.
         losses = [step.loss for step in steps if step.loss is not None]
         if not losses:
             found.append("The loss was not noted: call `recorder.note_loss(loss)` in the loop.")

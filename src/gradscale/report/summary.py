@@ -139,6 +139,7 @@ def best_of(run: Run) -> dict[str, object] | None:
     best = best_scale(stored, recorded)
     if best is None:
         return None
+    # Both by the same histograms: what was measured is no match for what is predicted.
     now, then = (
         total(fate(it, span, it.offset + s) for it, span in stored) for s in (recorded, best)
     )

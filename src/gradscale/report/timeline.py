@@ -14,6 +14,7 @@ from gradscale.recording import Recording, Step
 from gradscale.report.arrays import Floats
 from gradscale.report.histograms import log2
 
+# A step takes 20 bytes: 2.4 MB, before they are compressed.
 LIMIT = 120_000
 UNKNOWN = "unknown"
 

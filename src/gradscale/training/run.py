@@ -77,6 +77,7 @@ def run(
 
 def _make_deterministic(settings: Settings) -> None:
     """Fix what would let two equal runs differ. A few CUDA kernels still add in any order."""
+    # The order in which threads add decides the last bit.
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

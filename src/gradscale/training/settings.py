@@ -100,6 +100,7 @@ def settings_for(recipe: str, **given: Any) -> Settings:
     defaults = find(recipe).defaults
     chosen = {name: value for name, value in given.items() if value is not None}
     precision = chosen.setdefault("format", "fp16")
+    # They have float32's range: nothing to scale for.
     wide = precision in ("fp32", "bf16")
     fields: dict[str, Any] = {
         "policy": "none" if wide else "dynamic",

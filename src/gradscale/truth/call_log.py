@@ -135,6 +135,7 @@ class CallLog:
 
     def _closed(self, module: nn.Module, args: object, output: object) -> None:
         del module, args
+        # Calls nest, also under recomputation: the last opened is the first to close.
         call = self._open.pop()
         end = next_number()
         self._spans.append((call.first, end, call.name))

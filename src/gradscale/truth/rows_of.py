@@ -115,6 +115,7 @@ def row_of(
         counts = counts_of(pair.held, scale)
         found = judge(pair, format, counts)
         seen, true, flushed = seen + counts, true + found.counts, flushed + found.flushed
+    # Only parameters have sums that cancel; a module's outputs have none.
     zeros = [pair.zeros for pair in place.pairs if pair.zeros is not None]
     negligible = bool(zeros) and all(bool(mostly(each)) for each in zeros)
     # Rounded up: at a scale between two powers nothing is called safe that overflows.

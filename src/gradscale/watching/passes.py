@@ -33,6 +33,7 @@ class _Listeners:
         self.original = self.replacement = torch.autograd.backward
 
     def install(self) -> None:
+        # Looked up as late as this: somebody else may have replaced it, and goes on to be called.
         original: Callable[..., None] = torch.autograd.backward
         self.original = torch.autograd.backward
 

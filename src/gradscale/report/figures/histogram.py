@@ -67,6 +67,7 @@ def histogram_figure(run: Run, rows: Sequence[str] | None = None, shift: int = 0
 
 def _most_lost(run: Run, found: dict[int, Histogram]) -> list[int]:
     rows = [row for row in found if run.rows[row].alarming and found[row].octaves.counts]
+    # Of equals the first in the backward pass: what comes later may follow from it.
     rows.sort(key=lambda row: (-run.rows[row].lost_share, run.rows[row].info.order))
     return rows[:SHOWN]
 

@@ -131,6 +131,7 @@ def _nodes(axes: Axes, run: Run, exponents: dict[int, int]) -> None:
             label=f"$2^{{{level}}}$",
             zorder=2,
         )
+    # Hollow, not left out: the network would seem to end there.
     unknown = [i for i, row in enumerate(network.row) if row not in exponents]
     if unknown:
         axes.scatter(

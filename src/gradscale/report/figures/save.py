@@ -116,6 +116,7 @@ def save_runs(
     """The same for runs that are loaded already; figures with nothing to show are left out."""
     saved: list[Path] = []
     for run in runs:
+        # A folder each only where names would collide.
         place = folder / run.name if len(runs) > 1 else folder
         for name in figures_of(run):
             on_figure(f"{run.name}: {name}")
