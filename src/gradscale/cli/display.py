@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
@@ -103,12 +102,7 @@ class Display:
         self.progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
     def begin(self, label: str, steps: int) -> Callable[[StepRecord], None]:

@@ -47,9 +47,9 @@ class TorchSource:
         departed: Callable[[], None],
         arrived: Callable[[Facts], None],
     ) -> None:
-        self._scaler, self._departed = scaler, departed
+        self._scaler, self._departed, self._arrived = scaler, departed, arrived
         self._update = scaler.update
-        self._line = WaitingLine[_Waiting](lambda waiting: arrived(_facts(waiting)))
+        self._line = WaitingLine[_Waiting](lambda waiting: self._arrived(_facts(waiting)))
         scaler.update = self._note
 
     def _note(self, new_scale: float | Tensor | None = None) -> None:
