@@ -50,8 +50,8 @@ def note_of(verdict: Verdict, target: str) -> dict[str, object]:
     ran = verdict.level in ("safe", "risky")
     if ran:
         lines.append(f"Write: `{verdict.code}`")
-    advised = verdict.log2_scale if ran and verdict.scaling == "one scale" else None
-    advice = {"lines": lines, "log2_scale": advised}
+    exponents = {"default": verdict.log2_default, "one scale": verdict.log2_scale}
+    advice = {"lines": lines, "log2_scale": exponents.get(verdict.scaling) if ran else None}
     return {"inspect": target, "verdict": verdict.level, "advice": advice}
 
 
