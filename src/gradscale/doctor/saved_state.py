@@ -43,6 +43,7 @@ def examined(found: FoundState, beside: RunArguments) -> Patient:
         state = read_state(healthy, found.system)
     except (ValueError, TypeError) as error:
         broken = str(error)
+    # Both are kept apart until here: where they contradict each other, that is a finding.
     settings = _settings(found, state)
     missing = {k: v for k, v in beside.settings.items() if k not in settings}
     patient = Patient(
@@ -119,6 +120,7 @@ def _with_history(
     if patient.system == "gradscale":
         return _of_ours(patient, Entries(saved).within("gradscale"))
     patient = dataclasses.replace(patient, unread=state.unread)
+    # -1 until the first overflow; the iterations that it counts are the run's steps.
     if patient.system == "deepspeed" and "last_overflow_iter" in saved:
         held = Entries(saved)
         never = held.count("last_overflow_iter", least=-1) < 0
