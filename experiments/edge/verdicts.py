@@ -171,22 +171,24 @@ def tables(asked: list[Asked], found: dict[str, Found]) -> str:
         f"*{len(pairs)} cases of {len(names)} tasks ({', '.join(names)}), in {', '.join(FORMATS)}; "
         f"{right} on the diagonal. {where}.*",
         "\n".join(lines),
-        _misses(pairs),
+        _misses(pairs, found),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _misses(pairs: list[tuple[Asked, str]]) -> str:
+def _misses(pairs: list[tuple[Asked, str]], found: dict[str, Found]) -> str:
     off = [(a, then) for a, then in pairs if SAID.index(a.said) != BECAME.index(then)]
     if not off:
         return ""
     lines = [
-        "| off the diagonal | said | trained as float32 | left at worst: default, one, plan |",
-        "|---|---|---|---|",
+        "| off the diagonal | said | trained as float32 | seeds | left: default, one, plan |",
+        "|---|---|---|--:|---|",
     ]
     for a, then in off:
         left = ", ".join(f"{share:.0%}" for share in a.left)
-        lines.append(f"| {a.task} at {a.value:g}, {a.format} | {a.said} | {then} | {left} |")
+        seeds = len(found[a.task].cells[f"{a.format} torch"][a.value].scores)
+        case = f"{a.task} at {a.value:g}, {a.format}"
+        lines.append(f"| {case} | {a.said} | {then} | {seeds} | {left} |")
     return "\n".join(lines)
 
 

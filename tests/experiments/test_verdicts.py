@@ -91,7 +91,7 @@ def test_the_table_counts_what_was_said_against_what_became_of_it(tmp_path):
     assert "| a plan |  |  | 1 |  |" in text and "off the diagonal" not in text
     text = tables([asked("the default scale")], found)
     assert "0 on the diagonal" in text
-    assert "| units at 8, fp16 | the default scale | only layer-wise | 0%, 0%, 100% |" in text
+    assert "| units at 8, fp16 | the default scale | only layer-wise | 1 | 0%, 0%, 100% |" in text
 
 
 def test_two_losses_far_apart_need_a_plan_and_near_ones_do_not(tmp_path):
