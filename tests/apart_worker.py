@@ -36,6 +36,8 @@ def timm() -> dict[str, Any]:
     """The call of timm's train script."""
     from timm.utils import NativeScaler
 
+    import gradscale.integrations.timm
+
     loss_scaler, model = NativeScaler(), Fading()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     attachment = gradscale.attach(loss_scaler, layerwise=True)
@@ -50,12 +52,11 @@ def timm() -> dict[str, Any]:
         loss_scaler(loss, optimizer, **given)
         dead.append(dead_weights(model))
     saved = loss_scaler.state_dict()
-    other = NativeScaler()
-    again = gradscale.attach(other, layerwise=True)
-    other.load_state_dict(saved)
+    again = gradscale.integrations.timm.NativeScaler(layerwise=True)
+    again.load_state_dict(saved)
     return told(attachment, model) | {
         "dead": dead[-1],
-        "resumed": again.scaler.counters == attachment.scaler.counters,
+        "resumed": again._scaler.counters == attachment.scaler.counters,
     }
 
 
