@@ -46,6 +46,7 @@ def _cells(verdict: Verdict) -> list[str]:
         "one scale": f"one, 2^{verdict.log2_scale}",
         "a plan": f"{len(verdict.scales)} scales",
     }[verdict.scaling]
+    # Of a format that cannot be used, neither a scaling nor a cosine is advice.
     ran = verdict.level not in ("unsafe", "unknown")
     chosen = verdict.chosen
     return [
