@@ -225,7 +225,6 @@ def scaled(model, batch):
 
 @pytest.mark.parametrize("format", ["fp16", "e4m3"])
 def test_a_pass_that_overflows_before_the_scale_has_settled_is_a_skipped_step_and_no_damage(format):
-    """This was called unsafe, above a plan that lost nothing."""
     rows = [(*batch, 2.0 ** (40 * (i == 1))) for i, batch in enumerate(batches(3))]
     verdict = advise((network(), rows, scaled), formats=format, steps=3)[format]
     assert verdict.level == "safe" and not verdict.plan.overflowed
@@ -243,6 +242,7 @@ def test_no_way_of_scaling_is_better_than_the_level_says():
 
 
 def test_without_a_scaler_nobody_skips_a_step_that_overflows():
+    """With one, a single overflow was called unsafe above a plan that lost nothing."""
     model = network()
     true = reference(model, lambda m: class_loss(m, batches()[0]))
     truth = Truth(true, Updates(model, OPTIMIZERS["SGD"]))
