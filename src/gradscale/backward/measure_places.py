@@ -8,7 +8,7 @@ something new: where several are added, at a leaf, and where the plan multiplies
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -48,6 +48,7 @@ class CountedPlace(NamedTuple):
     device: torch.device
 
 
+@cache
 def is_reduced(dtype: torch.dtype | None) -> bool:
     """Whether tensors of this dtype limit a plan: floats of fewer than 32 bits."""
     return dtype is not None and dtype not in _UNLIMITED and _floats(dtype)
@@ -57,6 +58,7 @@ def _floats(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
+@cache
 def format_name(dtype: torch.dtype) -> str:
     """The name of the format in which the components of a tensor are stored.
 

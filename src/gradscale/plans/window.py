@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gradscale.backward.measurements import Counts
 from gradscale.exponents import ceil_exponent
@@ -14,8 +14,7 @@ FAR = 63
 """Windows are cut to ±FAR: float32, in which unlimited nodes work, holds gradients so scaled."""
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """The exponents ``[lo, hi]`` of a node: gradients stored as ``2**e`` times the true ones.
 
     Attributes:
@@ -26,8 +25,8 @@ class Window:
         extrapolated: whether `lo` rests on gradients that were already flushed when measured.
 
     Example:
-        >>> Window(-8, 11, 13) & Window(2, 20, 22)
-        Window(lo=2, hi=11, limit=13, lost=0.0, extrapolated=False)
+        >>> 11 in Window(-8, 11, 13), 12 in Window(-8, 11, 13)
+        (True, False)
     """
 
     lo: int = -FAR
@@ -36,17 +35,8 @@ class Window:
     lost: float = 0.0
     extrapolated: bool = False
 
-    def __and__(self, other: Window) -> Window:
-        return Window(
-            max(self.lo, other.lo),
-            min(self.hi, other.hi),
-            min(self.limit, other.limit),
-            max(self.lost, other.lost),
-            self.extrapolated or other.extrapolated,
-        )
-
-    def __contains__(self, exponent: int) -> bool:
-        return self.lo <= exponent <= self.hi
+    def __contains__(self, exponent: object) -> bool:
+        return isinstance(exponent, int) and self.lo <= exponent <= self.hi
 
     @property
     def free(self) -> bool:
@@ -151,9 +141,11 @@ def with_flushed(
             to it by a tenth of the distance an octave. It keeps stray elements, and zeros that are
             true, from being taken for a tail without end. 0 continues what was seen.
     """
+    if not counts.zero:
+        return counts
     # The octave of the smallest subnormal holds what rounds to it as well, so it is not whole.
     partial = flush_octave(format) + 1 - stored_exponent - counts.lowest
-    if not 0 <= partial < len(counts.octaves) or not counts.zero:
+    if not 0 <= partial < len(counts.octaves):
         return counts
     tail = _geometric_tail(counts.octaves[partial:], counts.zero, prior)
     if not tail:
@@ -208,10 +200,12 @@ def sum_window(largest_term: float, terms: int, format: FloatFormat) -> Window:
 
 
 def intersection(windows: Iterable[Window]) -> Window:
-    """What all windows share: where it is empty, overflow is avoided first and `lo` gives way."""
-    result = Window()
-    for window in windows:
-        result = result & window
-    if result.lo > result.hi:
-        return Window(result.hi, result.hi, result.limit, result.lost, result.extrapolated)
-    return result
+    """What all windows share: where it is empty, overflow is avoided first and `lo` gives way.
+
+    Example:
+        >>> intersection([Window(-8, 11, 13), Window(2, 20, 22)])
+        Window(lo=2, hi=11, limit=13, lost=0.0, extrapolated=False)
+    """
+    los, his, limits, lost, guessed = zip(Window(), *windows, strict=True)
+    hi = min(his)
+    return Window(min(max(los), hi), hi, min(limits), max(lost), any(guessed))
