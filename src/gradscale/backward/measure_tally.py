@@ -63,12 +63,14 @@ class Tally:
         if slab.moments is not None:
             moments_into(slab.moments[row], tensor)
 
-    def copy(self, source: int, target: int) -> None:
-        """Gives `target` the row of `source`, into which one tensor was counted."""
-        (slab, row), (other, free) = self._row_of(source), self._row_of(target)
-        other.rows[free] = slab.rows[row]
+    def add(self, source: int, target: int) -> None:
+        """Adds to the row of `target` that of `source`, into which one tensor was counted."""
+        (slab, row), (other, into) = self._row_of(source), self._row_of(target)
+        amax = torch.maximum(slab.rows[row, AMAX], other.rows[into, AMAX])
+        other.rows[into] += slab.rows[row]
+        other.rows[into, AMAX] = amax
         if slab.moments is not None and other.moments is not None:
-            other.moments[free] = slab.moments[row]
+            other.moments[into] += slab.moments[row]
 
     def count_together(
         self, places: Sequence[int], tensors: Sequence[Tensor], *, ceil: bool
