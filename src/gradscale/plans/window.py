@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from gradscale.backward.measurements import Counts
 from gradscale.exponents import ceil_exponent
@@ -14,7 +14,8 @@ FAR = 63
 """Windows are cut to ±FAR: float32, in which unlimited nodes work, holds gradients so scaled."""
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True)
+class Window:
     """The exponents ``[lo, hi]`` of a node: gradients stored as ``2**e`` times the true ones.
 
     Attributes:
@@ -35,8 +36,8 @@ class Window(NamedTuple):
     lost: float = 0.0
     extrapolated: bool = False
 
-    def __contains__(self, exponent: object) -> bool:
-        return isinstance(exponent, int) and self.lo <= exponent <= self.hi
+    def __contains__(self, exponent: int) -> bool:
+        return self.lo <= exponent <= self.hi
 
     @property
     def free(self) -> bool:
@@ -206,6 +207,12 @@ def intersection(windows: Iterable[Window]) -> Window:
         >>> intersection([Window(-8, 11, 13), Window(2, 20, 22)])
         Window(lo=2, hi=11, limit=13, lost=0.0, extrapolated=False)
     """
-    los, his, limits, lost, guessed = zip(Window(), *windows, strict=True)
-    hi = min(his)
-    return Window(min(max(los), hi), hi, min(limits), max(lost), any(guessed))
+    found = [Window(), *windows]
+    hi = min([window.hi for window in found])
+    return Window(
+        min(max([window.lo for window in found]), hi),
+        hi,
+        min([window.limit for window in found]),
+        max([window.lost for window in found]),
+        any([window.extrapolated for window in found]),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 from gradscale.backward.graph import BackwardGraph
@@ -159,7 +160,7 @@ class _Finder:
                 counts, _named(format), flushed=self._flushed, headroom=self._headroom
             )
             guessed = counts is not record.counts
-            self._known[key] = window._replace(extrapolated=True) if guessed else window
+            self._known[key] = replace(window, extrapolated=True) if guessed else window
         return self._known[key]
 
     def _counts(self, record: PlaceRecord, storage: FloatFormat) -> Counts:
