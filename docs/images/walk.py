@@ -35,9 +35,14 @@ ARROW = (
 
 
 def touched(file: str) -> list[int]:
-    """Which of the parts a file names, by number."""
+    """Which of the parts a file names, by number; the scale goes by `held`, too."""
     source = (SCALER / file).read_text()
-    return [number for number, (name, _, _) in enumerate(PARTS) if name in source]
+    words = {"HeldScale": ("HeldScale", ".held")}
+    return [
+        number
+        for number, (name, _, _) in enumerate(PARTS)
+        if any(word in source for word in words.get(name, (name,)))
+    ]
 
 
 def box(x: float, y: float, width: float, kind: str, lines: tuple[str, str, str]) -> list[str]:

@@ -3,6 +3,7 @@
     python experiments/edge/edge.py                 all tasks, three seeds; hours on two cores
     FAST=1 python experiments/edge/edge.py          three strategies, few values, one seed
     python experiments/edge/edge.py units --seeds 5
+    python experiments/edge/edge.py --drawn         only the strategies that figures show
 
 Every training is one line of ``experiments/results/edge/TASK.jsonl``, written when it has ended; of
 another folder if `OUT` names one. What stands there is not trained again, so a run that was stopped
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from strategy import CONSTANTS, FAST, LINES, Strategy
+from strategy import CONSTANTS, DRAWN, FAST, LINES, Strategy
 from task import Task
 from tasks import TASKS
 from training import train
@@ -30,13 +31,17 @@ RESULTS = Path(os.environ.get("OUT", Path(__file__).parents[1] / "results" / "ed
 Planned = tuple[float, Strategy, int]
 
 
-def planned(task: Task, seeds: int, fast: bool) -> Iterator[Planned]:
+def planned(
+    task: Task, seeds: int, fast: bool = False, lines: tuple[Strategy, ...] = LINES
+) -> Iterator[Planned]:
     """All trainings of a task: a seed at a time, so that a part of them is a whole figure."""
     for seed in range(1 if fast else seeds):
         for value in task.fast if fast else task.values:
-            for strategy in FAST if fast else LINES:
+            for strategy in FAST if fast else lines:
                 yield value, strategy, seed
-    if not fast:  # the width of constants that work, at the first and the middle value
+    if (
+        not fast and lines is LINES
+    ):  # the width of constants that work, at the first and the middle value
         for value in (task.values[0], task.values[len(task.values) // 2]):
             for strategy in CONSTANTS:
                 yield value, strategy, 0
@@ -65,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tasks", nargs="*", default=[], help=", ".join(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--drawn", action="store_true", help="only the strategies of the figures")
     given = parser.parse_args()
     for name in given.tasks:
         if name not in TASKS:
@@ -73,15 +79,16 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seeds in range(1, given.seeds + 1):  # all tasks with one seed, then the next
         for name in given.tasks or TASKS:
-            _run(TASKS[name], seeds, bool(os.environ.get("FAST")))
+            lines = DRAWN if given.drawn else LINES
+            _run(TASKS[name], planned(TASKS[name], seeds, bool(os.environ.get("FAST")), lines))
 
 
-def _run(task: Task, seeds: int, fast: bool) -> None:
+def _run(task: Task, plan: Iterator[Planned]) -> None:
     path = RESULTS / f"{task.name}.jsonl"
     done = trained(path)
     if not path.exists():
         path.write_text(json.dumps(machine()) + "\n")
-    for value, strategy, seed in planned(task, seeds, fast):
+    for value, strategy, seed in plan:
         if (value, strategy.label, seed) in done:
             continue
         result = train(task, value, strategy, seed)

@@ -1,6 +1,13 @@
-"""A recurrence that must carry a symbol through time: gradients shrink or grow at every step."""
+"""A recurrence that must carry a symbol through time: gradients shrink or grow at every step.
+
+Its cells are called one after the other, or `nn.GRU` and `nn.LSTM` call them: those project the
+inputs of all times in one product, so that all times' gradients meet in one tensor.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +19,22 @@ from task import Task, Training
 SYMBOLS, WIDTH, BATCH = 8, 48, 32
 
 
-class Recall(nn.Module):
-    """GRU cells in a loop, with the biases of Tallec & Ollivier 2018 (arXiv 1804.11188)."""
+def memory(length: int) -> Tensor:
+    """What gates begin with that forget after 1 to `length` steps (Tallec & Ollivier 2018).
+
+    Without it float32 itself would not learn the task (arXiv 1804.11188).
+    """
+    return torch.log(torch.rand(WIDTH) * (length - 1) + 1)
+
+
+class Cells(nn.Module):
+    """GRU cells in a loop."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
         self.cell = nn.GRUCell(SYMBOLS, WIDTH)
         self.head = nn.Linear(WIDTH, SYMBOLS)
-        # Update gates that forget after 1 to `length` steps, or float32 itself would not learn it.
-        memory = torch.log(torch.rand(WIDTH) * (length - 1) + 1)
-        self.cell.bias_ih.data[WIDTH : 2 * WIDTH] += memory
+        self.cell.bias_ih.data[WIDTH : 2 * WIDTH] += memory(length)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits `(n, SYMBOLS)` of what stood first in `(n, time, SYMBOLS)`."""
@@ -31,9 +44,35 @@ class Recall(nn.Module):
         return self.head(state)
 
 
-def begin(length: float, seed: int) -> Training:
+class Whole(nn.Module):
+    """`nn.GRU` or `nn.LSTM`, over all times in one call."""
+
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], length: int) -> None:
+        super().__init__()
+        self.recurrence = kind(SYMBOLS, WIDTH, batch_first=True)
+        self.head = nn.Linear(WIDTH, SYMBOLS)
+        keep = memory(length)
+        bias = self.recurrence.bias_ih_l0.data
+        bias[WIDTH : 2 * WIDTH] += keep  # update gate, or forget gate
+        if kind is nn.LSTM:
+            bias[:WIDTH] -= keep  # input gate
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `(n, SYMBOLS)` of what stood first in `(n, time, SYMBOLS)`."""
+        return self.head(self.recurrence(inputs)[0][:, -1])
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "cells": Cells,
+    "gru": partial(Whole, nn.GRU),
+    "lstm": partial(Whole, nn.LSTM),
+}
+ABOUT = {"cells": "GRU cells that recall", "gru": "`nn.GRU` recalls", "lstm": "`nn.LSTM` recalls"}
+
+
+def begin(network: str, length: float, seed: int) -> Training:
     """`length`: steps from the symbol to the question, through noise."""
-    model = Recall(int(length))
+    model = NETWORKS[network](int(length))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, eps=1e-15)
 
     def batch(step: int, count: int) -> tuple[Tensor, Tensor]:
@@ -54,14 +93,16 @@ def begin(length: float, seed: int) -> Training:
     return Training(model, optimizer, loss, score)
 
 
-TASK = Task(
-    name="recurrence",
-    about="GRU cells that recall a symbol after many steps of noise, Adam",
-    knob="steps through time",
-    values=(16, 32, 64),
-    fast=(16, 32),
-    steps=300,
-    score="accuracy",
-    chance=1 / SYMBOLS,
-    begin=begin,
-)
+def task(network: str) -> Task:
+    """The task with one of `NETWORKS`."""
+    return Task(
+        name="recurrence" if network == "cells" else f"recurrence-{network}",
+        about=f"{ABOUT[network]} a symbol after many steps of noise, Adam",
+        knob="steps through time",
+        values=(16, 32, 64),
+        fast=(16, 32),
+        steps=300,
+        score="accuracy",
+        chance=1 / SYMBOLS,
+        begin=partial(begin, network),
+    )

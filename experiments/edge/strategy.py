@@ -31,7 +31,7 @@ class Strategy:
 
 
 TRUTH = Strategy("fp32", "none")
-LINES = (
+DRAWN = (  # as lines of the figures
     TRUTH,
     Strategy("bf16", "none"),
     *(
@@ -39,6 +39,9 @@ LINES = (
         for precision in ("fp16", "e5m2", "e4m3")
         for scaling in ("torch", "guarded", "layerwise")
     ),
+)
+LINES = (
+    *DRAWN,
     *(
         Strategy("fp16", scaling)
         for scaling in ("none", "deepspeed", "megatron", "two-sided", "adaptive")

@@ -33,6 +33,7 @@ from gradscale.policies import Guarded as Guarded
 from gradscale.policies import LastMaximum as LastMaximum
 from gradscale.policies import LogNormal as LogNormal
 from gradscale.policies import Quantile as Quantile
+from gradscale.policies import Recovering as Recovering
 from gradscale.policies import Static as Static
 from gradscale.policies import TwoSided as TwoSided
 from gradscale.policies import preset as preset

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # torch may have been built without either
 Ranks: TypeAlias = "ProcessGroup | DeviceMesh"
 """Ranks that decide alike: a process group, or a mesh, which stands for all of its dimensions."""
 
+# Asked in every step, and never another while a process lives.
+_BUILT_IN = dist.is_available()
 _FLAT = "_fsdp_flattened"
 """What FSDP1 marks its flat parameters with, and the views of them that optimizers are given."""
 
@@ -44,7 +46,7 @@ class NoteStore(Protocol):
 
 def distributed() -> bool:
     """Whether there is more than this one rank."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _BUILT_IN and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def all_ranks() -> ProcessGroup | None:
@@ -73,7 +75,7 @@ def groups_of(optimizer: torch.optim.Optimizer, process_group: Ranks | None) -> 
         process_group: one more, or None; a `DeviceMesh` stands for all of its dimensions. It is
             taken for the ranks of flat parameters.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not (_BUILT_IN and dist.is_initialized()):
         return []
     parameters = parameters_of(optimizer)
     groups = _deciding_groups(parameters)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gradscale.policies import presets
 from gradscale.scaler import GradScaler
 
 
@@ -106,6 +107,21 @@ def test_the_alarm_sounds_once_and_before_the_floor():
         for _ in range(40):
             step_with(scaler, parameter, optimizer, math.inf)
     assert len(caught) == 1 and scaler.get_scale() > 2.0**-126
+
+
+def test_a_policy_names_a_scale_below_which_one_overflow_is_an_alarm():
+    heard = []
+    parameter, optimizer = parameter_and()
+    scaler = GradScaler("cpu", policy=presets.icefall())
+    scaler.on_alarm(heard.append)
+    with pytest.warns(UserWarning, match=r"4 steps in a row .* down to 0.0156") as caught:
+        for overflows in (4, 4, 3):  # never five in a row, which would be an alarm by itself
+            step_with(scaler, parameter, optimizer, 1.0)
+            for _ in range(overflows):
+                step_with(scaler, parameter, optimizer, math.inf)
+    # From 1 to 2 with the first batch, then down.
+    assert scaler.get_scale() == 2.0**-10
+    assert len(caught) == len(heard) == 1 and heard[0].in_a_row == 4
 
 
 def test_a_start_that_was_too_high_is_no_alarm():

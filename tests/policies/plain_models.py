@@ -33,6 +33,37 @@ class Verl(Torch):
         super().__init__(window)
 
 
+class LeRobot(Torch):
+    """Hands torch's scaler the numbers of its `GradScalerConfig`."""
+
+
+class Icefall(Torch):
+    """torch's scaler from 1, and the block that icefall's training files have after `update()`.
+
+    `stopped` is set where icefall raises its error that the scale is too small.
+    """
+
+    def __init__(
+        self,
+        window: int = 2000,
+        below: tuple[tuple[int, float], ...] = ((25, 2.0), (100, 8.0), (400, 32.0)),
+    ) -> None:
+        super().__init__(window)
+        self.scale, self.below, self.batch, self.stopped = 1.0, below, 0, False
+
+    def step(self, overflow: bool, amax: float, counts: Mapping[int, int]) -> None:
+        if self.stopped:
+            return
+        before = self.scale
+        super().step(overflow, amax, counts)
+        if self.scale < 1e-5:
+            self.scale, self.stopped = before, True
+            return
+        if any(self.batch % every == 0 and self.scale < bound for every, bound in self.below):
+            self.scale *= 2
+        self.batch += 1
+
+
 class Apex:
     def __init__(self, window: int = 2000) -> None:
         self.cap = 2.0**24

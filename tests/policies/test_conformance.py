@@ -25,6 +25,7 @@ from gradscale.policies import (
     Observation,
     Policy,
     Quantile,
+    Recovering,
     Static,
     TwoSided,
     advance,
@@ -54,6 +55,10 @@ POLICIES: dict[str, Policy] = {
     "Quantile, small": Quantile(overflow_share=0.2, window=7, power_of_two=False),
     "Band": Band(),
     "TwoSided": TwoSided(),
+    "Recovering": Recovering(Dynamic(init_scale=0.25), below=((2, 1.0), (3, 4.0))),
+    "Recovering, bounded": Recovering(
+        Dynamic(init_scale=0.5, min_scale=0.5, max_scale=1.5), below=((1, 8.0),)
+    ),
     "Guarded(LastMaximum)": Guarded(LastMaximum(), Dynamic(growth_interval=2)),
     "Guarded(LogNormal)": Guarded(LogNormal()),
     "Guarded(Quantile)": Guarded(Quantile(window=999)),

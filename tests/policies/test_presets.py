@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from gradscale.policies import Dynamic, Policy, preset, presets
+from gradscale.policies import Dynamic, Policy, Recovering, preset, presets
 from policies import plain_models as plain
 from policies.sequences import CLEAN, OVERFLOW, Step, observe, only, sequences, trajectory
 
@@ -30,6 +30,8 @@ WINDOWED: dict[str, Callable[..., Any]] = {
     "mindspore": plain.MindSpore,
     "colossalai": plain.ColossalAI,
     "verl": plain.Verl,
+    "lerobot": plain.LeRobot,
+    "icefall": plain.Icefall,
     "openseq2seq_backoff": plain.OpenSeq2SeqBackoff,
 }
 
@@ -49,8 +51,11 @@ def scales_of(policy: Policy, run: list[Step]) -> list[float]:
     return [state.scale.item() for state in trajectory(policy, run)]
 
 
-def with_window(name: str, window: int, **settings: Any) -> Dynamic:
+def with_window(name: str, window: int, **settings: Any) -> Policy:
     policy = preset(name)
+    if isinstance(policy, Recovering):
+        inner = dataclasses.replace(policy.policy, growth_interval=window)
+        return dataclasses.replace(policy, policy=inner)
     assert isinstance(policy, Dynamic)
     # Flax grows one clean step after its interval.
     interval = window + 1 if name == "flax" else window
@@ -135,6 +140,36 @@ def test_fairseq_and_metaseq_tolerate_a_share_of_overflows(
         scales = expected(model, run)
         if not model.stopped:
             assert scales_of(policy, run) == scales
+
+
+BELOW = st.lists(
+    st.tuples(st.integers(1, 5), st.sampled_from([2.0**-12, 0.5, 1.0, 2.0, 8.0])),
+    min_size=1,
+    max_size=3,
+)
+
+
+@fewer
+@given(run=sequences(60, counts_too=False), window=st.integers(1, 5), below=BELOW)
+def test_icefall_with_any_block_after_its_update(
+    run: list[Step], window: int, below: list[tuple[int, float]]
+) -> None:
+    model = plain.Icefall(window, tuple(below))
+    policy = dataclasses.replace(with_window("icefall", window), below=tuple(below))
+    scales = expected(model, run)
+    if not model.stopped:
+        assert scales_of(policy, run) == scales
+
+
+def test_icefall_is_back_from_the_floor_in_four_hundred_batches() -> None:
+    down = [OVERFLOW] * 16
+    scales = scales_of(preset("icefall"), down + [CLEAN] * 1984)
+    # Batch 0 has doubled what its overflow had halved.
+    assert scales[15] == 2.0**-15
+    assert scales[399] == 1.0 and scales[425] == 2.0
+    assert max(scales) == scales[-1] == 32.0
+    # From here on torch's interval is alone.
+    assert scales_of(preset("icefall"), down + [CLEAN] * 2000)[-1] == 64.0
 
 
 def test_fairseq_forgets_the_steps_but_not_the_overflows_as_the_scale_grows() -> None:

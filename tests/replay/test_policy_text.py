@@ -1,6 +1,7 @@
 """Policies by name with settings: what may be typed, and what is answered to anything else."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -41,9 +42,11 @@ def test_settings_are_given_by_name(text, policy):
     assert policy_from(text) == policy
 
 
-@pytest.mark.parametrize("policy", [Dynamic(hysteresis=2), Guarded(LogNormal(format="e5m2"))])
+@pytest.mark.parametrize(
+    "policy", [Dynamic(hysteresis=2), Guarded(LogNormal(format="e5m2")), presets.icefall()]
+)
 def test_a_described_policy_is_built_again(policy):
-    assert policy_of(describe(policy)) == policy
+    assert policy_of(json.loads(json.dumps(describe(policy)))) == policy
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import json
 import random
 import warnings
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assertions import assert_same_bits, assert_same_trajectory
+from gradscale.policies import presets
 from gradscale.policies.dynamic import Dynamic
 from gradscale.policies.policy import Policy
 from gradscale.policies.static import Static
@@ -315,6 +317,16 @@ def test_the_saved_settings_can_be_restored():
     scaler = GradScaler("cpu")
     scaler.load_state_dict(saved, configuration="restore")
     assert scaler.get_growth_interval() == 7 and scaler.get_scale() == 2.0
+
+
+def test_a_policy_with_pairs_is_restored_from_json_and_is_the_same():
+    policy = presets.icefall()
+    saved = json.loads(json.dumps(GradScaler("cpu", policy=policy).state_dict()))
+    again = GradScaler("cpu", policy=policy)
+    again.load_state_dict(saved)  # would warn of settings that differ
+    other = GradScaler("cpu")
+    other.load_state_dict(saved, configuration="restore")
+    assert other.policy == policy and hash(other.policy) == hash(policy)
 
 
 def test_our_saved_policy_can_be_restored():

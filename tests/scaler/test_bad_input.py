@@ -33,6 +33,12 @@ def test_states_of_something_else_are_told_apart():
         scaler.load_state_dict(torch.nn.Linear(2, 1, bias=False).state_dict())
 
 
+@pytest.mark.parametrize("name", ["gpu", "CUDA", "cuda:first", ""])
+def test_a_device_that_torch_does_not_know_is_refused(name):
+    with pytest.raises(ValueError, match=rf"`GradScaler\('{name}'\)`: torch knows no device of"):
+        GradScaler(name)
+
+
 def test_what_is_no_device_is_refused():
     with pytest.raises(TypeError, match=r"`GradScaler\(SGD\)`: the first argument is a device"):
         GradScaler(optimizer_of(torch.nn.Linear(2, 1)))

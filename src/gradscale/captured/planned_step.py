@@ -66,9 +66,9 @@ class PlannedStep:
             held.layerwise.update(step.outcome, scale)
         try:
             if books.ledger.add(step.outcome):
-                books.take_news(held, step)
+                books.take_news(step)
         finally:
-            step.begin(held.policy, held.layerwise)
+            step.begin()
 
 
 class PlannedForms:

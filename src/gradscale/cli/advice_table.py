@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import compress
 
 from rich import box
 from rich.table import Table
 
 from gradscale.advice import Advice, ScalingEvidence, Verdict
 from gradscale.advice.verdict_sentences import LEAST
-from gradscale.cli.fitting import fitting
+from gradscale.cli.fitting import fewer, fitting
 from gradscale.percent import percent
 
 MOST_LAYERS = 8
@@ -24,20 +23,19 @@ EXPENDABLE = ("headroom", "worst cosine", "lost: none")
 
 def advice_table(advice: Advice, width: int = 100) -> Table:
     """One line a format; where `width` is small, without the columns of `EXPENDABLE`."""
-    left = (EXPENDABLE[:count] for count in range(len(EXPENDABLE) + 1))
-    return fitting((_advice_table(advice, names) for names in left), width)
+    return fitting((_advice_table(advice, names) for names in fewer(COLUMNS, EXPENDABLE)), width)
 
 
-def _advice_table(advice: Advice, left_out: tuple[str, ...]) -> Table:
+def _advice_table(advice: Advice, columns: tuple[str, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("format", "verdict", "scaling"):
         table.add_column(name, no_wrap=True)
-    kept = [name not in left_out for name in COLUMNS]
-    for name in compress(COLUMNS, kept):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for verdict in advice.verdicts:
         first, rest = _cells(verdict)[:3], _cells(verdict)[3:]
-        table.add_row(*first, *compress(rest, kept), style=_STYLES[verdict.level])
+        texts: dict[str, str] = dict(zip(COLUMNS, rest, strict=True))
+        table.add_row(*first, *(texts[name] for name in columns), style=_STYLES[verdict.level])
     return table
 
 

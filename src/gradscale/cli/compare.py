@@ -11,20 +11,20 @@ import click
 from rich.console import Console
 
 from gradscale.cli.display import Display, console
-from gradscale.cli.errors import BadInput, bad_input, room_for
+from gradscale.cli.errors import bad_input
 from gradscale.cli.options import (
+    SCALING,
     SharedOptions,
     parse_number,
     refuse_changes_on_resume,
-    scaling_name,
     several,
     shared_options,
 )
 from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
-from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
+from gradscale.cli.run_folder import begun_with, leaving_nothing, make_folder, new_folder
 from gradscale.cli.table import caption, comparison_table
-from gradscale.files.json_text import json_value, read_json, write_json
+from gradscale.files.json_text import json_value, write_json
 from gradscale.recipes import RECIPES, Data, find
 from gradscale.training import (
     COMPARED,
@@ -36,7 +36,6 @@ from gradscale.training import (
     RunResult,
     StopRequest,
     Summary,
-    damaged,
     load_data,
     only_writer,
     run,
@@ -72,7 +71,7 @@ class CompareOptions(SharedOptions):
 )
 @click.option(
     "--policy",
-    type=several(scaling_name),
+    type=several(SCALING),
     metavar="NAME,…",
     help="Strategies, listed by `gradscale train --help`.  [none, all policies, torch]",
 )
@@ -105,7 +104,8 @@ def compare_command(context: click.Context, **given: Unpack[CompareOptions]) -> 
     """  # noqa: D301
     if given["resume"]:
         refuse_changes_on_resume(context)
-        path, comparison = given["resume"], _stored(given["resume"])
+        path = given["resume"]
+        comparison = begun_with(path, "comparison.json", "comparison", Comparison.from_json)
     else:
         with bad_input():
             comparison = _asked(given)
@@ -128,17 +128,6 @@ def _asked(given: CompareOptions) -> Comparison:
     )
 
 
-def _stored(path: Path) -> Comparison:
-    with bad_input():
-        stored = read_json(path / "comparison.json")
-    if stored is None:
-        raise BadInput(
-            f"`--resume {path}`: there is no comparison in this folder (no comparison.json)."
-        )
-    with bad_input(), damaged(path / "comparison.json"):
-        return Comparison.from_json(stored)
-
-
 def _run_all(comparison: Comparison, path: Path, given: CompareOptions) -> Results:
     planned = list(comparison.runs())
     with bad_input():
@@ -149,7 +138,7 @@ def _run_all(comparison: Comparison, path: Path, given: CompareOptions) -> Resul
         make_folder(path)
     resume = f"gradscale compare --resume {path}"
     errors = console(stderr=True, no_color=given["no_color"])
-    problems = bad_input((DamagedRun, OSError), when_full=room_for(resume))
+    problems = bad_input((DamagedRun, OSError), resume=resume)
     with stop_on_signals() as stop, leaving_nothing(path), problems, only_writer(path):
         write_json(path / "comparison.json", comparison.to_json())
         results = _train(planned, data, path, given, stop, errors)
@@ -163,8 +152,8 @@ def _finished(planned: Sequence[Planned], path: Path) -> Results | None:
     """All results, if they are all there: then nothing is written, and no data is needed."""
     if not all((path / one.folder / "result.json").exists() for one in planned):
         return None
-    found = {one.folder: RunFolder(path / one.folder, within=path).result for one in planned}
-    return {folder: result for folder, result in found.items() if result is not None}
+    folders = {one.folder: RunFolder(path / one.folder, within=path) for one in planned}
+    return {place: it.result for place, it in folders.items() if it.result is not None}
 
 
 def _train(

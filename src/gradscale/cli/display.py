@@ -40,8 +40,8 @@ def console(*, stderr: bool = False, no_color: bool = False) -> Console:
     """A console that honors `--no-color` and the variable NO_COLOR, and never guesses at markup."""
     plain = no_color or bool(os.environ.get("NO_COLOR"))
     screen = _Screen(stderr=stderr, highlight=False, markup=False)
-    if not (screen.is_terminal or os.environ.get("COLUMNS")):
-        screen.width = 100
+    if flows(screen):
+        screen.width = 100  # of tables: rich would take 80
     if not plain:
         return screen
     # `no_color` alone still writes bold, dim and the live display's cursor movements.

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.text import Text
 
-from gradscale.cli.display import console, flows
+from gradscale.cli.display import console
 from gradscale.cli.errors import bad_input
+from gradscale.cli.options import NO_COLOR
 from gradscale.cli.progress import progress
-from gradscale.cli.prose import say, wrapped
-from gradscale.doctor import Diagnosis, Finding, examine
+from gradscale.cli.prose import say
+from gradscale.doctor import Diagnosis, examine
 from gradscale.doctor.diagnosis import patient_words
 from gradscale.policies.presets import PRESETS
 
@@ -32,7 +32,7 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
     f"({', '.join(PRESETS)}) or NAME=VALUE,… of `gradscale.Dynamic`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the diagnosis as JSON.")
-@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+@NO_COLOR
 def doctor_command(file: Path, against: str | None, as_json: bool, no_color: bool) -> None:
     """Say what the scaler state in FILE means, what is wrong with it, and what to do.
 
@@ -66,14 +66,6 @@ def _show(diagnosis: Diagnosis, screen: Console) -> None:
     for patient in diagnosis.patients:
         say(screen, f"{patient_words(patient)}\n")
     for finding in diagnosis.findings:
-        screen.print(_colored(finding, diagnosis.several, screen), soft_wrap=True)
-        screen.print()
-    style = "green" if diagnosis.healthy else "red"
-    screen.print(Text(diagnosis.summary, style=style))
-
-
-def _colored(finding: Finding, where: bool, screen: Console) -> Text:
-    words = finding.words(where=where)
-    text = Text(words if flows(screen) else wrapped(words, screen.width))
-    text.stylize(_STYLES[finding.severity], 0, len(finding.severity))
-    return text
+        lead = _STYLES[finding.severity], len(finding.severity)
+        say(screen, f"{finding.words(where=diagnosis.several)}\n", lead=lead)
+    say(screen, diagnosis.summary, style="green" if diagnosis.healthy else "red")

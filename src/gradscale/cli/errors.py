@@ -25,30 +25,21 @@ class BadInput(click.ClickException):
         return printable(self.message)
 
 
-def room_for(command: str) -> str:
-    """The way out of a full disk.
-
-    Example:
-        >>> room_for("gradscale train --resume runs/mine")
-        'Make room, and continue with `gradscale train --resume runs/mine`.'
-    """
-    return f"Make room, and continue with `{command}`."
-
-
 @contextmanager
 def bad_input(
-    kinds: tuple[type[Exception], ...] = (ValueError, OSError), *, when_full: str = ""
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError), *, resume: str = ""
 ) -> Generator[None]:
     """Turn the errors that the library raises on wrong values or missing files into `BadInput`.
 
     Args:
         kinds: which errors.
-        when_full: what to do if the disk is full.
+        resume: the command that goes on once there is room on a disk that was full.
     """
     try:
         yield
     except Unwritable as error:
-        full = error.errno in _FULL and when_full
-        raise BadInput(f"{error} {when_full}" if full else str(error)) from error
+        room = f" Make room, and continue with `{resume}`."
+        full = error.errno in _FULL and resume
+        raise BadInput(f"{error}{room if full else ''}") from error
     except kinds as error:
         raise BadInput(str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -31,3 +31,14 @@ def fitting(tables: Iterable[Table], width: int) -> Table:
     if table is None:
         raise ValueError("`fitting([], width)` needs at least one table.")
     return table
+
+
+def fewer(columns: tuple[str, ...], expendable: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """All of `columns`, then without those that a narrow screen can do without, one by one.
+
+    Example:
+        >>> list(fewer(("scale", "last", "lost"), ("last", "scale")))
+        [('scale', 'last', 'lost'), ('scale', 'lost'), ('lost',)]
+    """
+    for count in range(len(expendable) + 1):
+        yield tuple(name for name in columns if name not in expendable[:count])

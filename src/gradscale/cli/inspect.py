@@ -13,19 +13,13 @@ from gradscale.cli.advice_report import INSTALL, write_page, write_recordings
 from gradscale.cli.advice_table import advice_table, layer_table
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
-from gradscale.cli.options import FOLDER, several
+from gradscale.cli.options import FOLDER, NO_COLOR, one_of, several
 from gradscale.cli.progress import progress
 from gradscale.cli.prose import say
 from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
 from gradscale.cli.user_function import user_code, user_function
 from gradscale.files.json_text import json_value, write_json
 from gradscale.files.replacement import replace_file
-
-
-def _format(value: object) -> str:
-    if value not in FORMATS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(FORMATS)}.")
-    return str(value)
 
 
 @click.command(
@@ -35,7 +29,7 @@ def _format(value: object) -> str:
 @click.option(
     "--format",
     "formats",
-    type=several(_format),
+    type=several(one_of(FORMATS)),
     metavar="NAME,…",
     help="Of fp16, bf16, e5m2, e4m3, the one you prefer first.  [all]",
 )
@@ -57,7 +51,7 @@ def _format(value: object) -> str:
 )
 @click.option("--out", type=FOLDER, help="Folder of the report.  [runs/inspect-NAME-DATE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the advice as JSON.")
-@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+@NO_COLOR
 def inspect_command(
     target: str,
     formats: tuple[str, ...] | None,

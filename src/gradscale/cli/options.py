@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -48,11 +48,15 @@ def parse_number(value: object) -> float:
     return parsed
 
 
-def scaling_name(value: object) -> str:
-    """Parse the name of a scaling strategy."""
-    if value not in SCALINGS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(SCALINGS)}.")
-    return str(value)
+def one_of(names: Collection[str]) -> Callable[[object], str]:
+    """Parse one of a few names; `click.Choice` does not say which where several are typed."""
+
+    def parse(value: object) -> str:
+        if value not in names:
+            raise click.BadParameter(f"{value!r} is not one of {', '.join(names)}.")
+        return str(value)
+
+    return parse
 
 
 def several(parse: Callable[[str], V]) -> Callable[[object], tuple[V, ...]]:
@@ -71,7 +75,11 @@ def several(parse: Callable[[str], V]) -> Callable[[object], tuple[V, ...]]:
 
 
 PRECISION = click.Choice(list(PRECISIONS))
+SCALING = one_of(SCALINGS)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+NO_COLOR = click.option(
+    "--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR."
+)
 
 _SHARED = (
     click.option("--steps", type=click.IntRange(min=1), help="Steps of a run.  [recipe's own]"),
@@ -113,7 +121,7 @@ _SHARED = (
         help="TOML file with any of these options; the command line overrides it.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR."),
+    NO_COLOR,
 )
 
 

@@ -53,7 +53,22 @@ def _wrapped(line: str, width: int) -> str:
     )
 
 
-def say(screen: Console, text: str, verbatim: Collection[str] = (), style: str = "") -> None:
-    """Prints sentences: as wide as the screen, or unbroken into a file or a pipe."""
-    words = text if flows(screen) else wrapped(text, screen.width, verbatim)
-    screen.print(Text(words, style=style), soft_wrap=True)
+def say(
+    screen: Console,
+    text: str,
+    verbatim: Collection[str] = (),
+    style: str = "",
+    lead: tuple[str, int] = ("", 0),
+) -> None:
+    """Prints sentences: as wide as the screen, or unbroken into a file or a pipe.
+
+    Args:
+        screen: where to.
+        text: lines, with whatever indent.
+        verbatim: lines, without their indent, that stay as they are.
+        style: of all of it.
+        lead: the style of its beginning, and how many letters that has.
+    """
+    words = Text(text if flows(screen) else wrapped(text, screen.width, verbatim), style=style)
+    words.stylize(lead[0], 0, lead[1])
+    screen.print(words, soft_wrap=True)

@@ -10,13 +10,14 @@ from rich import box
 from rich.table import Table
 
 from gradscale.cli.display import console
+from gradscale.cli.options import NO_COLOR
 from gradscale.recipes import RECIPES, Recipe
 
 
 @click.command(name="recipes")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="Look here first.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+@NO_COLOR
 def recipes_command(data: Path | None, as_json: bool, no_color: bool) -> None:
     """List the built-in training tasks.
 

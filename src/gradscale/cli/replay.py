@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
+from gradscale.cli.options import NO_COLOR
 from gradscale.cli.progress import progress
 from gradscale.cli.prose import say
 from gradscale.cli.replay_table import replay_table, words
@@ -29,7 +29,7 @@ from gradscale.replay import Replay, policy_from, replay
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
 @click.option("--steps", "with_steps", is_flag=True, help="With --json: every step of each, too.")
-@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+@NO_COLOR
 def replay_command(
     run: Path, policies: tuple[str, ...], as_json: bool, with_steps: bool, no_color: bool
 ) -> None:
@@ -45,7 +45,8 @@ def replay_command(
     A policy is a name, with settings in parentheses:
       static dynamic last-maximum lognormal quantile band two-sided guarded
       apex deepspeed megatron fairseq metaseq keras jmp flax paddle mindspore
-      colossalai popart openseq2seq-backoff openseq2seq-logmax verl torch
+      colossalai popart openseq2seq-backoff openseq2seq-logmax verl icefall lerobot
+      torch
 
     \b
     Examples:
@@ -60,7 +61,7 @@ def replay_command(
     errors = console(stderr=True, no_color=no_color)
     with bad_input((ValueError, TypeError, OSError)):
         chosen = [(text, policy_from(text)) for text in policies] or [("recorded policy", None)]
-        with errors.status("reading") if errors.is_terminal else nullcontext():
+        with errors.status("reading"):  # which writes nothing where that is no terminal
             recording = read(run)
         found: list[tuple[str, Replay]] = []
         count, total = len(recording.steps), len(recording.steps) * len(chosen)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from itertools import compress
 
 from rich import box
 from rich.table import Table
 
 from gradscale.cli.display import scale_text
-from gradscale.cli.fitting import fitting
+from gradscale.cli.fitting import fewer, fitting
 from gradscale.cli.table import percentage
+from gradscale.doctor.number_text import counted
 from gradscale.recording import Recording
 from gradscale.replay import Replay
 
@@ -26,25 +26,21 @@ EXPENDABLE = ("last", "exact")
 def replay_table(recording: Recording, found: Found, width: int = 100) -> Table:
     """The recorded run first, then a line a policy."""
     rows = list(_rows(recording, found))
-    left = [EXPENDABLE[:count] for count in range(len(EXPENDABLE) + 1)]
-    tables = [_replay_table(rows, names) for names in left]
-    broken = [(_broken(name), *cells) for name, *cells in rows]
-    return fitting([*tables, _replay_table(broken, EXPENDABLE)], width)
+    kept = list(fewer(COLUMNS, EXPENDABLE))
+    # At the narrowest a policy goes over several lines, a setting each.
+    broken = [(name.replace("(", "(\n  ").replace(", ", ",\n  "), *row) for name, *row in rows]
+    narrowest = _replay_table(broken, kept[-1])
+    return fitting([*(_replay_table(rows, columns) for columns in kept), narrowest], width)
 
 
-def _broken(policy: str) -> str:
-    """A policy over several lines, a setting each."""
-    return policy.replace("(", "(\n  ").replace(", ", ",\n  ")
-
-
-def _replay_table(rows: Sequence[Sequence[str]], left_out: tuple[str, ...]) -> Table:
+def _replay_table(rows: Sequence[Sequence[str]], columns: tuple[str, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold", min_width=16)
-    kept = [name not in left_out for name in COLUMNS]
-    for name in compress(COLUMNS, kept):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for name, *cells in rows:
-        table.add_row(name, *compress(cells, kept))
+        texts: dict[str, str] = dict(zip(COLUMNS, cells, strict=True))
+        table.add_row(name, *(texts[column] for column in columns))
     return table
 
 
@@ -72,7 +68,7 @@ def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
             scale_text(last),
             f"{one.skipped}" + (f" ({guessed} predicted)" if guessed else ""),
             "–" if one.lost_share is None else percentage(one.lost_share),
-            "all steps" if one.exact else f"{one.count('exact')} steps",
+            "all steps" if one.exact else counted(one.count("exact"), "step"),
             "never" if other is None else f"from step {other}",
         )
 

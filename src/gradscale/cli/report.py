@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import webbrowser
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from gradscale.cli.display import console
 from gradscale.cli.errors import BadInput, bad_input
-from gradscale.cli.options import several
+from gradscale.cli.options import NO_COLOR, one_of, several
 from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
 from gradscale.files.json_text import json_value
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
     from gradscale.report.run import Run
 
 FORMATS = ("png", "svg", "pdf")
-
-
-def _figure_format(value: object) -> str:
-    if value not in FORMATS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(FORMATS)}.")
-    return str(value)
 
 
 @click.command(name="report", short_help="A recorded run as an HTML page, or several side by side.")
@@ -49,7 +42,7 @@ def _figure_format(value: object) -> str:
 @click.option(
     "--figure-format",
     "formats",
-    type=several(_figure_format),
+    type=several(one_of(FORMATS)),
     default="png,svg",
     show_default=True,
     metavar="NAME,…",
@@ -59,7 +52,7 @@ def _figure_format(value: object) -> str:
 @click.option("--force", is_flag=True, help="Replace files that gradscale did not make, and links.")
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the runs come down to as JSON.")
-@click.option("--no-color", is_flag=True, help="Plain text; so does the variable NO_COLOR.")
+@NO_COLOR
 def report_command(
     runs: tuple[Path, ...],
     out: Path | None,
@@ -88,7 +81,7 @@ def report_command(
         raise BadInput("which run? Pass a recording, or a folder with one.")
     errors = console(stderr=True, no_color=no_color)
     with bad_input((ValueError, OSError, ImportError)):
-        page = out or _beside(runs[0])
+        page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
         check_ours(page, force=force)
         left_out: list[str] = []
         loaded = _write(
@@ -108,10 +101,6 @@ def report_command(
         webbrowser.open(page.resolve().as_uri())
 
 
-def _beside(run: Path) -> Path:
-    return (run if run.is_dir() else run.parent) / "report.html"
-
-
 def _write(
     paths: Sequence[Path],
     page: Path,
@@ -126,29 +115,16 @@ def _write(
     from gradscale.report.figures.save import save_runs
     from gradscale.report.write import load_runs, write_runs
 
-    with _spinner(errors) as tell:
+    with errors.status("") as status:  # which writes nothing where that is no terminal
         loaded = load_runs(
-            paths, on_run=lambda name: tell(f"reading {name}"), on_damage=left_out.append
+            paths, on_run=lambda name: status.update(f"reading {name}"), on_damage=left_out.append
         )
-        tell("writing the page")
+        status.update("writing the page")
         write_runs(loaded, page, title, force=force)
         if figures:
+            tell = status.update
             save_runs(loaded, figures, formats, lambda name: tell(f"drawing {name}"), force=force)
     return loaded
-
-
-@contextmanager
-def _spinner(errors: Console) -> Generator[Callable[[str], None]]:
-    """Something that moves while it takes long, on a terminal only."""
-    if not errors.is_terminal:
-        yield _silent
-        return
-    with errors.status("") as status:
-        yield status.update
-
-
-def _silent(text: str) -> None:
-    """Say nothing: nobody is looking."""
 
 
 def _tell(runs: Sequence[Run], page: Path, figures: Path | None, screen: Console) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-from gradscale.cli.errors import BadInput
+from gradscale.cli.errors import BadInput, bad_input
+from gradscale.files.json_text import Json, read_json
+from gradscale.training import damaged
+
+V = TypeVar("V")
 
 
 def new_folder(out: Path | None, name: str, *, resumable: bool = True) -> Path:
@@ -52,6 +57,27 @@ def make_folder(path: Path) -> None:
         )
 
 
+def begun_with(path: Path, name: str, what: str, value_of: Callable[[Json], V]) -> V:
+    """What the run or comparison in a folder was begun with.
+
+    Args:
+        path: of the folder.
+        name: of the file that says so.
+        what: is looked for, in a word.
+        value_of: makes it of the file's content.
+
+    Raises:
+        BadInput: if there is no such file, or if it cannot be used.
+    """
+    with bad_input():
+        stored = read_json(path / name)
+    if stored is None:
+        raise BadInput(f"`--resume {path}`: there is no {what} in this folder (no {name}).")
+    # What is not there is a wrong path; what is there and wrong is damage.
+    with bad_input(), damaged(path / name):
+        return value_of(stored)
+
+
 @contextmanager
 def leaving_nothing(path: Path) -> Generator[None]:
     """If what runs inside fails before it has written anything, the folder goes again.
@@ -63,12 +89,7 @@ def leaving_nothing(path: Path) -> Generator[None]:
         yield
     except BadInput:
         # The deepest first; `rmdir` refuses what is not empty.
-        for inside in sorted(path.rglob("*"), reverse=True):
-            _remove_empty(inside)
-        _remove_empty(path)
+        for inside in [*sorted(path.rglob("*"), reverse=True), path]:
+            with suppress(OSError):
+                inside.rmdir()
         raise
-
-
-def _remove_empty(path: Path) -> None:
-    with suppress(OSError):
-        path.rmdir()

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscale.cli.display import scale_text
-from gradscale.cli.fitting import fitting
+from gradscale.cli.fitting import fewer, fitting
 from gradscale.recipes import Recipe
 from gradscale.training import Comparison, Spread, Summary
 
@@ -37,10 +37,7 @@ def comparison_table(
     """
     # The first that fits: roomy, then tight with fewer and fewer columns.
     roomy = _table(comparison, summaries, recipe, COLUMNS, roomy=True)
-    kept = (
-        tuple(name for name in COLUMNS if name not in EXPENDABLE[:count])
-        for count in range(len(EXPENDABLE) + 1)
-    )
+    kept = fewer(COLUMNS, EXPENDABLE)
     tight = (_table(comparison, summaries, recipe, columns, roomy=False) for columns in kept)
     return fitting(chain([roomy], tight), width)
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from gradscale.cli.display import Display, console, scale_text
-from gradscale.cli.errors import BadInput, bad_input, room_for
+from gradscale.cli.errors import BadInput, bad_input
 from gradscale.cli.options import (
     PRECISION,
+    SCALING,
     SharedOptions,
     parse_number,
     refuse_changes_on_resume,
-    scaling_name,
     shared_options,
 )
 from gradscale.cli.renamed import renamed
-from gradscale.cli.run_folder import leaving_nothing, make_folder, new_folder
+from gradscale.cli.run_folder import begun_with, leaving_nothing, make_folder, new_folder
 from gradscale.cli.table import percentage
-from gradscale.files.json_text import json_value, read_json
+from gradscale.files.json_text import json_value
 from gradscale.recipes import RECIPES, Recipe, find
 from gradscale.training import (
     DamagedRun,
@@ -29,7 +29,6 @@ from gradscale.training import (
     RunFolder,
     RunResult,
     Settings,
-    damaged,
     load_data,
     run,
     settings_for,
@@ -58,7 +57,7 @@ OPTIONS = (
 @click.command(name="train")
 @click.argument("recipe", type=click.Choice(list(RECIPES)), required=False, metavar="[RECIPE]")
 @click.option("--format", type=PRECISION, default="fp16", show_default=True)
-@click.option("--policy", type=scaling_name, metavar="NAME", help="See above.  [dynamic]")
+@click.option("--policy", type=SCALING, metavar="NAME", help="See above.  [dynamic]")
 @renamed("--precision", "--format")
 @renamed("--scaling", "--policy")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -86,7 +85,8 @@ def train_command(context: click.Context, **given: Unpack[TrainOptions]) -> None
       torch              torch.amp.GradScaler
       SYSTEM             the defaults of apex, deepspeed, megatron, fairseq,
                          metaseq, keras, jmp, flax, paddle, mindspore, popart,
-                         colossalai, openseq2seq-backoff, openseq2seq-logmax, verl
+                         colossalai, openseq2seq-backoff, openseq2seq-logmax, verl,
+                         icefall, lerobot
 
     \b
     Examples:
@@ -99,7 +99,8 @@ def train_command(context: click.Context, **given: Unpack[TrainOptions]) -> None
     """  # noqa: D301
     if given["resume"]:
         refuse_changes_on_resume(context)
-        path, settings = given["resume"], _stored(given["resume"])
+        path = given["resume"]
+        settings = begun_with(path, "settings.json", "run", Settings.from_json)
     elif given["recipe"] is None:
         raise BadInput(f"which recipe? Pass one of {', '.join(RECIPES)}, or `--resume DIR`.")
     else:
@@ -115,18 +116,6 @@ def train_command(context: click.Context, **given: Unpack[TrainOptions]) -> None
         _report(find(settings.recipe), result, path, no_color=given["no_color"])
 
 
-def _stored(path: Path) -> Settings:
-    with bad_input():
-        stored = read_json(path / "settings.json")
-        if stored is None:
-            raise ValueError(
-                f"`--resume {path}`: there is no run in this folder (no settings.json)."
-            )
-        # What is not there was refused above; what is there and wrong is damage.
-        with damaged(path / "settings.json"):
-            return Settings.from_json(stored)
-
-
 def _run(settings: Settings, path: Path, given: TrainOptions) -> RunResult:
     errors = console(stderr=True, no_color=given["no_color"])
     resume = f"gradscale train --resume {path}"
@@ -137,7 +126,7 @@ def _run(settings: Settings, path: Path, given: TrainOptions) -> RunResult:
         data = load_data(settings)
         make_folder(path)
         folder = RunFolder(path)
-    problems = bad_input((DamagedRun, OSError), when_full=room_for(resume))
+    problems = bad_input((DamagedRun, OSError), resume=resume)
     display = Display(errors, settings.steps)
     with stop_on_signals() as stop, leaving_nothing(path), problems, display:
         try:

@@ -73,13 +73,13 @@ def compare_settings(patient: Patient, wanted: Mapping[str, object]) -> Iterator
         )
         yield Finding(
             "warning", "settings-differ", "The saved settings differ from the code's.",
-            f"{said}.", _LOADING.get(patient.system, _ANY), patient.where,
+            f"{said}.", _LOADING.get(patient.system, _ANY),
         )  # fmt: skip
     if unknown and patient.system != "gradscale":
         yield Finding(
             "note", "not-compared", "Some settings cannot be compared.",
             f"{patient.name} does not save {', '.join(unknown)}.",
-            "Look at the command line or the configuration of the run.", patient.where,
+            "Look at the command line or the configuration of the run.",
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from gradscale.doctor.recorded_run import examine_run, is_run
 from gradscale.doctor.run_arguments import count_in, read_run_arguments
 from gradscale.doctor.saved_state import examined
 from gradscale.doctor.side_files import json_beside, not_read
-from gradscale.doctor.state_search import FoundState, find_states
+from gradscale.doctor.state_search import FoundState, search
 from gradscale.entries import shown
 from gradscale.policies import Policy
 
@@ -72,6 +72,8 @@ def examine(
         try:
             some, more = _examine_part(part, name)
         except ValueError as error:
+            # Among many files some are no checkpoints: they are named, and the others examined.
+            # A recording says by its name that it is one, so that a broken one is an error.
             if part == root or is_run(part):
                 raise
             refused.append(f"{name}: {error}")
@@ -83,8 +85,9 @@ def examine(
     findings += [not_read(why) for why in refused]
     seen, ranks = across_ranks(patients)
     for patient in seen:
-        findings += [finding for check in CHECKS for finding in check(patient)]
-        findings += [] if wanted is None else compare_settings(patient, wanted)
+        said = [finding for check in CHECKS for finding in check(patient)]
+        said += [] if wanted is None else compare_settings(patient, wanted)
+        findings += [dataclasses.replace(finding, where=patient.where) for finding in said]
     return Diagnosis(str(root), tuple(seen), worst_first([*ranks, *findings]))
 
 
@@ -96,7 +99,9 @@ def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
         tree = read_file(part)
     except ValueError as error:
         raise ValueError(f"`{part}` is not a checkpoint that can be read: {error}.") from None
-    found, beside = find_states(tree), bad_floats(tree, name)
+    found, arrays = search(tree)
+    beside = bad_floats(arrays, name)
+    # In a folder, files without a scaler are the rule: weights beside the optimizer's, say.
     if not (found or name or any(finding.problem for finding in beside)):
         raise ValueError(_no_state(part, tree))
     # The Trainer of Hugging Face counts its steps in a file beside its scaler.
@@ -112,8 +117,7 @@ def _patient(tree: object, found: FoundState, steps: int | None, name: str) -> P
     beside = read_run_arguments(tree, found.system)
     if beside.steps is None:
         beside = dataclasses.replace(beside, steps=steps)
-    patient = examined(found, beside)
-    return dataclasses.replace(patient, where=_place(name, found.where))
+    return examined(found._replace(where=_place(name, found.where)), beside)
 
 
 def _place(name: str, where: str) -> str:
@@ -130,11 +134,10 @@ def _disabled(found: FoundState, name: str) -> Finding:
 
 
 def _no_state(path: Path, tree: object) -> str:
-    keys = (
-        f" It has the keys {', '.join(map(shown, tree))[:200]}." if isinstance(tree, dict) else ""
-    )
+    keys = ", ".join(map(shown, tree))[:200] if isinstance(tree, dict) else None
+    has = "" if keys is None else f" It has the keys {keys}."
     return (
-        f"`{path}` holds no scaler's state.{keys} Save `scaler.state_dict()` into it; a run in "
+        f"`{path}` holds no scaler's state.{has} Save `scaler.state_dict()` into it; a run in "
         "bfloat16 or float32 has none and needs none."
     )
 

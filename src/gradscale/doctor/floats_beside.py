@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from gradscale.doctor.finding import Finding
+from gradscale.doctor.inert.bad_floats import EXPONENTS
 from gradscale.doctor.inert.tree import SavedArray
 from gradscale.doctor.number_text import counted
-from gradscale.doctor.state_search import arrays_beside
 
 NAMED = 5
 """Tensors that a finding names."""
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -41,42 +41,39 @@ _MOMENTS = _Kind(
 )
 
 
-def bad_floats(tree: object, place: str = "") -> list[Finding]:
+def bad_floats(arrays: Iterable[tuple[str, SavedArray]], place: str) -> list[Finding]:
     """What is wrong with the floats of a checkpoint, each tensor by its name.
 
     Args:
-        tree: from `read_file`.
+        arrays: from `search`.
         place: of the file, where there are several.
     """
     found: dict[_Kind, list[tuple[str, SavedArray]]] = {}
     unread = 0
-    for where, array in arrays_beside(tree):
-        unread += array.nonfinite is None and array.dtype in _FLOATS
-        if array.nonfinite and not _is_best_so_far(array):
+    for where, array in arrays:
+        unread += array.nonfinite is None and array.dtype in EXPONENTS
+        # A single infinity is the best loss before there was any.
+        best = array.shape == () and array.value is not None and math.isinf(array.value)
+        if array.nonfinite and not best:
             found.setdefault(_kind(where), []).append((where, array))
     findings = [_finding(kind, bad, place) for kind, bad in found.items()]
     return findings + ([_unread(unread, place)] if unread else [])
 
 
-def _is_best_so_far(array: SavedArray) -> bool:
-    """Whether it is a single infinity, as the best loss before there was any."""
-    return array.shape == () and array.value is not None and math.isinf(array.value)
-
-
 def _kind(where: str) -> _Kind:
+    # First: what an optimizer keeps of a norm's weight has no such name.
     if any(name in where for name in _STATISTICS):
         return _RUNNING
     return _MOMENTS if "optim" in where.lower() else _WEIGHTS
 
 
 def _finding(kind: _Kind, bad: list[tuple[str, SavedArray]], place: str) -> Finding:
-    named = "; ".join(_said(where, array) for where, array in bad[:NAMED])
+    named = "; ".join(
+        f"{array.nonfinite:,} of {math.prod(array.shape):,} elements of {where}"
+        for where, array in bad[:NAMED]
+    )
     more = f"; and {counted(len(bad) - NAMED, 'tensor')} more" if len(bad) > NAMED else ""
     return Finding("error", kind.code, kind.what, f"{named}{more}.", kind.way_out, place)
-
-
-def _said(where: str, array: SavedArray) -> str:
-    return f"{array.nonfinite:,} of {math.prod(array.shape):,} elements of {where}"
 
 
 def _unread(count: int, place: str) -> Finding:

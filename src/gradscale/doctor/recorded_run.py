@@ -12,7 +12,7 @@ from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.run_course import Course, course_of
 from gradscale.doctor.saved_state import examined, settings_in
 from gradscale.doctor.side_files import json_beside
-from gradscale.doctor.state_search import find_states
+from gradscale.doctor.state_search import search
 from gradscale.entries import Entries
 from gradscale.recording import Recording, read
 from gradscale.recording.schema import FILE_NAME
@@ -53,33 +53,28 @@ def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
     changes: dict[str, object] = {"where": where, "course": course}
     if course is not None:
         reasons = {**course.reasons}
+        # Where no step has a reason, the source does not say any.
         if course.unexplained and reasons:
             reasons["unknown"] = course.unexplained
         consecutive = course.final.length if course.final else 0
         changes["skips"] = Skips(course.steps, course.skipped, consecutive, reasons)
         changes["steps"] = course.last + 1  # counted from 0, and from before a resume
-        changes["never_overflowed"] = _never(patient, course)
-    return dataclasses.replace(patient, **changes), [*unread, *_notes(recording, where)]
+        # A recording that begins later says nothing of the steps before it.
+        told = patient.system != "none" and course.first == 0
+        changes["never_overflowed"] = not (course.skipped or course.backoffs) if told else None
+    # `gradscale train` writes no last line into its own steps.
+    unclosed = recording.path.name != STEPS and recording.end is None
+    notes = [*unread, _not_closed(recording, where)] if unclosed else unread
+    return dataclasses.replace(patient, **changes), notes
 
 
-def _never(patient: Patient, course: Course) -> bool | None:
-    if patient.system == "none" or course.first != 0:
-        return None
-    return not course.skipped and not course.backoffs
-
-
-def _notes(recording: Recording, where: str) -> list[Finding]:
-    if recording.path.name != STEPS and recording.end is None:
-        torn = " Its last line is torn and was left out." if recording.torn else ""
-        return [
-            Finding(
-                "note", "not-closed", "The recording was not closed.",
-                f"It has no last line: the run was killed, or it still runs.{torn}",
-                "Nothing: what it holds can be used. `Recorder(path, …, step=n)` goes on with it.",
-                where,
-            )
-        ]  # fmt: skip
-    return []
+def _not_closed(recording: Recording, where: str) -> Finding:
+    torn = " Its last line is torn and was left out." if recording.torn else ""
+    return Finding(
+        "note", "not-closed", "The recording was not closed.",
+        f"It has no last line: the run was killed, or it still runs.{torn}",
+        "Nothing: what it holds can be used. `Recorder(path, …, step=n)` goes on with it.", where,
+    )  # fmt: skip
 
 
 def _saved(folder: Path, path: Path) -> Patient | None:
@@ -91,15 +86,16 @@ def _saved(folder: Path, path: Path) -> Patient | None:
         tree = read_file(checkpoint)
     except ValueError as error:
         raise ValueError(f"`{checkpoint}` cannot be read: {error}.") from None
-    found = [state for state in find_states(tree) if state.system]
-    scalers = [state for state in found if state.where.startswith('["scaler"]')]
+    scalers = [s for s in search(tree).states if s.system and s.where.startswith('["scaler"]')]
     return examined(scalers[0], RunArguments()) if scalers else None
 
 
 def _recorded(recording: Recording, course: Course | None, *, unscaled: bool) -> Patient:
     """What the recording itself says of its scaler."""
     policy = recording.header.policy
-    if course is None or (policy is None and (unscaled or not _scales(course))):
+    # Some do not name their policy; what scales nothing has 1 throughout, or NaN.
+    scaled = course is not None and any(scale != 1 for scale in course.scales if scale > 0)
+    if course is None or (policy is None and (unscaled or not scaled)):
         return Patient("none", "", 1.0, dynamic=False)
     described = Entries(policy or {}, "policy")
     name = described.optional(described.text, "name")
@@ -112,8 +108,3 @@ def _recorded(recording: Recording, course: Course | None, *, unscaled: bool) ->
         dynamic=False if name == "Static" else None,
         settings=settings_in(described.within("config").held),
     )
-
-
-def _scales(course: Course) -> bool:
-    """Whether a run that does not name its policy has a loss scale that is not 1 or NaN."""
-    return any(scale != 1 for scale in course.scales if scale > 0)

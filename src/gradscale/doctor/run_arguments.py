@@ -13,17 +13,12 @@ from gradscale.entries import MOST, plain_settings
 # Of DeepSpeed; Lightning and the Trainer; Megatron; fairseq; and of loops written by hand.
 _STEPS = ("global_steps", "global_step", "iteration", "num_updates", "step")
 
-_MEGATRON = {
-    "initial_loss_scale": "init_scale",
-    "min_loss_scale": "min_scale",
-    "loss_scale_window": "growth_interval",
-    "hysteresis": "hysteresis",
-}
 _DEEPSPEED = {
     "min_loss_scale": "min_scale",
     "loss_scale_window": "growth_interval",
     "hysteresis": "hysteresis",
 }
+_MEGATRON = {"initial_loss_scale": "init_scale", **_DEEPSPEED}
 _FAIRSEQ = {
     "fp16_init_scale": "init_scale",
     "fp16_scale_window": "growth_interval",
@@ -75,10 +70,10 @@ def _settings(root: Mapping[str, object], system: str) -> dict[str, Setting]:
     if system.startswith("deepspeed"):
         config = _mapping(_mapping(root.get("ds_config")).get("fp16"))
         power = count_in(config, "initial_scale_power")
-        first: dict[str, Setting] = {}
+        settings = _named(config, _DEEPSPEED)
         if power is not None and power <= 127:  # as much as a float32 holds
-            first["init_scale"] = 2.0**power
-        return {**_named(config, _DEEPSPEED), **first}
+            settings["init_scale"] = 2.0**power
+        return settings
     return _fairseq(root) if system == "fairseq" else {}
 
 
@@ -104,7 +99,7 @@ def _named(found: Mapping[str, object], names: Mapping[str, str]) -> dict[str, S
     numbers: dict[str, Setting] = {}
     for theirs, ours in names.items():
         value = found.get(theirs)
-        if not isinstance(value, bool | str):
+        if not isinstance(value, bool | str):  # a policy of ours has texts; their arguments not
             numbers |= plain_settings([(ours, value)])
     return numbers
 

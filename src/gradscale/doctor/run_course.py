@@ -93,10 +93,11 @@ def course_of(steps: Iterable[Step]) -> Course | None:
     pairs = list(pairwise(steps))
     skipped = [step for step in steps if step.skipped]
     dropping = [step for step in steps if step.dropped]
-    stretches = [_stretch(list(row)) for skips, row in groupby(steps, _is_skipped) if skips]
+    rows = groupby(steps, lambda step: step.skipped)
+    stretches = [_stretch(list(row)) for skips, row in rows if skips]
     scales = [step.scale for step in steps]
-    measured = next((step for step in reversed(steps) if _lost_share(step) is not None), None)
-    seen = None if measured is None else measured.seen
+    looked = ((step.step, step.seen) for step in reversed(steps) if step.seen is not None)
+    lost_at, seen = next((at for at in looked if at[1].lost_share is not None), (None, None))
     return Course(
         steps=len(steps),
         first=steps[0].step,
@@ -118,7 +119,7 @@ def course_of(steps: Iterable[Step]) -> Course | None:
         bad_data=sum(map(_has_bad_loss, dropping)),
         backwards=next(((a.step, b.step) for a, b in pairs if b.step <= a.step), None),
         lost=None if seen is None else seen.lost_share,
-        lost_at=None if measured is None else measured.step,
+        lost_at=lost_at,
         method=None if seen is None else seen.method,
     )
 
@@ -127,13 +128,5 @@ def _stretch(steps: list[Step]) -> Stretch:
     return Stretch(steps[0].step, len(steps), steps[0].reason, steps[0].scale)
 
 
-def _is_skipped(step: Step) -> bool:
-    return step.skipped
-
-
 def _has_bad_loss(step: Step) -> bool:
     return step.loss is not None and not math.isfinite(step.loss)
-
-
-def _lost_share(step: Step) -> float | None:
-    return None if step.seen is None else step.seen.lost_share

@@ -96,7 +96,7 @@ def settings_in(config: Mapping[str, object]) -> dict[str, Setting]:
             case {"config": dict(inner)}:
                 held: dict[str, object] = inner
                 bounds = plain_settings((k, held[k]) for k in _BOUNDS if k in held)
-                settings = bounds | settings
+                settings = bounds | settings  # of several, the outermost has the last word
             case _:
                 pass
     return settings | plain_settings((str(name), value) for name, value in config.items())
@@ -105,9 +105,6 @@ def settings_in(config: Mapping[str, object]) -> dict[str, Setting]:
 def _with_history(
     patient: Patient, state: ScalerState, saved: Mapping[str, object], beside: RunArguments
 ) -> Patient:
-    skips = None
-    if beside.skipped is not None and beside.steps:
-        skips = Skips(beside.steps, beside.skipped)
     patient = dataclasses.replace(
         patient,
         dynamic=state.settings.dynamic is not False,
@@ -115,7 +112,9 @@ def _with_history(
         hysteresis_left=state.hysteresis_left,
         unsaved=state.missing,
         steps=beside.steps,
-        skips=skips,
+        skips=Skips(beside.steps, beside.skipped)
+        if beside.steps and beside.skipped is not None
+        else None,
     )
     if patient.system == "gradscale":
         return _of_ours(patient, Entries(saved).within("gradscale"))

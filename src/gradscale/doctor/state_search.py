@@ -32,6 +32,8 @@ class FoundState(NamedTuple):
 
 
 class _Place(NamedTuple):
+    # Linked upwards, and written as text for what is found alone: a million paths would be a
+    # million texts, each as long as its place is deep.
     value: object
     step: str
     above: _Place | None
@@ -45,41 +47,34 @@ class _Place(NamedTuple):
         return "".join(reversed(steps))
 
 
-def arrays_beside(tree: object) -> Iterator[tuple[str, SavedArray]]:
-    """Every tensor that is no part of a scaler's state, and where it is.
+class Contents(NamedTuple):
+    """What `search` has found, each in the order of the file.
 
-    Example:
-        >>> saved = {"model": {"weight": SavedArray("float32", (2,), None, 1)}}
-        >>> [where for where, _ in arrays_beside(saved)]
-        ['["model"]["weight"]']
+    Attributes:
+        states: of scalers.
+        arrays: every tensor that is no part of a scaler's state, and before it where it is.
     """
-    for place in _places(tree):
-        if isinstance(place.value, SavedArray):
-            yield place.path(), place.value
+
+    states: list[FoundState]
+    arrays: list[tuple[str, SavedArray]]
 
 
-def find_states(tree: object) -> list[FoundState]:
-    """Every scaler state in a tree of plain data, in the order of the file.
+def search(tree: object) -> Contents:
+    """Every scaler state in a tree of plain data, and every tensor beside them.
 
     Args:
         tree: from `read_file`, or any dictionary.
 
     Example:
         >>> checkpoint = {"epoch": 3, "amp": {"loss_scaler0": {"loss_scale": 8.0, "unskipped": 1}}}
-        >>> find_states(checkpoint)[0][:2]
+        >>> search(checkpoint).states[0][:2]
         ('apex', '["amp"]["loss_scaler0"]')
+        >>> [where for where, _ in search({"model": [SavedArray("float32", (2,), None, 1)]}).arrays]
+        ['["model"][0]']
     """
-    found: list[FoundState] = []
-    for place in _places(tree):
-        found += _states(place)
-        if len(found) >= MOST_STATES:
-            break
-    return found
-
-
-def _places(tree: object) -> Iterator[_Place]:
-    """Everything in a tree, once, in the order of the file; nothing inside a scaler's state."""
+    found = Contents([], [])
     # A stack of our own instead of recursion: a file may be nested deeper than Python goes.
+    # By identity, because a file may share its parts, and a container may hold itself.
     seen: set[int] = set()
     waiting = [_Place(tree, "", None)]
     while waiting:
@@ -87,15 +82,19 @@ def _places(tree: object) -> Iterator[_Place]:
         if id(place.value) in seen:
             continue
         seen.add(id(place.value))
-        yield place
-        if not any(_states(place)):  # a state holds no other
+        if isinstance(place.value, SavedArray):
+            found.arrays.append((place.path(), place.value))
+        states = list(_states(place))
+        if len(found.states) < MOST_STATES:
+            found.states.extend(states)
+        if not states:  # a state holds no other
             waiting += reversed(list(_inside(place)))
+    return found
 
 
 def _states(place: _Place) -> Iterator[FoundState]:
-    value: object = place.value
-    if isinstance(value, SavedObject):
-        value = saved_by_object(value)
+    held: object = place.value
+    value = saved_by_object(held) if isinstance(held, SavedObject) else held
     if not isinstance(value, dict):
         return
     saved = cast("dict[str, object]", value)
@@ -126,6 +125,7 @@ def _system(saved: dict[str, object], place: _Place) -> str | None:
 def _inside(place: _Place) -> Iterator[_Place]:
     value: object = place.value
     if isinstance(value, SavedObject):
+        # What Python would write to reach them: `where` is pasted into programs.
         for name, part in value.attributes.items():
             yield from _container(part, f".{name}", place)
         yield from _container(value.entries, "", place)

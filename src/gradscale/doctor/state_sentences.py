@@ -71,5 +71,7 @@ def _dropped(course: Course) -> Iterator[str]:
 
 def _course(course: Course) -> str:
     first, lowest, highest, last = (scale_words(value) for value in course.scales)
+    if lowest == highest == first == last:
+        return f"The scale stayed at {first}."
     moved = f"{counted(course.growths, 'growth')}, {counted(course.backoffs, 'back-off')}"
     return f"The scale went from {first} to {last}, between {lowest} and {highest}: {moved}."

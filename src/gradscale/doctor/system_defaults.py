@@ -9,17 +9,10 @@ import gradscale.policies
 from gradscale.policies import Policy, presets
 from gradscale.policies.bits import MIN_SCALE
 
-_PRESETS: dict[str, Policy] = {
-    "torch": presets.torch(),
-    "apex": presets.apex(),
-    "deepspeed": presets.deepspeed(),
+_POLICIES: dict[str, Policy] = {
+    **{name: make() for name, make in presets.PRESETS.items()},
     # It has no hysteresis, and starts from 2^32 where no configuration says otherwise.
     "deepspeed_fused": dataclasses.replace(presets.deepspeed(), hysteresis=1),
-    "megatron": presets.megatron(),
-    "fairseq": presets.fairseq(),
-    "keras": presets.keras(),
-    "paddle": presets.paddle(),
-    "flax": presets.flax(),
 }
 
 
@@ -48,8 +41,7 @@ def defaults_of(system: str, policy: str | None = None) -> dict[str, object]:
             for field in fields
             if field.default is not dataclasses.MISSING
         }
-    known = _PRESETS.get(system)
-    return {} if known is None else settings_of(known)
+    return settings_of(_POLICIES[system]) if system in _POLICIES else {}
 
 
 def settings_of(policy: Policy) -> dict[str, object]:

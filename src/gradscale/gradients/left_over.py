@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from gradscale.gradients.master_weights import trained_by
+from gradscale.gradients.seen import SeenGradient, seen_gradients
 from gradscale.gradients.unscale import Flags
 
 
@@ -17,19 +17,19 @@ class LeftOver(NamedTuple):
 
     Attributes:
         flags: by device, above 0 if one was not finite.
-        seen: parameters, their gradients, and how often each had been written.
+        seen: those that there were.
     """
 
     flags: Flags
-    seen: Sequence[tuple[Tensor, Tensor, int]]
+    seen: Sequence[SeenGradient]
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer, flags: Flags) -> LeftOver:
         """Those of one optimizer, as they are now."""
-        filled = [(p, p.grad) for p in trained_by(optimizer)]
-        return cls(flags, [(p, g, g._version) for p, g in filled if g is not None])
+        filled = [parameter for parameter in trained_by(optimizer) if parameter.grad is not None]
+        return cls(flags, seen_gradients(filled))
 
     @property
     def still_there(self) -> bool:
         """Whether nobody has cleared them since."""
-        return any(p.grad is grad and grad._version == version for p, grad, version in self.seen)
+        return any(each.same for each in self.seen)

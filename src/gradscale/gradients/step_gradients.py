@@ -74,10 +74,6 @@ class StepGradients:
         """
         return not self.needs and not (self._divided and self.shared(optimizer))
 
-    def widens(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether dividing its gradients also turns half precision into float32."""
-        return masters_of(optimizer) is not None
-
     def divide_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor
     ) -> Flags:

@@ -97,19 +97,21 @@ def _collect(
         grad = parameter.grad
         if grad is None:
             continue
-        if type(grad) is not Tensor or grad.is_sparse or grad.is_complex() or apart:
-            values = gradient_values(parameter)
-            if values is None:
-                continue
-            if id(parameter) in apart:
-                others.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
-                continue
-            grad = values
-        # Neighbors mostly share device and dtype, and hashing both for each is costly.
-        if grad.dtype is not dtype or grad.device != device:
-            device, dtype = grad.device, grad.dtype
-            bucket = most.setdefault(device, {}).setdefault(dtype, [])
-        bucket.append(grad)
+        plain = type(grad) is Tensor and not (apart or grad.is_sparse)
+        # Neighbors mostly share device and dtype, and hashing both for each is costly. A bucket's
+        # dtype is a real one: whoever has it needs no view.
+        if plain and grad.dtype is dtype and grad.device == device:
+            bucket.append(grad)
+            continue
+        values = grad if plain and not grad.is_complex() else gradient_values(parameter)
+        if values is None:
+            continue
+        if id(parameter) in apart:
+            others.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
+            continue
+        device, dtype = values.device, values.dtype
+        bucket = most.setdefault(device, {}).setdefault(dtype, [])
+        bucket.append(values)
 
 
 def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> Flags:

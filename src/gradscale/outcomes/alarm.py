@@ -88,7 +88,13 @@ class SkipAlarm:
         self._sound(Alarm(in_a_row, since, reason, message))
 
     def hear_scale(
-        self, in_a_row: int, update: int, scale: float, floor: float, backoff_factor: float
+        self,
+        in_a_row: int,
+        update: int,
+        scale: float,
+        floor: float,
+        backoff_factor: float,
+        alarm_below: float = 0.0,
     ) -> None:
         """Takes note of a step skipped for overflow: warns once before the scale is at its end.
 
@@ -98,16 +104,20 @@ class SkipAlarm:
             scale: the scale of this step.
             floor: the lowest scale the policy allows.
             backoff_factor: what an overflow multiplies the scale by.
+            alarm_below: a scale that this overflow must not fall below in silence.
         """
-        if self._near_floor or in_a_row < PATIENCE or not math.isfinite(scale):
+        if self._near_floor or not math.isfinite(scale):
+            return
+        too_low = max(scale * backoff_factor, floor) < alarm_below
+        if in_a_row < PATIENCE and not too_low:
             return
         # Back-offs from here to the floor.
         left = max(0, math.ceil(math.log(max(scale / floor, 1.0)) / -math.log(backoff_factor)))
-        if scale >= 1 and left > HORIZON:
+        if scale >= 1 and left > HORIZON and not too_low:
             return
         self._near_floor = True
         message = (
-            f"{in_a_row} steps in a row were skipped for overflow; the loss scale is down to "
+            f"{_steps(in_a_row)} skipped for overflow; the loss scale is down to "
             f"{scale:g} and reaches its floor {floor:g} in {left} more. "
             "`scaler.last_step.culprits` names the parameters; a gradient that overflows at any "
             "scale is a problem of the model or of the learning rate."
@@ -123,3 +133,7 @@ class SkipAlarm:
 def _is_power_of_ten(ratio: float) -> bool:
     # A logarithm may be off by a rounding; powers of ten are exact up to 10^22.
     return ratio == 10.0 ** round(math.log10(ratio))
+
+
+def _steps(in_a_row: int) -> str:
+    return "a step was" if in_a_row == 1 else f"{in_a_row} steps in a row were"

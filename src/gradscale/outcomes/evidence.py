@@ -186,8 +186,9 @@ class Evidence:
         every = scaling if len(witnesses) == len(numbers) else None
         loss: Tensor | None = None
         if isinstance(self.depends, Tensor):
-            every = self._spared(found_inf, numbers) if every is None else every
-            scaling = torch.where(self.depends == 0, every, scaling)
+            if every is None:
+                every = self._spared(found_inf, numbers)
+                scaling = torch.where(self.depends == 0, every, scaling)
             scaling = torch.where(self.depends > 0, found_inf, scaling)
             loss = found_inf - every
         if stale is not None:

@@ -50,6 +50,7 @@ class Ledger:
         copies: whether every outcome keeps the counters that it was counted into.
         attentive: whether steps that were taken are news, too.
         news: outcomes counted since somebody last looked, and emptied the list.
+        settled_counters: what has been counted so far, without waiting.
     """
 
     def __init__(self, on_skip: Sequence[Callable[[OptimizerOutcome], object]] = ()) -> None:
@@ -58,19 +59,19 @@ class Ledger:
         self.attentive = False
         self.news: list[OptimizerOutcome] = []
         self._in_a_row: dict[int, int] = {}
-        self._counters = Counters()
+        self.settled_counters = Counters()
         self._line = WaitingLine(self._count_late)
 
     @property
     def counters(self) -> Counters:
         """Every outcome so far, counted. Waits for the device where one is still under way."""
         self._line.poll(wait=True)
-        return self._counters
+        return self.settled_counters
 
     @counters.setter
     def counters(self, counters: Counters) -> None:
         self._line.clear()
-        self._counters = counters
+        self.settled_counters = counters
 
     def keep_copies(self, last_step: Iterable[OptimizerOutcome]) -> None:
         """From now on every outcome keeps the counters that it was counted into.
@@ -81,12 +82,7 @@ class Ledger:
         self.copies = True
         if not self._line:
             for outcome in last_step:
-                outcome.counted = self._counters.copied()
-
-    @property
-    def settled_counters(self) -> Counters:
-        """What has been counted so far, without waiting."""
-        return self._counters
+                outcome.counted = self.settled_counters.copied()
 
     @property
     def behind(self) -> bool:
@@ -99,7 +95,7 @@ class Ledger:
         Returns:
             Whether there is news.
         """
-        self._counters.updates += 1
+        self.settled_counters.updates += 1
         for outcome in step:
             if outcome.settled and not self._line.things:
                 self._count(outcome)
@@ -108,7 +104,7 @@ class Ledger:
         return bool(self.news)
 
     def _count(self, outcome: OptimizerOutcome) -> None:
-        counters = self._counters
+        counters = self.settled_counters
         counters.count((outcome.reason or "overflow") if outcome.skipped else None)
         if self.copies:
             outcome.counted = counters.copied()

@@ -11,5 +11,6 @@ from gradscale.policies.policy import Policy as Policy
 from gradscale.policies.policy import advance as advance
 from gradscale.policies.presets import preset as preset
 from gradscale.policies.quantile import Quantile as Quantile
+from gradscale.policies.recovering import Recovering as Recovering
 from gradscale.policies.static import Static as Static
 from gradscale.policies.two_sided import TwoSided as TwoSided

@@ -16,6 +16,7 @@ from gradscale.policies.host_settings import from_deepspeed as from_deepspeed
 from gradscale.policies.host_settings import from_lightning as from_lightning
 from gradscale.policies.lognormal import LogNormal
 from gradscale.policies.policy import Policy
+from gradscale.policies.recovering import Recovering
 from gradscale.policies.two_sided import TwoSided
 
 
@@ -113,6 +114,27 @@ def verl() -> Dynamic:
     return Dynamic(growth_interval=400)
 
 
+def lerobot() -> Dynamic:
+    """LeRobot's `GradScalerConfig`, which Accelerate hands to torch's scaler: torch's numbers."""
+    return Dynamic()
+
+
+def icefall() -> Recovering:
+    """Icefall (k2): from 1, doubled while low every 25, 100 and 400 batches; floor 2^-16.
+
+    The numbers of its LibriSpeech zipformer recipe. Where most others look, every 100 batches below
+    8 and every 400 below 32, replace `below` by ``((100, 8.0), (400, 32.0))``; older ones have
+    ``((100, 1.0), (400, 8.0))``. icefall counts batches anew in each epoch. It warns of a scale
+    below 0.01, as this does by an alarm, and stops with an error below 1e-5; the last scale that it
+    can reach from 1, 2^-16, is the floor here.
+    """
+    return Recovering(
+        Dynamic(init_scale=1.0, min_scale=2.0**-16),
+        below=((25, 2.0), (100, 8.0), (400, 32.0)),
+        alarm_below=0.01,
+    )
+
+
 def openseq2seq_backoff() -> Dynamic:
     """OpenSeq2Seq `BackoffScaler`: starts at its cap, 2^14; floor 1.
 
@@ -153,6 +175,8 @@ PRESETS: dict[str, Callable[[], Policy]] = {
         mindspore,
         colossalai,
         verl,
+        lerobot,
+        icefall,
         openseq2seq_backoff,
         openseq2seq_logmax,
         popart,

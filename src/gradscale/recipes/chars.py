@@ -55,7 +55,6 @@ class Chars(Recipe):
     data = "source text of Python's standard library, 4 MB (nothing to install)"
     network = "GPT, 4 layers x 64, context 64"
     metric_name = "bits/char"
-    metric_better = "lower"
     defaults = Defaults(steps=300, batch_size=16, lr=3e-3)
 
     def load(self, folder: Path | None = None) -> Data:

@@ -12,7 +12,6 @@ class Classification(Recipe):
     """Images to classes. A batch is `(images (n, c, h, w), labels (n,))`."""
 
     metric_name = "accuracy"
-    metric_better = "higher"
     metric_is_share = True
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -50,7 +50,6 @@ class Denoise(Recipe):
     data = "520 patches 32x32 of two photographs (scikit-learn)"
     network = "U-Net, 3 levels, width 16"
     metric_name = "PSNR (dB)"
-    metric_better = "higher"
     needs = (SCIKIT_LEARN, PILLOW)
     defaults = Defaults(steps=200, batch_size=32, lr=3e-3)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from gradscale.recipes.batches import shuffled
 from gradscale.recipes.needs import Need
 
 Batch = tuple[Tensor, ...]
-Better = Literal["higher", "lower"]
 
 
 class Data(NamedTuple):
@@ -35,7 +34,6 @@ class Defaults:
         lr: the peak learning rate of AdamW; it warms up and then falls along a cosine.
         weight_decay: of AdamW, on matrices and kernels only.
         eps: of AdamW; below the gradients, or it makes the small ones' steps smaller still.
-        loss_divisor: what `train` divides the loss by.
         compare_divisors: what `compare` divides the loss by, one group of rows each.
         threads: CPU threads; None takes what torch takes. One is enough for a small network, and
             makes its results independent of how many cores the machine has.
@@ -46,7 +44,6 @@ class Defaults:
     lr: float
     weight_decay: float = 0.01
     eps: float = 1e-8
-    loss_divisor: float = 1.0
     compare_divisors: tuple[float, ...] = (1.0, 4096.0)
     threads: int | None = None
 
@@ -59,7 +56,6 @@ class Recipe(ABC):
         data: one line: which data, how much.
         network: one line: which network.
         metric_name: what `metric` measures.
-        metric_better: whether more or less of it is better.
         metric_is_share: whether it lies in [0, 1] and reads best in percent.
         needs: packages or files without which `load` cannot work.
         defaults: steps, batch size and so on.
@@ -69,7 +65,6 @@ class Recipe(ABC):
     data: ClassVar[str]
     network: ClassVar[str]
     metric_name: ClassVar[str]
-    metric_better: ClassVar[Better]
     metric_is_share: ClassVar[bool] = False
     needs: ClassVar[tuple[Need, ...]] = ()
     defaults: ClassVar[Defaults]

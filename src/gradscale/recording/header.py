@@ -71,6 +71,7 @@ def _torch(scaler: TorchScaler) -> dict[str, object]:
 
 def _state(policy: Policy, fields: Mapping[str, object]) -> Json:
     """Where the policy stands; None if it stands at its beginning."""
+    # As JSON has it: a restored state holds tensors where a fresh one has numbers.
     now = json_words(fields)
     return None if now == json_words(dump_state(policy.init())) else now
 

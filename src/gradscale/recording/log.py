@@ -56,21 +56,18 @@ class Log:
         self._begun = self._drawn = self._plans = False
         self._plan: dict[str, object] | None = None
         self._file = Appending(path)
-        if self._file.size:
-            try:
-                self._go_on(step)
-            except BaseException:
-                self._file.close()
-                raise
-
-    def _go_on(self, step: int | None) -> None:
-        """Takes over what is in the file up to `step`."""
-        if step is None:
-            raise FileExistsError(
-                f"`Recorder({str(self._file.path)!r})`: there is a recording already. Go on with "
-                "it by `step=`, the index of the next step; or choose another path."
-            )
-        self._file.cut(step, self._know)
+        if not self._file.size:
+            return
+        try:
+            if step is None:
+                raise FileExistsError(
+                    f"`Recorder({str(path)!r})`: there is a recording already. Go on with it by "
+                    "`step=`, the index of the next step; or choose another path."
+                )
+            self._file.cut(step, self._know)
+        except BaseException:
+            self._file.close()  # its lock would keep others out for as long as this object lives
+            raise
 
     def _know(self, line: Line, size: int) -> None:
         self._begun = True

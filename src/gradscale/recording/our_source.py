@@ -14,6 +14,7 @@ class OurSource:
     def __init__(self, scaler: GradScaler, listener: Listener) -> None:
         self._scaler, self._listener = scaler, listener
         meter = scaler._metering
+        # Both, because outcomes arrive later than steps end where a device is waited for.
         self._subscriptions = [
             meter.see_off(lambda step: listener.departed()),
             meter.listen(self._hear),

@@ -53,20 +53,21 @@ def header_of(line: Entries) -> Header:
             f"it is version {version}, and this gradscale reads up to {VERSION}. Upgrade it"
         )
     texts = ("gradscale", "torch", "started", "scaler", "layerwise")
-    policy = line.entries("policy") if line.has("policy") else None
-    if policy is not None and policy.has("config"):
-        policy.entries("config")
     return Header(
         version=version,
         format=line.text("format") if line.has("format") else Header.format,
-        policy=None
-        if policy is None
-        else _with_floats({**policy.held, "name": policy.text("name")}),
+        policy=_policy(line.entries("policy")) if line.has("policy") else None,
         state=_with_floats(line.entries("state").held) if line.has("state") else None,
         measure_every=line.optional(line.count, "measure_every"),
         note=line.within("note").held,
         **{name: line.optional(line.text, name) for name in texts},
     )
+
+
+def _policy(held: Entries) -> dict[str, object]:
+    if held.has("config"):
+        held.entries("config")  # must be a dictionary; which settings it has is the policy's matter
+    return _with_floats({**held.held, "name": held.text("name")})
 
 
 def row_infos(line: Entries) -> tuple[RowInfo, ...]:
@@ -117,7 +118,7 @@ def step_of(line: Entries) -> Step:
 
 def _rare(line: Entries) -> dict[str, object]:
     """What a step has if it was skipped, or measured."""
-    has = line.has
+    has, rows = line.has, line.within("octaves")
     return {
         "exponents": _octaves(line, "exponents") if has("exponents") else None,
         "optimizers": tuple(map(bool, line.list("optimizers"))) if has("optimizers") else (),
@@ -127,7 +128,7 @@ def _rare(line: Entries) -> dict[str, object]:
         "culprits_left_out": line.optional(line.count, "culprits_left_out") or 0,
         "first_nonfinite": _first_nonfinite(line) if has("first_nonfinite") else None,
         "seen": _seen(line.entries("seen")) if has("seen") else None,
-        "octaves": _octaves_by_row(line.entries("octaves")) if has("octaves") else {},
+        "octaves": {_number_of(row): _octaves(rows, row) for row in rows.held},
         "plan": _plan(line.entries("plan")) if has("plan") else None,
     }
 
@@ -178,10 +179,6 @@ def _octaves(line: Entries, key: str) -> Octaves:
     return Octaves(held.count("lowest", -FARTHEST, FARTHEST), held.counts("counts"))
 
 
-def _octaves_by_row(held: Entries) -> dict[int, Octaves]:
-    return {_number_of(row): _octaves(held, row) for row in held.held}
-
-
 def _number_of(key: str) -> int:
     """A number that is a key, which JSON writes as a text."""
     if not (key.isdecimal() and len(key) < 16):
@@ -193,45 +190,32 @@ def _seen(held: Entries) -> Seen:
     method = held.choice("method", METHODS)
     ids = held.counts("id")
     letters = held.text("methods") if held.has("methods") else method[0] * len(ids)
-    exponent, lo, hi = (held.counts(n, -FARTHEST, FARTHEST) for n in ("exponent", "lo", "hi"))
-    flushed, nonzero, zero, nonfinite = (held.counts(name) for name in _COUNTS)
+    lists = {name: held.counts(name, -FARTHEST, FARTHEST) for name in ("exponent", "lo", "hi")}
+    lists |= {name: held.counts(name) for name in ("flushed", "nonzero", "zero", "nonfinite")}
     amax = held.list("amax")
     if not all(v is None or (type(v) in (int, float) and abs(v) <= FARTHEST) for v in amax):
         raise ValueError(f"amax holds what is no number between -{FARTHEST:,} and {FARTHEST:,}")
-    columns = (flushed, nonzero, zero, nonfinite, exponent, lo, hi, amax, letters)
-    if any(len(column) != len(ids) for column in columns):
+    if any(len(column) != len(ids) for column in (*lists.values(), amax, letters)):
         raise ValueError(f"its lists differ in length from the {len(ids)} of id")
     return Seen(
         lost_share=None if held.held.get("lost") is None else held.number("lost", 0.0, 1.0),
         method=method,
         id=ids,
-        flushed=flushed,
-        nonzero=nonzero,
-        zero=zero,
-        nonfinite=nonfinite,
         amax=tuple(amax),
-        exponent=exponent,
-        lo=lo,
-        hi=hi,
         methods=tuple(_LETTERS[letter] for letter in letters),
         negligible=frozenset(held.counts("negligible") if held.has("negligible") else ()),
         least=held.optional(held.count, "least"),
         most=held.optional(held.count, "most"),
+        **lists,
     )
-
-
-_COUNTS = ("flushed", "nonzero", "zero", "nonfinite")
 
 
 def _plan(held: Entries) -> Plan:
-    groups = held.each("groups")
-    return Plan(
-        held.count("log2_scale", -FARTHEST, FARTHEST),
-        tuple(
-            PlanGroup(group.count("exponent", -FARTHEST, FARTHEST), group.counts("rows"))
-            for group in groups
-        ),
-    )
+    groups = [
+        PlanGroup(group.count("exponent", -FARTHEST, FARTHEST), group.counts("rows"))
+        for group in held.each("groups")
+    ]
+    return Plan(held.count("log2_scale", -FARTHEST, FARTHEST), tuple(groups))
 
 
 def _with_floats(held: Mapping[str, object]) -> dict[str, object]:

@@ -100,7 +100,7 @@ class Recorder:
         self._source = None
         self._log = Log(self.path, size, step) if _writes() else None
         if self._log is None:
-            return
+            return  # another rank writes; this one only measures along
         try:
             self._log.begin(scaler, name, watch and watch.every, note or {})
         except BaseException:
@@ -175,6 +175,7 @@ class Recorder:
         if not any(step.watched == watched for step in waiting):
             self._early[watched] = rows
         for step in waiting:
+            # In order: what the watch has not told of an earlier step, it never will.
             if step.watched is not None and step.watched <= watched:
                 step.rows = rows if step.watched == watched else None
                 step.watched = None
@@ -215,7 +216,7 @@ class Recorder:
         """
         if self._log is None:
             return
-        self._settle()
+        self._settle()  # first, while everybody is still listened to
         if self._watch is not None:
             self._watch.off_measured(self._measured)
         if self._sketching is not None:

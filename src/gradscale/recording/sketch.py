@@ -137,6 +137,7 @@ class Sketching:
     def _around(self, tensors: Roots) -> Generator[None]:
         given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         roots = [root for root in given if isinstance(root, Tensor) and root.requires_grad]
+        # A pass that begins at an edge, inside the network, would draw a part of it only.
         if len(roots) == len(given):
             # Before the pass runs, as it may free the graph.
             found = sketch(walk(roots).graph, self._model)

@@ -38,21 +38,12 @@ class RowTable:
         """The line that introduces those of `rows` that are new; None if none is."""
         fresh: list[dict[str, object]] = []
         for order, row in enumerate(rows):
-            key = _key(row)
-            if key in self._ids:
+            if _key(row) in self._ids:
                 continue
-            self._ids[key] = len(self._ids)
-            name, kind, format = key
-            fresh.append(
-                {
-                    "id": self._ids[key],
-                    "name": name,
-                    "row_kind": kind,
-                    "format": format,
-                    "numel": row.numel,
-                    "order": order,
-                }
-            )
+            number = self._ids[_key(row)] = len(self._ids)
+            # `row_kind`, because `kind` is that of the line.
+            info = {"id": number, "name": row.name, "row_kind": row.kind, "format": row.format}
+            fresh.append({**info, "numel": row.numel, "order": order})
         return {"kind": "rows", "rows": fresh} if fresh else None
 
 
@@ -76,6 +67,7 @@ def seen(rows: Sequence[Row], table: RowTable) -> dict[str, object]:
     # Only where rows differ: most steps have one method for all.
     if letters.strip(lost.method[0]):
         value["methods"] = letters
+    # Only where it is not known either: equal bounds are `flushed` itself.
     counting = [row for row in rows if may_lose(row)]
     least, most = sum(row.least for row in counting), sum(row.most for row in counting)
     if least != most:
@@ -114,9 +106,7 @@ def first_nonfinite(rows: Sequence[Row]) -> dict[str, str | None] | None:
     found = [row for row in rows if row.counts.nonfinite]
     backward = next((row.name for row in found if row.kind != "activation"), None)
     forward = next((row.name for row in found if row.kind == "activation"), None)
-    if backward is None and forward is None:
-        return None
-    return {"backward": backward, "forward": forward}
+    return {"backward": backward, "forward": forward} if found else None
 
 
 def nine_digits(value: float) -> float:

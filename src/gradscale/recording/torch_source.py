@@ -71,6 +71,7 @@ class TorchSource:
 
     def leave(self) -> None:
         """Gives the scaler its own `update` back."""
+        # Unless somebody has put another on top, which then goes on calling ours.
         if vars(self._scaler).get("update") == self._note:
             del self._scaler.update
 

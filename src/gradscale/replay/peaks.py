@@ -38,19 +38,16 @@ class Peaks:
 
     def _estimate(self) -> list[float | None]:
         limits: list[float | None] = []
-        ratio: float | None = None  # of the limit that the rows show to the one that amax shows
+        ratio = 1.0  # of the limit that the rows show to the one that amax shows
         for step in self._steps:
             by_amax = self._by_amax(step)
             measured = None if step.seen is None else self._measured(step, step.seen)
             # An infinite largest gradient has a limit of 0, to which nothing has a ratio.
             if measured is not None and by_amax and not step.skipped:
                 ratio = measured / by_amax
-            if measured is not None:
-                limits.append(measured)
-            elif by_amax is not None:
-                limits.append(by_amax * (1.0 if ratio is None else ratio))
-            else:
-                limits.append(None)
+            if measured is None and by_amax is not None:
+                measured = by_amax * ratio
+            limits.append(measured)
         self._bound_overflows(limits)
         return limits
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import gradscale.policies
 from gradscale.policies import Policy
 from gradscale.policies.by_name import BY_NAME
+from gradscale.policies.frozen import frozen
 
 NAMES: tuple[str, ...] = tuple(BY_NAME)
 """What may be typed: policies, then other systems' defaults."""
@@ -65,7 +66,9 @@ def policy_of(description: Mapping[str, Any]) -> Policy:
             "cannot be built again. Replay others with `--policy`."
         )
     config = {
-        name: policy_of(value) if isinstance(value, Mapping) and "config" in value else value
+        name: policy_of(value)
+        if isinstance(value, Mapping) and "config" in value
+        else frozen(value)
         for name, value in description["config"].items()
     }
     return kind(**config)

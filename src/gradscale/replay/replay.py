@@ -13,6 +13,7 @@ from gradscale.policies import Dynamic, Observation, Policy, advance
 from gradscale.policies.dynamic import DynamicState
 from gradscale.policies.policy import PolicyState
 from gradscale.recording import Recording, Step
+from gradscale.recording.schema import Octaves
 from gradscale.replay.lost_shares import LostShares
 from gradscale.replay.peaks import Peaks, shown_amax
 from gradscale.replay.policy_text import policy_of
@@ -61,7 +62,8 @@ def replay(
         >>> found.skipped, found.steps[0].certain, found.first("counterfactual")
         (3, False, 0)
     """
-    own = _recorded_policy(recording)
+    description = recording.header.policy
+    own = None if description is None else policy_of(description)
     if policy is None:
         if own is None:
             raise ValueError(
@@ -75,14 +77,9 @@ def replay(
     run = _Run(recording, policy, own)
     for index, step in enumerate(run.steps()):
         steps.append(step)
-        if index % 1000 == 999:
+        if index % 1000 == 999:  # a bar takes longer to redraw than many steps
             on_step(index + 1)
     return Replay(policy, tuple(steps), tuple(run.moved))
-
-
-def _recorded_policy(recording: Recording) -> Policy | None:
-    description = recording.header.policy
-    return None if description is None else policy_of(description)
 
 
 class _Carried:
@@ -100,6 +97,7 @@ class _Carried:
         self.state.scale.fill_(scale)
 
     def advance(self, observation: Observation) -> None:
+        # In place and by torch's kernel, as a scaler does it.
         if isinstance(self.policy, Dynamic):
             self.policy.update_(cast(DynamicState, self.state), observation)
         else:
@@ -147,7 +145,7 @@ class _Run:
         if scale != step.scale and self._basis == "exact":
             self._basis = "same steps"
         skipped, overflow, certain = self._fate(index, step, scale)
-        if skipped != step.skipped:
+        if skipped != step.skipped:  # and for good: other weights lead to other gradients
             self._basis = "counterfactual"
         lost = None if skipped else self._lost.at(step, scale)
         replayed = ReplayedStep(step.step, scale, skipped, overflow, certain, self._basis, lost)
@@ -194,16 +192,16 @@ def _observation(overflow: bool, amax: float | None, step: Step) -> Observation:
     return Observation(
         torch.tensor(float(overflow)),
         None if amax is None else torch.tensor(amax, dtype=torch.float32),
-        None if step.exponents is None else _exponents(step),
+        None if step.exponents is None else _all_bins(step.exponents),
     )
 
 
-def _exponents(step: Step) -> Tensor:
-    counts = torch.zeros(EXPONENT_BINS, dtype=torch.int64)
-    if step.exponents is not None and step.exponents.counts:
-        first = step.exponents.lowest - MIN_OCTAVE
-        counts[first : first + len(step.exponents.counts)] = torch.tensor(step.exponents.counts)
-    return counts
+def _all_bins(octaves: Octaves) -> Tensor:
+    """A histogram as a policy is shown it; recorded, it begins and ends with what is not zero."""
+    bins = torch.zeros(EXPONENT_BINS, dtype=torch.int64)
+    first = octaves.lowest - MIN_OCTAVE
+    bins[first : first + len(octaves.counts)] = torch.tensor(octaves.counts, dtype=torch.int64)
+    return bins
 
 
 def _check_needs(recording: Recording, policy: Policy) -> None:

@@ -7,7 +7,9 @@ import gzip
 from typing import TypedDict
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
 
 ALIGNMENT = 8
 """Bytes: of the widest element. JavaScript's typed arrays refuse to begin in between."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from gradscale.report.seen import Floats, SeenArrays
+from gradscale.recording import Seen
+from gradscale.report.arrays import Floats
 
 LIMIT = 1000  # more than a screen has places for
 
@@ -40,86 +43,79 @@ class Column:
     off: Floats
 
     @staticmethod
-    def of(step: int, seen: SeenArrays, rows: int) -> Column:
+    def of(step: int, seen: Seen, rows: int) -> Column:
         """One measured step."""
 
-        def spread(values: Floats, empty: float) -> Floats:
+        def spread(values: ArrayLike, empty: float) -> Floats:
             filled = np.full(rows, empty)
-            filled[seen.id] = values
+            filled[list(seen.id)] = values
             return filled
 
-        worst = seen.flushed / np.maximum(1, seen.nonzero)
-        off = np.clip(seen.exponent, seen.lo, seen.hi) - seen.exponent
+        exponent = np.array(seen.exponent, dtype=np.float64)
+        worst = np.array(seen.flushed, dtype=np.float64) / np.maximum(1, seen.nonzero)
+        amax = [-math.inf if value is None else value for value in seen.amax]
+        off = np.clip(exponent, seen.lo, seen.hi) - exponent
         sums = (seen.flushed, seen.nonzero, seen.zero, seen.nonfinite)
         return Column(
             step,
             step,
             *(spread(values, 0.0) for values in sums),
-            *(spread(values, np.nan) for values in (worst, seen.amax, off)),
+            *(spread(values, np.nan) for values in (worst, amax, off)),
         )
-
-    def widened(self, rows: int) -> Column:
-        """The same with room for rows that turned up later."""
-        more = rows - len(self.flushed)
-        if more <= 0:
-            return self
-        empty = {"worst": np.nan, "amax": np.nan, "off": np.nan}
-        arrays = {
-            name: np.concatenate([values, np.full(more, empty.get(name, 0.0))])
-            for name, values in vars(self).items()
-            if isinstance(values, np.ndarray)
-        }
-        return Column(self.first, self.last, **arrays)
 
     def merged(self, later: Column) -> Column:
         """This and a later one as one."""
-        rows = len(later.flushed)
-        early = self.widened(rows)
         return Column(
-            early.first,
+            self.first,
             later.last,
-            early.flushed + later.flushed,
-            early.nonzero + later.nonzero,
-            early.zero + later.zero,
-            early.nonfinite + later.nonfinite,
+            self.flushed + later.flushed,
+            self.nonzero + later.nonzero,
+            self.zero + later.zero,
+            self.nonfinite + later.nonfinite,
             # `fmax` passes over NaN: not measured is not better.
-            np.fmax(early.worst, later.worst),
-            np.fmax(early.amax, later.amax),
-            np.where(np.isnan(later.off), early.off, later.off),
+            np.fmax(self.worst, later.worst),
+            np.fmax(self.amax, later.amax),
+            np.where(np.isnan(later.off), self.off, later.off),
         )
 
 
 class Columns:
-    """At most `LIMIT` columns, each of equally many measured steps (the last may have fewer).
+    """At most `limit` columns, each of equally many measured steps (the last may have fewer).
 
-    Never more than twice that many are kept, so that memory does not grow with the run.
+    Never more than twice as many are kept, so that memory does not grow with the run.
+
+    Args:
+        rows: of the recording.
+        limit: of columns.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self.limit = limit
-        self.steps_each = 1
+    def __init__(self, rows: int, limit: int = LIMIT) -> None:
+        self._rows = rows
+        self._limit = limit
+        self._steps_each = 1
         self._columns: list[Column] = []
         self._open = 0
 
-    def add(self, step: int, seen: SeenArrays, rows: int) -> None:
-        """Count one measured step; `rows` are known by now."""
-        column = Column.of(step, seen, rows)
+    def add(self, step: int, seen: Seen) -> None:
+        """Count one measured step."""
+        column = Column.of(step, seen, self._rows)
         if self._open:
             self._columns[-1] = self._columns[-1].merged(column)
         else:
             self._columns.append(column)
         # The column under way takes steps until it has as many as the others.
-        self._open = (self._open + 1) % self.steps_each
-        if len(self._columns) == 2 * self.limit and not self._open:
+        self._open = (self._open + 1) % self._steps_each
+        # Halved at twice the limit, not at the limit: so each keeps between half and all of them.
+        if len(self._columns) == 2 * self._limit and not self._open:
             self._columns = list(_pairs(self._columns))
-            self.steps_each *= 2
+            self._steps_each *= 2
 
-    def finish(self, rows: int) -> list[Column]:
-        """The columns, all of `rows` rows."""
+    def finish(self) -> list[Column]:
+        """The columns."""
         columns = self._columns
-        while len(columns) > self.limit:
+        while len(columns) > self._limit:
             columns = list(_pairs(columns))
-        return [column.widened(rows) for column in columns]
+        return columns
 
 
 def _pairs(columns: list[Column]) -> Iterator[Column]:

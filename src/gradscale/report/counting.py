@@ -86,18 +86,8 @@ def total(fates: Iterable[Fate]) -> Fate:
         >>> total([Fate(10, 4), Fate(2, 0, touches=True)])
         Fate(nonzero=12, lost=4, subnormal=0, overflowed=0, touches=True, unseen=0, guessed=0)
     """
-    result = Fate()
-    for one in fates:
-        result = Fate(
-            result.nonzero + one.nonzero,
-            result.lost + one.lost,
-            result.subnormal + one.subnormal,
-            result.overflowed + one.overflowed,
-            result.touches or one.touches,
-            result.unseen + one.unseen,
-            result.guessed + one.guessed,
-        )
-    return result
+    sums = Fate._make(map(sum, zip(Fate(), *fates, strict=True)))
+    return sums._replace(touches=bool(sums.touches))
 
 
 def best_scale(

@@ -68,7 +68,7 @@ def snapshots_of(recording: Recording, limit: int = LIMIT) -> list[HistogramSnap
     in it with the latest histogram since the snapshot before.
     """
     measured = [step for step in recording.steps if step.octaves]
-    kept = _spread(len(measured), limit)
+    kept = evenly(len(measured), limit)
     found: list[HistogramSnapshot] = []
     formats = [row.format for row in recording.rows]
     pending: dict[int, Histogram] = {}
@@ -88,12 +88,16 @@ def latest(snapshots: Iterable[HistogramSnapshot]) -> dict[int, Histogram]:
     return found
 
 
-def _spread(count: int, limit: int) -> set[int]:
-    """Up to `limit` of the numbers below `count`: the last one, the first one, and between."""
-    if count <= limit:
-        return set(range(count))
-    # Even, and both ends among them.
-    return {round(i * (count - 1) / (limit - 1)) for i in range(limit)}
+def evenly(count: int, most: int) -> list[int]:
+    """Up to `most` of the numbers below `count`, both ends among them.
+
+    Example:
+        >>> evenly(3, 4), evenly(10, 4)
+        ([0, 1, 2], [0, 3, 6, 9])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def _histograms(step: Step, formats: Sequence[str]) -> dict[int, Histogram]:

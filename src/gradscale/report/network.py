@@ -17,20 +17,20 @@ class Network:
     """The network as a drawing.
 
     Attributes:
+        known: whether the recording said how the parts hang together; else they are a chain.
         names: of the nodes.
         row: the row of the recording that was measured at a node; -1 for none.
         x: the column of each node, from 0 at the loss.
         y: the line of each node, from 0 at the top.
         edges: pairs of nodes.
-        known: whether the recording said how the parts hang together; else they are a chain.
     """
 
+    known: bool
     names: tuple[str, ...]
     row: tuple[int, ...]
     x: tuple[float, ...]
     y: tuple[float, ...]
     edges: tuple[tuple[int, int], ...]
-    known: bool
 
 
 def network_of(recording: Recording) -> Network:
@@ -52,7 +52,7 @@ def _placed(structure: RecordedNetwork, *, known: bool) -> Network:
     lane = _lanes(depth, structure.edges)
     x, y = _wrapped(depth, lane)
     row = tuple(structure.rows.get(node, -1) for node in range(count))
-    return Network(structure.nodes, row, x, y, structure.edges, known)
+    return Network(known, structure.nodes, row, x, y, structure.edges)
 
 
 def depths(count: int, edges: Iterable[tuple[int, int]]) -> list[int]:

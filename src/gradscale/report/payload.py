@@ -9,14 +9,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscale.report.arrays import Arrays, Reference
+from gradscale.report.arrays import Arrays, Floats, Reference
 from gradscale.report.columns import Column
 from gradscale.report.histograms import HistogramSnapshot
-from gradscale.report.network import Network
 from gradscale.report.ranges import ranges_of
 from gradscale.report.rows import RowStory
 from gradscale.report.run import Run
-from gradscale.report.seen import Floats
 from gradscale.report.shares import encode_shares
 from gradscale.report.summary import summary_of
 from gradscale.report.timeline import LIMIT, Timeline, extremes
@@ -69,7 +67,7 @@ def _run(run: Run, arrays: Arrays, points: int) -> dict[str, object]:
         "order": run.order,
         "heat": _heat(run.columns, run.order, arrays) if run.columns else None,
         "snapshots": [_snapshot(snapshot, arrays) for snapshot in run.snapshots],
-        "network": _network(run.network),
+        "network": vars(run.network),
         "plans": [
             {"step": step, "log2_scale": plan.log2_scale, "groups": [g._asdict() for g in plan[1]]}
             for step, plan in run.plans
@@ -139,11 +137,11 @@ def _row(row: RowStory) -> dict[str, object]:
         "worst_step": row.worst_step,
         "last": None,
     }
-    if row.last is not None and (seen := row.last[0].seen) is not None:
-        place = row.last[1]
+    if row.last is not None:
+        step, seen, place = row.last
         fields = ("flushed", "nonzero", "zero", "nonfinite", "amax", "exponent", "lo", "hi")
         values = {name: getattr(seen, name)[place] for name in fields}
-        found["last"] = {"step": row.last[0].step, **values}
+        found["last"] = {"step": step.step, **values}
     return found
 
 
@@ -197,17 +195,6 @@ def _snapshot(snapshot: HistogramSnapshot, arrays: Arrays) -> dict[str, object]:
         "lowest": arrays.add([it.octaves.lowest for it in found], "i2"),
         "length": arrays.add([len(it.octaves.counts) for it in found], "u2"),
         "counts": arrays.add(counts, wide),
-    }
-
-
-def _network(network: Network) -> dict[str, object]:
-    return {
-        "known": network.known,
-        "names": list(network.names),
-        "row": list(network.row),
-        "x": list(network.x),
-        "y": list(network.y),
-        "edges": [list(edge) for edge in network.edges],
     }
 
 

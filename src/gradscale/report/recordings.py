@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gradscale.recording.read import TRAIN_FILE, recording_file
 from gradscale.recording.schema import FILE_NAME
 
 
-@dataclass(frozen=True)
-class NamedRecording:
+class NamedRecording(NamedTuple):
     """One recording: where it is, and its name beside others."""
 
     path: Path
@@ -69,10 +68,6 @@ def _told_apart(sources: list[NamedRecording]) -> list[NamedRecording]:
         names = [source.name for source in named]
         if len(set(names)) == len(names):
             return named
-        named = [
-            NamedRecording(s.path, f"{s.path.resolve().parent.name}/{s.name}")
-            if names.count(s.name) > 1
-            else s
-            for s in named
-        ]
-    return [NamedRecording(s.path, f"{s.name} ({i})") for i, s in enumerate(named, 1)]
+        above = {s: f"{s.path.resolve().parent.name}/{s.name}" for s in named}
+        named = [s._replace(name=above[s]) if names.count(s.name) > 1 else s for s in named]
+    return [s._replace(name=f"{s.name} ({i})") for i, s in enumerate(named, 1)]

@@ -19,8 +19,8 @@ class RowStory:
         nonfinite: elements infinite or NaN, over all of them.
         worst: the largest lost share of a step.
         worst_step: which step that was.
-        last: the latest step that measured it, and its place in what that step saw; None if none
-            did.
+        last: the latest step that measured it, what it saw, and the row's place in that; None if
+            none did.
     """
 
     info: RowInfo
@@ -30,7 +30,7 @@ class RowStory:
     nonfinite: int = 0
     worst: float = 0.0
     worst_step: int | None = None
-    last: tuple[Step, int] | None = None
+    last: tuple[Step, Seen, int] | None = None
 
     def add(self, step: Step, seen: Seen, place: int) -> None:
         """Count one measured step."""
@@ -42,7 +42,7 @@ class RowStory:
         share = flushed / max(1, nonzero)
         if self.worst_step is None or share > self.worst:
             self.worst, self.worst_step = share, step.step
-        self.last = step, place
+        self.last = step, seen, place
 
     @property
     def lost_share(self) -> float:
@@ -52,14 +52,15 @@ class RowStory:
     @property
     def negligible(self) -> bool:
         """Whether its true value was zero up to rounding when it was last measured."""
-        seen = self._last_seen
-        return seen is not None and self.info.id in seen.negligible
+        return self.last is not None and self.info.id in self.last[1].negligible
 
     @property
     def method(self) -> str | None:
         """Where the number of lost elements comes from; None if nothing was measured."""
-        seen = self._last_seen
-        return None if seen is None or self.last is None else seen.methods[self.last[1]]
+        if self.last is None:
+            return None
+        _, seen, place = self.last
+        return seen.methods[place]
 
     @property
     def alarming(self) -> bool:
@@ -70,10 +71,6 @@ class RowStory:
     def counts(self) -> bool:
         """Whether it is one of those that the lost share is of: float32 loses nothing itself."""
         return self.alarming and self.info.format != "fp32"
-
-    @property
-    def _last_seen(self) -> Seen | None:
-        return None if self.last is None else self.last[0].seen
 
 
 def stories_of(recording: Recording) -> tuple[RowStory, ...]:

@@ -9,10 +9,9 @@ from functools import cached_property
 from gradscale.recording import Header, Recording
 from gradscale.recording.schema import Plan
 from gradscale.report.columns import Column, Columns
-from gradscale.report.histograms import HistogramSnapshot, snapshots_of
+from gradscale.report.histograms import HistogramSnapshot, evenly, snapshots_of
 from gradscale.report.network import Network, network_of
 from gradscale.report.rows import RowStory, stories_of
-from gradscale.report.seen import SeenArrays
 from gradscale.report.timeline import Timeline
 
 PLANS = 50  # to choose from
@@ -50,17 +49,16 @@ class Run:
             recording: from `gradscale.recording.read`.
             name: what to call it; without one, its folder.
         """
-        count = len(recording.rows)
-        columns = Columns()
+        columns = Columns(len(recording.rows))
         for step in recording.steps:
             if step.seen is not None:
-                columns.add(step.step, SeenArrays.of(step.seen), count)
+                columns.add(step.step, step.seen)
         return Run(
             name or recording.path.resolve().parent.name,
             recording,
             Timeline.of(recording),
             stories_of(recording),
-            tuple(columns.finish(count)),
+            tuple(columns.finish()),
             tuple(snapshots_of(recording)),
             network_of(recording),
             plans_of(recording),
@@ -104,6 +102,4 @@ def plans_of(recording: Recording, limit: int = PLANS) -> tuple[tuple[int, Plan]
     for step in recording.steps:
         if step.plan is not None and (not found or found[-1][1] != step.plan):
             found.append((step.step, step.plan))
-    if len(found) <= limit:
-        return tuple(found)
-    return tuple(found[round(i * (len(found) - 1) / (limit - 1))] for i in range(limit))
+    return tuple(found[place] for place in evenly(len(found), limit))

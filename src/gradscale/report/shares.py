@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscale.report.seen import Floats
+from gradscale.report.arrays import Floats
 
 # Two codes for what has no logarithm; from `FIRST` on they count steps above 2^-40.
 UNKNOWN = 0
@@ -33,14 +33,3 @@ def encode_shares(shares: Floats) -> NDArray[np.uint16]:
     known = np.nan_to_num(np.round(STEPS * (octaves + OCTAVES)), nan=0.0) + FIRST
     codes = np.where(shares > 0, known, ZERO)
     return np.where(np.isnan(shares), UNKNOWN, codes).astype(np.uint16)
-
-
-def decode_shares(codes: NDArray[np.uint16]) -> Floats:
-    """The shares that codes stand for; the page does the same.
-
-    Example:
-        >>> decode_shares(encode_shares(np.array([np.nan, 0.0, 0.25]))).tolist()
-        [nan, 0.0, 0.25]
-    """
-    shares = np.exp2((codes.astype(np.float64) - FIRST) / STEPS - OCTAVES)
-    return np.where(codes == UNKNOWN, np.nan, np.where(codes == ZERO, 0.0, shares))

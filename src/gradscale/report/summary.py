@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from gradscale.recording import Seen
 from gradscale.report.counting import best_scale, fate, total
 from gradscale.report.histograms import latest, rounded_up
 from gradscale.report.ranges import ranges_of
+from gradscale.report.rows import RowStory
 from gradscale.report.run import Run
 from gradscale.report.timeline import Timeline
 
@@ -24,15 +27,15 @@ def summary_of(run: Run) -> dict[str, Any]:
         ``worst`` rows, the number of ``groups``, and ``best``: the single scale that would lose
         least, by the last histograms.
     """
-    line = run.timeline
+    line, steps = run.timeline, run.recording.steps
     return {
         "name": run.name,
         "format": run.header.format,
         "policy": _policy(run),
         "layerwise": run.header.layerwise,
-        "steps": len(line.step),
-        "first_step": _first(line.step.tolist()),
-        "last_step": _last(line.step.tolist()),
+        "steps": len(steps),
+        "first_step": steps[0].step if steps else None,
+        "last_step": steps[-1].step if steps else None,
         "skipped": len(line.skipped),
         "reasons": line.reasons,
         "dropped": _dropped(line),
@@ -61,10 +64,6 @@ def _known(values: list[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _first(values: list[T]) -> T | None:
-    return values[0] if values else None
-
-
 def _last(values: list[T]) -> T | None:
     return values[-1] if values else None
 
@@ -78,32 +77,28 @@ def _spread(values: list[float]) -> dict[str, float] | None:
 
 def _lost(run: Run) -> dict[str, object] | None:
     """Over the run, at its worst measured step and at its last one."""
-    measured = [step for step in run.recording.steps if step.seen is not None]
-    shares = [
-        (s.step, s.seen.lost_share) for s in measured if s.seen and s.seen.lost_share is not None
-    ]
+    measured = [(step.step, step.seen) for step in run.recording.steps if step.seen is not None]
+    shares = [(at, seen.lost_share) for at, seen in measured if seen.lost_share is not None]
     counted = [row for row in run.rows if row.counts]
-    last = measured[-1].seen if measured else None
-    if not counted or last is None:
+    if not counted:
         return None
     flushed, nonzero = sum(row.flushed for row in counted), sum(row.nonzero for row in counted)
     worst = max(shares, key=lambda pair: pair[1], default=None)
     return {
         "share": flushed / nonzero if nonzero else None,
-        "between": _between(run, nonzero - flushed),
+        "between": _between([seen for _, seen in measured], counted, nonzero - flushed),
         "last": _last([share for _, share in shares]),
         "worst": None if worst is None else {"step": worst[0], "share": worst[1]},
-        "method": last.method,
+        "method": measured[-1][1].method,
         "measured_steps": len(measured),
     }
 
 
-def _between(run: Run, kept: int) -> list[float] | None:
+def _between(seen: Sequence[Seen], counted: Sequence[RowStory], kept: int) -> list[float] | None:
     """The least and the largest share that fits what was measured; None if it is known."""
-    seen = [step.seen for step in run.recording.steps if step.seen is not None]
     if all(it.least is None or it.most is None for it in seen):
         return None
-    counting = {row.info.id for row in run.rows if row.counts}
+    counting = {row.info.id for row in counted}
     least = most = 0
     for it in seen:
         if it.least is None or it.most is None:

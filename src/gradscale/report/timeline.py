@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscale.recording import Recording, Step
+from gradscale.report.arrays import Floats
 from gradscale.report.histograms import log2
-from gradscale.report.seen import Floats
 
 LIMIT = 120_000
 UNKNOWN = "unknown"
@@ -32,7 +32,6 @@ class Timeline:
         groups: how many loss scales were in use; NaN where it was not recorded.
         skipped: the steps that were skipped.
         dropping: the steps that lack some of their micro-batches, or all.
-        reasons: why, one each; ``unknown`` if nobody said.
     """
 
     step: NDArray[np.int64]
@@ -43,7 +42,7 @@ class Timeline:
     lost: Floats
     groups: Floats
     skipped: tuple[Step, ...]
-    dropping: tuple[Step, ...] = ()
+    dropping: tuple[Step, ...]
 
     @staticmethod
     def of(recording: Recording) -> Timeline:

@@ -10,7 +10,6 @@ from torch import Tensor
 from gradscale.gradients.accumulate import Divisor, MicroBatches
 from gradscale.gradients.flags import inverse
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import NOT_FILLED, refuse
 from gradscale.scaler.record import At, Record
 from gradscale.scaler.settings import check_real
@@ -19,7 +18,6 @@ DIVISORS = ("kept", "all", "nothing")
 
 
 def accumulate(
-    held: HeldScale,
     step: CurrentStep,
     optimizer: torch.optim.Optimizer,
     weight: float,
@@ -27,7 +25,7 @@ def accumulate(
     divide_by: Divisor,
 ) -> None:
     """Adds one micro-batch to the sums of a step; see `GradScaler.accumulate_`."""
-    scale = held.ready("accumulate_")
+    scale = step.held.ready("accumulate_")
     record = step.records[id(optimizer)]
     _check_settings(weight, divide_by)
     refuse(record, "accumulate_")
@@ -47,12 +45,11 @@ def accumulate(
         )
     step.in_between = True
     with torch.no_grad():
-        _add(held, step, optimizer, record, sums, inverse(scale), weight)
+        _add(step, optimizer, record, sums, inverse(scale), weight)
     record.added += 1
 
 
 def _add(
-    held: HeldScale,
     step: CurrentStep,
     optimizer: torch.optim.Optimizer,
     record: Record,
@@ -62,8 +59,9 @@ def _add(
 ) -> None:
     if not sums.filled:
         raise RuntimeError(NOT_FILLED)
-    if held.layerwise is not None:
-        held.layerwise.after_unscale(optimizer)
+    layerwise = step.held.layerwise
+    if layerwise is not None:
+        layerwise.after_unscale(optimizer)
     flag = None
     if sums.drop_overflow:
         own = sums.check(inv_scale)

@@ -8,38 +8,35 @@ from gradscale.gradients.flags import combined
 from gradscale.scaler.blaming import blamed_on_device
 from gradscale.scaler.books import Books
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import NO_CHECKS, TWO_SCALES, refuse
 from gradscale.scaler.patience import TRIAL
 from gradscale.scaler.settings import scale_to_set
 
 
-def end_step(
-    held: HeldScale, step: CurrentStep, books: Books, new_scale: float | Tensor | None
-) -> None:
+def end_step(step: CurrentStep, books: Books, new_scale: float | Tensor | None) -> None:
     """Ends the step under way; see `GradScaler.update`."""
-    scale = held.ready("update")
+    scale = step.held.ready("update")
     if step.in_between or new_scale is not None:
         _refuse_in_between(step, new_scale)
     ended = step.so_far if step.closed else step.outcome
     if new_scale is not None:
         new = scale_to_set(new_scale)
         step.pending.leave(step.records, scale)
-        held.set_to(scale, new)
+        step.held.set_to(scale, new)
     else:
         step.outcome = ended
-        _advance(held, step, books, scale)
+        _advance(step, books, scale)
     try:
         if books.ledger.add(ended):
-            books.take_news(held, step)
-        books.compare_replicas(held, step)
+            books.take_news(step)
+        books.compare_replicas(step)
     finally:  # a callback may raise: the step has ended all the same
-        step.begin(held.policy, held.layerwise)
+        step.begin()
     if books.meter is not None:
-        books.note_numbers(step, held.layerwise)
+        books.note_numbers(step)
 
 
-def give_up(held: HeldScale, step: CurrentStep, books: Books) -> None:
+def give_up(step: CurrentStep, books: Books) -> None:
     """Gives up the step under way; see `GradScaler.abandon`."""
     for key in step.records:
         optimizer = step.pending.optimizer(key)
@@ -50,7 +47,7 @@ def give_up(held: HeldScale, step: CurrentStep, books: Books) -> None:
         if len(ended):
             books.ledger.add(ended)
     finally:
-        step.begin(held.policy, held.layerwise)
+        step.begin()
 
 
 def _refuse_in_between(step: CurrentStep, new_scale: float | Tensor | None) -> None:
@@ -62,7 +59,8 @@ def _refuse_in_between(step: CurrentStep, new_scale: float | Tensor | None) -> N
             raise RuntimeError(TWO_SCALES.format(new_scale=new_scale))
 
 
-def _advance(held: HeldScale, step: CurrentStep, books: Books, scale: Tensor) -> None:
+def _advance(step: CurrentStep, books: Books, scale: Tensor) -> None:
+    held = step.held
     flags: list[Tensor] = []
     beyond: list[Tensor] = []  # flags of quotients that their dtype does not hold
     settled, skipped, blamed, dropped = True, False, False, False
@@ -85,7 +83,7 @@ def _advance(held: HeldScale, step: CurrentStep, books: Books, scale: Tensor) ->
     # Whether bad data is to blame: known to the host, or as a flag.
     blame, ignore, at_fault = None, None, found_inf
     if not settled:
-        books.note_unsettled(held, step, scale)
+        books.note_unsettled(step, scale)
     if not settled or books.device_patience is not None:
         blame = blamed_on_device(step, found_inf)
     if settled:

@@ -65,7 +65,7 @@ class AskedScaler(torch.amp.GradScaler):
 
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
         record = self._step.records[id(optimizer)]
-        return check_fused(self._held, self._step, optimizer, record)
+        return check_fused(self._step, optimizer, record)
 
     def _maybe_opt_step(
         self,
@@ -75,8 +75,7 @@ class AskedScaler(torch.amp.GradScaler):
         **kwargs: object,
     ) -> float | None:
         record = Record.of(optimizer_state)
-        call = step_call(optimizer, args, kwargs)
-        return host_step(self._held, self._step, self._undo, optimizer, record, call)
+        return host_step(self._step, optimizer, record, step_call(optimizer, args, kwargs))
 
     @property
     def policy(self) -> Policy:
@@ -141,7 +140,7 @@ class AskedScaler(torch.amp.GradScaler):
                 entry is out of range.
         """
         if self._enabled:
-            load(self._held, self._step, self._books, state_dict, configuration)
+            load(self._step, self._books, state_dict, configuration)
 
     def __getstate__(self) -> StateDict:
         if self._enabled and len(self._step.records):
@@ -150,7 +149,7 @@ class AskedScaler(torch.amp.GradScaler):
 
     def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state)
-        self._step.begin(self._held.policy, self._held.layerwise)
+        self._step.begin()
 
     @property
     def last_step(self) -> StepOutcome:
@@ -258,7 +257,7 @@ class AskedScaler(torch.amp.GradScaler):
             >>> GradScaler("cpu").also_measure("amax")
         """
         check_needs("also_measure", needs)
-        self._step.also_measure(needs, self._held.policy)
+        self._step.also_measure(needs)
 
     def follow(self, watch: Any) -> None:
         """Takes the lost share in `metrics()` from what a watch measures.
@@ -270,4 +269,4 @@ class AskedScaler(torch.amp.GradScaler):
 
     @property
     def _metering(self) -> Meter:
-        return self._books.metering(self._step, self._held.layerwise)
+        return self._books.metering(self._step)

@@ -21,9 +21,8 @@ from gradscale.ranks import distributed, mesh_groups
 from gradscale.scaler.aftermath import beyond_half
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.device_patience import DevicePatience
-from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.patience import Patience
-from gradscale.scaler.replicas import Replicas
+from gradscale.scaler.replicas import EVERY, Replicas
 
 LEFT_OVER = (
     "a step was skipped because its gradients{names} were infinite or NaN before the backward "
@@ -59,48 +58,49 @@ class Books:
         self.meter: Meter | None = None
         self.replicas = Replicas()
 
-    def compare_replicas(self, held: HeldScale, step: CurrentStep) -> None:
+    def compare_replicas(self, step: CurrentStep) -> None:
         """Now and then: do ranks that train the same weights decide alike? For a scaler alone."""
         update = self.ledger.settled_counters.updates
-        if not self.replicas.due(update) or step.process_group is not None:
+        # In every step, so nothing is called; the first digest is that of the first update.
+        if (update % (EVERY // 2) and update != 1) or step.process_group is not None:
             return
-        scale, tracker = held.tensor, held.tracker
+        scale, tracker = step.held.tensor, step.held.tracker
         if scale is not None and tracker is not None:
             skipped = None if self.ledger.behind else self.ledger.settled_counters.skipped
             self.replicas.look(update, scale, tracker, skipped, step.parameters())
 
-    def take_news(self, held: HeldScale, step: CurrentStep) -> None:
+    def take_news(self, step: CurrentStep) -> None:
         """Tells those who have to know what has been counted: alarm, buffers, patience."""
         news, self.ledger.news = self.ledger.news, []
         for outcome in news:
             reason = outcome.reason
             if reason is not None:
-                self._alert(outcome, reason, held, step)
+                self._alert(outcome, reason, step)
             if self.device_patience is None:
-                self.patience.hear(outcome, held)
+                self.patience.hear(outcome, step.held)
         if self.device_patience is None:
             self.ledger.attentive = self.patience.active
             step.depends = self.patience.depends
 
-    def note_unsettled(self, held: HeldScale, step: CurrentStep, scale: Tensor) -> None:
+    def note_unsettled(self, step: CurrentStep, scale: Tensor) -> None:
         """A step of which the host knows nothing has ended: where it must not ask, patience moves.
 
         On one accelerator it hears of such steps a little later, which is early enough. Several
         ranks would hear at different times.
         """
-        ranks = bool(mesh_groups(step.process_group)) and distributed()
-        wanted = (self._sync_free or ranks) and not held.constant
-        if wanted and self.device_patience is None:
+        if self.device_patience is not None or step.held.constant:
+            return
+        if self._sync_free or (distributed() and mesh_groups(step.process_group)):
             self.device_patience = DevicePatience(scale, self.patience.depends)
             step.evidence.depends = self.device_patience.depends
 
-    def _alert(
-        self, outcome: OptimizerOutcome, reason: Reason, held: HeldScale, step: CurrentStep
-    ) -> None:
+    def _alert(self, outcome: OptimizerOutcome, reason: Reason, step: CurrentStep) -> None:
+        held = step.held
         in_a_row, update = outcome.in_a_row, self.ledger.settled_counters.updates
         if reason == "overflow" and not held.constant:
             scale, factor = outcome.scale, held.backoff_factor
-            self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor)
+            below = held.alarm_below
+            self.alarm.hear_scale(in_a_row, update, scale, held.floor, factor, below)
         if reason != "overflow":
             # Bad data went through the forward pass, and what that wrote nobody takes back.
             step.models.warn_of_buffers(outcome.optimizer)
@@ -109,21 +109,21 @@ class Books:
             found = ", ".join(repr(culprit.name) for culprit in outcome.culprits[:3])
             message = LEFT_OVER.format(names=f" ({found})" if found else "")
             warnings.warn(message, stacklevel=level_of_caller())
-        self.alarm.hear(in_a_row, update, reason, partial(_hint, outcome, reason, held, step))
+        self.alarm.hear(in_a_row, update, reason, partial(_hint, outcome, reason, step))
 
-    def note_numbers(self, step: CurrentStep, layerwise: Layerwise | None) -> None:
+    def note_numbers(self, step: CurrentStep) -> None:
         """Begins to copy the numbers of a step that has ended, if anybody listens."""
         if self.meter is not None and step.closed:
             # This step has been counted already, and steps are numbered from 0.
             number = self.ledger.settled_counters.updates - 1
-            self.meter.note(step.outcome, number, _scales_in_use(layerwise))
+            self.meter.note(step.outcome, number, _scales_in_use(step.held.layerwise))
 
-    def metering(self, step: CurrentStep, layerwise: Layerwise | None) -> Meter:
+    def metering(self, step: CurrentStep) -> Meter:
         """The meter; the first call begins to meter, with the step just ended."""
         if self.meter is None:
             self.meter = Meter()
             self.ledger.keep_copies(step.outcome if step.closed else ())
-            self.note_numbers(step, layerwise)
+            self.note_numbers(step)
         return self.meter
 
     def wait(self) -> None:
@@ -140,9 +140,9 @@ class Books:
         return {**self.__dict__, "ledger": ledger, "device_patience": None}
 
 
-def _hint(outcome: OptimizerOutcome, reason: Reason, held: HeldScale, step: CurrentStep) -> str:
+def _hint(outcome: OptimizerOutcome, reason: Reason, step: CurrentStep) -> str:
     """What else is known of steps that are skipped again and again."""
-    constant = held.constant and reason in ("overflow", "nonfinite_loss")
+    constant = step.held.constant and reason in ("overflow", "nonfinite_loss")
     hint = CONSTANT.format(scale=outcome.scale) if constant else ""
     return hint + (beyond_half(outcome, step.names.items()) if reason == "nonfinite_loss" else "")
 

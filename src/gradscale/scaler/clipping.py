@@ -4,53 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscale.accelerators import widest_float
-from gradscale.gradients.clip import (
-    clamp_groups_,
-    known_coefficient,
-    sum_duplicates_,
-    true_norm,
-)
+from gradscale.gradients.clip import clamp_groups_, known_coefficient, sum_duplicates_, true_norm
 from gradscale.gradients.flags import combined, inverse
+from gradscale.gradients.master_weights import masters_of
 from gradscale.gradients.norm import Norm, gradient_norm
 from gradscale.gradients.unscale import collect_from, multiply_and_check_, not_finite
+from gradscale.optimizer_parameters import parameters_of
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, deliver, divide, handled, keep, unscale_now
-from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
 from gradscale.scaler.record import At, Record
 from gradscale.scaler.scaling import scale_without_loss
 from gradscale.undo.readers import steps_fused
-from gradscale.undo.undo import Undo
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
 
-class _Clipping(NamedTuple):
-    """What a norm comes to, each 0-d.
-
-    Attributes:
-        norm: of the gradients at S.
-        true: of the unscaled ones.
-        coefficient: what clips them.
-        factor: what clips and unscales them.
-    """
-
-    norm: Norm
-    true: Tensor
-    coefficient: Tensor
-    factor: Tensor
-
-
 def clip_norm(
-    held: HeldScale,
     step: CurrentStep,
-    undo: Undo,
     optimizers: Optimizers,
     parameters: Sequence[Tensor],
     max_norm: float,
@@ -59,10 +35,10 @@ def clip_norm(
     foreach: bool | None,
 ) -> Tensor:
     """Clips by the common norm of several optimizers; see `GradScaler.clip_grad_norm_`."""
-    scale = scale_without_loss(held, step, optimizers[0], "clip_grad_norm_")
+    scale = scale_without_loss(step, optimizers[0], "clip_grad_norm_")
     # The other orders see no infinity, or (0) do not grow with the scale.
     together = norm_type > 0
-    scaled = _scaled_still(held, step, "clip_grad_norm_", optimizers, len(parameters), together)
+    scaled = _scaled_still(step, scale, "clip_grad_norm_", optimizers, len(parameters), together)
     norm = gradient_norm(parameters, float(norm_type), foreach)
     if norm is None:
         norm = Norm(torch.zeros((), device=scale.device), torch.float32)
@@ -75,33 +51,34 @@ def clip_norm(
             "the scale."
         )
     coefficient = known_coefficient(true, max_norm).to(scale.device, non_blocking=True)
-    if scaled:
-        clipping = _Clipping(norm, true, coefficient, inv_scale * coefficient)
-        for each in optimizers:
-            _clip_scaled(held, step, undo, each, clipping, alone=len(optimizers) == 1)
-    else:
+    if not scaled:
         _multiply_(parameters, coefficient)
         _flag_all(step, optimizers, not_finite(true))
+        return true.to(norm.dtype)
+    # One product, so that dividing and clipping round once.
+    factor = inv_scale * coefficient
+    for each in optimizers:
+        if step.undo.by_itself(each):
+            _clip_at_scale(step, each, norm.value, true, coefficient, factor)
+            continue
+        divide(step, each, _record(step, each), factor)
+        if len(optimizers) > 1:
+            _flag_all(step, [each], not_finite(true))
     return true.to(norm.dtype)
 
 
 def clip_value_(
-    held: HeldScale,
-    step: CurrentStep,
-    undo: Undo,
-    optimizers: Optimizers,
-    parameters: Sequence[Tensor],
-    clip_value: float,
+    step: CurrentStep, optimizers: Optimizers, parameters: Sequence[Tensor], clip_value: float
 ) -> None:
     """Clamps the gradients of several optimizers; see `GradScaler.clip_grad_value_`."""
-    scale = scale_without_loss(held, step, optimizers[0], "clip_grad_value_")
-    scaled = _scaled_still(held, step, "clip_grad_value_", optimizers, len(parameters))
-    if scaled and not all(undo.by_itself(each) for each in optimizers):
+    scale = scale_without_loss(step, optimizers[0], "clip_grad_value_")
+    scaled = _scaled_still(step, scale, "clip_grad_value_", optimizers, len(parameters))
+    if scaled and not all(map(step.undo.by_itself, optimizers)):
         for each in optimizers:
-            unscale_now(held, step, each, _record(step, each))
+            unscale_now(step, each, _record(step, each), scale)
         scaled = False
     for each in optimizers if scaled else ():
-        _check_only(held, step, undo, each)
+        _check_only(step, each)
     # S times the threshold may leave float32.
     at = scale if scaled else torch.ones_like(scale)
     bound = at.to(widest_float(scale.device)) * clip_value
@@ -117,8 +94,8 @@ def _record(step: CurrentStep, optimizer: torch.optim.Optimizer) -> Record:
 
 
 def _scaled_still(
-    held: HeldScale,
     step: CurrentStep,
+    scale: Tensor,
     name: str,
     optimizers: Optimizers,
     distinct: int,
@@ -128,18 +105,16 @@ def _scaled_still(
     for optimizer in optimizers:
         record = _record(step, optimizer)
         refuse(record, "clip", name)
-        if record.sums is not None:
-            deliver(held, step, optimizer, record)
-    owned = sum(len(group["params"]) for each in optimizers for group in each.param_groups)
-    deferred = (
-        together and owned == distinct and all(_deferrable(step, each) for each in optimizers)
-    )
-    if not deferred:
-        for optimizer in optimizers:
-            record = _record(step, optimizer)
-            if record.untouched:
-                unscale_now(held, step, optimizer, record)
-    return deferred
+        deliver(step, optimizer, record)
+    # One that two optimizers own would be divided by both.
+    owned = len(parameters_of(*optimizers))
+    if together and owned == distinct and all(_deferrable(step, each) for each in optimizers):
+        return True
+    for optimizer in optimizers:
+        record = _record(step, optimizer)
+        if record.untouched:
+            unscale_now(step, optimizer, record, scale)
+    return False
 
 
 def _deferrable(step: CurrentStep, optimizer: torch.optim.Optimizer) -> bool:
@@ -148,51 +123,53 @@ def _deferrable(step: CurrentStep, optimizer: torch.optim.Optimizer) -> bool:
         record.untouched
         and not record.evaluating
         and step.gradients.deferrable(optimizer)
-        and not step.gradients.widens(optimizer)
+        # Their half-precision gradients have no float32 ones yet to take the norm of.
+        and masters_of(optimizer) is None
     )
 
 
-def _clip_scaled(
-    held: HeldScale,
+def _clip_at_scale(
     step: CurrentStep,
-    undo: Undo,
     optimizer: torch.optim.Optimizer,
-    clipping: _Clipping,
-    alone: bool,
+    norm: Tensor,
+    true: Tensor,
+    coefficient: Tensor,
+    factor: Tensor,
 ) -> None:
-    """Clips gradients at S: dividing them, or leaving that to the optimizer."""
-    record, scale = _record(step, optimizer), held.ready("clip_grad_norm_")
-    norm, true, coefficient, factor = clipping
-    if not undo.by_itself(optimizer):
-        divide(held, step, optimizer, record, factor)
-        if not alone:
-            _flag_all(step, [optimizer], not_finite(true))
-        return
+    """Clips gradients that stay at S, or has the optimizer clip them.
+
+    Args:
+        step: the one under way.
+        optimizer: which undoes the scale by itself.
+        norm: of all gradients, at S.
+        true: of the unscaled ones.
+        coefficient: what clips them.
+        factor: what clips and unscales them.
+    """
+    record, scale = _record(step, optimizer), step.held.ready("clip_grad_norm_")
     step.note(optimizer)
     fits = true < math.inf
     if steps_fused(optimizer):
         # A fused kernel divides by what it is handed, where ours multiplies.
         record.divisor = factor.reciprocal()
     else:
-        held_by_it = undo.norm_fits(optimizer, norm.value)
+        held_by_it = step.undo.norm_fits(optimizer, norm)
         fits = fits if held_by_it is None else fits & held_by_it
         record.kept = True
-        _multiply_([p for g in optimizer.param_groups for p in g["params"]], coefficient)
+        _multiply_(parameters_of(optimizer), coefficient)
     flag = fits.logical_not().to(device=scale.device, dtype=torch.float32, non_blocking=True)
     flags = step.gradients.agreed(optimizer, {scale.device: flag}, scale)
-    handled(held, step, optimizer, record, At.KEPT, flags)
+    handled(step, optimizer, record, At.KEPT, flags)
 
 
-def _check_only(
-    held: HeldScale, step: CurrentStep, undo: Undo, optimizer: torch.optim.Optimizer
-) -> None:
+def _check_only(step: CurrentStep, optimizer: torch.optim.Optimizer) -> None:
     record = _record(step, optimizer)
     if steps_fused(optimizer):
-        flags = check_fused(held, step, optimizer, record)
-        record.divisor = held.ready("clip_grad_value_").clone()
+        flags = check_fused(step, optimizer, record)
+        record.divisor = step.held.ready("clip_grad_value_").clone()
     else:
-        flags = keep(held, step, undo, optimizer, record)
-    handled(held, step, optimizer, record, At.KEPT, flags)
+        flags = keep(step, optimizer, record)
+    handled(step, optimizer, record, At.KEPT, flags)
 
 
 def _multiply_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:

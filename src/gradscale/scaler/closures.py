@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
-from weakref import ref
 
 import torch
 from torch import Tensor
 
-from gradscale.gradients.flags import inverse, read_together
+from gradscale.gradients.flags import read_together
 from gradscale.gradients.master_weights import masters_of
+from gradscale.gradients.seen import seen_gradients
 from gradscale.optimizer_parameters import parameters_of
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.dividing import divide, quotient_overflowed, unscale_now
-from gradscale.scaler.held_scale import HeldScale
+from gradscale.scaler.dividing import quotient_overflowed, unscale_now
 from gradscale.scaler.order import NOT_SCALED, refuse
 from gradscale.scaler.record import At, Record
 from gradscale.scaler.stepping import outcome_of, step_call
 from gradscale.undo.readers import steps_fused
 from gradscale.undo.restore import Snapshot
-from gradscale.undo.undo import Undo
 
 Closure = Callable[[], object]
 
@@ -43,25 +41,16 @@ class ClosureStep:
                  return loss
     """
 
-    def __init__(
-        self,
-        held: HeldScale,
-        step: CurrentStep,
-        undo: Undo,
-        optimizer: torch.optim.Optimizer,
-        record: Record,
-    ) -> None:
-        self._held, self._step, self._undo = held, step, undo
-        self._optimizer, self._record = optimizer, record
+    def __init__(self, step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record) -> None:
+        self._step, self._optimizer, self._record = step, optimizer, record
 
     def take(self, closure: Closure, args: Args, kwargs: Kwargs) -> float | None:
         """Steps the optimizer, with the arguments of its `step`, the closure among them."""
         refuse(self._record, "step a closure")
-        if self._held.tensor is None:
-            self._held.begin_on(_device_of(self._optimizer))
-        result = None
-        if self._divide_what_is_there():
-            result = self._take(closure, args, kwargs)
+        held = self._step.held
+        if held.tensor is None:
+            held.begin_on(self._optimizer.param_groups[0]["params"][0].device)
+        result = self._take(closure, args, kwargs) if self._divide_what_is_there() else None
         self._settle()
         self._record.stepped()
         return result
@@ -72,7 +61,9 @@ class ClosureStep:
         if masters is not None:
             masters.take_changes()  # before the copy: weights that somebody wrote are to stay
         snapshot = Snapshot(optimizer)
-        args, kwargs = _replaced(args, kwargs, closure, self._evaluation(closure))
+        by = self._evaluation(closure)
+        args = tuple([by if argument is closure else argument for argument in args])
+        kwargs = {name: by if value is closure else value for name, value in kwargs.items()}
         record.evaluating = self._step.in_between = True
         try:
             with self._at_scale_one():
@@ -92,8 +83,9 @@ class ClosureStep:
         step, optimizer, record = self._step, self._optimizer, self._record
         if record.untouched and not step.pending.divided(optimizer):
             if step.evidence.losses or step.pending.knows(optimizer):
-                step.pending.bring_to(self._held.ready("step"))
-                unscale_now(self._held, step, optimizer, record)
+                scale = step.held.ready("step")
+                step.pending.bring_to(scale)
+                unscale_now(step, optimizer, record, scale)
         return not self._overflowed()
 
     def _evaluation(self, closure: Closure) -> Closure:
@@ -103,15 +95,16 @@ class ClosureStep:
             record.move(At.SCALED)
             step.pending.expect_divided(optimizer)
             step.gradients.forget_divided()
-            before = _gradients_of(optimizer)
+            before = seen_gradients(parameters_of(optimizer))
             with self._noting_outputs() as outputs:
                 loss = closure()
             if not outputs:
-                if _changed(optimizer, before):
+                # Cleared ones were not made of a loss that was not scaled.
+                if any(each.parameter.grad is not None and not each.same for each in before):
                     raise RuntimeError(NOT_SCALED)
                 return loss
             if record.untouched:
-                divide(self._held, step, optimizer, record, inverse(self._held.ready("step")))
+                unscale_now(step, optimizer, record, step.held.ready("step"))
             if self._overflowed():
                 raise Abandoned
             # An optimizer that compares losses must see them as they are.
@@ -120,7 +113,7 @@ class ClosureStep:
         return evaluate
 
     def _overflowed(self) -> bool:
-        record, scale = self._record, self._held.ready("step")
+        record, scale = self._record, self._step.held.ready("step")
         flags = list(record.flags.values())
         if not flags:
             return False
@@ -134,7 +127,7 @@ class ClosureStep:
     def _settle(self) -> None:
         """Records what became of the step, with the flags of its last evaluation."""
         step, optimizer, record = self._step, self._optimizer, self._record
-        scale = self._held.ready("step")
+        scale = self._step.held.ready("step")
         if not record.flags:
             record.flags = {scale.device: torch.zeros((), device=scale.device)}
         flags = list(record.flags.values())
@@ -146,9 +139,10 @@ class ClosureStep:
         step.pending.note(optimizer)
 
     def _at_scale_one(self) -> AbstractContextManager[None]:
-        if not self._undo.absorbs or steps_fused(self._optimizer):
+        undo = self._step.undo
+        if not undo.absorbs or steps_fused(self._optimizer):
             return nullcontext()
-        return self._undo.carrying(self._optimizer, 1.0)
+        return undo.carrying(self._optimizer, 1.0)
 
     @contextmanager
     def _noting_outputs(self) -> Generator[list[tuple[Tensor, Tensor]]]:
@@ -165,37 +159,6 @@ def closure_in(args: Args, kwargs: Kwargs) -> Closure | None:
     if given is not None:
         return cast(Closure, given)
     return next((argument for argument in args if callable(argument)), None)
-
-
-def _replaced(args: Args, kwargs: Kwargs, closure: Closure, by: Closure) -> tuple[Args, Kwargs]:
-    """The arguments of `optimizer.step`, with another closure in the place of the user's."""
-    return (
-        tuple([by if argument is closure else argument for argument in args]),
-        {name: by if value is closure else value for name, value in kwargs.items()},
-    )
-
-
-def _device_of(optimizer: torch.optim.Optimizer) -> torch.device:
-    return optimizer.param_groups[0]["params"][0].device
-
-
-def _gradients_of(optimizer: torch.optim.Optimizer) -> dict[int, tuple[ref[Tensor], int]]:
-    """Which gradient each parameter has, and its version; holds none of them alive."""
-    return {
-        id(p): (ref(p.grad), p.grad._version)
-        for p in parameters_of(optimizer)
-        if p.grad is not None
-    }
-
-
-def _changed(optimizer: torch.optim.Optimizer, before: dict[int, tuple[ref[Tensor], int]]) -> bool:
-    for parameter in parameters_of(optimizer):
-        grad, known = parameter.grad, before.get(id(parameter))
-        if grad is None:
-            continue
-        if known is None or known[0]() is not grad or known[1] != grad._version:
-            return True
-    return False
 
 
 def _restore(snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""The step under way: records, evidence, gradients, outcome; what dies with `update()`."""
+"""The step under way: its scale, records, evidence, outcome; what dies with `update()`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from gradscale.callers import level_of_caller
 from gradscale.gradients.left_over import LeftOver
 from gradscale.gradients.pending import PendingGradients
 from gradscale.gradients.step_gradients import StepGradients
-from gradscale.layerwise import Layerwise
 from gradscale.optimizer_parameters import parameters_of
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.outcome import StepOutcome
@@ -22,11 +21,13 @@ from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import Ranks, all_ranks
 from gradscale.scaler.aftermath import KnownModels
 from gradscale.scaler.bare_step import BareStepWatch
+from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.known_names import KnownNames
 from gradscale.scaler.record import Records
 from gradscale.scaler.settings import no_optimizer
 from gradscale.scaler.storage import refuse_cast, warn_of_float16
 from gradscale.torch_types import StateDict
+from gradscale.undo.undo import Undo
 from gradscale.untraced import untraced
 
 
@@ -34,6 +35,8 @@ class CurrentStep:
     """What is known of the step under way, and the few things that the next one begins with.
 
     Attributes:
+        held: the scale that it is taken at.
+        undo: where that is undone.
         records: of its optimizers.
         evidence: the losses and inputs that triage may look at.
         gradients: what its optimizers own.
@@ -63,13 +66,15 @@ class CurrentStep:
     in_between = False
     closed = True
 
-    def __init__(self, process_group: Ranks | None) -> None:
+    def __init__(self, held: HeldScale, undo: Undo, process_group: Ranks | None) -> None:
+        self.held, self.undo = held, undo
         self.records = Records()
         self.pending = PendingGradients()
         self.outcome = StepOutcome()
         self.outputs: list[tuple[Tensor, Tensor]] | None = None
         self.names = KnownNames()
         self.models = KnownModels()
+        # A process that never scales a loss registers no hook.
         self.bare: BareStepWatch | None = None
         self.usual: dict[int, tuple[int, int]] = {}
         self._warned_of_sums = False
@@ -81,18 +86,18 @@ class CurrentStep:
         self.depends: Tensor | int = -1
         self.reach = Reach()
 
-    def begin(self, policy: Policy, layerwise: Layerwise | None) -> None:
+    def begin(self) -> None:
         """Forgets the step that has ended; `outcome` stays until the next one has its own."""
         self.records.clear()
         if self.bare is not None:
             self.bare.end()
             self.bare = None
-        if layerwise is not None:  # ranks that share a plan must share a fate
+        if self.held.layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
         self.evidence = Evidence(self.names, self.depends, self.reach, self.names.learn)
-        needs = policy.needs
-        if self.also_needed:
-            needs |= self.also_needed
+        needs = self.held.policy.needs
+        # In every step: a union would make a new set.
+        needs = needs | self.also_needed if self.also_needed else needs
         self.gradients = StepGradients(needs, self.process_group)
         self.backward_ran = self.in_between = False
         self.closed = True
@@ -102,10 +107,10 @@ class CurrentStep:
         if self.closed:
             self.outcome, self.closed = StepOutcome(), False
 
-    def also_measure(self, needs: Iterable[Need], policy: Policy) -> None:
+    def also_measure(self, needs: Iterable[Need]) -> None:
         """Has every step measure these too; from the next one on, if this one has begun."""
         self.also_needed |= frozenset(needs)
-        self.follow(policy)
+        self.follow()
 
     def check_follows(self, policy: Policy) -> None:
         """Refuses a policy that the step under way has not measured for.
@@ -121,10 +126,10 @@ class CurrentStep:
                 "the first `unscale_` or `step`, or after `update()`."
             )
 
-    def follow(self, policy: Policy) -> None:
-        """Measures what this policy needs; from the next step on, if this one has begun."""
+    def follow(self) -> None:
+        """Measures what the policy needs now; from the next step on, if this one has begun."""
         if not self.records:
-            self.gradients.needs = policy.needs | self.also_needed
+            self.gradients.needs = self.held.policy.needs | self.also_needed
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer whose gradients this scaler handles; one look at the dtype it trains."""
@@ -197,8 +202,10 @@ class CurrentStep:
         return StepOutcome() if self.closed else self.outcome
 
     def __getstate__(self) -> dict[str, object]:
-        return {"process_group": self.process_group, "also_needed": self.also_needed}
+        return {
+            name: getattr(self, name) for name in ("held", "undo", "process_group", "also_needed")
+        }
 
     def __setstate__(self, state: StateDict) -> None:
-        self.__init__(state["process_group"])
+        self.__init__(state["held"], state["undo"], state["process_group"])
         self.also_needed = state["also_needed"]

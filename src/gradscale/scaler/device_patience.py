@@ -43,7 +43,8 @@ class DevicePatience:
     def __init__(self, scale: Tensor, depends: int = -1) -> None:
         self.depends = torch.full_like(scale, float(depends))
         self._row = self._first = self._return_to = torch.zeros_like(scale)
-        self._bad = self._suspected = self._trial = torch.zeros_like(scale, dtype=torch.bool)
+        self._bad = self._trial = torch.zeros_like(scale, dtype=torch.bool)
+        self._scaling = self._row
         self._due = AFTER * 10.0 ** torch.arange(TRIALS, device=scale.device)
         self._steps = 0
 
@@ -57,8 +58,7 @@ class DevicePatience:
         """
         self._steps += 1
         loss = blame.scaling if blame.loss is None else blame.loss
-        self._bad = loss > 0
-        self._suspected = self._bad & (blame.scaling > 0)
+        self._bad, self._scaling = loss > 0, blame.scaling
         self._row = (self._row + 1) * self._bad
         self._first = torch.where(self._row == 1, scale, self._first)
         over = (found_inf == 0) & (self.depends == 0)  # the data is good again
@@ -76,12 +76,13 @@ class DevicePatience:
         if phase == 0:
             due = (self._row >= self._due) & (self._row < self._due + AFTER)
             self._trial = due.any() & (self._first > low)
-            self._return_to = torch.where(self._suspected, scale, self._first)
+            # What an overflow has lowered goes on from there, if the trial says so.
+            suspected = self._bad & (self._scaling > 0)
+            self._return_to = torch.where(suspected, scale, self._first)
             torch.where(self._trial, torch.full_like(scale, low), scale, out=scale)
         elif phase == 1:
             no_help = self._trial & self._bad
             self.depends = torch.where(no_help, 0.0, self.depends)
-            # What an overflow has lowered goes on from there, if the trial says so.
             back = torch.where(no_help, self._first, self._return_to)
             torch.where(self._trial, back, scale, out=scale)
             self._trial = self._trial & (self._row == 0) & (self._return_to >= self._first)

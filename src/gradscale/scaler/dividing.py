@@ -8,32 +8,26 @@ from torch import Tensor
 from gradscale.gradients.flags import combined, inverse
 from gradscale.gradients.unscale import Flags
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import BACKWARD_SINCE
 from gradscale.scaler.record import DIVIDED, At, Record
-from gradscale.undo.undo import Undo
 
 
 def unscale_now(
-    held: HeldScale, step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, scale: Tensor
 ) -> None:
     """Makes `.grad` the true gradient, checked: of what backward left, or of the micro-batches."""
-    if record.sums is not None:
-        deliver(held, step, optimizer, record)
+    if record.sums is None:
+        divide(step, optimizer, record, inverse(scale))
     else:
-        divide(held, step, optimizer, record, inverse(held.ready("unscale_")))
+        deliver(step, optimizer, record)
 
 
 def divide(
-    held: HeldScale,
-    step: CurrentStep,
-    optimizer: torch.optim.Optimizer,
-    record: Record,
-    factor: Tensor,
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, factor: Tensor
 ) -> None:
     """Multiplies the gradients by 1/S, or by 1/S and more."""
     flags = divide_gradients(step, optimizer, factor, torch.zeros_like(factor))
-    handled(held, step, optimizer, record, DIVIDED, flags)
+    handled(step, optimizer, record, DIVIDED, flags)
 
 
 def divide_gradients(
@@ -57,10 +51,8 @@ def divide_gradients(
         torch._C._set_grad_enabled(before)  # pyright: ignore[reportPrivateUsage]
 
 
-def deliver(
-    held: HeldScale, step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record
-) -> None:
-    """Makes the mean of the micro-batches the gradient, unscaled and checked."""
+def deliver(step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record) -> None:
+    """Makes the mean of the micro-batches, if there are any, the gradient, unscaled and checked."""
     sums = record.sums
     if sums is None:
         return
@@ -68,41 +60,36 @@ def deliver(
         raise RuntimeError(BACKWARD_SINCE)
     record.sums = None
     step.note_added(optimizer, record.added)
-    scale = held.ready("step")
+    scale = step.held.ready("step")
     with torch.no_grad():
         flag = sums.deliver_().to(scale.device, non_blocking=True)
         flags = step.gradients.agreed(optimizer, {scale.device: flag}, scale)
         step.gradients.measure(optimizer, scale.device)
     if sums.drop_overflow:
         record.dropped = sums.dropped
-    handled(held, step, optimizer, record, DIVIDED, flags)
+    handled(step, optimizer, record, DIVIDED, flags)
 
 
-def keep(
-    held: HeldScale, step: CurrentStep, undo: Undo, optimizer: torch.optim.Optimizer, record: Record
-) -> Flags:
+def keep(step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record) -> Flags:
     """Checks gradients that stay at S, because the optimizer's own numbers will absorb it."""
-    scale = held.ready("step")
+    scale = step.held.ready("step")
     record.kept = True
-    flags = record.flags = flags_at_scale(
-        step, optimizer, scale, undo.check_factor(optimizer, scale)
-    )
+    factor = step.undo.check_factor(optimizer, scale)
+    flags = record.flags = _flags_at_scale(step, optimizer, scale, factor)
     return flags
 
 
-def check_fused(
-    held: HeldScale, step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record
-) -> Flags:
+def check_fused(step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record) -> Flags:
     """Checks what a fused optimizer will divide; torch's `_check_inf_per_device`."""
-    scale = held.ready("_check_inf_per_device")
+    scale = step.held.ready("_check_inf_per_device")
     # From a scale of 1 on no quotient overflows, and the cheaper check is enough.
-    factor = None if held.at_least(scale) >= 1 else inverse(scale)
-    flags = record.flags = flags_at_scale(step, optimizer, scale, factor)
+    factor = None if step.held.at_least(scale) >= 1 else inverse(scale)
+    flags = record.flags = _flags_at_scale(step, optimizer, scale, factor)
     return flags
 
 
-def flags_at_scale(
-    step: CurrentStep, optimizer: torch.optim.Optimizer, like: Tensor, factor: Tensor | None = None
+def _flags_at_scale(
+    step: CurrentStep, optimizer: torch.optim.Optimizer, like: Tensor, factor: Tensor | None
 ) -> Flags:
     """The flags of gradients that are, or times `factor` would be, not finite; divides nothing."""
     step.note(optimizer)
@@ -111,19 +98,15 @@ def flags_at_scale(
 
 
 def handled(
-    held: HeldScale,
-    step: CurrentStep,
-    optimizer: torch.optim.Optimizer,
-    record: Record,
-    at: At,
-    flags: Flags,
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, at: At, flags: Flags
 ) -> None:
     """Notes what has become of an optimizer's gradients, and tells who scaled them."""
     record.move(at, flags)
     if at is DIVIDED:
         step.gradients.mark_divided(optimizer)
-    if held.layerwise is not None:
-        held.layerwise.after_unscale(optimizer)
+    layerwise = step.held.layerwise
+    if layerwise is not None:
+        layerwise.after_unscale(optimizer)
 
 
 def quotient_overflowed(

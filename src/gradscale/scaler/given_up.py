@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradscale.gradients.master_weights import trained_by
+from gradscale.gradients.seen import SeenGradient, seen_gradients
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.record import At, Record
 
@@ -27,17 +28,17 @@ class DividedBefore(NamedTuple):
     key: int
     record: Record
     optimizer: torch.optim.Optimizer
-    seen: list[tuple[Tensor, Tensor | None, int]]
+    seen: list[SeenGradient]
 
     @property
     def touched(self) -> bool:
         """Whether a gradient was made, replaced or added to."""
-        return any(p.grad is not g or _version(g) != number for p, g, number in self.seen)
+        return not all(each.same for each in self.seen)
 
     @property
     def empty(self) -> bool:
         """Whether there was no gradient: `zero_grad()` had begun a new step."""
-        return all(gradient is None for _, gradient, _ in self.seen)
+        return all(each.gradient is None for each in self.seen)
 
 
 def look_for_new_step(step: CurrentStep, earlier: Counts, number: int, gradient: Tensor) -> None:
@@ -54,7 +55,7 @@ def look_for_new_step(step: CurrentStep, earlier: Counts, number: int, gradient:
     for key, record in step.records.items():
         optimizer = step.pending.optimizer(key) if record.complete else None
         if optimizer is not None:
-            seen = [(p, p.grad, _version(p.grad)) for p in trained_by(optimizer)]
+            seen = seen_gradients(trained_by(optimizer))
             found.append(DividedBefore(key, record, optimizer, seen))
 
     def ended() -> None:
@@ -76,7 +77,3 @@ def _begin_anew(step: CurrentStep, earlier: Counts, touched: list[DividedBefore]
         step.gradients.forget(each.optimizer)
     if not step.records:
         step.evidence.forget(*earlier)
-
-
-def _version(gradient: Tensor | None) -> int:
-    return -1 if gradient is None or gradient.is_inference() else gradient._version

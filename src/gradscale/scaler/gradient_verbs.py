@@ -78,9 +78,7 @@ class GradientVerbs(AskedScaler):
             )
         with torch.no_grad():
             return clip_norm(
-                self._held,
                 self._step,
-                self._undo,
                 optimizers,
                 parameters,
                 max_norm,
@@ -126,7 +124,7 @@ class GradientVerbs(AskedScaler):
                 torch.nn.utils.clip_grad_value_(parameters, clip_value)
             return
         with torch.no_grad():
-            clip_value_(self._held, self._step, self._undo, optimizers, parameters, clip_value)
+            clip_value_(self._step, optimizers, parameters, clip_value)
 
     @eager
     def accumulate_(
@@ -174,7 +172,7 @@ class GradientVerbs(AskedScaler):
         """
         if not self._enabled:
             raise RuntimeError(SWITCHED_OFF)
-        accumulate(self._held, self._step, optimizer, weight, drop_overflow, divide_by)
+        accumulate(self._step, optimizer, weight, drop_overflow, divide_by)
 
     def expect(self, *optimizers: torch.optim.Optimizer) -> None:
         """Makes optimizers known that step less often than `update()` is called.
@@ -216,4 +214,4 @@ class GradientVerbs(AskedScaler):
             (0, None)
         """
         if self._enabled:
-            give_up(self._held, self._step, self._books)
+            give_up(self._step, self._books)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.policies.bits import MIN_SCALE
-from gradscale.policies.dynamic import Dynamic, DynamicState
-from gradscale.policies.policy import Observation, Policy, PolicyState, advance
+from gradscale.policies.dynamic import Dynamic
+from gradscale.policies.policy import Observation, Policy, advance
 from gradscale.policies.static import Static
 from gradscale.scaler.known_scale import KnownScale, lowest_factor
 from gradscale.scaler.order import NO_SCALE
@@ -48,7 +48,7 @@ class HeldScale:
             layerwise.use_functions(functions)
         self.tensor: Tensor | None = None
         self.tracker: Tensor | None = None
-        self.state: PolicyState | None = None
+        self.state: Any = None  # of the policy's own type, which knows it
         self.known = KnownScale()
         first: float | None = getattr(policy, "init_scale", None)
         self.init_scale = float(policy.init().scale if first is None else first)
@@ -82,9 +82,9 @@ class HeldScale:
         """A bound of S from below that costs nothing: from 1 on no quotient overflows."""
         return scale.item() if scale.is_cpu else self.known.at_least(scale)
 
-    def rebound(self) -> PolicyState:
+    def rebound(self) -> Any:
         """The policy's state, with tensors that other code has put into torch's attributes."""
-        state = cast(PolicyState, self.state)  # there since the first loss
+        state = self.state
         if state.scale is not self.tensor:
             state = state._replace(scale=self.tensor)
         tracker: Tensor | None = getattr(state, "growth_tracker", None)
@@ -110,7 +110,7 @@ class HeldScale:
         if isinstance(policy, Dynamic):
             # Two octaves above the floor a back-off cannot meet it, rounding included.
             high = clean or before * policy.backoff_factor > 2 * policy.min_scale
-            policy.update_(cast(DynamicState, state), observation, ignore, high)
+            policy.update_(state, observation, ignore, high)
         else:
             copy_state_(state, advance(policy, state, observation, ignore))
         if known is not None:
@@ -133,6 +133,14 @@ class HeldScale:
     def floor(self) -> float:
         """The lowest scale that the policy allows."""
         return getattr(self.policy, "min_scale", MIN_SCALE)
+
+    @property
+    def alarm_below(self) -> float:
+        """The scale below which the policy wants an alarm, at the first overflow that leads there.
+
+        0 without one.
+        """
+        return getattr(self.policy, "alarm_below", 0.0)
 
     @property
     def backoff_factor(self) -> float:

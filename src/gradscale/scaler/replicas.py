@@ -17,8 +17,9 @@ from gradscale.host_copies import HostCopies
 from gradscale.ranks import NoteStore, default_store, distributed
 
 EVERY = 100
-"""Updates between two digests. Half way between them they are compared: by then every rank has
-sent its own, since replicas are never further apart than the reduction of one step."""
+"""Updates between two digests, the first of which follows the first update. Half way between them
+they are compared: by then every rank has sent its own, since replicas are never further apart than
+the reduction of one step."""
 
 ATTEMPTS = 2
 """Digests in which a rank may find its like; one that has not is no replica, and asks no more."""
@@ -75,11 +76,6 @@ class Replicas:
         self._alike = 0
         self._attempts = 0
         self._warned = False
-
-    @staticmethod
-    def due(update: int) -> bool:
-        """Whether anything is to be done after this update; asked in every step."""
-        return update % (EVERY // 2) == 0 or update == 1
 
     def look(
         self,

@@ -15,6 +15,7 @@ from gradscale.entries import Entries, shown
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.outcomes.counters import Counters
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
+from gradscale.policies.frozen import frozen
 from gradscale.policies.policy import Policy, PolicyState
 from gradscale.scaler.state import VERSION, Fields, describe
 
@@ -143,7 +144,7 @@ def _built(described: Entries) -> Policy:
     settings = {
         setting: _built(config.entries(setting))
         if isinstance(value, Mapping) and "config" in value
-        else value
+        else frozen(value)
         for setting, value in config.held.items()
     }
     return kind(**settings)
@@ -168,7 +169,7 @@ def _differences(held: Entries, described: Entries | None, policy: Policy) -> li
 
 def _same(one: object, other: object) -> bool:
     # Of two tensors `==` gives a tensor, which is neither true nor false.
-    return not isinstance(one, Tensor) and bool(one == other)
+    return not isinstance(one, Tensor) and bool(frozen(one) == other)
 
 
 def _quoted(value: object) -> str:

@@ -54,7 +54,6 @@ def warn_of_sums(records: Records) -> None:
 
 
 def load(
-    held: HeldScale,
     step: CurrentStep,
     books: Books,
     saved: Mapping[str, object],
@@ -67,6 +66,7 @@ def load(
         raise ValueError(
             f"`load_state_dict(configuration={configuration!r})` must be 'keep' or 'restore'."
         )
+    held = step.held
     read = read_saved(saved, held.policy, restore=configuration == "restore" and bool(saved))
     if read.differing:
         warnings.warn(
@@ -81,4 +81,4 @@ def load(
         books.ledger.counters = read.counters
     if held.layerwise is not None and read.plans is not None:
         held.layerwise.take_over(read.plans)
-    step.follow(read.policy)
+    step.follow()

@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gradscale.gradients.flags import inverse
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
 from gradscale.layerwise.planner_argument import PlannerArgument, layerwise_of
@@ -21,7 +20,7 @@ from gradscale.scaler.advancing import end_step
 from gradscale.scaler.books import Books
 from gradscale.scaler.closures import ClosureStep, closure_in
 from gradscale.scaler.current_step import CurrentStep
-from gradscale.scaler.dividing import deliver, divide
+from gradscale.scaler.dividing import unscale_now
 from gradscale.scaler.eager import eager
 from gradscale.scaler.gradient_verbs import GradientVerbs
 from gradscale.scaler.held_scale import HeldScale
@@ -35,7 +34,7 @@ from gradscale.scaler.settings import (
 )
 from gradscale.scaler.stepping import divided_first, step_call, step_of_its_own, take_or_skip
 from gradscale.undo.degrees import Degrees, Way
-from gradscale.undo.readers import takes_scaler
+from gradscale.undo.readers import steps_fused, takes_scaler
 from gradscale.undo.undo import Undo
 
 Outputs = TypeVar("Outputs")
@@ -116,14 +115,12 @@ class GradScaler(GradientVerbs):
         self._enabled = enabled
         self._undo = Undo(undo, sync_free)
         plan = layerwise_of(layerwise, process_group)
-        self._held, self._step, self._books = (
-            HeldScale(chosen, plan, FunctionVerdicts(injected)),
-            CurrentStep(process_group),
-            Books(sync_free),
-        )
+        self._held = HeldScale(chosen, plan, FunctionVerdicts(injected))
+        self._step = CurrentStep(self._held, self._undo, process_group)
+        self._books = Books(sync_free)
         if on_skip is not None:
             self.on_skip(on_skip)
-        self._step.begin(chosen, plan)
+        self._step.begin()
 
     @eager
     def scale(self, outputs: Outputs, *, inputs: object = None) -> Outputs:
@@ -145,7 +142,7 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return outputs
-        return scaled(self._held, self._step, outputs, inputs)
+        return scaled(self._step, outputs, inputs)
 
     @eager
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
@@ -156,17 +153,14 @@ class GradScaler(GradientVerbs):
         """
         if not self._enabled:
             return
-        held, step = self._held, self._step
-        scale = held.tensor
+        step = self._step
+        scale = step.held.tensor
         if scale is None:
-            scale = scale_without_loss(held, step, optimizer, "unscale_")
+            scale = scale_without_loss(step, optimizer, "unscale_")
         record = step.records[id(optimizer)]
         if not record.untouched:
             refuse(record, "unscale_")
-        if record.sums is None:
-            divide(held, step, optimizer, record, inverse(scale))
-        else:
-            deliver(held, step, optimizer, record)
+        unscale_now(step, optimizer, record, scale)
 
     @eager
     def step(
@@ -193,23 +187,23 @@ class GradScaler(GradientVerbs):
         if not self._enabled:
             return step_call(optimizer, args, kwargs)()
         closure = closure_in(args, kwargs) if args or kwargs else None
-        held, step, undo = self._held, self._step, self._undo
-        if closure is None and held.tensor is None:
-            scale_without_loss(held, step, optimizer, "step")
+        step = self._step
+        if closure is None and step.held.tensor is None:
+            scale_without_loss(step, optimizer, "step")
         step.open()
         record = step.records[id(optimizer)]
-        untouched = record.untouched
+        untouched, fused = record.untouched, steps_fused(optimizer)
         if not untouched:
             refuse(record, "step")
-        if takes_scaler(optimizer):
+        if fused and takes_scaler(optimizer):
             call = step_call(optimizer, args, {**kwargs, "grad_scaler": self})
-            return step_of_its_own(held, step, optimizer, record, call)
-        if untouched and closure is None and divided_first(step, undo, optimizer, record):
+            return step_of_its_own(step, optimizer, record, call)
+        if untouched and closure is None and divided_first(step, optimizer, record):
             self.unscale_(optimizer)
         if closure is not None:
-            return ClosureStep(held, step, undo, optimizer, record).take(closure, args, kwargs)
+            return ClosureStep(step, optimizer, record).take(closure, args, kwargs)
         call = step_call(optimizer, args, kwargs) if args or kwargs else optimizer.step
-        return take_or_skip(held, step, undo, optimizer, record, call)
+        return take_or_skip(step, optimizer, record, call, fused)
 
     @eager
     def update(self, new_scale: float | Tensor | None = None) -> None:
@@ -226,7 +220,7 @@ class GradScaler(GradientVerbs):
             ValueError: if `new_scale` is zero, negative, subnormal, infinite or NaN.
         """
         if self._enabled:
-            end_step(self._held, self._step, self._books, new_scale)
+            end_step(self._step, self._books, new_scale)
 
     def on_skip(self, callback: Callable[[OptimizerOutcome], object]) -> None:
         """Calls `callback` with the outcome of every skipped step from now on."""

@@ -12,30 +12,26 @@ from torch import Tensor
 from gradscale.scaler.bare_step import BareStepWatch
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.given_up import Counts, look_for_new_step
-from gradscale.scaler.held_scale import HeldScale
 
 Outputs = TypeVar("Outputs")
 
 
-def scaled(held: HeldScale, step: CurrentStep, outputs: Outputs, inputs: object) -> Outputs:
+def scaled(step: CurrentStep, outputs: Outputs, inputs: object) -> Outputs:
     """A nesting of losses, multiplied by the scale; see `GradScaler.scale`."""
     evidence = step.evidence
     earlier = len(evidence.losses), len(evidence.inputs)
     if inputs is not None:
         evidence.inputs.append(inputs)
-    if isinstance(outputs, Tensor):
-        return cast(Outputs, _tensor(held, step, outputs, earlier))
-    return cast(Outputs, _nested(held, step, outputs, earlier))
+    return cast(Outputs, _nested(step, outputs, earlier))
 
 
-def scale_without_loss(
-    held: HeldScale, step: CurrentStep, optimizer: torch.optim.Optimizer, call: str
-) -> Tensor:
+def scale_without_loss(step: CurrentStep, optimizer: torch.optim.Optimizer, call: str) -> Tensor:
     """S. A stage of a pipeline whose loss another rank scales begins with it here.
 
     Raises:
         AssertionError: as torch's, if no loss has been scaled and there are no ranks that could.
     """
+    held = step.held
     if held.tensor is None and step.process_group is not None:
         scale = held.begin_on(optimizer.param_groups[0]["params"][0].device)
         if held.layerwise is not None:
@@ -43,12 +39,12 @@ def scale_without_loss(
     return held.ready(call)
 
 
-def _nested(held: HeldScale, step: CurrentStep, outputs: object, earlier: Counts) -> object:
+def _nested(step: CurrentStep, outputs: object, earlier: Counts) -> object:
     if isinstance(outputs, Tensor):
-        return _tensor(held, step, outputs, earlier)
+        return _tensor(step, outputs, earlier)
     if isinstance(outputs, Iterable) and not isinstance(outputs, str | bytes | Mapping):
         items = cast("Iterable[object]", outputs)
-        products = (_nested(held, step, item, earlier) for item in items)
+        products = (_nested(step, item, earlier) for item in items)
         if isinstance(outputs, list | tuple):
             return type(outputs)(products)  # pyright: ignore[reportUnknownVariableType]
         return products
@@ -58,7 +54,8 @@ def _nested(held: HeldScale, step: CurrentStep, outputs: object, earlier: Counts
     )
 
 
-def _tensor(held: HeldScale, step: CurrentStep, output: Tensor, earlier: Counts) -> Tensor:
+def _tensor(step: CurrentStep, output: Tensor, earlier: Counts) -> Tensor:
+    held = step.held
     scale, layerwise = held.tensor, held.layerwise
     if scale is None:
         scale = held.begin_on(output.device)

@@ -193,6 +193,7 @@ def present_device(device: str | torch.device | int | None) -> str:
 
     Raises:
         TypeError: if it is no device.
+        ValueError: if torch knows no device of this name.
     """
     if device is None or (isinstance(device, int) and not isinstance(device, bool)):
         return cast(str, device)  # a rank, say; torch takes it, and looks at its type only
@@ -201,16 +202,29 @@ def present_device(device: str | torch.device | int | None) -> str:
             f"`GradScaler({type(device).__name__})`: the first argument is a device, such as "
             '"cuda". Optimizers are given to `scaler.step(optimizer)`.'
         )
-    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        # Torch's own words list the twenty names that it reserves, and not the call.
+        raise ValueError(
+            f"`GradScaler({device!r})`: torch knows no device of this name. Pass "
+            f'{_accelerator()!r}, which is there, or another such as "cuda:1".'
+        ) from None
+    if kind != "cuda" or torch.cuda.is_available():
         return cast(str, device)
-    accelerator = torch.accelerator.current_accelerator()
-    present = accelerator.type if accelerator is not None else "cpu"
+    present = _accelerator()
     warnings.warn(
         f"`GradScaler({device!r})`: CUDA is not available; scaling goes on on {present!r}. Pass "
         f"device={present!r} to say so, or `enabled=False` to switch scaling off.",
         stacklevel=3,
     )
     return present
+
+
+def _accelerator() -> str:
+    """The kind of accelerator that is there; the CPU without one."""
+    accelerator = torch.accelerator.current_accelerator()
+    return "cpu" if accelerator is None else accelerator.type
 
 
 def check_scale(call: str, scale: float) -> None:

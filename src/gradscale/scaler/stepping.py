@@ -16,11 +16,8 @@ from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, keep, quotient_overflowed, with_quotients
 from gradscale.scaler.fused import step_deciding
-from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.record import Record
-from gradscale.undo.readers import steps_fused
 from gradscale.undo.select import mark_taken, prepared, selected
-from gradscale.undo.undo import Undo
 
 StepCall = Callable[[], float | None]
 """An optimizer's own `step`, with all that it is given."""
@@ -33,32 +30,29 @@ def step_call(
     return partial(cast("Callable[..., float | None]", optimizer.step), *args, **kwargs)
 
 
-def divided_first(
-    step: CurrentStep, undo: Undo, optimizer: torch.optim.Optimizer, record: Record
-) -> bool:
+def divided_first(step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record) -> bool:
     """Whether gradients that are as backward left them are to be divided before the step."""
     if record.sums is not None:
         return True
-    return not (undo.by_itself(optimizer) and step.gradients.deferrable(optimizer))
+    return not (step.undo.by_itself(optimizer) and step.gradients.deferrable(optimizer))
 
 
 def take_or_skip(
-    held: HeldScale,
     step: CurrentStep,
-    undo: Undo,
     optimizer: torch.optim.Optimizer,
     record: Record,
     call: StepCall,
+    fused: bool,
 ) -> float | None:
-    """Steps an optimizer, unless a gradient of it is not finite."""
-    if steps_fused(optimizer):
-        result = _fused_step(held, step, optimizer, record, call)
-    elif undo.sync_free and prepared(optimizer):
-        result = _selected_step(held, step, optimizer, record, call)
+    """Steps an optimizer, which may be fused, unless a gradient of it is not finite."""
+    if fused:
+        result = _fused_step(step, optimizer, record, call)
+    elif step.undo.sync_free and prepared(optimizer):
+        result = _selected_step(step, optimizer, record, call)
     else:
-        if undo.absorbs and record.untouched:
-            keep(held, step, undo, optimizer, record)
-        result = host_step(held, step, undo, optimizer, record, call)
+        if step.undo.absorbs and record.untouched:
+            keep(step, optimizer, record)
+        result = host_step(step, optimizer, record, call)
     record.stepped()
     return result
 
@@ -80,14 +74,10 @@ def outcome_of(
 
 
 def host_step(
-    held: HeldScale,
-    step: CurrentStep,
-    undo: Undo,
-    optimizer: torch.optim.Optimizer,
-    record: Record,
-    call: StepCall,
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, call: StepCall
 ) -> float | None:
     """A step that the host decides, with one read; torch's `_maybe_opt_step`."""
+    held, undo = step.held, step.undo
     if undo.absorbs:
         undo.accept(optimizer)  # before anything is entered
     flags = list(record.flags.values())
@@ -113,16 +103,12 @@ def host_step(
 
 
 def _selected_step(
-    held: HeldScale,
-    step: CurrentStep,
-    optimizer: torch.optim.Optimizer,
-    record: Record,
-    call: StepCall,
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, call: StepCall
 ) -> float | None:
     """A step that the device takes or leaves: nothing is read on the host."""
-    scale = held.ready("step")
+    scale = step.held.ready("step")
     flags = record.flags
-    if held.at_least(scale) < 1:
+    if step.held.at_least(scale) < 1:
         flags = with_quotients(step, optimizer, scale, record)
     found_inf = combined(list(flags.values()), scale.device)
     outcome_of(step, optimizer, record, [found_inf], scale.clone())
@@ -131,21 +117,17 @@ def _selected_step(
 
 
 def _fused_step(
-    held: HeldScale,
-    step: CurrentStep,
-    optimizer: torch.optim.Optimizer,
-    record: Record,
-    call: StepCall,
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, call: StepCall
 ) -> float | None:
     """A step that the optimizer's own kernel takes or leaves, dividing on the way."""
-    scale = held.ready("step")
+    scale = step.held.ready("step")
     on_cpu = scale.is_cpu
     # On an accelerator `update` changes the scale before anybody reads this one.
     at = scale if on_cpu else scale.clone()
     divisor = record.divisor
     if record.untouched:
-        flags, divisor = check_fused(held, step, optimizer, record), at
-    elif divisor is None and held.at_least(scale) < 1:
+        flags, divisor = check_fused(step, optimizer, record), at
+    elif divisor is None and step.held.at_least(scale) < 1:
         flags = with_quotients(step, optimizer, scale, record)
     else:
         flags = record.flags
@@ -161,16 +143,11 @@ def _fused_step(
 
 
 def step_of_its_own(
-    held: HeldScale,
-    step: CurrentStep,
-    optimizer: torch.optim.Optimizer,
-    record: Record,
-    call: StepCall,
+    step: CurrentStep, optimizer: torch.optim.Optimizer, record: Record, call: StepCall
 ) -> float | None:
     """A step by torch's older contract: the optimizer asks the scaler, divides and decides.
 
     Args:
-        held: the scale.
         step: the one under way.
         optimizer: whose `step` takes `grad_scaler`.
         record: of it.
@@ -183,7 +160,7 @@ def step_of_its_own(
         stacklevel=level_of_caller(),
     )
     result = call()
-    scale = held.ready("step")
+    scale = step.held.ready("step")
     flags = list(record.flags.values())
     if flags:  # the optimizer had them checked
         found_inf = combined(flags, scale.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,19 +162,13 @@ class Summary:
 
     def to_json(self) -> JsonObject:
         """The fields by name, spreads as ``mean`` and ``sd``."""
-        spreads = {
-            name: value._asdict() if value is not None else None
-            for name, value in (
-                ("loss", self.loss),
-                ("loss_minus_float32", self.versus),
-                ("metric", self.metric),
-                ("lost_share", self.lost_share),
-            )
-        }
         return {
             "loss_divisor": self.loss_divisor,
             **self.row._asdict(),
-            **spreads,
+            "loss": self.loss._asdict(),
+            "loss_minus_float32": self.versus._asdict(),
+            "metric": self.metric._asdict(),
+            "lost_share": None if self.lost_share is None else self.lost_share._asdict(),
             "skipped": self.skipped,
             "steps": self.steps,
             "final_scales": self.scales,
@@ -189,38 +184,36 @@ def summaries_of(comparison: Comparison, results: dict[Path, RunResult]) -> list
         results: every run's result, by its folder.
     """
     groups: dict[tuple[float, Candidate], list[RunResult]] = {}
-    steps: dict[tuple[float, Candidate], int] = {}
+    steps = Counter[tuple[float, Candidate]]()
     for planned in comparison.runs():
         key = planned.settings.loss_divisor, planned.row
         groups.setdefault(key, []).append(results[planned.folder])
-        steps[key] = steps.get(key, 0) + planned.settings.steps
+        steps[key] += planned.settings.steps
     truth = Candidate("fp32", "none")
     return [_summary(key, runs, groups[key[0], truth], steps[key]) for key, runs in groups.items()]
 
 
 def _summary(
-    key: tuple[float, Candidate],
-    runs: list[RunResult],
-    truth: list[RunResult],
-    steps: int,
+    key: tuple[float, Candidate], runs: list[RunResult], truth: list[RunResult], steps: int
 ) -> Summary:
     losses = [float(run["loss"]) for run in runs]
     true = [float(run["loss"]) for run in truth]
     lost = [run["lost_share"] for run in runs if run["lost_share"] is not None]
     times = [run["ms_per_step"] for run in runs if run["ms_per_step"] is not None]
-    skipped: dict[str, int] = {}
+    skipped = Counter[str]()
     for run in runs:
-        for reason, count in run["reasons"].items():
-            skipped[reason] = skipped.get(reason, 0) + count
+        skipped.update(run["reasons"])
     return Summary(
         loss_divisor=key[0],
         row=key[1],
         loss=Spread.of(losses),
+        # By seed: what the seeds have in common, as the order of the data, does not count.
         versus=Spread.of([ours - theirs for ours, theirs in zip(losses, true, strict=True)]),
         metric=Spread.of([float(run["metric"]) for run in runs]),
         lost_share=Spread.of(lost) if lost else None,
-        skipped=skipped,
+        skipped=dict(skipped),
         steps=steps,
         scales=tuple(float(run["final_scale"]) for run in runs),
-        ms_per_step=min(times) if times else None,
+        # What else the machine did can only have made it slower.
+        ms_per_step=min(times, default=None),
     )

@@ -140,6 +140,7 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
+                # Half a line would be taken for the beginning of the next one.
                 os.ftruncate(file.fileno(), before)
                 raise
 
@@ -150,7 +151,10 @@ class RunFolder:
         step = 0
         if checkpoint.exists():
             with damaged(checkpoint, RESTART):
-                _check_regular(checkpoint.resolve())
+                # `torch.load` would wait for the other end of a pipe.
+                obstacle = in_the_way(checkpoint.resolve())
+                if obstacle:
+                    raise ValueError(obstacle)
                 loaded = torch.load(checkpoint, map_location=device, weights_only=True)
                 state, step = cast(TrialState, loaded), int(loaded["step"])
         self._cut(step)
@@ -166,9 +170,3 @@ class RunFolder:
             kept = sum(len(line) for line, _ in zip(lines, range(count), strict=False))
             with writing(path):
                 os.ftruncate(file.fileno(), kept)
-
-
-def _check_regular(path: Path) -> None:
-    obstacle = in_the_way(path)
-    if obstacle:
-        raise ValueError(obstacle)

@@ -60,32 +60,19 @@ def run(
         on_resume(settings.steps)
         return finished
     with only_writer(folder.path):
-        return _run(settings, data, folder, on_step, on_resume, stop, save_every, record)
-
-
-def _run(
-    settings: Settings,
-    data: Data,
-    folder: RunFolder,
-    on_step: Callable[[StepRecord], None],
-    on_resume: Callable[[int], None],
-    stop: Callable[[], bool],
-    save_every: int | None,
-    record: bool,
-) -> RunResult:
-    folder.write_settings(settings)
-    _make_deterministic(settings)
-    trial = Trial(settings, data)
-    state = folder.load(settings.device)
-    if state is not None:
-        with damaged(folder.path / "checkpoint.pt", RESTART):
-            trial.load_state_dict(state)
-        on_resume(trial.step)
-    with recorded(trial, folder.path, wanted=record):
-        _train(trial, folder, on_step, stop, save_every)
-    result = _result(trial)
-    folder.write_result(result)
-    return result
+        folder.write_settings(settings)
+        _make_deterministic(settings)
+        trial = Trial(settings, data)
+        state = folder.load(settings.device)
+        if state is not None:
+            with damaged(folder.path / "checkpoint.pt", RESTART):
+                trial.load_state_dict(state)
+            on_resume(trial.step)
+        with recorded(trial, folder.path, wanted=record):
+            _train(trial, folder, on_step, stop, save_every)
+        result = _result(trial)
+        folder.write_result(result)
+        return result
 
 
 def _make_deterministic(settings: Settings) -> None:

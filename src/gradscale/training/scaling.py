@@ -10,7 +10,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.plans import Adaptive, Planner, Windows
-from gradscale.policies import Guarded, Policy, Static
+from gradscale.policies import Guarded, Policy, Recovering, Static
 from gradscale.policies.by_name import BY_NAME, POLICIES
 from gradscale.scaler import GradScaler
 
@@ -52,15 +52,16 @@ def make_policy(name: str, init_scale: float | None, format: str = "fp16") -> Po
 
 
 def _adapted(policy: Policy, init_scale: float | None, format: str) -> Policy:
-    changes: dict[str, object] = {}
-    names = {field.name for field in fields(policy)}  # pyright: ignore[reportArgumentType]
+    if isinstance(policy, Recovering):
+        return replace(policy, policy=_adapted(policy.policy, init_scale, format))
     if isinstance(policy, Guarded):
         inner = _adapted(policy.policy, init_scale, format)
         guard = policy.guard if init_scale is None else replace(policy.guard, init_scale=init_scale)
         return Guarded(inner, guard)
+    changes: dict[str, object] = {}
     if init_scale is not None:
         changes["scale" if isinstance(policy, Static) else "init_scale"] = init_scale
-    if "format" in names:
+    if "format" in {field.name for field in fields(policy)}:  # pyright: ignore[reportArgumentType]
         changes["format"] = format
     return replace(policy, **changes)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
 
@@ -75,6 +76,7 @@ def make_scaler(
     if name == "torch":
         return TorchScaler(kind, init_scale=2.0**16 if init_scale is None else init_scale)
     if name in PLANNERS:
+        # The plan sets the scale; the policy is what backs off where the plan was wrong.
         guard = make_policy("dynamic", init_scale)
         return GradScaler(kind, policy=guard, layerwise=PLANNERS[name]())
     return GradScaler(kind, policy=make_policy(name, init_scale, format))

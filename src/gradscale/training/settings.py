@@ -107,7 +107,6 @@ def settings_for(recipe: str, **given: Any) -> Settings:
         "steps": defaults.steps,
         "batch_size": defaults.batch_size,
         "lr": defaults.lr,
-        "loss_divisor": defaults.loss_divisor,
         "device": default_device(),
         "threads": defaults.threads or torch.get_num_threads(),
     }
@@ -139,6 +138,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**31, "must lie in [0, 2^31)"),
     "lr": (_positive, "must be a positive number"),
     "loss_divisor": (_positive, "must be a positive number"),
+    # Where the scale and its reciprocal are normal numbers of float32.
     "init_scale": (lambda value: 2.0**-126 <= value < 2.0**128, "must lie in [2^-126, 2^128)"),
     "threads": (_positive, "must be at least 1"),
     "emulate": (("auto", "on", "off").__contains__, "must be one of auto, on, off"),

@@ -27,6 +27,7 @@ class StopRequest:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remember the signal, and leave the next one to the default action."""
+        # A run that hangs must still be stoppable from the keyboard.
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 

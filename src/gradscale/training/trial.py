@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradscale.formats import FloatFormat
 from gradscale.metrics.lost_count import LostCount, count_lost
@@ -114,6 +114,7 @@ class Trial:
         self.optimizer.zero_grad(set_to_none=True)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings.steps, settings.lr)
+        # Before the step's own pass and from the same random state, so that dropout agrees.
         true = self._reference(batch) if self._sample_is_due() else None
         started = time.perf_counter()
         loss, stored = self._backward(batch, sampling=true is not None)
@@ -140,18 +141,16 @@ class Trial:
     def _sample_is_due(self) -> bool:
         if self.settings.format == "fp32":
             return False
+        # Counted, not matched: a sample whose step was skipped is taken at the next one.
         steps = self.settings.steps
         due = sum(
             self.step >= steps * (2 * i + 1) // (2 * LOST_SAMPLES) for i in range(LOST_SAMPLES)
         )
         return self.samples < due
 
-    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.recipe.loss(model, batch)
-
     def _reference(self, batch: Batch) -> Gradients:
-        divisor = self.settings.loss_divisor
-        return reference(self.model, lambda model: self._loss(model, batch) / divisor)
+        loss, divisor = self.recipe.loss, self.settings.loss_divisor
+        return reference(self.model, lambda model: loss(model, batch) / divisor)
 
     def _backward(self, batch: Batch, *, sampling: bool) -> tuple[Tensor, Gradients | None]:
         """The undivided loss, and all gradients as stored if `sampling`."""
@@ -159,11 +158,12 @@ class Trial:
         with ExitStack() as stack:
             stored = stack.enter_context(capture_gradients(self.model)) if sampling else None
             with computing_in(settings.format, settings.device, settings.emulate):
-                loss = self._loss(self.model, batch)
+                loss = self.recipe.loss(self.model, batch)
                 divided = loss / settings.loss_divisor
                 scaled = divided if self.scaler is None else self.scaler.scale(divided)
                 scaled.backward()
         if stored is not None:
+            # Before they are unscaled: what the format has flushed, and nothing else, is a zero.
             stored.scale = 1.0 if self.scaler is None else self.scaler.get_scale()
             named = self.model.named_parameters()
             stored.parameters = {n: p.grad.clone() for n, p in named if p.grad is not None}

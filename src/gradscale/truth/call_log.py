@@ -99,6 +99,7 @@ class CallLog:
         def look(produced: Sequence[Tensor | None], arrived: Sequence[Tensor | None]) -> None:
             if self.backward is not None:
                 return
+            # What arrived first: the sum of two finite gradients may overflow between their nodes.
             for source in (arrived, produced):
                 for tensor in source:
                     bad = 0 if tensor is None else nonfinite(tensor)

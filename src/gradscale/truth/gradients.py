@@ -90,7 +90,7 @@ def capture_gradients(model: nn.Module) -> Generator[Gradients]:
     """
     found = Gradients()
     calls: dict[str, int] = {}
-    made: dict[tuple[Node, int], None] = {}
+    made: set[tuple[Node, int]] = set()
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
@@ -98,8 +98,9 @@ def capture_gradients(model: nn.Module) -> Generator[Gradients]:
             call = calls.get(name, 0)
             for index, tensor in enumerate(tensors_in(output)):
                 node, number = tensor.grad_fn, tensor.output_nr
+                # Where it was made, not where it is passed on: it would count once a container.
                 if node is not None and (node, number) not in made:
-                    made[node, number] = None
+                    made.add((node, number))
                     calls[name] = call + 1
                     _collect(found, Output(name, call, index), node, number)
 

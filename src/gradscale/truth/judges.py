@@ -32,6 +32,7 @@ def by_truth(pair: Pair, format: FloatFormat, counts: Counts) -> Found:
     del counts
     true = cast(Tensor, pair.other).reshape(pair.held.shape)
     held = pair.read(format)
+    # An infinity in the reference is the model's own: no format is to blame for the zero.
     lost = (true != 0) & (held == 0) & torch.isfinite(true)
     lost &= _told(pair, true)
     if bool(torch.isfinite(held).logical_and_(held != 0).any()):
@@ -74,6 +75,7 @@ def by_octaves(stored: Gradients, format: FloatFormat) -> Judge:
     def judge(pair: Pair, format: FloatFormat, counts: Counts) -> Found:
         if id(pair.held) in gone:
             return Found(counts.zero, counts)
+        # Two roundings: into storage, where nobody saw what went, and then, by a product, from it.
         whole = with_flushed(counts, pair.storage(format), exponent)
         unseen = max(0, whole.nonzero - counts.nonzero)
         read = round(flushed_share(counts, format, exponent) * counts.nonzero)

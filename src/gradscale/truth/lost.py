@@ -18,7 +18,7 @@ from gradscale.truth.nonfinite import Scales, scale_to_run_at
 from gradscale.truth.one_pass import Loss, one_pass
 from gradscale.truth.probe import probe
 from gradscale.truth.reference import Precision, reference
-from gradscale.truth.rows_of import places, rows_of
+from gradscale.truth.rows_of import Judge, RowTensors, places, row_of
 from gradscale.watching.rows import Row
 
 HOW = {
@@ -163,8 +163,7 @@ def measure_lost(
         pairs, judge = places(stored, higher, stored.zeros), by_probe(higher.scale)
     else:
         pairs, judge = places(stored, None, stored.zeros), by_octaves(stored, narrow)
-    rows = rows_of(pairs, narrow, scale, method, judge)
-    return Lost(_worst_first(rows), method, narrow.name, scale)
+    return _lost(pairs, narrow, scale, method, judge)
 
 
 def compared(true: Gradients, stored: Gradients, format: FloatFormat | None = None) -> Lost:
@@ -183,9 +182,12 @@ def compared(true: Gradients, stored: Gradients, format: FloatFormat | None = No
     """
     format = format or stored.format
     pairs = places(stored, true, true.zeros)
-    rows = rows_of(pairs, format, stored.scale, "reference", by_truth)
-    return Lost(_worst_first(rows), "reference", format.name, stored.scale)
+    return _lost(pairs, format, stored.scale, "reference", by_truth)
 
 
-def _worst_first(rows: list[Row]) -> tuple[Row, ...]:
-    return tuple(sorted(rows, key=lambda row: (row.negligible, -row.flushed)))
+def _lost(
+    places: list[RowTensors], format: FloatFormat, scale: float, method: Way, judge: Judge
+) -> Lost:
+    rows = [row_of(place, format, scale, method, judge) for place in places]
+    rows.sort(key=lambda row: (row.negligible, -row.flushed))
+    return Lost(tuple(rows), method, format.name, scale)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -16,6 +14,7 @@ from gradscale.files.json_text import JsonObject
 from gradscale.truth.call_log import CallLog, Spot, nonfinite
 from gradscale.truth.one_pass import Loss, checked_loss
 from gradscale.truth.untouched import no_gradients, untouched
+from gradscale.truth.wider import eagerly
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,7 @@ def find_nonfinite(model: nn.Module, loss: Loss, scale: float | Scales = 1.0) ->
         >>> spot.forward is None, spot.backward.operation
         (True, 'SqrtBackward0')
     """
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(untouched(model))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+    with eagerly(), untouched(model), torch.inference_mode(False), torch.enable_grad():
         return _hunt(model, loss, scale_to_run_at(scale))
 
 

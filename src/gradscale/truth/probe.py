@@ -57,5 +57,4 @@ def _headroom(stored: Gradients, format: FloatFormat) -> int:
 
 
 def _amax(tensor: Tensor) -> float:
-    finite = tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0)
-    return float(finite.max())
+    return float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())

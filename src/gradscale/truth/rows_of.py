@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import window_of
-from gradscale.truth.gradients import Gradients, Output
+from gradscale.truth.gradients import Gradients
 from gradscale.watching.rows import Method, Row, RowKind
 
 
@@ -80,45 +80,33 @@ def places(
     stored: Gradients, other: Gradients | None, zeros: dict[str, Tensor]
 ) -> list[RowTensors]:
     """Parameters and modules of a pass, in order; what only one of two passes has is left out."""
-    found = [
-        RowTensors(
-            name, "parameter", (Pair(held, _get(other, name), zeros.get(name), parameter=True),)
-        )
-        for name, held in stored.parameters.items()
-        if other is None or name in other.parameters
-    ]
+    there = Gradients() if other is None else other
+    found: list[RowTensors] = []
+    for name, held in stored.parameters.items():
+        if other is None or name in there.parameters:
+            pair = Pair(held, there.parameters.get(name), zeros.get(name), parameter=True)
+            found.append(RowTensors(name, "parameter", (pair,)))
     by_module: dict[str, list[Pair]] = {}
     for output, held in stored.modules.items():
-        if other is None or output in other.modules:
-            pair = Pair(held, _get(other, output), product=output in stored.products)
+        if other is None or output in there.modules:
+            pair = Pair(held, there.modules.get(output), product=output in stored.products)
             by_module.setdefault(output.module, []).append(pair)
     return [*found, *(RowTensors(name, "module", tuple(by_module[name])) for name in by_module)]
 
 
-def _get(gradients: Gradients | None, key: str | Output) -> Tensor | None:
-    if gradients is None:
-        return None
-    found = gradients.modules if isinstance(key, Output) else gradients.parameters
-    return found.get(key)  # type: ignore[arg-type]
-
-
-def rows_of(
-    places: Iterable[RowTensors], format: FloatFormat, scale: float, method: Method, judge: Judge
-) -> list[Row]:
-    """One row a place.
+def row_of(
+    place: RowTensors, format: FloatFormat, scale: float, method: Method, judge: Judge
+) -> Row:
+    """The row of a place.
 
     Args:
-        places: from `places`.
+        place: one of `places`.
         format: what backward products read their gradient in; the rest is stored in it, too, unless
             it is narrower than 16 bits: then in float16.
         scale: of the pass.
         method: what to say about the numbers.
         judge: how many elements of a tensor are lost.
     """
-    return [_row(place, format, scale, method, judge) for place in places]
-
-
-def _row(place: RowTensors, format: FloatFormat, scale: float, method: Method, judge: Judge) -> Row:
     narrow = any(pair.product for pair in place.pairs)
     shown = format if narrow else place.pairs[0].storage(format)
     seen, true, flushed = Counts(), Counts(), 0

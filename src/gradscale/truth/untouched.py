@@ -32,6 +32,7 @@ def untouched(model: nn.Module, dtype: torch.dtype | None = None) -> Generator[N
     """
     parameters = list(model.parameters())
     with ExitStack() as stack:
+        # Gradients go before parameters change their dtype, and come back after it.
         stack.enter_context(same_random_numbers())
         stack.enter_context(_spare_buffers(model, dtype))
         stack.enter_context(no_gradients(parameters))
@@ -62,8 +63,7 @@ def no_gradients(leaves: Iterable[Tensor]) -> Generator[None]:
 def _taken(leaf: Tensor) -> tuple[Tensor | None, Tensor | None, dict[int, object]]:
     grad = leaf.grad
     # Among several ranks a gradient may be a view of a bucket that the next pass writes to.
-    shared = grad is not None and torch.distributed.is_available()
-    shared = shared and torch.distributed.is_initialized()
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
     values = grad.detach().clone() if grad is not None and shared else None
     leaf.grad = None
     registered: dict[int, object] | None = getattr(leaf, "_post_accumulate_grad_hooks", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -37,15 +37,20 @@ def wider(dtype: torch.dtype = torch.float32) -> Generator[None]:
         torch.float32
     """
     with ExitStack() as stack:
-        # Whoever compiled something has loaded this; nobody else need wait for it.
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())
         stack.enter_context(suspended())
         if dtype != torch.float32:
             for kind in _device_types():
                 stack.enter_context(torch.autocast(kind, dtype))
         stack.enter_context(_Wider(dtype))
         yield
+
+
+def eagerly() -> AbstractContextManager[object]:
+    """Compiled code runs as it was written: what is inside a graph is seen by nobody."""
+    # Whoever compiled something has loaded this; nobody else need wait for it.
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 class _Wider(TorchFunctionMode):

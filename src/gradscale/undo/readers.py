@@ -16,9 +16,7 @@ def steps_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def takes_scaler(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its `step` wants the scaler itself, as torch's older contract has it."""
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return False  # as `steps_fused`, without the call, in every step
+    """Whether the `step` of a fused one wants the scaler itself: torch's older contract."""
     return _takes_scaler(getattr(optimizer.step, "__func__", None))
 
 

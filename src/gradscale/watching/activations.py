@@ -66,11 +66,13 @@ class Activations:
     def _hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             del module, args
+            # While Dynamo traces, counting would become a part of the compiled code.
             if torch.compiler.is_compiling() or not self._wanted():
                 return
             # A forward pass inside of a backward pass is checkpointing's.
             recomputed = current_pass() >= 0
             if not recomputed:
+                # Without gradients, too: the first pass of a reentrant checkpoint knows the order.
                 self._taken.pass_through(name)
             if torch.is_grad_enabled() and (not recomputed or _in_reentrant()):
                 for tensor in tensors_in(output):
@@ -108,6 +110,8 @@ class Taken:
         with torch.no_grad():
             if key not in self._rows:
                 self._rows[key] = empty_counts(1, tensor.device)[0]
+            # The tie at half the smallest subnormal, a power of two, goes to zero: where a format
+            # still holds what narrower ones flush, an octave therefore includes its upper end.
             count_into(self._rows[key], tensor, ceil=key[1] in ("fp32", "bf16"))
 
     @property
@@ -145,6 +149,7 @@ class Taken:
 
 def _visible(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that run as Python calls: a compiled one hides what is inside."""
+    # Not `named_modules()`, which goes on into compiled ones.
     ahead: list[tuple[str, nn.Module]] = [("", model)]
     seen: set[int] = set()
     while ahead:

@@ -69,6 +69,7 @@ class Attaching:
             return None
         walked = walk(roots)
         self._warn_of_closed(walked)
+        # Anew in each measured pass: parameters may have been replaced since, as FSDP does.
         names = parameter_names(self._model)
         spots = self._spots(walked.graph, names, emulating(roots))
         if not spots:

@@ -72,6 +72,7 @@ class Flags:
         }
 
     def _stacked(self) -> list[tuple[tuple[int, ...], Tensor]]:
+        # In the order of the places, so that all ranks reduce them alike.
         by_device: dict[torch.device, list[int]] = {}
         for index in sorted(self._flags):
             by_device.setdefault(self._flags[index].device, []).append(index)

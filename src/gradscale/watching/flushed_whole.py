@@ -51,12 +51,13 @@ def flushed_whole(outputs: Iterable[Passed], parameters: Iterable[Passed]) -> se
     """
     gone: set[Hashable] = set()
     weak: dict[str, bool] = {}
-    before = False
+    before = False  # nothing precedes the loss: where zeros come first, they are true
     for passed in outputs:
         if passed.near is not None:
             before = passed.near
         elif before:
             gone.add(passed.key)
+        # A module that is used twice has to be near the end both times: its gradients are added.
         if passed.module is not None:
             weak[passed.module] = weak.get(passed.module, True) and before
     empty = (passed for passed in parameters if passed.near is None)
@@ -74,17 +75,14 @@ def vanished_sights(sights: Iterable[Sight]) -> set[Hashable]:
     Args:
         sights: in backward order.
     """
-    sights = list(sights)
-    outputs = [
-        Passed(sight.key, sight.name if sight.kind == "module" else None, _near(sight))
-        for sight in sights
-        if sight.kind != "parameter"
-    ]
-    parameters = [
-        Passed(sight.key, sight.name.rpartition(".")[0], _near(sight))
-        for sight in sights
-        if sight.kind == "parameter"
-    ]
+    outputs: list[Passed] = []
+    parameters: list[Passed] = []
+    for sight in sights:
+        if sight.kind == "parameter":
+            parameters.append(Passed(sight.key, sight.name.rpartition(".")[0], _near(sight)))
+        else:  # a cast is nobody's output
+            module = sight.name if sight.kind == "module" else None
+            outputs.append(Passed(sight.key, module, _near(sight)))
     return flushed_whole(outputs, parameters)
 
 

@@ -21,16 +21,6 @@ UNSEEN = 12  # as `flushed_whole.NEAR`: what one product may take away
 _WIDE_EXPONENT_BITS = 8
 
 
-def native_format(sights: Iterable[Sight], default: str) -> str | None:
-    """The format to judge all sights for, if no format is asked for.
-
-    Returns:
-        None, each in the format that it really has, if any is narrower than float32; `default`
-        where all of a run is float32.
-    """
-    return None if is_narrow(sights) else default
-
-
 def is_narrow(sights: Iterable[Sight]) -> bool:
     """Whether anything was held in less than float32, so that zeros need not be true ones."""
     return any(part.native != "fp32" for sight in sights for part in sight.parts)
@@ -66,11 +56,12 @@ def judge(
     seen, whole, flushed, exact = Counts(), Counts(), 0, True
     for part, counts in sight.parts.items():
         true, is_exact = _true(part, counts, target)
-        stored = part.exponent if at is None or activation else at
+        stored = part.exponent if at is None or activation else at  # no scale moves an activation
         seen, whole, exact = seen + counts, whole + true, exact and is_exact
         flushed += _lost(true, target, stored)
     window = window_of(whole, target)
     if vanished:
+        # All of it, as far as anybody knows; nothing is left to tell a window by.
         flushed, exact = seen.zero, False
         window = Window(lo=min(FAR, _exponent(sight) + UNSEEN))
     return Row(
@@ -99,6 +90,7 @@ def _true(part: StoredAs, counts: Counts, target: FloatFormat) -> tuple[Counts, 
     wide = stored.exponent_bits >= _WIDE_EXPONENT_BITS and (
         part.stored == "fp32" or target.exponent_bits < _WIDE_EXPONENT_BITS
     )
+    # Counted before it was rounded, or stored in a format that holds all that the target loses.
     if before or wide:
         return counts, True
     return with_flushed(counts, stored, part.exponent, prior=PRIOR), False

@@ -60,6 +60,7 @@ class MeasuredPass:
 
     def end(self) -> None:
         """The pass has ended: the hooks go, and a plan's exponents are taken down."""
+        # Nodes are let go of with it, or they would keep the graph and its activations alive.
         self.measuring.remove()
         self._recognizing.end()
         if self._ended is not None:
@@ -71,6 +72,7 @@ class MeasuredPass:
 
     def _cleaned(self, index: int, tensor: Tensor) -> Tensor:
         spot = self._spots[index]
+        # Sums are known of parameters only; a subclass or a sparse gradient has no plain `where`.
         if spot.kind != "parameter" or type(tensor) is not Tensor or tensor.layout != torch.strided:
             return tensor
         with torch.no_grad():

@@ -53,6 +53,7 @@ class Negligible:
             walked: its graph and live nodes.
             names: of the model's parameters, by `id`.
         """
+        # Looking takes reductions of whole gradients, so only the first passes do.
         sums = Cancellations(walked) if self._passes < PASSES else None
         self._passes += 1
         return Recognizing(self._known, sums, {name.name: key for key, name in names.items()})
@@ -90,6 +91,7 @@ class Recognizing:
         sums = None if self._sums is None else self._sums._sums.get(self._keys.get(name, 0))
         found = None if sums is None else sums.negligible()
         if found is not None:
+            # Both passes must say so: a random sum is that small in one pass of twenty.
             self._known[name] = known = found if known is None else found & known
         return known
 

@@ -43,7 +43,7 @@ class _Listeners:
                 # Nobody listens, or a replacement of ours further up has told of this call.
                 return original(tensors, *args, **kwargs)
             with ExitStack() as stack:
-                for around in tuple(self.all):
+                for around in tuple(self.all):  # whoever listens may stop while it is told
                     stack.enter_context(around(tensors))
                 _CALL.telling = here
                 try:

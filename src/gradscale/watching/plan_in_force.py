@@ -17,6 +17,7 @@ class PlanInForce:
     def __init__(self, layerwise: Layerwise, whole: Walk) -> None:
         self._layerwise = layerwise
         self._partial = layerwise._entry.partial_passes
+        # The scaler plans from the loss down; a pass may begin above it, at the loss times a scale.
         places = {node: number for number, node in enumerate(whole.nodes)}
         entries = [node for node in layerwise._entry.nodes() if node in places]
         self._places: list[int] = []

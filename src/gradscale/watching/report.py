@@ -12,7 +12,6 @@ from typing import overload
 from gradscale.files.json_text import JsonObject
 from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.metrics.lost_count import LostBetween, count_lost, lost_between
-from gradscale.watching.ranking import badness
 from gradscale.watching.rows import Method, Row, RowKind
 from gradscale.watching.table import WIDTH, table
 
@@ -60,7 +59,7 @@ class WatchReport(Sequence[Row]):
 
     @cached_property
     def _sorted(self) -> tuple[Row, ...]:
-        return tuple(sorted(self.in_order, key=badness))
+        return tuple(sorted(self.in_order, key=_badness))
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -162,6 +161,18 @@ class WatchReport(Sequence[Row]):
 
     def __str__(self) -> str:
         return self.table()
+
+
+def _badness(row: Row) -> tuple[bool | float, ...]:
+    """What to sort by.
+
+    Lost elements weigh by the root of their share: a share alone would put tiny tensors first, a
+    number alone the largest ones, of which little is lost.
+    """
+    lost = row.flushed * row.lost_share**0.5
+    distance = abs(row.needs - row.exponent)
+    broken = not (row.counts.nonfinite > 0), not row.overflows
+    return row.negligible, *broken, -lost, row.format == "fp32", -distance
 
 
 def _matches(row: Row, name: str | None) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.watching.flushed_whole import vanished_sights
-from gradscale.watching.judging import is_narrow, judge, native_format
+from gradscale.watching.judging import is_narrow, judge
 from gradscale.watching.measuring_step import StepSights
 from gradscale.watching.report import WatchReport
 from gradscale.watching.rows import Row
-from gradscale.watching.sights import Sight, together
+from gradscale.watching.sights import together
 
 
 def report_of(
@@ -31,10 +31,13 @@ def report_of(
         functions: what is known of functions that torch did not write.
     """
     sights = together(sight for each in seen for sight in each.sights)
-    chosen = format or native_format(sights.values(), "fp16")
+    narrow = is_narrow(sights.values())
+    # What is half precision somewhere is judged as it is; all float32, as if it were to be float16.
+    chosen = format or (None if narrow else "fp16")
     gradients = [sight for sight in sights.values() if sight.kind != "activation"]
     activations = [sight for sight in sights.values() if sight.kind == "activation"]
-    gone, narrow = vanished_sights(gradients), is_narrow(sights.values())
+    # Before they are sorted: it follows the pass, in which one zero leads to the next.
+    gone = vanished_sights(gradients)
     gradients.sort(key=lambda sight: sight.broken or sight.order)
     rows = {
         sight.key: judge(sight, chosen, at, vanished=sight.key in gone, narrow=narrow)
@@ -56,13 +59,10 @@ def _first(
     seen: Sequence[StepSights], rows: dict[tuple[str, str], Row], *, activations: bool
 ) -> Row | None:
     for each in reversed(seen):
-        broken = [sight for sight in each.sights if _is_broken(sight, activations)]
+        alike = (sight for sight in each.sights if (sight.kind == "activation") == activations)
+        broken = [sight for sight in alike if sight.broken is not None]
         if broken:
             # As far up the pass as it was met; what comes later may only follow from it.
             first = min(broken, key=lambda sight: sight.broken or ())
             return rows[first.key]
     return None
-
-
-def _is_broken(sight: Sight, activation: bool) -> bool:
-    return sight.broken is not None and (sight.kind == "activation") == activation

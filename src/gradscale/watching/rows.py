@@ -70,6 +70,7 @@ class Row:
     def _unseen(self) -> int:
         if self.method == "counted":
             return 0
+        # Of those lost, some were seen: at a wider place, below the format's end. Others are zeros.
         seen = self._octaves_below(flush_octave(self._format))
         return max(0, min(self.flushed - seen, self.counts.zero))
 

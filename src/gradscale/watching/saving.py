@@ -42,6 +42,6 @@ def restore(
             f"`watch.load_state_dict(state)`: the state lacks {', '.join(missing)}. Pass what "
             "`watch.state_dict()` returned."
         )
-    known = cast(WatchState, state)
+    known = cast("WatchState", state)
     negligible.load(known, device)
     steps.step = known["step"]

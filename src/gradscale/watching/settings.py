@@ -32,17 +32,15 @@ def checked_model(model: object) -> nn.Module:
     return model.module if isinstance(model, wrappers) else model
 
 
-def checked_scaler(scaler: object, model: nn.Module) -> TorchScaler | None:
-    """The scaler; one of ours looks at the buffers of this model after a bad step.
+def checked_scaler(scaler: object) -> TorchScaler | None:
+    """The scaler, or what stands in for one.
 
     Raises:
         TypeError: if it is none.
     """
+    # By what is used of it, so that a host's own will do.
     if scaler is None or (hasattr(scaler, "_scale") and hasattr(scaler, "is_enabled")):
-        models = getattr(getattr(scaler, "_step", None), "models", None)
-        if models is not None:
-            models.know(model)
-        return cast("TorchScaler | None", scaler)  # or one that stands in for it, as of FSDP
+        return cast("TorchScaler | None", scaler)
     raise TypeError(
         f"`watch(model, scaler={type(scaler).__name__})` needs a `gradscale.GradScaler` or a "
         "`torch.amp.GradScaler`, whose scale it divides by. Leave it out if the loss is not scaled."

@@ -86,4 +86,5 @@ def together(sights: Iterable[Sight]) -> dict[tuple[str, str], Sight]:
     for sight in sights:
         known = found.get(sight.key)
         found[sight.key] = sight if known is None else known + sight
+    # By where each is first met: a row that later passes add to keeps the place of its first.
     return dict(sorted(found.items(), key=lambda item: item[1].order))

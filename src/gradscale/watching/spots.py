@@ -84,10 +84,12 @@ def spots_of(
         return []
     root = type(model).__name__
     spots = [spot for name, chain in chains.items() for spot in finder.parameter(name.name, chain)]
+    # On the way to a leaf there is the parameter's row already: no cast there has another.
     taken = {node for chain in chains.values() for node in chain.nodes}
     heads = _heads(graph, chains, root)
     spots += [finder.module(node, name) for node, name in heads.items()]
     spots += finder.between(module_places(graph, model), taken | set(heads))
+    # Once each: tied parameters have chains of their own that end in the same node.
     found = {(spot.place.node, spot.name): spot for spot in spots}
     return sorted(found.values(), key=lambda spot: (spot.place.node, spot.name))
 
@@ -97,6 +99,7 @@ def _heads(
 ) -> dict[int, str]:
     """Where parameters are used: the module that owns all that are used there."""
     owners: dict[int, list[list[str]]] = {}
+    # Several where a function takes parameters of two modules, as weight and norm: what they share.
     for name, chain in chains.items():
         for head in chain.heads:
             owners.setdefault(head, []).append(name.name.split(".")[:-1])
@@ -154,7 +157,7 @@ class _Finder:
                 narrow = self._cast_to(node)
                 if narrow is not None:
                     yield self._spot(f"cast after {module}", "cast", node, _WIDE, narrow)
-            elif self._multiplies(node):
+            elif multiplies(self.graph.names[node]):
                 yield self._spot(
                     f"after {module}", "module", node, self._format(node), self._read_in(node)
                 )
@@ -172,12 +175,9 @@ class _Finder:
         place = CountedPlace(node, "arrived", -1, -1, stored, self._device(node))
         return RowSpot(name, kind, place, rounded, tuple(sorted(sources)), leaf)
 
-    def _multiplies(self, node: int) -> bool:
-        return multiplies(self.graph.names[node])
-
     def _read_in(self, node: int) -> str | None:
         """The format to which an emulated product rounds its gradient, if it is a narrower one."""
-        if self.precision is None or not self._multiplies(node):
+        if self.precision is None or not multiplies(self.graph.names[node]):
             return None
         name = self.precision.backward.name
         return None if name == self._format(node) else name
@@ -185,6 +185,8 @@ class _Finder:
     def _made_in(self, node: int) -> str:
         """The format in which a parameter's gradient came about, whatever carries it."""
         stored = self._format(node)
+        # float32 may only carry it: emulated products round in float32, and casts inside compiled
+        # code are not seen. What came in fewer bits is told by its dtype.
         ahead = [node] if stored == _WIDE else []
         while ahead:
             for number in self.graph.edges_into(ahead.pop()):
@@ -200,19 +202,14 @@ class _Finder:
         return stored
 
     def _cast_to(self, node: int) -> str | None:
-        for number in self.graph.edges_from(node):
-            edge = self.graph.edges[number]
-            dtype = self.graph.arrives[edge.target][edge.input].dtype
-            if dtype is not None and is_reduced(dtype):
-                return format_name(dtype)
-        return None
+        edges = (self.graph.edges[number] for number in self.graph.edges_from(node))
+        dtypes = (self.graph.arrives[edge.target][edge.input].dtype for edge in edges)
+        return next((format_name(d) for d in dtypes if d is not None and is_reduced(d)), None)
 
     def _format(self, node: int) -> str:
-        dtypes = [a.dtype for a in self.graph.arrives[node] if a.dtype is not None]
-        floats = [d for d in dtypes if d.is_floating_point or d.is_complex]
-        narrow = [dtype for dtype in floats if is_reduced(dtype)]
-        return format_name(narrow[0]) if narrow else _WIDE
+        dtypes = (arrival.dtype for arrival in self.graph.arrives[node])
+        return next((format_name(d) for d in dtypes if d is not None and is_reduced(d)), _WIDE)
 
     def _device(self, node: int) -> torch.device:
-        devices = [a.device for a in self.graph.arrives[node] if a.device is not None]
-        return devices[0] if devices else torch.device("cpu")
+        devices = (arrival.device for arrival in self.graph.arrives[node])
+        return next((device for device in devices if device is not None), torch.device("cpu"))

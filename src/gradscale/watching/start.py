@@ -61,5 +61,8 @@ def watch(
         process_group=process_group,
     )
     if isinstance(scaler, GradScaler):
+        # So that it names parameters as the report does, and looks at the buffers of this model
+        # after a bad step.
         scaler._step.names.learn_from(model)
+        scaler._step.models.know(watching.model)
     return watching

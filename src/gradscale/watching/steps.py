@@ -57,6 +57,7 @@ class Steps:
         parameters = list(self._model.parameters())
         self._ids = frozenset(id(parameter) for parameter in parameters)
         self._parameters = [p for p in parameters if p.requires_grad]
+        # For all optimizers, because the loop may make its own only later, or several.
         self._handle = register_optimizer_step_post_hook(self._after)
 
     def stop(self) -> None:
@@ -90,6 +91,7 @@ class Steps:
 
     def end_pass(self) -> None:
         """It has ended: from here on the gradients are compared."""
+        # One gradient stands for all: to compare each is a call for every parameter in every pass.
         self._mark = _Mark.of(self._parameters)
 
     def end(self) -> None:

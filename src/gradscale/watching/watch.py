@@ -72,7 +72,7 @@ class Watch:
         process_group: Ranks | None = None,
     ) -> None:
         self.model = settings.checked_model(model)
-        self.scaler = settings.checked_scaler(scaler, self.model)
+        self.scaler = settings.checked_scaler(scaler)
         self.every = settings.checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
         self._format = settings.checked_format(format)

@@ -21,7 +21,7 @@ def check_counters(patient: Patient) -> Iterator[Finding]:
                 "warning", "tracker-beyond", "The scale will not grow before the next overflow.",
                 f"{good:,} finite steps are counted and growth is due at exactly {interval:,}: "
                 "the interval was shortened after the count had passed it.",
-                "Set the saved growth tracker to 0, or the interval above it.", patient.where,
+                "Set the saved growth tracker to 0, or the interval above it.",
             )  # fmt: skip
     if patient.unsaved and patient.dynamic is not False:
         names = " and ".join(_COUNTERS[name] for name in patient.unsaved)
@@ -30,7 +30,6 @@ def check_counters(patient: Patient) -> Iterator[Finding]:
             f"{patient.name} does not save {names}.",
             "After a resume they start anew, so the scale moves later than it would have; a run "
             "that must resume exactly needs a scaler that saves them, such as gradscale's.",
-            patient.where,
         )  # fmt: skip
     yield from _hysteresis(patient)
 
@@ -51,5 +50,5 @@ def _hysteresis(patient: Patient) -> Iterator[Finding]:
         "note", "hysteresis-used-up", "The next overflow backs off.",
         f"The hysteresis of {full} is used up; it is refilled when the scale {when}.",
         "Nothing, if overflows are rare. To forgive each of them anew, use "
-        '`gradscale.Dynamic(hysteresis_refill="clean")`.', patient.where,
+        '`gradscale.Dynamic(hysteresis_refill="clean")`.',
     )  # fmt: skip

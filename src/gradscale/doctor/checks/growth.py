@@ -17,7 +17,8 @@ def check_growth(patient: Patient) -> Iterator[Finding]:
     if patient.dynamic is False or not (math.isfinite(patient.scale) and patient.scale > 0):
         return
     never, why = _never_overflowed(patient)
-    if never and interval is not None and not _at_cap(patient):
+    cap = cap_of(patient.system, patient.settings, patient.policy)
+    if never and interval is not None and (cap is None or patient.scale < cap):
         yield _growing(patient, interval, why)
     yield from _only_falls(patient)
 
@@ -29,7 +30,6 @@ def _growing(patient: Patient, interval: int, why: str) -> Finding:
             "note", "untested", "The scale has not been tried yet.",
             f"{why}; the first growth comes after {counted(interval, 'finite step')}.",
             "Start higher, or measure: `gradscale inspect` finds the right scale in a few steps.",
-            patient.where,
         )  # fmt: skip
     return Finding(
         "warning", "still-growing", "The scale is still growing: it has never met its limit.",
@@ -38,7 +38,6 @@ def _growing(patient: Patient, interval: int, why: str) -> Finding:
         "unnoticed.",
         "Start higher or shorten growth_interval; `gradscale inspect` or `gradscale.watch` says "
         "what is lost, `gradscale.Band()` sets the scale from what it sees.",
-        patient.where,
     )  # fmt: skip
 
 
@@ -47,12 +46,8 @@ def _never_overflowed(patient: Patient) -> tuple[bool, str]:
     if patient.never_overflowed is not None:
         said = f"None of {counted(steps, 'step')}" if steps else "No step"
         return patient.never_overflowed, f"{said} overflowed"
-    return _as_if_never(patient)
-
-
-def _as_if_never(patient: Patient) -> tuple[bool, str]:
-    """Without a count of overflows: the scale and the tracker are where only growths lead."""
-    interval, steps, good = patient.interval, patient.steps, patient.good_steps
+    # Without a count of overflows: whether scale and tracker are where only growths lead.
+    interval, good = patient.interval, patient.good_steps
     factor = patient.settings.get("growth_factor")
     if not (interval and steps and factor == 2.0) or good is None:
         return False, ""
@@ -61,14 +56,10 @@ def _as_if_never(patient: Patient) -> tuple[bool, str]:
     # No scale has doubled 200 times, and 2.0**1024 would raise.
     if not isinstance(first, int | float) or growths > 200 or good != steps % interval:
         return False, ""
-    why = f"After {counted(steps, 'step')} it is where {counted(growths, 'growth')} and no "
-    why += f"overflow lead from {scale_words(float(first))}"
-    return patient.scale == first * 2.0**growths, why
-
-
-def _at_cap(patient: Patient) -> bool:
-    cap = cap_of(patient.system, patient.settings, patient.policy)
-    return cap is not None and patient.scale >= cap
+    return patient.scale == first * 2.0**growths, (
+        f"After {counted(steps, 'step')} it is where {counted(growths, 'growth')} and no "
+        f"overflow lead from {scale_words(float(first))}"
+    )
 
 
 def _only_falls(patient: Patient) -> Iterator[Finding]:
@@ -83,5 +74,5 @@ def _only_falls(patient: Patient) -> Iterator[Finding]:
             f"{counted(course.steps, 'step')}, "
             f"{course.steps // interval} times the growth interval.",
             "Overflows come faster than growths: look at their reasons, or shorten "
-            "growth_interval.", patient.where,
+            "growth_interval.",
         )  # fmt: skip

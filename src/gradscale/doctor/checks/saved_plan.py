@@ -19,11 +19,11 @@ def check_plan(patient: Patient) -> Iterator[Finding]:
             "warning", "frozen-plan", "Part of the training is not scaled by layer.",
             f"{len(plan.frozen)} of {counted(plan.graphs, 'graph')} stay at one scale: "
             f"{'; '.join(sorted(set(plan.frozen)))}.",
-            "docs/layerwise.md says what each reason means and how to lift it.", patient.where,
+            "docs/layerwise.md says what each reason means and how to lift it.",
         )  # fmt: skip
     elif plan.scales == 1:
         yield Finding(
             "note", "one-scale-is-enough", "The layer-wise plan needs one scale only.",
             f"The plan of {counted(plan.graphs, 'graph')} has one group.",
-            "Nothing: such a plan costs nothing but its measurements.", patient.where,
+            "Nothing: such a plan costs nothing but its measurements.",
         )  # fmt: skip

@@ -28,15 +28,14 @@ def check_scale_value(patient: Patient) -> Iterator[Finding]:
     if patient.system == "none":
         return
     value = patient.scale
-    broken = _gone(patient, value)
-    if broken is not None:
-        yield broken
+    gone = _gone(patient, value)
+    if gone is not None:
+        yield gone  # whatever else could be said follows from it
         return
     if patient.broken is not None:
         yield Finding(
             "error", "unreadable", "The state cannot be restored.", patient.broken,
             "Save it again from the running scaler, or start a new one at this scale.",
-            patient.where,
         )  # fmt: skip
     yield from _low(patient, value)
     yield from _high(patient, value)
@@ -45,31 +44,32 @@ def check_scale_value(patient: Patient) -> Iterator[Finding]:
             "note", "not-a-power-of-two", "The scale is not a power of two.",
             f"The scale is {value:g}: scaling and unscaling round every gradient.",
             "Start from a power of two, and grow and back off by powers of two.",
-            patient.where,
         )  # fmt: skip
 
 
 def _gone(patient: Patient, value: float) -> Finding | None:
-    where = patient.where
     if math.isnan(value) and patient.broken is not None:
         return Finding(
             "error", "no-scale", "The state has no scale that can be read.", patient.broken,
-            "Save the scaler's state again; without a scale it cannot be restored.", where,
+            "Save the scaler's state again; without a scale it cannot be restored.",
         )  # fmt: skip
     if not math.isfinite(value) or value < 0:
         return Finding(
             "error", "not-finite", f"The scale is {value:g}.",
-            "Every gradient that is scaled by it is lost.", f"{_RESET}.", where,
+            "Every gradient that is scaled by it is lost.", f"{_RESET}.",
         )  # fmt: skip
     if value == 0:
-        evidence = "Overflow after overflow halved it until float32 had nothing left. "
-        evidence += "Gradients divided by it are NaN, and the next step may write them to weights."
-        return Finding("error", "zero", "The scale is 0.", evidence, f"{_RESET}.", where)
-    if value < MIN_SCALE:
-        evidence = f"The scale is {value:g}, below 2^-126: its reciprocal is infinite or inexact."
         return Finding(
-            "error", "subnormal", "The scale is subnormal.", evidence, f"{_RESET}.", where
-        )
+            "error", "zero", "The scale is 0.",
+            "Overflow after overflow halved it until float32 had nothing left. Gradients divided "
+            "by it are NaN, and the next step may write them to weights.", f"{_RESET}.",
+        )  # fmt: skip
+    if value < MIN_SCALE:
+        return Finding(
+            "error", "subnormal", "The scale is subnormal.",
+            f"The scale is {value:g}, below 2^-126: its reciprocal is infinite or inexact.",
+            f"{_RESET}.",
+        )  # fmt: skip
     return None
 
 
@@ -79,21 +79,21 @@ def _low(patient: Patient, value: float) -> Iterator[Finding]:
     # A floor as high as the usual first scale was chosen, and is no sign of anything.
     if moves and value <= floor and value < 65536:
         whose = "its min_scale" if said else "the system's default floor"
-        raises = " DeepSpeed stops with an error at the next overflow." if _stops(patient) else ""
+        stops = patient.system.startswith("deepspeed")
+        raises = " DeepSpeed stops with an error at the next overflow." if stops else ""
         yield Finding(
             "error" if value < HOPELESS else "warning", "at-floor", "The scale is at its floor.",
             f"The scale is {scale_words(value)}, and {whose} is {scale_words(floor)}: it can fall "
             f"no further.{raises}",
             f"{_RESET}. A gradient that overflows at any scale is a matter of the data, the "
             "learning rate or the model.",
-            patient.where,
         )  # fmt: skip
     elif moves and value < HOPELESS:
         yield Finding(
             "error", "collapsed", "The scale has collapsed.",
             f"At {scale_words(value)} only gradients above {65504 / value:.0e} overflow; what "
             "drove it there was infinite or NaN at any scale.",
-            f"{_RESET}.", patient.where,
+            f"{_RESET}.",
         )  # fmt: skip
     elif value < 1:
         yield Finding(
@@ -101,12 +101,7 @@ def _low(patient: Patient, value: float) -> Iterator[Finding]:
             f"The scale is {scale_words(value)}: gradients overflow even unscaled.",
             "Average the loss instead of summing it, lower the learning rate, or clip; or let "
             "layers have their own scales: `gradscale.GradScaler(layerwise=True)`.",
-            patient.where,
         )  # fmt: skip
-
-
-def _stops(patient: Patient) -> bool:
-    return patient.system.startswith("deepspeed")
 
 
 def _high(patient: Patient, value: float) -> Iterator[Finding]:
@@ -116,12 +111,11 @@ def _high(patient: Patient, value: float) -> Iterator[Finding]:
             "note", "at-cap", "The scale is at its cap.",
             f"The scale is {scale_words(value)}, and max_scale is {scale_words(cap)}.",
             "If gradients are lost below (`gradscale inspect` says so), raise max_scale.",
-            patient.where,
         )  # fmt: skip
     if value > HIGHEST_FOR_FLOAT16_LOSS:
         yield Finding(
             "note", "above-float16", "The scale is more than a float16 tensor holds.",
             f"The scale is {scale_words(value)}; float16 ends at 65504. A loss in float32 carries "
             "it; a float16 loss times this scale is infinite.",
-            "Compute the loss in float32, as autocast does.", patient.where,
+            "Compute the loss in float32, as autocast does.",
         )  # fmt: skip

@@ -24,24 +24,18 @@ def check_settings(patient: Patient) -> Iterator[Finding]:
             "warning", "arguments-differ", "The state and the run's own arguments disagree.",
             f"{said[0].upper()}{said[1:]}.",
             "Decide which is meant: the state's wins when the checkpoint is loaded.",
-            patient.where,
         )  # fmt: skip
-    differing = list(_differing(patient))
+    defaults = defaults_of(patient.system, patient.policy)
+    # As text, too: a default may be an int where a file has a float.
+    differing = [
+        f"{name}={setting_text(value)} (default {setting_text(defaults[name])})"
+        for name, value in patient.settings.items()
+        if name in defaults.keys() - _QUIET
+        if value != defaults[name] and str(value) != str(defaults[name])
+    ]
     if differing:
         yield Finding(
             "note", "not-default", f"Settings differ from the defaults of {patient.name}.",
             f"{'; '.join(differing)}.",
-            "Nothing, if that is meant.", patient.where,
+            "Nothing, if that is meant.",
         )  # fmt: skip
-
-
-def _differing(patient: Patient) -> Iterator[str]:
-    defaults = defaults_of(patient.system, patient.policy)
-    for name, value in patient.settings.items():
-        if name in _QUIET or name not in defaults or _same(value, defaults[name]):
-            continue
-        yield f"{name}={setting_text(value)} (default {setting_text(defaults[name])})"
-
-
-def _same(one: object, other: object) -> bool:
-    return one == other or str(one) == str(other)

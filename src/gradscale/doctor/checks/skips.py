@@ -29,8 +29,9 @@ def check_skips(patient: Patient) -> Iterator[Finding]:
     skips = patient.skips
     if skips is None or not skips.steps:
         return
-    yield from _bad_data(patient, skips)
-    yield from _too_many(patient, skips)
+    yield from _bad_data(skips)
+    yield from _too_many(skips, patient.interval)
+    # A run's own steps say more of it: `check_run_steps`.
     if patient.course is None and skips.consecutive is not None and skips.consecutive >= PATIENCE:
         yield Finding(
             "error" if skips.consecutive >= AT_START else "warning", "skipping",
@@ -38,21 +39,21 @@ def check_skips(patient: Patient) -> Iterator[Finding]:
             f"consecutive = {skips.consecutive} of {skips.steps:,}.",
             "If the scale is still coming down from its start, wait. Otherwise "
             "`gradscale.truth.find_nonfinite` on the batch names the first place.",
-            patient.where,
         )  # fmt: skip
 
 
-def _bad_data(patient: Patient, skips: Skips) -> Iterator[Finding]:
+def _bad_data(skips: Skips) -> Iterator[Finding]:
     for reason, way_out in WHY.items():
         count = skips.reasons.get(reason, 0)
         if count:
             severity = "error" if reason == "nonfinite_parameter" else "warning"
-            what = f"{counted(count, 'step was', 'steps were')} lost to {_NAMES[reason]}, not to "
-            what += "the scale."
-            evidence = f"Reasons of {counted(skips.skipped, 'skipped step')}: "
-            evidence += f"{reasons_text(skips.reasons)}."
-            code = reason.replace("_", "-")
-            yield Finding(severity, code, what, evidence, way_out, patient.where)
+            lost = counted(count, "step was", "steps were")
+            skipped = counted(skips.skipped, "skipped step")
+            yield Finding(
+                severity, reason.replace("_", "-"),
+                f"{lost} lost to {_NAMES[reason]}, not to the scale.",
+                f"Reasons of {skipped}: {reasons_text(skips.reasons)}.", way_out,
+            )  # fmt: skip
 
 
 _NAMES = {
@@ -62,9 +63,8 @@ _NAMES = {
 }
 
 
-def _too_many(patient: Patient, skips: Skips) -> Iterator[Finding]:
-    interval = patient.interval
-    # A scale that probes for its limit overflows about once an interval.
+def _too_many(skips: Skips, interval: int | None) -> Iterator[Finding]:
+    # A scale that probes for its limit overflows about once an interval; twice is still healthy.
     expected = max(MOST, 2 / interval if interval else 0)
     overflows = skips.reasons.get("overflow", 0) if skips.reasons else skips.skipped
     if overflows - AT_START <= expected * skips.steps:
@@ -78,5 +78,4 @@ def _too_many(patient: Patient, skips: Skips) -> Iterator[Finding]:
         "Let it grow more slowly (a larger growth_interval) if it overflows after every growth; "
         "keep away from the limit with `gradscale.Band()`; if it overflows at any scale, look for "
         "what is not finite with `gradscale.truth.find_nonfinite`.",
-        patient.where,
     )  # fmt: skip

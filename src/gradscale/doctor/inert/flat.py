@@ -49,9 +49,7 @@ def flatten(tree: object, readable: int = 0) -> str:
     arrays: list[tuple[int, Array]] = []
     written = 0
     nodes.number(tree)
-    while nodes.waiting < len(nodes.values):
-        value = nodes.values[nodes.waiting]
-        nodes.waiting += 1
+    for value in nodes.values:  # which grows while it is gone through
         if isinstance(value, StandIn):
             value = numpy_array(value) or value
         if isinstance(value, Array):
@@ -60,6 +58,7 @@ def flatten(tree: object, readable: int = 0) -> str:
         written += len(parts[-1]) + 1
         if written > MOST_BYTES:
             raise TooMuch
+    # The smallest first: what the limit leaves out is then the fewest tensors.
     search = FloatSearch(readable)
     for place, array in sorted(arrays, key=lambda pair: pair[1].numel):
         parts[place] = f"{parts[place][:-1]},{json.dumps(search.nonfinite(array))}]"
@@ -71,7 +70,6 @@ class _Nodes:
 
     def __init__(self) -> None:
         self.values: list[object] = []
-        self.waiting = 0
         self._numbers: dict[int, int] = {}
 
     def number(self, value: object) -> int:

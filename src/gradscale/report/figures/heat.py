@@ -15,6 +15,7 @@ from gradscale.report.figures.style import (
     new_figure,
     share_colors,
 )
+from gradscale.report.histograms import evenly
 from gradscale.report.run import Run
 
 if TYPE_CHECKING:
@@ -75,6 +76,6 @@ def _ticks(columns: int, bad: list[int]) -> list[int]:
     """Evenly spread columns to name, and the first ones that were not finite in any case."""
     told = [place for place in bad if place - 1 not in bad][:X_TICKS]
     gap = max(1, columns // (2 * X_TICKS))
-    even = {round(i * (columns - 1) / max(1, X_TICKS - 1)) for i in range(X_TICKS)}
-    kept = [place for place in sorted(even) if all(abs(place - one) > gap for one in told)]
+    even = evenly(columns, X_TICKS)
+    kept = [place for place in even if all(abs(place - one) > gap for one in told)]
     return sorted({*kept, *told})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradscale.report.figures.style import LOST, empty, in_our_style, new_figure, shortened
+from gradscale.report.network import Network
 from gradscale.report.run import Run
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def plan_figure(run: Run) -> Figure:
     _edges(axes, run, exponents)
     _nodes(axes, run, exponents)
     # What does not fit is left out: a drawing of many lines shows the shape, the page the names.
-    _names(axes, run, turned, small=height > 2 * TALLEST)
+    if height <= 2 * TALLEST:
+        _names(axes, run.network, turned)
     axes.invert_yaxis()
     axes.set_axis_off()
     axes.set_xlim(-0.7, max(*network.x, 4.0) + 0.7)
@@ -53,8 +55,9 @@ def exponent_by_row(run: Run) -> dict[int, int]:
         return {row: group.exponent for group in run.plans[-1][1].groups for row in group.rows}
     found: dict[int, int] = {}
     for row, story in enumerate(run.rows):
-        if story.info.kind != "activation" and story.last is not None and story.last[0].seen:
-            found[row] = story.last[0].seen.exponent[story.last[1]]
+        if story.info.kind != "activation" and story.last is not None:
+            _, seen, place = story.last
+            found[row] = seen.exponent[place]
     return found
 
 
@@ -89,10 +92,8 @@ def _bend(across: float, down: float) -> float:
     return -min(0.3, 0.9 / abs(across)) if down == 0 else -0.12
 
 
-def _names(axes: Axes, run: Run, turned: bool, *, small: bool) -> None:
-    if small:
-        return
-    for name, x, y in zip(run.network.names, run.network.x, run.network.y, strict=True):
+def _names(axes: Axes, network: Network, turned: bool) -> None:
+    for name, x, y in zip(network.names, network.x, network.y, strict=True):
         axes.annotate(
             shortened(name, NAME),
             (x, y),
@@ -104,7 +105,6 @@ def _names(axes: Axes, run: Run, turned: bool, *, small: bool) -> None:
             fontsize=5.5,
             color="#33404c",
         )
-    network = run.network
     axes.annotate(
         "loss", (network.x[0], network.y[0]), (0, 7), textcoords="offset points", ha="center"
     )
