@@ -18,8 +18,7 @@ from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_tally import Tally
 from gradscale.backward.measure_waiting import Waiting
 from gradscale.backward.measure_weights import Weight, weights_of
-from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
-from gradscale.exponents import ceil_exponent
+from gradscale.backward.measurements import Counts, Measurements
 from gradscale.untraced import untraced
 
 if TYPE_CHECKING:
@@ -219,25 +218,9 @@ class Measuring:
         if self._fetched is None:
             self.fetch()
         fetched = cast(Fetched, self._fetched)
-        fetched.wait()
-        scale = fetched.scale
-        scales = [self._scale_of(place, scale) for place in self.places]
-        counts = fetched.counts(scales)
         unseen = Counts(moments=(0.0, 0.0, 0.0, 0.0) if self._moments else None)
-        stored = {factor: ceil_exponent(factor) for factor in (1.0, scale)}
-        records = [
-            PlaceRecord(
-                place.node, place.kind, place.target, place.format, stored[factor] + exponent,
-                counts.get(self._moved.get(index, index), unseen), self.fans[index],
-            )
-            for index, (place, (factor, exponent)) in enumerate(
-                zip(self.places, scales, strict=True)
-            )
-        ]  # fmt: skip
+        records = fetched.records(self.places, self.fans, self.exponents, self._moved, unseen)
         return Measurements.of(self.signature, records)
-
-    def _scale_of(self, place: CountedPlace, scale: float) -> tuple[float, int]:
-        return (1.0, 0) if place.kind == "weight" else (scale, self.exponents[place.node])
 
     def remove(self) -> None:
         """Removes the hooks; those of a graph that is gone went with it."""

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.measure_counts import count_into, moments_into
-from gradscale.backward.measure_rows import AMAX, OCTAVES, empty_counts
+from gradscale.backward.measure_rows import AMAX, OCTAVES, empty_counts, reduce_rows_
 from gradscale.backward.measure_segments import Segments
 from gradscale.histogram import MIN_OCTAVE
-from gradscale.ranks import reduce_max_, reduce_sum_
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -107,13 +106,8 @@ class Tally:
             places: all that may have been counted on this device, the same on all ranks.
             groups: the process groups.
         """
-        groups = list(groups)
         whole = self._in_one(places)
-        amax = whole.rows[:, AMAX].clone()
-        reduce_max_([amax], groups)
-        sums = [whole.rows] if whole.moments is None else [whole.rows, whole.moments]
-        reduce_sum_(sums, groups)
-        whole.rows[:, AMAX] = amax
+        reduce_rows_(whole.rows, groups, [] if whole.moments is None else [whole.moments])
         self.parts, self._slabs, self._rows = [whole], [], {}
 
     def _in_one(self, places: Sequence[int]) -> Part:
