@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,17 @@ def training(
     *,
     octaves: float = 0.0,
     classes: Sequence[int] = ALL,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Training:
     """Of a network from `(n, 1, 8, 8)` to logits `(n, 10)`; `batch` images of `classes` a step.
 
-    The loss is divided by 2 to the `octaves`.
+    The loss, `criterion` of logits and labels, is divided by 2 to the `octaves`.
     """
     (images, labels), (test, truth) = (_of(part, classes) for part in Digits().load())
 
     def loss(step: int) -> Tensor:
         index = torch.randint(len(images), (batch,), generator=generator(seed, step))
-        return F.cross_entropy(model(images[index]).float(), labels[index]) * 2.0**-octaves
+        return criterion(model(images[index]).float(), labels[index]) * 2.0**-octaves
 
     def score() -> Tensor:
         return (model(test).argmax(1) == truth).float().mean()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import classify
+import unit
 from lamb import Lamb
 from lion import Lion
 from task import Task, Training
@@ -36,6 +37,18 @@ def begin(optimizer: str, depth: float, seed: int) -> Training:
     return classify.training(model, optimizers[optimizer](), 128, seed)
 
 
+def begin_unit(optimizer: str, depth: float, seed: int) -> Training:
+    """The same with unit scaling; rates were chosen in float32, at 20 layers."""
+    model = unit.plain(64, WIDTH, int(depth), 10)
+    optimizers = {
+        "lion": lambda: Lion(unit.groups(model, 1e-2), lr=1e-2),
+        "adam": lambda: torch.optim.Adam(unit.groups(model, 0.1), eps=1e-15),
+        "adam-1e-8": lambda: torch.optim.Adam(unit.groups(model, 0.1), eps=1e-8),
+    }
+    criterion = unit.cross_entropy
+    return classify.training(model, optimizers[optimizer](), 128, seed, criterion=criterion)
+
+
 ABOUT = {
     "lion": "Lion",
     "sgd": "SGD with momentum",
@@ -43,6 +56,9 @@ ABOUT = {
     "adam-1e-8": "Adam, eps 1e-8",
     "lamb": "LAMB, eps 1e-15",
 }
+
+
+UNIT = ("lion", "adam", "adam-1e-8")
 
 
 def task(optimizer: str) -> Task:
@@ -58,4 +74,5 @@ def task(optimizer: str) -> Task:
         score="accuracy",
         chance=0.1,
         begin=partial(begin, optimizer),
+        begin_unit=partial(begin_unit, optimizer) if optimizer in UNIT else None,
     )

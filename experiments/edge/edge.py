@@ -38,10 +38,10 @@ def planned(
     for seed in range(1 if fast else seeds):
         for value in task.fast if fast else task.values:
             for strategy in FAST if fast else lines:
-                yield value, strategy, seed
-    if (
-        not fast and lines is LINES
-    ):  # the width of constants that work, at the first and the middle value
+                if task.offers(strategy):
+                    yield value, strategy, seed
+    # The width of constants that work, at the first and the middle value.
+    if not fast and lines is LINES:
         for value in (task.values[0], task.values[len(task.values) // 2]):
             for strategy in CONSTANTS:
                 yield value, strategy, 0

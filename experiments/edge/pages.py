@@ -12,17 +12,19 @@ import math
 import re
 from pathlib import Path
 
+from claims import Result
+from claims import table as claims
+from details import details
 from edge import RESULTS
 from figure import draw
 from strategy import LINES
-from summary import TRUTH, Cell, Found, read
+from summary import TOLERANCE, TRUTH, Cell, Found, is_near, read
 from task import Task
 from tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
-TOLERANCE = 0.03
-"""A constant works if its score is no further below float32's."""
+SHOWN = [line.label for line in LINES]
 
 
 def table(found: Found) -> str:
@@ -32,7 +34,7 @@ def table(found: Found) -> str:
         "| | " + " | ".join(f"{value:g}" for value in values) + " | step | maxima |",
         "|---" * (len(values) + 3) + "|",
     ]
-    for strategy in (line.label for line in LINES if line.label in found.cells):
+    for strategy in (label for label in SHOWN if label in found.cells):
         cells = found.cells[strategy]
         shown = [_shown(cells[v], strategy) if v in cells else "" for v in values]
         lines.append(f"| {strategy} | " + " | ".join([*shown, *_costs(found, strategy)]) + " |")
@@ -56,7 +58,7 @@ def _shown(cell: Cell, strategy: str) -> str:
     return f"{cell.score:.3f} ({cell.difference:+.3f} ± {cell.interval:.3f})"
 
 
-def constants(found: Found) -> str:
+def constants(task: Task, found: Found) -> str:
     """Which constants work, at each value where they were tried."""
     by_value: dict[float, list[int]] = {}
     tried: dict[float, list[int]] = {}
@@ -65,27 +67,26 @@ def constants(found: Found) -> str:
         for value, cell in cells.items() if exponent else ():
             assert exponent is not None
             tried.setdefault(value, []).append(int(exponent[1]))
-            if cell.score >= found.cells[TRUTH][value].scores[0] - TOLERANCE:
+            if is_near(cell.score, found.cells[TRUTH][value].scores[0], task.chance):
                 by_value.setdefault(value, []).append(int(exponent[1]))
     lines: list[str] = []
     for value, exponents in sorted(tried.items()):
         works = sorted(by_value.get(value, []))
         said = f"2^{works[0]} to 2^{works[-1]}" if works else "none"
         lines.append(
-            f"Constants that reach float32 less {TOLERANCE:g} in fp16 at {value:g}: {said} "
-            f"(tried: every fourth from 2^{min(exponents)} to 2^{max(exponents)}, one seed)."
+            f"Constants that learn {1 - TOLERANCE:.0%} of what float32 does, in fp16 at {value:g}: "
+            f"{said} (tried: every fourth from 2^{min(exponents)} to 2^{max(exponents)}, one seed)."
         )
     return "\n\n".join(lines)
 
 
 def section(task: Task, found: Found) -> str:
     """What stands between the marks of a task."""
-    shown = {line.label for line in LINES}
     counts = {
         len(cell.scores)
         for label, cells in found.cells.items()
         for cell in cells.values()
-        if label in shown
+        if label in SHOWN
     }
     least, count = min(counts), max(counts)
     seeds = f"{count} seed{'s' if count > 1 else ''}"
@@ -100,28 +101,33 @@ def section(task: Task, found: Found) -> str:
         + "; *step*: processor time of a step, float32 = 1: most of it is emulation; *maxima*: how "
         "many tensors are read for their maximum to choose a scale of their own, a step.",
         table(found),
-        constants(found),
+        constants(task, found),
+        details(found, SHOWN),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def between(page: str, mark: str, text: str) -> str:
+    """The page with `text` between the marks of that name; as it was if it has none."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(page):
+        print(f"{PAGE} has no marks `{begin}` … `{end}`; left out")
+    return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
 
 
 def main() -> None:
     """Draw, write."""
     page = PAGE.read_text()
+    results: list[Result] = []
     for name, task in TASKS.items():
         path = RESULTS / f"{name}.jsonl"
-        if not path.exists():
-            continue
-        begin, end = f"<!-- edge {name}: begin -->", f"<!-- edge {name}: end -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not pattern.search(page):
-            print(f"{name}: {PAGE} has no marks `{begin}` … `{end}` for this task; left out")
-            continue
-        found = read(path, worst=task.chance)
-        draw(task, found, ROOT / "docs" / "images" / f"edge-{name}.svg")
-        text = f"{begin}\n\n{section(task, found)}\n\n{end}"
-        page = pattern.sub(lambda _, text=text: text, page)
-    PAGE.write_text(page)
+        if path.exists():
+            found = read(path, worst=task.chance)
+            results.append((task, found))
+            draw(task, found, ROOT / "docs" / "images" / f"edge-{name}.svg")
+            page = between(page, f"edge {name}", section(task, found))
+    PAGE.write_text(between(page, "claims", claims(results)))
 
 
 if __name__ == "__main__":

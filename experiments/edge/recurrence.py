@@ -99,7 +99,7 @@ def task(network: str) -> Task:
         name="recurrence" if network == "cells" else f"recurrence-{network}",
         about=f"{ABOUT[network]} a symbol after many steps of noise, Adam",
         knob="steps through time",
-        values=(16, 32, 64),
+        values=(16, 32, 64) if network == "cells" else (16, 32),
         fast=(16, 32),
         steps=300,
         score="accuracy",

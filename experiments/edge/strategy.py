@@ -12,8 +12,9 @@ class Strategy:
     Attributes:
         precision: a name of `gradscale.training.PRECISIONS`, or ``half``: weights and gradients
             stored in float16, masters in float32.
-        scaling: a name of `gradscale.training.SCALINGS`; or ``current`` or ``delayed``, by which
-            every operand has a scale of its own.
+        scaling: a name of `gradscale.training.SCALINGS`; one of `RULES`; ``current`` or
+            ``delayed``, by which every operand has a scale of its own; or ``unit``: none, but the
+            network is written with unit scaling.
         log2_scale: the constant, for ``static``.
     """
 
@@ -31,6 +32,8 @@ class Strategy:
 
 
 TRUTH = Strategy("fp32", "none")
+RULES = {"adaptive": "product", "adaptive-gradient": "gradient", "adaptive-output": "output"}
+"""The published adaptive rules (arXiv 1910.12385, and as its authors changed it) as labels."""
 DRAWN = (  # as lines of the figures
     TRUTH,
     Strategy("bf16", "none"),
@@ -44,7 +47,10 @@ LINES = (
     *DRAWN,
     *(
         Strategy("fp16", scaling)
-        for scaling in ("none", "deepspeed", "megatron", "two-sided", "adaptive")
+        for scaling in (
+            *("none", "deepspeed", "megatron", "openseq2seq-backoff", "openseq2seq-logmax"),
+            *("two-sided", *RULES, "unit"),
+        )
     ),
     *(
         Strategy(precision, scaling)

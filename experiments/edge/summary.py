@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from scipy.stats import t as student
 
 TRUTH = "fp32"
+TOLERANCE = 0.05
+"""What is as good as float32 misses no more of what that learned: of its score less chance."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,10 @@ class Cell:
         difference: the mean over seeds of the score minus float32's of that seed.
         interval: half the width of its 95 % confidence interval (Student's t over seeds); infinite
             for a single seed.
-        skipped, dead, scales, cpu_ms, reductions: means over seeds, see `training.Result`; NaN if
-            no line has it.
+        target: the share of its steps after which the training loss is what float32's is at three
+            quarters of its own, the mean over seeds; infinite if a seed does not get there.
+        skipped, dead, scales, cpu_ms, reductions, lost_weights, lost_inputs: means over seeds, see
+            `training.Result`; NaN if no line has it.
     """
 
     scores: tuple[float, ...]
@@ -36,6 +41,9 @@ class Cell:
     scales: float
     cpu_ms: float
     reductions: float
+    target: float
+    lost_weights: float
+    lost_inputs: float
 
     @property
     def score(self) -> float:
@@ -74,23 +82,56 @@ def read(path: Path, worst: float) -> Found:
 def _cell(by_seed: dict[int, dict[str, Any]], truth: dict[int, dict[str, Any]]) -> Cell:
     seeds = sorted(by_seed)
     differences = [by_seed[s]["score"] - truth[s]["score"] for s in seeds if s in truth]
-    count = len(differences)
-    interval = math.inf
-    if count > 1:
-        quantile = float(student.ppf(0.975, count - 1))
-        interval = quantile * statistics.stdev(differences) / math.sqrt(count)
+    difference, interval = interval_of(differences)
 
     def mean(name: str) -> float:
-        found = [by_seed[seed][name] for seed in seeds if name in by_seed[seed]]
-        return statistics.fmean(found) if found else math.nan
+        return _mean(by_seed[seed].get(name, math.nan) for seed in seeds)
 
     return Cell(
         scores=tuple(by_seed[seed]["score"] for seed in seeds),
-        difference=statistics.fmean(differences) if differences else math.nan,
+        difference=difference,
         interval=interval,
         skipped=mean("skipped"),
         dead=mean("dead"),
         scales=mean("scales"),
         cpu_ms=mean("cpu_ms"),
         reductions=mean("reductions"),
+        target=_mean(_reached(by_seed[s], truth[s]) for s in seeds if s in truth),
+        lost_weights=mean("lost_weights"),
+        lost_inputs=mean("lost_inputs"),
     )
+
+
+def interval_of(differences: Sequence[float]) -> tuple[float, float]:
+    """Their mean, and half the width of its 95 % confidence interval (Student's t).
+
+    Example:
+        >>> interval_of([0.25])
+        (0.25, inf)
+    """
+    count = len(differences)
+    mean = statistics.fmean(differences) if differences else math.nan
+    if count < 2:
+        return mean, math.inf
+    quantile = float(student.ppf(0.975, count - 1))
+    return mean, quantile * statistics.stdev(differences) / math.sqrt(count)
+
+
+def is_near(score: float, truth: float, chance: float) -> bool:
+    """Whether at most a `TOLERANCE` of what float32 learned is missing."""
+    return score >= truth - TOLERANCE * abs(truth - chance)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
+
+
+def _reached(run: dict[str, Any], truth: dict[str, Any]) -> float:
+    """When a loss is first as small as float32's at three quarters; NaN where none was noted."""
+    course, true = run.get("course", ()), truth.get("course", ())
+    if not course or not true:
+        return math.nan
+    aim = true[math.ceil(len(true) * 3 / 4) - 1]
+    reached = (part for part, loss in enumerate(course, 1) if loss <= aim)
+    return next(reached, math.inf) / len(course)

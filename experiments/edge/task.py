@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from strategy import Strategy
+
 
 @dataclass(frozen=True)
 class Training:
@@ -40,6 +42,8 @@ class Task:
         score: what `Training.score` measures; higher is better.
         chance: the score of a network that learned nothing.
         begin: a training at a value of the knob with a seed.
+        begin_unit: the same with a network written with unit scaling (Blake et al. 2023), where
+            that can be done: another parametrization, with a rate of learning of its own.
     """
 
     name: str
@@ -51,3 +55,20 @@ class Task:
     score: str
     chance: float
     begin: Callable[[float, int], Training]
+    begin_unit: Callable[[float, int], Training] | None = None
+
+    def offers(self, strategy: Strategy) -> bool:
+        """Whether this task can be trained so."""
+        return strategy.scaling != "unit" or self.begin_unit is not None
+
+    def training(self, strategy: Strategy, value: float, seed: int) -> Training:
+        """A training at a value of the knob, of the network that the strategy asks for.
+
+        Raises:
+            ValueError: if the task does not offer it.
+        """
+        if not self.offers(strategy):
+            raise ValueError(f"`{self.name}` is not written with unit scaling.")
+        unit = strategy.scaling == "unit"
+        begin = self.begin_unit if unit and self.begin_unit is not None else self.begin
+        return begin(value, seed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 
@@ -11,6 +13,8 @@ from gradscale.training.scaling import outcome
 from strategy import Strategy
 from task import Task
 from way import Way
+
+PARTS = 20
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Result:
         scales: loss scales in use at the end, where it was layer-wise.
         cpu_ms: processor time of a step, the median; only its ratio to another means something.
         reductions: tensors read for their maximum to choose a scale of their own, a step.
+        course: the mean loss of every twentieth of the steps.
+        lost_weights: share of weight gradients' elements lost in one more step; NaN: not known.
+        lost_inputs: the same of the gradients that arrive at layers.
     """
 
     value: float
@@ -40,6 +47,9 @@ class Result:
     scales: int
     cpu_ms: float
     reductions: float = 0.0
+    course: tuple[float, ...] = ()
+    lost_weights: float = math.nan
+    lost_inputs: float = math.nan
 
     def to_json(self) -> dict[str, object]:
         """The fields by name."""
@@ -49,7 +59,7 @@ class Result:
 def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
     """Trains once; a pure function of its arguments, but for the time."""
     torch.manual_seed(seed)
-    training = task.begin(value, seed)
+    training = task.training(strategy, value, seed)
     way = Way(strategy, training)
     scaler, optimizer = way.scaler, training.optimizer
     losses: list[float] = []
@@ -60,7 +70,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         optimizer.zero_grad()
         with way.computing():
             loss = training.loss(step)
-            (loss if scaler is None else scaler.scale(loss)).backward()
+            way.backward(loss)
         if scaler is None:
             optimizer.step()
         else:
@@ -71,6 +81,8 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         losses.append(loss.item())
         seconds.append(time.process_time() - began)
     last = losses[-max(1, task.steps // 8) :]
+    scales, dead, reductions = _scales(scaler), _dead(training.model), way.reductions
+    lost = way.lost(task.steps)
     with torch.no_grad(), way.scoring():
         score = training.score().item()
     return Result(
@@ -80,11 +92,20 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         score=score,
         loss=sum(last) / len(last),
         skipped=skipped,
-        dead=_dead(training.model),
-        scales=_scales(scaler),
+        dead=dead,
+        scales=scales,
         cpu_ms=1000 * sorted(seconds)[len(seconds) // 2],
-        reductions=way.reductions / task.steps,
+        reductions=reductions / task.steps,
+        course=_course(losses),
+        lost_weights=lost.weights,
+        lost_inputs=lost.inputs,
     )
+
+
+def _course(losses: list[float]) -> tuple[float, ...]:
+    ends = [len(losses) * part // PARTS for part in range(PARTS + 1)]
+    parts = [losses[begin:end] for begin, end in pairwise(ends) if begin < end]
+    return tuple(float(f"{sum(part) / len(part):.4g}") for part in parts)
 
 
 def _dead(model: torch.nn.Module) -> float:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradscale.recipes.towers import PIXEL, Towers, TwoTowers
+import unit
+from gradscale.recipes.towers import PIXEL, WIDTH, Towers, TwoTowers
 from task import Task, Training
 
 RECIPE = Towers()
@@ -22,12 +23,12 @@ def begin(network: Callable[[], nn.Module], octaves: float, seed: int) -> Traini
     """
     train, test = RECIPE.load()
     model = network()
-    unit = 2.0**-octaves / PIXEL
+    size = 2.0**-octaves / PIXEL
 
     def losses(batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         images, labels, centres = batch
         logits, places = model(images)
-        return F.cross_entropy(logits, labels), F.mse_loss(unit * places, unit * centres)
+        return F.cross_entropy(logits, labels), F.mse_loss(size * places, size * centres)
 
     def loss(step: int) -> Tensor:
         name, centre = losses(RECIPE.batch(train, seed, step, RECIPE.defaults.batch_size))
@@ -42,6 +43,36 @@ def begin(network: Callable[[], nn.Module], octaves: float, seed: int) -> Traini
     return Training(model, optimizer, loss, score)
 
 
+class UnitTowers(nn.Module):
+    """`TwoTowers` with unit scaling: it answers in pixels, numbers of size 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.centre = (unit.plain(64, WIDTH, 4, outputs) for outputs in (10, 2))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps `(n, 1, 8, 8)` to logits `(n, 10)` and a place `(n, 2)` in metres, both float32."""
+        return self.name(images).float(), PIXEL * self.centre(images).float()
+
+
+def begin_unit(octaves: float, seed: int) -> Training:
+    """Unit scaling knows no units: each loss is divided by its own size, whatever `octaves` is."""
+    del octaves
+    train, test = RECIPE.load()
+    model = UnitTowers()
+
+    def loss(step: int) -> Tensor:
+        images, labels, centres = RECIPE.batch(train, seed, step, RECIPE.defaults.batch_size)
+        centre = unit.mse_loss(model.centre(images).float(), centres / PIXEL)
+        return unit.cross_entropy(model.name(images).float(), labels) + centre
+
+    def score() -> Tensor:
+        return RECIPE.metric(model, test)
+
+    optimizer = torch.optim.Adam(unit.groups(model, 0.1), eps=1e-15)
+    return Training(model, optimizer, loss, score)
+
+
 TASK = Task(
     name="units",
     about="two perceptrons on digits, one names, one finds the centre, Adam with a small eps",
@@ -52,4 +83,5 @@ TASK = Task(
     score="R² of centres",
     chance=0.0,
     begin=partial(begin, TwoTowers),
+    begin_unit=begin_unit,
 )

@@ -7,17 +7,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 import gradscale
 from gradscale.emulation import emulate
-from gradscale.plans import Windows
+from gradscale.formats import FloatFormat
+from gradscale.plans import Adaptive, Windows
 from gradscale.plans.decision import Decision
 from gradscale.plans.situation import Situation
 from gradscale.policies import Dynamic
 from gradscale.training.precision import computing_in
 from gradscale.training.scaling import make_scaler
+from lost import LostShares, gradients, lost_shares
 from per_tensor import CurrentScaling, scaled_format
-from strategy import Strategy
+from strategy import RULES, Strategy
 from task import Training
 
 
@@ -41,7 +44,7 @@ class Way:
     """
 
     def __init__(self, strategy: Strategy, training: Training) -> None:
-        self._strategy = strategy
+        self._strategy, self._training = strategy, training
         self._format: CurrentScaling | None = None
         self._planner = CountingWindows()
         self.scaler: torch.amp.GradScaler | None = None
@@ -51,7 +54,10 @@ class Way:
             self._format = scaled_format(strategy.scaling, strategy.precision)
         elif strategy.scaling == "layerwise":
             self.scaler = gradscale.GradScaler("cpu", policy=Dynamic(), layerwise=self._planner)
-        else:
+        elif strategy.scaling in RULES:
+            planner = Adaptive(rule=RULES[strategy.scaling])
+            self.scaler = gradscale.GradScaler("cpu", policy=Dynamic(), layerwise=planner)
+        elif strategy.scaling != "unit":
             scale = None if strategy.log2_scale is None else 2.0**strategy.log2_scale
             format = "fp16" if strategy.precision == "half" else strategy.precision
             self.scaler = make_scaler(strategy.scaling, "cpu", scale, format)
@@ -77,6 +83,26 @@ class Way:
             emulate(forward="bf16", backward=format, between="bf16"),
         ):
             yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Of the loss as it is scaled."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def lost(self, step: int) -> LostShares:
+        """What this way loses of the gradients of one more step, against float32 at its weights.
+
+        Unknown where the weights are stored in half precision or not finite, and where operands
+        are scaled by what earlier steps left.
+        """
+        strategy, training = self._strategy, self._training
+        model = training.model
+        finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
+        if strategy.precision in ("fp32", "half") or strategy.scaling == "delayed" or not finite:
+            return LostShares()
+        true = gradients(model, lambda: training.loss(step), torch.Tensor.backward)
+        with self.computing():
+            held = gradients(model, lambda: training.loss(step), self.backward)
+        return lost_shares(true, held, self._format or FloatFormat.of(strategy.precision))
 
     def scoring(self) -> AbstractContextManager[object]:
         """What the trained network is judged in: its own precision if it has one, else float32."""

@@ -42,6 +42,11 @@ def deep(depth: int = 24) -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 32), *layers, nn.Linear(32, 4))
 
 
+def tiny_eps(parameters):
+    """Adam for which a small gradient is as good as a large one."""
+    return torch.optim.Adam(parameters, lr=1e-3, eps=1e-30)
+
+
 class Sequence(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -66,12 +71,12 @@ class Overflowing(nn.Module):
 
 @pytest.fixture(scope="module")
 def deep_advice() -> Advice:
-    return advise((deep(), classes(8), class_loss), steps=3)
+    return advise((deep(), classes(8), class_loss, tiny_eps), steps=3)
 
 
 def test_a_normalised_network_needs_one_scale_in_float16_and_none_in_bfloat16():
     advice = advise((perceptron(), classes(8), class_loss), steps=3)
-    assert (advice["fp16"].level, advice["fp16"].scaling) == ("safe", "one scale")
+    assert (advice["fp16"].level, advice["fp16"].scaling) == ("safe", "default")
     assert (advice["bf16"].level, advice["bf16"].scaling) == ("safe", "none")
     assert advice["fp16"].one.lost_share < 1e-3 and advice["fp16"].one.worst > 0.99
     assert advice.best.format == "fp16"
@@ -90,14 +95,15 @@ def test_the_advised_scale_trains_without_a_skipped_step():
         scaler.step(optimizer)
         scaler.update()
     assert scaler.counters.skipped == 0
-    assert scaler.get_scale() == 2.0 ** advice["fp16"].log2_scale
+    assert scaler.get_scale() == 2.0 ** advice["fp16"].log2_default
 
 
 def test_a_deep_network_without_normalisation_needs_a_plan(deep_advice):
     verdict = deep_advice["fp16"]
     assert (verdict.level, verdict.scaling) == ("safe", "a plan")
     assert verdict.one.lost_share > 0.1 and verdict.plan.lost_share < 0.01
-    assert verdict.one.worst < 0.5 and verdict.plan.worst > 0.9
+    assert verdict.one.worst < 0.1 and verdict.plan.worst > 0.9
+    assert "1.0" in verdict.one.frozen and not verdict.plan.frozen
     assert len(verdict.scales) > 1
     assert deep_advice.code == 'scaler = gradscale.GradScaler("cpu", layerwise=True)'
     far = max(verdict.groups, key=lambda group: group.exponent)
@@ -107,12 +113,23 @@ def test_a_deep_network_without_normalisation_needs_a_plan(deep_advice):
 
 def test_it_says_so_in_plain_words_with_the_numbers(deep_advice):
     text = str(deep_advice)
-    assert text.startswith("Sequential on cpu, 3 steps: float16 is safe. Write:\n  scaler = ")
+    first = "Sequential on cpu, 3 steps of Adam: float16 is safe. Write:\n  scaler = "
+    assert text.startswith(first)
     assert "fp16: safe, one scale is not enough; " in text
-    for words in ("without scaling: ", "at one scale, 2^", "with a plan of ", " % lost, cosine "):
+    for words in (
+        "without scaling: ", "at the default scale, 2^", "at the best single scale, 2^",
+        "with a plan of ", " % lost, cosine ", " % left of the update of ",
+        "frozen, though Adam would move it: 0 … ",
+    ):  # fmt: skip
         assert words in text
     assert "bf16: safe, needs no loss scaling" in text
     assert "Emulated on cpu: fp16, bf16, e5m2, e4m3." in text
+    assert "No optimizer was given" not in text
+
+
+def test_it_says_for_which_optimizer_it_speaks_if_none_was_given():
+    text = str(advise((perceptron(), classes(8), class_loss), formats="bf16", steps=1))
+    assert "No optimizer was given, so this is about Adam at 1e-3" in text
 
 
 def test_the_rows_say_which_layers_lose_and_what_they_need(deep_advice):
@@ -285,7 +302,11 @@ def test_the_users_optimizer_trains_the_copy():
     model = perceptron()
     batches = classes(8, count=1) * 4
     advice = advise((model, batches, class_loss, optimizer), formats=["bf16"], steps=4)
-    assert len(made) == 1
+    assert all(group["lr"] == 0.5 for each in made for group in each.param_groups)
+    assert not {id(p) for p in model.parameters()} & {
+        id(p) for each in made for group in each.param_groups for p in group["params"]
+    }
+    assert advice.optimizer == "SGD"
     assert list(advice.losses) == sorted(advice.losses, reverse=True)
     assert advice.losses[3] < advice.losses[0] - 0.1
 
@@ -339,6 +360,10 @@ class Frozen(nn.Linear):
         self.requires_grad_(False)
 
 
+def other_adam() -> torch.optim.Optimizer:
+    return torch.optim.Adam(perceptron().parameters())
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
@@ -348,6 +373,16 @@ class Frozen(nn.Linear):
         ((perceptron(), torch.ones(2), class_loss), TypeError, "an iterable of batches.*a list"),
         ((perceptron(), [1], None), TypeError, "the third part is None; it must be the loss"),
         ((perceptron(), [1], class_loss, 0.1), TypeError, "the fourth part.*returns an optimizer"),
+        (
+            (perceptron(), classes(8), class_loss, lambda parameters: None),
+            TypeError,
+            r"the fourth part returned None, no optimizer\.",
+        ),
+        (
+            (perceptron(), classes(8), class_loss, lambda _: other_adam()),
+            TypeError,
+            r"the fourth part returned Adam of parameters that it was not given\..*its argument",
+        ),
         ((perceptron(), [], class_loss), ValueError, "the batches are empty.*drop_last"),
         ((nn.ReLU(), [1], class_loss), ValueError, "ReLU has no parameter.*nothing to lose"),
         ((Frozen(), [1], class_loss), ValueError, "Frozen has no parameter.*Unfreeze it"),
@@ -383,7 +418,7 @@ def test_options_out_of_range_are_refused_in_words(options, words):
     with pytest.raises(ValueError, match=words):
         advise((perceptron(), classes(8), class_loss), **options)
     with pytest.raises(KeyError, match="asked about no format"):
-        Advice("Net", "cpu", (), ())["fp16"]
+        Advice("Net", "cpu", "Adam", (), ())["fp16"]
 
 
 @pytest.mark.parametrize("formats", ["bf16", "bfloat16", torch.bfloat16, [torch.bfloat16]])

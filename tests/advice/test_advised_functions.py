@@ -25,7 +25,7 @@ def test_a_function_that_adds_is_named_and_the_code_corrects_it():
     verdict = advice["fp16"]
     (found,) = verdict.functions
     assert (found.name, found.kind) == ("AddAuxiliaryLoss", "injects")
-    assert found.wrong == 2.0**verdict.log2_scale and found.reaches.startswith("router.")
+    assert found.wrong == 2.0**verdict.log2_default and found.reaches.startswith("router.")
     # Were it not corrected on trial, the router's gradient would be astray.
     assert verdict.level == "safe" and verdict.one.worst > 0.99
     assert advice.code.endswith(', injected="scale")')

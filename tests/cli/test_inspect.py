@@ -95,10 +95,11 @@ def test_the_advice_is_a_table_and_plain_words_and_is_written(folder):
     result = inspect("mine:model_step", "--steps", "2", "--format", "fp16,bf16", "--out", "out")
     assert result.exit_code == 0 and result.stderr == ""
     head = next(line for line in result.stdout.splitlines() if "verdict" in line)
-    for column in ("format", "scaling", "lost: none", "one scale", "plan", "worst cosine"):
+    columns = ("format", "scaling", "lost: none", "default", "one scale", "plan", "left at worst")
+    for column in columns:
         assert column in head
     assert "fp16     safe" in result.stdout and "none needed" in result.stdout
-    assert "Sequential on cpu, 2 steps: float16 is safe. Write:" in result.stdout
+    assert "Sequential on cpu, 2 steps of Adam: float16 is safe. Write:" in result.stdout
     assert "Written to out; see out/report.html" in result.stdout
     page = (folder / "out" / "report.html").read_text()
     assert "gradscale inspect mine:model_step" in page
@@ -253,6 +254,6 @@ def test_the_page_has_the_verdict_the_line_to_write_and_the_scale_that_the_table
         advice = read(folder / "out" / verdict["format"]).header.note["advice"]
         assert advice["lines"][0].startswith(f"{verdict['format']} is ")
         assert advice["lines"][1] == f"Write: `{verdict['code']}`"
-        one = verdict["scaling"] == "one scale"
-        assert advice["log2_scale"] == (verdict["log2_scale"] if one else None)
+        exponents = {"default": "log2_default", "one scale": "log2_scale"}
+        assert advice["log2_scale"] == verdict.get(exponents.get(verdict["scaling"]))
         assert f"\n{verdict['format']}, {verdict['level']}:\n  {verdict['code']}" in result.stdout

@@ -12,9 +12,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "edge"))
 
+import torch
+
+from claims import BEST, learned
+from claims import table as claims
+from details import details
 from edge import planned, trained
-from strategy import TRUTH, Strategy
-from summary import read
+from gradscale.formats import FloatFormat
+from gradscale.truth import Gradients
+from lamb import Lamb
+from lost import gradients, lost_shares
+from strategy import RULES, TRUTH, Strategy
+from summary import is_near, read
 from tasks import TASKS
 from training import Result, train
 
@@ -45,8 +54,9 @@ def test_a_plan_of_trainings_names_each_once_and_float32_first():
             assert runs[0][1] == "fp32"
 
 
-def line(strategy: str, seed: int, score: float) -> str:
-    return json.dumps(Result(8, strategy, seed, score, 1.0, 0, 0.0, 1, 1.0).to_json())
+def line(strategy: str, seed: int, score: float, course: tuple[float, ...] = ()) -> str:
+    result = Result(8, strategy, seed, score, 1.0, 0, 0.0, 1, 1.0, course=course)
+    return json.dumps(result.to_json())
 
 
 def test_differences_to_float32_are_paired_by_seed(tmp_path):
@@ -65,3 +75,121 @@ def test_a_training_that_ended_in_nan_counts_as_the_worst(tmp_path):
     cell = read(path, worst=0.1).cells["fp16 torch"][8]
     assert cell.score == 0.1
     assert math.isinf(cell.interval), "one seed has no interval"
+
+
+def test_steps_to_a_target_are_those_to_float32s_loss_at_three_quarters(tmp_path):
+    path = tmp_path / "some.jsonl"
+    courses = {"fp32": (4, 3, 2, 1), "fp16 torch": (4, 2, 2, 2), "e5m2 torch": (4, 3, 3, 3)}
+    lines = [line(name, 0, 0.5, course) for name, course in courses.items()]
+    path.write_text("\n".join(["{}", *lines]) + "\n")
+    found = read(path, worst=0.0)
+    assert [found.cells[name][8].target for name in courses] == [0.75, 0.5, math.inf]
+    shown = details(found, list(courses))
+    assert "| fp16 torch | 50 % | 0 | 1 |" in shown, "nothing is known of what was lost"
+    assert "| e5m2 torch | never | 0 | 1 |" in shown
+
+
+def test_old_lines_without_a_course_have_no_target(tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text("{}\n" + line("fp32", 0, 0.9) + "\n")
+    found = read(path, worst=0.0)
+    assert math.isnan(found.cells["fp32"][8].target)
+    assert "target |" not in details(found, ["fp32"])
+
+
+def test_what_is_lost_is_counted_apart_for_weights_and_inputs():
+    first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 1, bias=False)
+    model = torch.nn.Sequential(first, second)
+    with torch.no_grad():
+        first.weight.fill_(1.0)
+        second.weight.copy_(torch.tensor([[1.0, 2.0**-20]]))
+
+    def loss():
+        return 2.0**-10 * model(torch.ones(1, 2)).sum()
+
+    true = gradients(model, loss, torch.Tensor.backward)
+    held = Gradients(dict(true.parameters), dict(true.modules), set(true.products))
+    # What arrives at the first layer is 2^-10 and 2^-30: the product reads the second as zero.
+    assert lost_shares(true, held, FloatFormat.of("fp16")) == (0.0, 1 / 3)
+    held.parameters["0.weight"] = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert lost_shares(true, held, FloatFormat.of("fp16"))[0] == 1 / 3
+
+
+def test_the_backward_pass_inside_a_loss_is_no_part_of_what_arrives():
+    model = torch.nn.Linear(2, 1, bias=False)
+
+    def loss():
+        x = torch.ones(1, 2, requires_grad=True)
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return 3 * slope.sum() + 5 * model(x).sum()
+
+    found = gradients(model, loss, torch.Tensor.backward)
+    assert [grad.tolist() for grad in found.modules.values()] == [[[5.0]]]
+    assert found.parameters["weight"].tolist() == [[8.0, 8.0]]
+
+
+def test_lamb_takes_steps_as_long_as_the_weights_times_its_rate():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(4, 3))
+    before, length = weight.detach().clone(), float(weight.detach().norm())
+    optimizer = Lamb([weight], lr=0.5, eps=0.0)
+    for scale in (1.0, 2.0**-40):
+        weight.data.copy_(before)
+        optimizer.state.clear()
+        weight.grad = scale * torch.ones(4, 3)
+        optimizer.step()
+        moved = before - weight.detach()
+        torch.testing.assert_close(moved, torch.full((4, 3), 0.5 * length / 12**0.5))
+
+
+@pytest.mark.parametrize("scaling", RULES)
+def test_every_published_rule_is_a_strategy_of_its_own(scaling):
+    task = replace(TASKS["units"], steps=2)
+    assert math.isfinite(train(task, 12, Strategy("fp16", scaling), 0).score)
+
+
+def test_only_tasks_that_are_written_so_are_trained_with_unit_scaling():
+    unit = Strategy("fp16", "unit")
+    for task in TASKS.values():
+        named = {strategy.label for _, strategy, _ in planned(task, 1)}
+        assert (unit.label in named) == task.offers(unit) == (task.begin_unit is not None)
+    with pytest.raises(ValueError, match="`mixture` is not written with unit scaling"):
+        train(TASKS["mixture"], 0, unit, 0)
+
+
+def results(tmp_path: Path, scores: dict[str, tuple[float, ...]]):
+    """Of the task `units`, at one value of its knob."""
+    path = tmp_path / "some.jsonl"
+    lines = [line(name, seed, s) for name, of in scores.items() for seed, s in enumerate(of)]
+    path.write_text("\n".join(["{}", *lines]) + "\n")
+    return [(TASKS["units"], read(path, worst=0.0))]
+
+
+def test_claims_count_what_three_seeds_tell_apart(tmp_path):
+    scores = {
+        "fp32": (0.80, 0.90, 1.0),
+        "fp16 torch": (0.70, 0.80, 0.89),
+        "fp16 layerwise": (0.80, 0.90, 0.99),
+        "fp16 adaptive": (0.8, 0.9),
+        "fp16 static 2^0": (0.1,),
+        "fp16 static 2^8": (0.79,),
+    }
+    rows = claims(results(tmp_path, scores)).splitlines()
+    assert "| fp16 torch | 0 of 1 | 0 of 1 | 1 of 1 |  |  |  |  |" in rows
+    assert "| fp16 layerwise | 1 of 1 | 0 of 1 | 0 of 1 | 1 of 1 | 0 of 1 |  |  |" in rows
+    assert "| fp16 adaptive | 1 of 1 |  |  |  |  |  |  |" in rows, "two seeds tell nothing apart"
+    assert f"| {BEST} | 1 of 1 | | | | | | |" in rows
+
+
+def test_nothing_is_claimed_of_values_at_which_float32_learns_nothing(tmp_path):
+    ((task, found),) = results(tmp_path, {"fp32": (0.9,), "fp16 torch": (0.0,)})
+    truth = found.cells["fp32"]
+    both = {8.0: truth[8], 16.0: replace(truth[8], scores=(0.05,))}
+    assert [learned(task, both, value) for value in both] == [True, False]
+
+
+@pytest.mark.parametrize("chance", [0.0, -7.0])
+def test_near_is_measured_by_what_float32_learned_beyond_chance(chance):
+    truth = chance + 1
+    assert is_near(truth - 0.049, truth, chance)
+    assert not is_near(truth - 0.051, truth, chance)

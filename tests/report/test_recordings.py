@@ -41,6 +41,11 @@ def test_equal_names_are_told_apart_by_the_folder_above(tmp_path):
     assert [s.name for s in recordings_at(paths)] == ["a/run", "b/run"]
 
 
+def test_equal_names_in_folders_of_equal_names_are_numbered(tmp_path):
+    paths = [run_in(tmp_path / part / "x" / "run") for part in ("a", "b")]
+    assert [s.name for s in recordings_at(paths)] == ["x/run (1)", "x/run (2)"]
+
+
 def test_a_recording_that_is_named_twice_is_shown_once(tmp_path):
     folder = run_in(tmp_path / "mine")
     assert len(recordings_at([folder, folder / "steps.jsonl", tmp_path])) == 1

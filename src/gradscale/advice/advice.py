@@ -18,6 +18,7 @@ class Advice:
     Attributes:
         model: the model's class.
         device: where it ran.
+        optimizer: what trains it, the optimizer's class.
         losses: of the float32 steps.
         verdicts: one for each format, in the order asked for.
         hunt: where the float32 pass itself stopped being finite, if it did.
@@ -31,11 +32,12 @@ class Advice:
         >>> batches = [torch.randn(16, 4) for _ in range(4)]
         >>> advice = advise((model, batches, lambda m, x: m(x).square().mean()), formats=["fp16"])
         >>> advice.verdicts[0].level, advice.verdicts[0].scaling
-        ('safe', 'one scale')
+        ('safe', 'default')
     """
 
     model: str
     device: str
+    optimizer: str
     losses: tuple[float, ...]
     verdicts: tuple[Verdict, ...]
     hunt: Nonfinite | None = None
@@ -71,12 +73,13 @@ class Advice:
     def __str__(self) -> str:
         lines = [*self._answer(), ""]
         for verdict in self.verdicts:
-            lines += [*paragraph(verdict), ""]
+            lines += [*paragraph(verdict, self.optimizer), ""]
         return "\n".join([*lines, *self.notes]).rstrip()
 
     def _answer(self) -> list[str]:
         steps = len(self.losses)
-        ran = f"{self.model} on {self.device}, {steps} step{'s' if steps != 1 else ''}"
+        of = f"{steps} step{'s' if steps != 1 else ''} of {self.optimizer}"
+        ran = f"{self.model} on {self.device}, {of}"
         if self.hunt is not None:
             where = str(self.hunt).replace("\n", "\n  ")
             blame = "not finite in float32 already, so no precision is to blame:"
@@ -91,6 +94,7 @@ class Advice:
         return {
             "model": self.model,
             "device": self.device,
+            "optimizer": self.optimizer,
             "seed": self.seed,
             "losses": list(self.losses),
             "best": None if self.best is None else self.best.format,

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from gradscale.advice.activations import Largest, largest_activation
 from gradscale.advice.advice import Advice
 from gradscale.advice.batches import model_device, on_device, taken
+from gradscale.advice.evaluations import Evaluations
+from gradscale.advice.evidence import Truth
 from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
+from gradscale.advice.updates import Updates, step_with
 from gradscale.advice.verdict import verdict_of
 from gradscale.formats import FloatFormat
 from gradscale.random_state import same_random_numbers
-from gradscale.truth import find_nonfinite, reference
+from gradscale.truth import Gradients, find_nonfinite, reference
 from gradscale.truth.one_pass import Loss, checked_loss
 from gradscale.truth.reference import fresh_copy
-from gradscale.truth.wider import NARROW, wider
+from gradscale.truth.wider import NARROW
 
 FORMATS = ("fp16", "bf16", "e5m2", "e4m3")
 LOOKS = 3
@@ -44,9 +47,12 @@ def advise(
     """Says in plain words which formats are safe for a model, and how to scale them.
 
     A float32 copy of the model trains for a few steps. At three moments every format computes the
-    same batch with the same weights and random numbers: without scaling, at the best single scale,
-    and under the plan that `GradScaler(layerwise=Windows())` finds. All are compared with the
-    float32 gradients. The model, its gradients and the random number generators are left alone.
+    same batch with the same weights and random numbers: without scaling, under `GradScaler()`, at
+    the best single scale, and under the plan that `GradScaler(layerwise=Windows())` finds. What the
+    optimizer would make of each of these gradients is compared with what it makes of float32's: a
+    lost gradient is nothing to one that hardly moves the layer, and a frozen layer to one that
+    takes small gradients for as good as large ones. The model, its gradients and the random number
+    generators are left alone.
 
     On an accelerator float16 and bfloat16 are the real ones; on a CPU, and for eight bits, products
     are rounded by `gradscale.emulation`.
@@ -54,7 +60,8 @@ def advise(
     Args:
         model_step: `(model, batches, loss)` or `(model, batches, loss, optimizer)`, or a function
             that returns it. `loss(model, batch)` returns a scalar tensor and enters no autocast;
-            `optimizer(parameters)` returns an optimizer, default Adam at 1e-3.
+            `optimizer(parameters)` returns an optimizer of just these parameters, default Adam at
+            1e-3; it is called for copies of them, several times.
         formats: one or more of ``"fp16"``, ``"bf16"``, ``"e5m2"``, ``"e4m3"``, or what else they
             are called, such as `torch.float16`; the first that is safe is recommended.
         steps: of training, at least 1; fewer if there are fewer batches.
@@ -137,9 +144,8 @@ class _Advising:
         self.step, self.model, self.batches, self.seed = step, model, batches, seed
         self.device = str(model_device(model))
         self.trials = [FormatTrial(f, model, self.device, emulate) for f in dict.fromkeys(formats)]
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        make = step.optimizer or _adam
-        self.optimizer = make(parameters)
+        self.updates = Updates(model, step.make)
+        self.optimizer = step.make([p for p in model.parameters() if p.requires_grad])
         self.looks = _moments(len(batches))
         self.total = len(batches) + len(self.looks) * len(self.trials)
         self.done = 0
@@ -156,10 +162,16 @@ class _Advising:
                 hunt = find_nonfinite(self.model, self._loss_of(batch))
                 break
         verdicts = () if hunt else tuple(verdict_of(t, self.largest) for t in self.trials)
-        kind = type(self.step.model).__name__
-        notes = tuple(self._notes(asked))
-        losses = tuple(self.losses)
-        return Advice(kind, self.device, losses, verdicts, hunt, notes, self.seed)
+        return Advice(
+            type(self.step.model).__name__,
+            self.device,
+            type(self.optimizer).__name__,
+            tuple(self.losses),
+            verdicts,
+            hunt,
+            tuple(self._notes(asked)),
+            self.seed,
+        )
 
     def _loss_of(self, batch: object) -> Loss:
         def loss(model: nn.Module) -> Tensor:
@@ -176,16 +188,18 @@ class _Advising:
         if not (true.finite and math.isfinite(true.loss)):
             return False
         if index in self.looks:
+            truth = Truth(true, self.updates)
             for trial in self.trials:
                 self._tell(trial.format)
-                trial.look(index, loss, true)
-        # The gradients of the reference are those of this step: no pass is run twice.
-        for name, parameter in self.model.named_parameters():
-            parameter.grad = true.parameters.get(name)
-        with wider():
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+                trial.look(index, loss, truth)
+        self._step(loss, true)
         return True
+
+    def _step(self, loss: Loss, true: Gradients) -> None:
+        evaluations = Evaluations(self.model, loss, true)
+        evaluations()
+        step_with(self.optimizer, evaluations)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _tell(self, what: str) -> None:
         if self.progress is not None:
@@ -202,6 +216,11 @@ class _Advising:
                 f"The parameters are {' and '.join(sorted(half))}. This is about training with a "
                 "float32 copy of them: `gradscale.half_precision` keeps one."
             )
+        if self.step.optimizer is None:
+            notes.append(
+                "No optimizer was given, so this is about Adam at 1e-3: under another one a lost "
+                "gradient may be nothing, or a frozen layer. Name yours as the fourth item."
+            )
         finite = all(math.isfinite(loss) for loss in self.losses)
         emulated = [trial.format for trial in self.trials if trial.emulated]
         if emulated and finite:
@@ -210,10 +229,6 @@ class _Advising:
                 "comparison with float32 passes over the same batches."
             )
         return notes
-
-
-def _adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-3)
 
 
 def _moments(steps: int) -> set[int]:

@@ -1,17 +1,32 @@
-"""What was measured of one way to scale: lost share, and how far gradients are astray."""
+"""What was measured of one way to scale: what is lost, and what is left of every update."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from gradscale.backward.cancellation import mostly
+from gradscale.advice.agreement import Agreement, agreements, reaches, total
+from gradscale.advice.updates import Updates
 from gradscale.files.json_text import JsonObject
 from gradscale.formats import FloatFormat
 from gradscale.truth import Gradients, compared
+
+Scaling = Literal["none", "default", "one scale", "a plan"]
+"""Ways of scaling, the simplest first."""
+
+NEGLIGIBLE = 0.01
+"""What moves by less than this share of what moves farthest is as good as still."""
+
+Level = Literal["safe", "risky", "unsafe", "unknown"]
+
+LIMITS: tuple[tuple[Level, float], ...] = (("safe", 0.5), ("risky", 0.1))
+"""The least that may be left of any module's update: half the learning rate, a tenth of it."""
+
+ASTRAY = 0.9
+"""A cosine below it is another direction."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +36,13 @@ class ScalingEvidence:
     Attributes:
         lost_share: the share of gradient elements that were flushed, over modules and parameters.
         cosine: between all parameters' gradients and the true ones.
-        worst: the smallest cosine of a module's gradients; the module is `where`.
-        where: a module's name.
-        overflowed: whether something was infinite or NaN.
+        worst: what is left of the optimizer's update of a module, at worst: 1 is the update of
+            float32, a half is half of the learning rate. Modules that the optimizer hardly moves in
+            float32 do not count: less than a hundredth as far as others.
+        where: the name of that module.
+        overflowed: whether nothing finite came of it, or of a step that nobody skips.
+        frozen: modules of whose update less than a tenth is left.
+        spared: modules whose gradients are astray, but which the optimizer hardly moves.
     """
 
     lost_share: float
@@ -31,88 +50,96 @@ class ScalingEvidence:
     worst: float
     where: str
     overflowed: bool
+    frozen: tuple[str, ...] = ()
+    spared: tuple[str, ...] = ()
 
     def to_dict(self) -> JsonObject:
         """Plain numbers and strings."""
         return asdict(self)
 
 
+NOTHING = ScalingEvidence(1.0, 0.0, 0.0, "", overflowed=True)
+
+
+class Truth:
+    """The float32 gradients of a batch, and what the optimizer makes of them."""
+
+    def __init__(self, gradients: Gradients, updates: Updates) -> None:
+        self.gradients, self.updates = gradients, updates
+        weights: dict[str, Tensor] = dict(updates.model.named_parameters())
+        moves = updates.of(gradients)
+        # A learning rate that warms up from 0 moves nothing yet: then as plain descent would.
+        self.stands = not any(bool(moved.any()) for moved in moves.parameters.values())
+        self.moves = gradients if self.stands else moves
+        self.reaches = reaches(self.moves, weights)
+
+    def moved_by(self, held: Gradients) -> Gradients:
+        """What the optimizer makes of other gradients."""
+        return held if self.stands else self.updates.of(held)
+
+
+class _Module(NamedTuple):
+    """A module at one moment of training."""
+
+    cosine: float
+    left: float
+    moves: bool
+
+
 @dataclass
 class Collected:
-    """Evidence added up over several moments of training."""
+    """Evidence added up over several moments of training.
 
+    Attributes:
+        skips: whether a scaler is there to skip a step that overflows.
+    """
+
+    skips: bool = True
     flushed: int = 0
     nonzero: int = 0
     cosines: list[float] = field(default_factory=list[float])
-    modules: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    modules: dict[str, list[_Module]] = field(default_factory=dict[str, list[_Module]])
     overflowed: bool = False
 
-    def add(self, true: Gradients, held: Gradients, format: FloatFormat) -> None:
-        """One pass of the half-precision network, and the reference of the same batch."""
+    def add(self, true: Truth, held: Gradients, format: FloatFormat) -> None:
+        """One pass of the half-precision network, and the truth of the same batch."""
         if not held.finite:
             self.overflowed = True
             return
-        lost = compared(true, held, format)
+        lost = compared(true.gradients, held, format)
         self.flushed += lost.flushed
         self.nonzero += lost.nonzero
-        whole, by_module = cosines(true, held)
-        self.cosines.append(whole)
-        for name, value in by_module.items():
-            self.modules.setdefault(name, []).append(value)
+        gradients = agreements(true.gradients, held)
+        updates = agreements(true.moves, true.moved_by(held))
+        self.cosines.append(total(gradients.values()).cosine)
+        for name in gradients | updates:
+            seen = _Module(
+                gradients.get(name, Agreement()).cosine,
+                updates.get(name, Agreement()).left,
+                true.reaches.get(name, 0.0) >= NEGLIGIBLE,
+            )
+            self.modules.setdefault(name, []).append(seen)
 
     @property
     def evidence(self) -> ScalingEvidence | None:
-        """The means; None if no pass was finite nor overflowed."""
+        """The means over finite passes; None if there was none at all."""
+        if self.overflowed and not (self.skips and self.cosines):
+            return NOTHING
         if not self.cosines:
-            return ScalingEvidence(1.0, 0.0, 0.0, "", True) if self.overflowed else None
-        means = {name: sum(values) / len(values) for name, values in self.modules.items()}
-        where = min(means, key=lambda name: means[name], default="")
+            return None
+        moving = {
+            name: fmean(seen.left for seen in looks if seen.moves)
+            for name, looks in self.modules.items()
+            if any(seen.moves for seen in looks)
+        }
+        astray = {n: fmean(s.cosine for s in looks) < ASTRAY for n, looks in self.modules.items()}
+        where = min(moving, key=lambda name: moving[name], default="")
         return ScalingEvidence(
             self.flushed / max(1, self.nonzero),
-            sum(self.cosines) / len(self.cosines),
-            means.get(where, 1.0),
+            fmean(self.cosines),
+            moving.get(where, 1.0),
             where,
-            self.overflowed,
+            False,
+            tuple(name for name, left in moving.items() if left < LIMITS[-1][1]),
+            tuple(name for name in self.modules if astray[name] and name not in moving),
         )
-
-
-def cosines(true: Gradients, held: Gradients) -> tuple[float, dict[str, float]]:
-    """The cosine over all parameters, and by module over its own parameters.
-
-    Gradients that are zero up to rounding have no direction and are left out.
-
-    Example:
-        >>> one = Gradients(parameters={"a.weight": torch.tensor([1.0, 0.0])})
-        >>> two = Gradients(parameters={"a.weight": torch.tensor([1.0, 1.0])})
-        >>> whole, by_module = cosines(one, two)
-        >>> round(whole, 3), round(by_module["a"], 3)
-        (0.707, 0.707)
-    """
-    sums: dict[str, list[float]] = {}
-    for name, reference in true.parameters.items():
-        zeros = true.zeros.get(name)
-        if zeros is not None and bool(mostly(zeros)):
-            continue
-        other = held.parameters.get(name)
-        other = torch.zeros_like(reference) if other is None else other
-        products = _products(reference, other, held.scale)
-        total = sums.setdefault(name.rpartition(".")[0] or name, [0.0, 0.0, 0.0])
-        for index, value in enumerate(products):
-            total[index] += value
-    # Products add up over parts, so one pass gives all cosines.
-    whole = [sum(values[index] for values in sums.values()) for index in range(3)]
-    return _cosine(whole), {n: _cosine(values) for n, values in sums.items() if values[1] > 0}
-
-
-def _products(true: Tensor, held: Tensor, scale: float) -> list[float]:
-    one = true.flatten().to(torch.float64)
-    two = held.flatten().to(torch.float64) / scale
-    return [float(one @ two), float(one @ one), float(two @ two)]
-
-
-def _cosine(products: list[float]) -> float:
-    along, one, two = products
-    if one == 0 or two == 0:
-        return 1.0 if one == two else 0.0
-    # sqrt(one * two) would underflow for gradients below 2^-500.
-    return max(-1.0, min(1.0, along / math.sqrt(one) / math.sqrt(two)))

@@ -1,18 +1,19 @@
-"""One format on trial: the same batches in it, unscaled, at one scale, and at a plan's scales."""
+"""One format on trial: the same batches in it under every way of scaling, the simplest first."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gradscale.advice.evidence import Collected
+from gradscale.advice.evidence import Collected, Scaling, Truth
 from gradscale.advice.module_under_way import modules_under_way
 from gradscale.backward.names import module_places
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation.computing import EIGHT_BIT, computing_in, is_emulated
+from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdict import FunctionVerdict
@@ -20,6 +21,7 @@ from gradscale.layerwise.product_format import fitted
 from gradscale.layerwise.track import Track
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows import Windows
+from gradscale.policies import Dynamic, Observation
 from gradscale.scaler import GradScaler
 from gradscale.truth import Gradients, Nonfinite, capture_gradients, compared, find_nonfinite
 from gradscale.truth.alike import alike
@@ -28,7 +30,13 @@ from gradscale.truth.untouched import untouched
 from gradscale.watching.rows import Row
 
 SETTLING = 12
-"""Passes over the first batch in which the plan may find its scales."""
+"""Passes over one batch in which a plan may find its scales."""
+
+DEFAULT = Dynamic()
+"""The policy of `GradScaler()`."""
+
+BACKOFFS = 40
+"""Passes over one batch in which it may back off: from 2^16 to below 2^-23."""
 
 
 class ScaleGroup(NamedTuple):
@@ -76,11 +84,11 @@ class FormatTrial:
         choice: whether to emulate: ``"auto"``, ``"on"`` or ``"off"``.
 
     Attributes:
-        none: gradients without scaling.
-        one: at the best single scale.
-        plan: at the scales of a plan.
+        ways: what was collected without scaling, under `GradScaler()` as it comes, at the best
+            single scale and at the scales of a plan.
         moments: what each look found at the single scale.
-        log2_single: the exponent of that scale.
+        log2_default: the exponent that the default scaler has come to.
+        log2_single: that of the best single scale.
         groups: of the plan, the largest first.
         hunt: where the forward pass stopped being finite.
         error: why the model could not run in this format; empty if it could.
@@ -90,9 +98,11 @@ class FormatTrial:
         self.format, self.device = format, device
         self.choice = "on" if torch.device(device).type == "cpu" and choice == "auto" else choice
         self.emulated = is_emulated(format, device, self.choice)
-        self.none, self.one, self.plan = Collected(), Collected(), Collected()
+        self.ways: dict[Scaling, Collected] = {
+            way: Collected(skips=way != "none") for way in get_args(Scaling)
+        }
         self.moments: list[Moment] = []
-        self.log2_single = 0
+        self.log2_default = self.log2_single = 0
         self.groups: tuple[ScaleGroup, ...] = ()
         self.scales: tuple[int, ...] = ()
         self.hunt: Nonfinite | None = None
@@ -102,6 +112,7 @@ class FormatTrial:
         layerwise = Layerwise(self._planner, measure_every=1)
         self._scaler = GradScaler(device, layerwise=layerwise, injected="scale")
         self._scaler.name_parameters(model)
+        self._state = DEFAULT.init((), torch.device("cpu"))
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._stay = _Stay(parameters, {})
 
@@ -118,8 +129,8 @@ class FormatTrial:
     def _computing(self) -> AbstractContextManager[None]:
         return computing_in(self.format, self.device, self.choice)
 
-    def look(self, step: int, loss: Loss, true: Gradients) -> None:
-        """One moment of training: every way of scaling against the float32 gradients."""
+    def look(self, step: int, loss: Loss, true: Truth) -> None:
+        """One moment of training: every way of scaling against float32."""
         if self.hunt is not None or self.error:
             return
         with modules_under_way(self._model) as entered:
@@ -130,27 +141,27 @@ class FormatTrial:
                 where = f" (in {entered[-1]})" if entered else ""
                 self.error = " ".join(str(error).split()[:40]) + where
 
-    def _look(self, step: int, loss: Loss, true: Gradients) -> None:
+    def _look(self, step: int, loss: Loss, true: Truth) -> None:
         with self._computing():
             planned = self._settled(loss)
             if planned is None:
                 return
-            self.plan.add(true, planned, self.narrow)
             self._read_plan()
             single = self._single_scale_pass(loss)
-            self.none.add(true, self._at(loss, 0), self.narrow)
-        self.one.add(true, single, self.narrow)
-        rows = compared(true, single, self.narrow).rows
+            default = self._backed_off(loss)
+            bare = self._at(loss, 0)
+        passes = (bare, default, single, planned)
+        for collected, found in zip(self.ways.values(), passes, strict=True):
+            collected.add(true, found, self.narrow)
+        rows = compared(true.gradients, single, self.narrow).rows
         order = tuple(dict.fromkeys(output.module for output in single.modules))
-        self.moments.append(Moment(step, true.loss, rows, order))
+        self.moments.append(Moment(step, true.gradients.loss, rows, order))
 
     def _settled(self, loss: Loss) -> Gradients | None:
         """The gradients of the first pass whose plan was that of the pass before; else the last."""
         before: tuple[ScalePlan | None, float] | None = None
-        # Later looks begin with the plan of the one before: a pass under it, and one to confirm it.
-        passes = SETTLING if not self.plan.cosines else 2
         found: Gradients | None = None
-        for _ in range(passes):
+        for _ in range(SETTLING):
             found = self._scaled_pass(loss)
             reason = self._scaler.last_step.reason
             if reason in ("nonfinite_loss", "nonfinite_parameter", "nonfinite_input"):
@@ -163,8 +174,20 @@ class FormatTrial:
             before = now
         return found
 
+    def _backed_off(self, loss: Loss) -> Gradients:
+        """The gradients of the first step that `GradScaler()` does not skip; else the last."""
+        passes = (self._default_pass(loss) for _ in range(BACKOFFS))
+        return next((found for found in passes if found.finite), self._at(loss, self.log2_default))
+
+    def _default_pass(self, loss: Loss) -> Gradients:
+        self.log2_default = ceil_exponent(float(self._state.scale))
+        found = self._at(loss, self.log2_default)
+        found_inf = torch.tensor(float(not found.finite))
+        self._state = DEFAULT.update(self._state, Observation(found_inf))
+        return found
+
     def _scaled_pass(self, loss: Loss) -> Gradients:
-        """A training step of the scaler in which nothing moves."""
+        """A training step of the layer-wise scaler in which nothing moves."""
         with (
             untouched(self._model),
             torch.enable_grad(),

@@ -9,8 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gradscale.optimizer_parameters import parameters_of
+
 LossOfBatch = Callable[[nn.Module, Any], Tensor]
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+Parameters = list[nn.Parameter]
+MakeOptimizer = Callable[[Parameters], torch.optim.Optimizer]
 
 _SHAPE = "`(model, batches, loss)` or `(model, batches, loss, optimizer)`"
 
@@ -39,6 +42,25 @@ class ModelStep:
     loss: LossOfBatch
     optimizer: MakeOptimizer | None = None
     call: str = "advise(model_step)"
+
+    def make(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """The optimizer of these parameters.
+
+        Raises:
+            TypeError: the fourth part returned none, or one of other parameters.
+        """
+        if self.optimizer is None:
+            return torch.optim.Adam(parameters, lr=1e-3)
+        made = self.optimizer(parameters)
+        if not hasattr(made, "param_groups"):
+            raise TypeError(f"`{self.call}`: the fourth part returned {_what(made)}, no optimizer.")
+        own = {id(parameter) for parameter in parameters_of(made)}
+        if own.isdisjoint(map(id, parameters)):
+            raise TypeError(
+                f"`{self.call}`: the fourth part returned {type(made).__name__} of parameters that "
+                "it was not given. A copy of the model is trained: make it of its argument."
+            )
+        return made
 
     @staticmethod
     def of(given: object, call: str = "advise(model_step)") -> ModelStep:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from gradscale.advice.activations import Largest
-from gradscale.advice.evidence import ScalingEvidence
+from gradscale.advice.evidence import LIMITS, NOTHING, Level, Scaling, ScalingEvidence
 from gradscale.advice.format_trial import FormatTrial, Moment, ScaleGroup
 from gradscale.emulation.computing import EIGHT_BIT
 from gradscale.emulation.direction_formats import carrier
@@ -18,13 +18,7 @@ from gradscale.layerwise.function_verdict import FunctionVerdict
 from gradscale.truth import Nonfinite
 from gradscale.watching.rows import Row
 
-Level = Literal["safe", "risky", "unsafe", "unknown"]
-Scaling = Literal["none", "one scale", "a plan"]
-
-LIMITS: tuple[tuple[Level, float, float], ...] = (("safe", 0.01, 0.9), ("risky", 0.1, 0.5))
-"""For each level the largest lost share, and the smallest cosine of any module's gradients."""
-
-INJECTED = ', injected="scale"'
+INJECTED = 'injected="scale"'
 
 TIGHT = 2.0
 """Octaves of headroom below which activations are close to overflow."""
@@ -36,16 +30,16 @@ class Verdict:
 
     Attributes:
         format: ``"fp16"``, ``"bf16"``, ``"e5m2"`` or ``"e4m3"``.
-        level: ``"safe"``: nothing overflows, at most 1 % of the gradients is lost and no module's
-            gradients are astray (cosine 0.9); ``"risky"``: 10 % and 0.5; ``"unsafe"`` otherwise;
+        level: ``"safe"``: nothing overflows, and at least half is left of the update of every
+            module that the optimizer really moves; ``"risky"``: a tenth; ``"unsafe"`` otherwise;
             ``"unknown"`` if it could not run.
         scaling: the least that reaches this level.
-        log2_scale: the exponent of the best single scale.
+        log2_default: the exponent to which `GradScaler()` has come.
+        log2_scale: that of the best single scale.
         scales: the exponents of the plan, ascending.
         groups: of the plan: which modules are at which scale.
-        none: without scaling.
-        one: at the single scale.
-        plan: at the plan's.
+        evidence: by way of scaling, the simplest first; also as `none`, `default` (that is under
+            `GradScaler()`), `one` and `plan`.
         moments: what each look found at the single scale.
         activation: the largest activation of the float32 pass.
         headroom: octaves between it and the largest number of the forward pass's format.
@@ -60,12 +54,11 @@ class Verdict:
     format: str
     level: Level
     scaling: Scaling
+    log2_default: int
     log2_scale: int
     scales: tuple[int, ...]
     groups: tuple[ScaleGroup, ...]
-    none: ScalingEvidence | None
-    one: ScalingEvidence | None
-    plan: ScalingEvidence | None
+    evidence: dict[Scaling, ScalingEvidence | None]
     moments: tuple[Moment, ...]
     activation: Largest
     headroom: float
@@ -78,7 +71,27 @@ class Verdict:
     @property
     def chosen(self) -> ScalingEvidence | None:
         """The evidence for the scaling that is advised."""
-        return {"none": self.none, "one scale": self.one, "a plan": self.plan}[self.scaling]
+        return self.evidence[self.scaling]
+
+    @property
+    def none(self) -> ScalingEvidence | None:
+        """Without scaling."""
+        return self.evidence["none"]
+
+    @property
+    def default(self) -> ScalingEvidence | None:
+        """Under `GradScaler()` as it comes."""
+        return self.evidence["default"]
+
+    @property
+    def one(self) -> ScalingEvidence | None:
+        """At the best single scale."""
+        return self.evidence["one scale"]
+
+    @property
+    def plan(self) -> ScalingEvidence | None:
+        """At the scales of the plan."""
+        return self.evidence["a plan"]
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -92,12 +105,18 @@ class Verdict:
 
     def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON."""
-        evidence = {"none": self.none, "one": self.one, "plan": self.plan}
+        evidence = {
+            "none": self.none,
+            "default": self.default,
+            "one": self.one,
+            "plan": self.plan,
+        }
         return {
             "format": self.format,
             "level": self.level,
             "scaling": self.scaling,
             "lost_share": self.lost_share,
+            "log2_default": self.log2_default,
             "log2_scale": self.log2_scale,
             "scales": list(self.scales),
             "groups": [{"exponent": g.exponent, "modules": list(g.modules)} for g in self.groups],
@@ -116,13 +135,16 @@ class Verdict:
 
 def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
     """The verdict on a format whose trial is over."""
-    none, one, plan = (c.evidence for c in (trial.none, trial.one, trial.plan))
-    level, scaling = _least((("none", none), ("one scale", one), ("a plan", plan)), trial.format)
+    evidence: dict[Scaling, ScalingEvidence | None] = {
+        way: collected.evidence for way, collected in trial.ways.items()
+    }
+    level, scaling = _least(evidence, trial.format)
+    log2_scale = trial.log2_default if scaling == "default" else trial.log2_single
     if trial.hunt is not None:
         level = "unsafe"
     elif trial.error:
         level = "unknown"
-    functions = tuple(_at_scale(v, trial.log2_single) for v in trial.functions)
+    functions = tuple(_at_scale(v, log2_scale) for v in trial.functions)
     injects = any(function.kind == "injects" for function in functions)
     headroom = activation.headroom(forward_format(trial.format))
     # Less than an octave: a float32 pass of a few steps has not seen the largest there will be.
@@ -132,18 +154,17 @@ def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
         trial.format,
         level,
         scaling,
+        trial.log2_default,
         trial.log2_single,
         trial.scales,
         trial.groups,
-        none,
-        one,
-        plan,
+        evidence,
         tuple(trial.moments),
         activation,
         headroom,
         trial.hunt,
         trial.emulated,
-        code_for(trial.format, scaling, trial.log2_single, trial.device, level, injects=injects),
+        code_for(trial.format, scaling, log2_scale, trial.device, level, injects=injects),
         functions,
         trial.error,
     )
@@ -158,33 +179,29 @@ def level_of(evidence: ScalingEvidence | None) -> Level:
     """How safe one way of scaling is.
 
     Example:
-        >>> level_of(ScalingEvidence(0.001, 0.999, 0.98, "head", overflowed=False))
-        'safe'
         >>> level_of(ScalingEvidence(0.2, 0.999, 0.98, "head", overflowed=False))
+        'safe'
+        >>> level_of(ScalingEvidence(0.001, 0.999, 0.02, "head", overflowed=False))
         'unsafe'
     """
     if evidence is None or evidence.overflowed:
         return "unsafe"
-    for level, lost, worst in LIMITS:
-        if evidence.lost_share <= lost and evidence.worst >= worst:
-            return level
-    return "unsafe"
+    reached: list[Level] = [level for level, least in LIMITS if evidence.worst >= least]
+    return reached[0] if reached else "unsafe"
 
 
-def _least(
-    ways: tuple[tuple[Scaling, ScalingEvidence | None], ...], format: str
-) -> tuple[Level, Scaling]:
+def _least(ways: Mapping[Scaling, ScalingEvidence | None], format: str) -> tuple[Level, Scaling]:
     """The best level that some way of scaling reaches, and the simplest that reaches it."""
     # A format with float32's range needs no scaling; any other gets one scale, which costs nothing.
     if FloatFormat.of(format).exponent_bits < 8:
-        ways = ways[1:]
-    for level, _, _ in LIMITS:
-        for scaling, evidence in ways:
-            if level_of(evidence) == level:
-                return level, scaling
-    # Nothing is good enough: then the one that loses least is told of.
-    best = min(ways, key=lambda way: 1.0 if way[1] is None else way[1].lost_share)
-    return "unsafe", best[0]
+        ways = {way: evidence for way, evidence in ways.items() if way != "none"}
+    levels = {way: level_of(evidence) for way, evidence in ways.items()}
+    for level, _ in LIMITS:
+        for way in ways:
+            if levels[way] == level:
+                return level, way
+    # Nothing is good enough: then the one that comes nearest is told of.
+    return "unsafe", max(ways, key=lambda way: (ways[way] or NOTHING).worst)
 
 
 def _at_scale(found: FunctionVerdict, log2_scale: int) -> FunctionVerdict:
@@ -207,7 +224,7 @@ def code_for(
     Args:
         format: advised.
         scaling: advised.
-        log2_scale: the exponent of the single scale.
+        log2_scale: the exponent of the single scale, or of the default one.
         device: where the model is.
         level: how safe that is.
         injects: whether a function returns a gradient of its own.
@@ -215,6 +232,8 @@ def code_for(
     Example:
         >>> code_for("fp16", "one scale", 12, "cuda", "safe")
         'scaler = gradscale.GradScaler("cuda", init_scale=2.0**12)'
+        >>> code_for("fp16", "default", 16, "cuda", "safe")
+        'scaler = gradscale.GradScaler("cuda")'
         >>> code_for("bf16", "none", 0, "cuda", "safe")
         'with torch.autocast("cuda", torch.bfloat16):  # no scaler'
     """
@@ -223,14 +242,18 @@ def code_for(
         return ""
     if scaling == "none":
         return f'with torch.autocast("{kind}", torch.bfloat16):  # no scaler'
-    windows = f'gradscale.Windows(product_format="{format}")'
-    chosen = f"init_scale=2.0**{log2_scale}"
+    arguments = [f'"{kind}"']
     if scaling == "a plan":
-        chosen = f"layerwise={windows if format in EIGHT_BIT else True}"
+        windows = f'gradscale.Windows(product_format="{format}")'
+        arguments.append(f"layerwise={windows if format in EIGHT_BIT else True}")
     elif format == "e4m3":
         # It saturates: a scale that waits for an overflow would grow for ever.
-        chosen = f"policy=gradscale.Static(2.0**{log2_scale})"
-    return f'scaler = gradscale.GradScaler("{kind}", {chosen}{INJECTED if injects else ""})'
+        arguments.append(f"policy=gradscale.Static(2.0**{log2_scale})")
+    elif scaling == "one scale":
+        arguments.append(f"init_scale=2.0**{log2_scale}")
+    if injects:
+        arguments.append(INJECTED)
+    return f"scaler = gradscale.GradScaler({', '.join(arguments)})"
 
 
 def magnitude_text(value: float) -> str:

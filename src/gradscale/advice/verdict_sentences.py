@@ -5,27 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradscale.advice.evidence import ScalingEvidence
+from gradscale.advice.evidence import Scaling, ScalingEvidence
 from gradscale.advice.verdict import TIGHT, Verdict, magnitude_text
 from gradscale.percent import percent
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "e5m2": "float8_e5m2", "e4m3": "float8_e4m3fn"}
 MOST_ROWS = 5
-MUCH = 0.01  # of a module's gradients: worth its name
+_WITH: dict[Scaling, str] = {
+    "none": "without scaling",
+    "default": "at the default scale",
+    "one scale": "at any one scale",
+    "a plan": "even with a plan",
+}
 LEAST = 1e-5
 """Shares below are not told apart."""
 
 
-def paragraph(verdict: Verdict) -> list[str]:
-    """What is said of one format."""
+def paragraph(verdict: Verdict, optimizer: str) -> list[str]:
+    """What is said of one format, trained by an optimizer of this name."""
     return [
         f"{verdict.format}: {headline(verdict)}",
         *(
             f"  {line}"
             for line in (
                 *_forward(verdict),
-                *_scalings(verdict),
-                *_layers(verdict),
+                *_scalings(verdict, optimizer),
+                *_groups(verdict),
                 *(str(function) for function in verdict.functions if function.kind != "linear"),
             )
         ),
@@ -39,10 +44,11 @@ def headline(verdict: Verdict) -> str:
     if verdict.hunt is not None:
         return "unsafe: the forward pass is not finite"
     if verdict.level == "unsafe":
-        return "unsafe: no scaling saves its gradients"
+        return f"unsafe {_WITH[verdict.scaling]}, the best of all ways"
     needs = {
         "none": "needs no loss scaling",
-        "one scale": f"one loss scale is enough, 2^{verdict.log2_scale}",
+        "default": "one loss scale is enough, the default",
+        "one scale": f"one loss scale is enough, 2^{verdict.log2_scale}, but not the default",
         "a plan": f"one scale is not enough; {len(verdict.scales)} are",
     }
     return f"{verdict.level}, {needs[verdict.scaling]}"
@@ -60,13 +66,33 @@ def _forward(verdict: Verdict) -> list[str]:
     ]
 
 
-def _scalings(verdict: Verdict) -> list[str]:
-    ways = [("without scaling", verdict.none)]
-    if verdict.scaling != "none":
-        ways.append((f"at one scale, 2^{verdict.log2_scale}", verdict.one))
-    if verdict.scaling == "a plan" or (verdict.scaling != "none" and len(verdict.scales) > 1):
-        ways.append((f"with a plan of {_scales(verdict.scales)}", verdict.plan))
-    return [f"{name}: {_numbers(evidence)}" for name, evidence in ways if evidence is not None]
+def _scalings(verdict: Verdict, optimizer: str) -> list[str]:
+    names: dict[Scaling, str] = {
+        "none": "without scaling",
+        "default": f"at the default scale, 2^{verdict.log2_default}",
+        "one scale": f"at the best single scale, 2^{verdict.log2_scale}",
+        "a plan": f"with a plan of {_scales(verdict.scales)}",
+    }
+    lines: list[str] = []
+    for way, evidence in verdict.evidence.items():
+        if evidence is not None:
+            lines.append(f"{names[way]}: {_numbers(evidence)}")
+            lines += [f"  {line}" for line in _updates(evidence, optimizer)]
+        # What is more than needed is not told of.
+        if way == verdict.scaling and verdict.level != "unsafe":
+            break
+    return lines
+
+
+def _updates(evidence: ScalingEvidence, optimizer: str) -> list[str]:
+    """What a lost gradient comes to under this optimizer."""
+    lines: list[str] = []
+    if evidence.frozen:
+        lines.append(f"frozen, though {optimizer} would move it: {few(evidence.frozen)}")
+    if evidence.spared:
+        spared = few(evidence.spared)
+        lines.append(f"nothing to {optimizer}, which hardly moves it in float32 either: {spared}")
+    return lines
 
 
 def _scales(scales: Sequence[int]) -> str:
@@ -76,31 +102,25 @@ def _scales(scales: Sequence[int]) -> str:
 
 
 def _numbers(evidence: ScalingEvidence) -> str:
-    if evidence.overflowed and evidence.lost_share == 1.0:
+    if evidence.overflowed:
         return "overflows"
-    worst = f"worst module {evidence.where}: {evidence.worst:.3f}"
-    tail = "; overflowed at times" if evidence.overflowed else ""
-    return (
-        f"{percent(evidence.lost_share, LEAST)} lost, cosine {evidence.cosine:.4f} ({worst}){tail}"
-    )
+    lost = f"{percent(evidence.lost_share, LEAST)} lost, cosine {evidence.cosine:.4f}"
+    return f"{lost}, {left_of(evidence)} left of the update of {evidence.where}"
 
 
-def _layers(verdict: Verdict) -> list[str]:
-    if verdict.level in ("unsafe", "unknown") or verdict.scaling == "none":
-        return []
-    return _losing(verdict) if verdict.scaling == "one scale" else _groups(verdict)
+def left_of(evidence: ScalingEvidence) -> str:
+    """What is left of the worst update.
 
-
-def _losing(verdict: Verdict) -> list[str]:
-    """Modules that a single scale serves badly, though the model as a whole is well served."""
-    modules = [row for row in verdict.rows if row.kind == "module" and row.lost_share > MUCH]
-    named = ", ".join(
-        f"{row.name} ({percent(row.lost_share, LEAST)})" for row in modules[:MOST_ROWS]
-    )
-    return [f"modules that lose most at it: {named}"] if modules else []
+    Example:
+        >>> left_of(ScalingEvidence(0.2, 0.999, 0.987, "head", overflowed=False))
+        '99 %'
+    """
+    return percent(max(0.0, evidence.worst), 0.01)
 
 
 def _groups(verdict: Verdict) -> list[str]:
+    if verdict.level in ("unsafe", "unknown") or verdict.scaling != "a plan":
+        return []
     lines = [
         f"2^{group.exponent} for {few(group.modules)}"
         for group in verdict.groups[:MOST_ROWS]

@@ -33,6 +33,7 @@ def write_recordings(advice: Advice, path: Path, target: str) -> list[Path]:
 
 
 def _write_recording(verdict: Verdict, folder: Path, target: str) -> None:
+    # Not a `Recorder`, which follows a scaler: these steps were run by the advice.
     log = Log(folder, SIZE, None)
     log.begin(None, verdict.format, None, note_of(verdict, target))
     for moment in verdict.moments:
@@ -49,8 +50,8 @@ def note_of(verdict: Verdict, target: str) -> dict[str, object]:
     ran = verdict.level in ("safe", "risky")
     if ran:
         lines.append(f"Write: `{verdict.code}`")
-    advised = verdict.log2_scale if ran and verdict.scaling == "one scale" else None
-    advice = {"lines": lines, "log2_scale": advised}
+    exponents = {"default": verdict.log2_default, "one scale": verdict.log2_scale}
+    advice = {"lines": lines, "log2_scale": exponents.get(verdict.scaling) if ran else None}
     return {"inspect": target, "verdict": verdict.level, "advice": advice}
 
 
@@ -59,6 +60,7 @@ def backward_order(moment: Moment) -> list[Row]:
 
     What belongs to no module that was seen, as a parameter that is used outside of one, comes last.
     """
+    # Modules by the order of the pass; a parameter beside the module that owns it.
     place = {name: index for index, name in enumerate(moment.order)}
 
     def key(row: Row) -> tuple[int, bool, str]:

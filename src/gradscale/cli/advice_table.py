@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from gradscale.advice import Advice, ScalingEvidence, Verdict
-from gradscale.advice.verdict_sentences import LEAST
+from gradscale.advice.verdict_sentences import LEAST, left_of
 from gradscale.cli.fitting import fewer, fitting
 from gradscale.percent import percent
 
@@ -16,9 +16,9 @@ MOST_LAYERS = 8
 _STYLES = {"safe": "green", "risky": "yellow", "unsafe": "red", "unknown": "red"}
 
 
-COLUMNS = ("lost: none", "one scale", "plan", "worst cosine", "headroom")
+COLUMNS = ("lost: none", "default", "one scale", "plan", "left at worst", "headroom")
 # What a narrow screen does without, the first one first; advice.json has it all.
-EXPENDABLE = ("headroom", "worst cosine", "lost: none")
+EXPENDABLE = ("headroom", "lost: none", "left at worst")
 
 
 def advice_table(advice: Advice, width: int = 100) -> Table:
@@ -42,17 +42,19 @@ def _advice_table(advice: Advice, columns: tuple[str, ...]) -> Table:
 def _cells(verdict: Verdict) -> list[str]:
     scaling = {
         "none": "none needed",
+        "default": "the default",
         "one scale": f"one, 2^{verdict.log2_scale}",
         "a plan": f"{len(verdict.scales)} scales",
     }[verdict.scaling]
+    # Of a format that cannot be used, neither a scaling nor a cosine is advice.
     ran = verdict.level not in ("unsafe", "unknown")
     chosen = verdict.chosen
     return [
         verdict.format,
         verdict.level,
         scaling if ran else "–",
-        *(lost(evidence) for evidence in (verdict.none, verdict.one, verdict.plan)),
-        "–" if chosen is None or not ran else f"{chosen.worst:.3f}",
+        *(lost(evidence) for evidence in verdict.evidence.values()),
+        "–" if chosen is None or not ran else left_of(chosen),
         "–" if not math.isfinite(verdict.headroom) else f"{verdict.headroom:.0f} octaves",
     ]
 

@@ -22,15 +22,13 @@ from gradscale.cli.options import (
 )
 from gradscale.cli.prose import say
 from gradscale.cli.renamed import renamed
-from gradscale.cli.run_folder import begun_with, leaving_nothing, make_folder, new_folder
+from gradscale.cli.run_folder import begun_with, make_folder, new_folder, training_in
 from gradscale.cli.table import caption, comparison_table
 from gradscale.files.json_text import json_value, write_json
 from gradscale.recipes import RECIPES, Data, find
 from gradscale.training import (
     COMPARED,
     Comparison,
-    DamagedRun,
-    Interrupted,
     Planned,
     RunFolder,
     RunResult,
@@ -39,7 +37,6 @@ from gradscale.training import (
     load_data,
     only_writer,
     run,
-    stop_on_signals,
     summaries_of,
 )
 
@@ -131,6 +128,7 @@ def _asked(given: CompareOptions) -> Comparison:
 def _run_all(comparison: Comparison, path: Path, given: CompareOptions) -> Results:
     planned = list(comparison.runs())
     with bad_input():
+        # Without a lock: a finished comparison may lie where nothing can be written.
         results = _finished(planned, path)
         if results is not None:
             return results
@@ -138,14 +136,9 @@ def _run_all(comparison: Comparison, path: Path, given: CompareOptions) -> Resul
         make_folder(path)
     resume = f"gradscale compare --resume {path}"
     errors = console(stderr=True, no_color=given["no_color"])
-    problems = bad_input((DamagedRun, OSError), resume=resume)
-    with stop_on_signals() as stop, leaving_nothing(path), problems, only_writer(path):
+    with training_in(path, resume, errors) as stop, only_writer(path):
         write_json(path / "comparison.json", comparison.to_json())
-        results = _train(planned, data, path, given, stop, errors)
-    if len(results) < len(planned):
-        errors.print(f"Stopped. Continue with:\n\n    {resume}\n")
-        raise SystemExit(stop.exit_code)
-    return results
+        return _train(planned, data, path, given, stop, errors)
 
 
 def _finished(planned: Sequence[Planned], path: Path) -> Results | None:
@@ -164,25 +157,22 @@ def _train(
     stop: StopRequest,
     errors: Console,
 ) -> Results:
-    """The results up to the end, or to where it was stopped."""
     results: Results = {}
+    # One display for all runs, so that it tells when the whole comparison ends.
     with Display(errors, sum(one.settings.steps for one in planned)) as display:
         for one in planned:
             settings = one.settings
             label = f"{one.row.label}, loss/{settings.loss_divisor:g}, seed {settings.seed}"
-            try:
-                results[one.folder] = run(
-                    settings,
-                    data,
-                    RunFolder(path / one.folder, within=path),
-                    on_step=display.begin(label, settings.steps),
-                    on_resume=display.skip,
-                    stop=stop,
-                    save_every=given["save_every"],
-                    record=given["record"],
-                )
-            except Interrupted:
-                break
+            results[one.folder] = run(
+                settings,
+                data,
+                RunFolder(path / one.folder, within=path),
+                on_step=display.begin(label, settings.steps),
+                on_resume=display.skip,
+                stop=stop,
+                save_every=given["save_every"],
+                record=given["record"],
+            )
             display.finish(label, find(settings.recipe).metric_name, results[one.folder])
     return results
 

@@ -40,10 +40,12 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         if option is None:
             former = options.get(key.replace("_", "-"))
             raise BadInput(_unknown(path, key, sorted(known), getattr(former, "help", None)))
+        # Before click sees it, which would round, or read a number as a name.
         holds, rule = _rule(option)
         if not holds(value):
             raise BadInput(f"`{key} = {value!r}` in {path} must be {rule}.")
         values[option.name] = ",".join(map(str, value)) if isinstance(value, list) else value
+    # As defaults, so that click checks them like anything typed, and what is typed wins.
     context.default_map = {**(context.default_map or {}), **values}
 
 
@@ -67,6 +69,7 @@ def _rule(option: click.Parameter) -> tuple[Callable[[object], bool], str]:
         return (lambda value: isinstance(value, bool)), "true or false"
     if isinstance(option.type, click.types.IntParamType):
         return (lambda value: type(value) is int), "a whole number"
+    # Our own parsers take text, whether a number or a list was meant.
     if isinstance(option.type, click.types.FuncParamType):
         return _is_plain, "a number, a name in quotes, or a list of these where several are allowed"
     return (lambda value: isinstance(value, str)), "text in quotes"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
@@ -103,12 +102,7 @@ class Display:
         self.progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
     def begin(self, label: str, steps: int) -> Callable[[StepRecord], None]:
@@ -135,6 +129,7 @@ class Display:
 
         The clocks start again, so that the time that remains is told by this session's speed.
         """
+        # All of them: the bar of all runs goes on, too.
         for task in self.progress.tasks:
             done = int(task.completed) + steps
             self.progress.reset(task.id, total=task.total, completed=done)
@@ -142,6 +137,7 @@ class Display:
     def finish(self, label: str, metric: str, result: RunResult) -> None:
         """A run has ended: leave one line."""
         loss, value = float(result["loss"]), float(result["metric"])
+        # Printed, not logged: on a terminal it stays above the bars.
         self.console.print(f"{label:<40} loss {loss:.4f}  {metric} {value:.4f}", style="dim")
 
 

@@ -58,6 +58,7 @@ def doctor_command(file: Path, against: str | None, as_json: bool, no_color: boo
         click.echo(json.dumps(diagnosis.to_dict(), indent=2))
     else:
         _show(diagnosis, console(no_color=no_color))
+    # After everything is printed: the exit code is for scripts, the words for people.
     if not diagnosis.healthy:
         raise SystemExit(1)
 

@@ -37,6 +37,7 @@ def bad_input(
     """
     try:
         yield
+    # First: it is an `OSError`, and has a way out of its own.
     except Unwritable as error:
         room = f" Make room, and continue with `{resume}`."
         full = error.errno in _FULL and resume

@@ -25,6 +25,7 @@ def fitting(tables: Iterable[Table], width: int) -> Table:
         True
     """
     table: Table | None = None
+    # Asked of the table itself: how wide it gets is rich's matter.
     for table in tables:
         if _RULER.measure(table).maximum <= width:
             break

@@ -32,6 +32,7 @@ def gradscale() -> None:
     """  # noqa: D301
 
 
+# In the order of somebody who tries the program for the first time.
 for _command in (
     compare_command,
     train_command,

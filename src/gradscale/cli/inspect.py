@@ -87,6 +87,7 @@ def inspect_command(
     with user_code(f"`{target}`"):
         step = ModelStep.of(function, f"inspect {target}")
     name = f"inspect-{target.partition(':')[2]}"
+    # After the user's function has run: what fails first should not leave a folder.
     path = new_folder(out, name, resumable=False)
     make_folder(path)
     screen = console(stderr=True, no_color=no_color)
@@ -107,6 +108,7 @@ def inspect_command(
     with bad_input((OSError,)):
         page = _write(advice, path, target)
     _show(advice, path, page, as_json=as_json, no_color=no_color)
+    # Last: whoever fails a build by it wants the report all the same.
     over = _over(advice, formats, limit)
     if over:
         say(screen, over)

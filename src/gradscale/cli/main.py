@@ -8,6 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line, or say what is missing for it."""
+    # Looked for, not imported: whoever installed the library alone is told in words.
     missing = [name for name in ("click", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         print(

@@ -37,6 +37,7 @@ class SharedOptions(TypedDict):
 
 def parse_number(value: object) -> float:
     """Parse a number such as ``4096``, ``1e-3`` or ``2^16``."""
+    # As scales are printed here; a shell may take `**` for names of files.
     base, power, exponent = str(value).partition("^")
     try:
         parsed = float(base) ** float(exponent) if power else float(base)
@@ -127,6 +128,7 @@ _SHARED = (
 
 def shared_options(command: F) -> F:
     """Add the options that `train` and `compare` share."""
+    # Decorators apply from the last to the first: so help shows them in this order.
     for option in reversed(_SHARED):
         command = option(command)
     return command

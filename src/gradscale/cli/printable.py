@@ -19,6 +19,7 @@ def printable(text: str) -> str:
         >>> printable("scaler\x1b]0;mine\x07, 2¹⁶")
         'scaler\\x1b]0;mine\\x07, 2¹⁶'
     """
+    # Most of what is printed, which then costs nothing.
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_written, text))

@@ -21,6 +21,7 @@ def progress(screen: Console, first: str) -> Generator[Tell]:
         first: what is done before the bar is told of anything.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    # In a file each redrawn bar would be another line.
     quiet = not screen.is_terminal
     with Progress(
         *columns, TimeElapsedColumn(), console=screen, transient=True, disable=quiet

@@ -41,6 +41,7 @@ def wrapped(text: str, width: int, verbatim: Collection[str] = ()) -> str:
 
 
 def _wrapped(line: str, width: int) -> str:
+    # What goes on stands under the words, not under the indent or the word in front of them.
     found = _LEAD.match(line)
     lead = "" if found is None else found.group()
     return textwrap.fill(

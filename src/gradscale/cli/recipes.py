@@ -26,6 +26,7 @@ def recipes_command(data: Path | None, as_json: bool, no_color: bool) -> None:
       gradscale recipes
       gradscale recipes --data ~/datasets
     """  # noqa: D301
+    # Searched once: it goes through folders.
     missing = {name: missing_installs(recipe, data) for name, recipe in RECIPES.items()}
     if as_json:
         click.echo(json.dumps([_row(recipe, missing[name]) for name, recipe in RECIPES.items()]))

@@ -15,6 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 def renamed(old: str, new: str) -> Callable[[Command], Command]:
     """Refuses the option `old` of a command, and names the one that says the same."""
 
+    # A callback, for click runs it wherever the option stands, and before the command.
     def refuse(context: click.Context, parameter: click.Parameter, value: object) -> None:
         del context, parameter
         if value is not None:

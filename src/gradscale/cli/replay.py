@@ -60,6 +60,7 @@ def replay_command(
         raise BadInput("`--steps` goes with `--json`. Pass both, or neither.")
     errors = console(stderr=True, no_color=no_color)
     with bad_input((ValueError, TypeError, OSError)):
+        # Before the recording is read, which takes longer than to see a wrong name.
         chosen = [(text, policy_from(text)) for text in policies] or [("recorded policy", None)]
         with errors.status("reading"):  # which writes nothing where that is no terminal
             recording = read(run)

@@ -47,6 +47,7 @@ def _replay_table(rows: Sequence[Sequence[str]], columns: tuple[str, ...]) -> Ta
 def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
     steps = recording.steps
     scales = [step.scale for step in steps]
+    # Without skipped steps: what overflowed is lost in another way.
     lost = [step.seen.lost_share for step in steps if step.seen is not None and not step.skipped]
     known = [share for share in lost if share is not None]
     yield (
@@ -60,6 +61,7 @@ def _rows(recording: Recording, found: Found) -> Iterator[tuple[str, ...]]:
     )
     for text, one in found:
         low, high, last = one.scales
+        # Only skips: that a step would have been taken is predicted as often, and alarms nobody.
         guessed = sum(step.skipped and not step.certain for step in one.steps)
         other = one.first("counterfactual")
         yield (

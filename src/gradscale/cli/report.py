@@ -82,6 +82,7 @@ def report_command(
     errors = console(stderr=True, no_color=no_color)
     with bad_input((ValueError, OSError, ImportError)):
         page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
+        # Before anything is read: reading may take minutes.
         check_ours(page, force=force)
         left_out: list[str] = []
         loaded = _write(
@@ -97,6 +98,7 @@ def report_command(
         _tell(loaded, page, figures, console(no_color=no_color))
     for reason in left_out:
         say(errors, f"Left out: {reason}", style="yellow")
+    # Last, so that a browser that does not open costs nothing else.
     if show:
         webbrowser.open(page.resolve().as_uri())
 

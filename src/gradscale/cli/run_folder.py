@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from rich.console import Console
+
 from gradscale.cli.errors import BadInput, bad_input
 from gradscale.files.json_text import Json, read_json
-from gradscale.training import damaged
+from gradscale.training import DamagedRun, Interrupted, StopRequest, damaged, stop_on_signals
 
 V = TypeVar("V")
 
@@ -29,6 +31,7 @@ def new_folder(out: Path | None, name: str, *, resumable: bool = True) -> Path:
     """
     path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
+        # A folder that is there and empty may have been made for this run.
         in_use = any(path.iterdir())
     except OSError:
         # Not there yet, or unreadable, which `make_folder` will say.
@@ -76,6 +79,26 @@ def begun_with(path: Path, name: str, what: str, value_of: Callable[[Json], V]) 
     # What is not there is a wrong path; what is there and wrong is damage.
     with bad_input(), damaged(path / name):
         return value_of(stored)
+
+
+@contextmanager
+def training_in(path: Path, resume: str, errors: Console) -> Generator[StopRequest]:
+    """Around runs that write into a folder: a signal stops them, and they say how to go on.
+
+    Args:
+        path: of the folder.
+        resume: the command that continues.
+        errors: where to say so.
+    """
+    # Only these are the user's to mend; any other error of a training loop is a bug, and shows.
+    problems = bad_input((DamagedRun, OSError), resume=resume)
+    with stop_on_signals() as stop:
+        try:
+            with leaving_nothing(path), problems:
+                yield stop
+        except Interrupted:
+            errors.print(f"Stopped. Continue with:\n\n    {resume}\n")
+            raise SystemExit(stop.exit_code) from None
 
 
 @contextmanager

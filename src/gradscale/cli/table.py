@@ -69,6 +69,7 @@ def _table(
 
 def worse(summary: Summary) -> bool:
     """Whether a row ended above float32 by over 10 % of its loss, and 2 standard deviations."""
+    # Float32's own mean, over the same seeds.
     truth = summary.loss.mean - summary.versus.mean
     difference = summary.versus.mean
     # A NaN loss fails both comparisons, and is worse.
@@ -114,6 +115,7 @@ def percentage(value: float) -> str:
         >>> percentage(0.7258), percentage(0.00008), percentage(0.0), percentage(1.0)
         ('73', '0.008', '0', '100')
     """
+    # Two places would make 1e+02 of it.
     if 100 * value >= 99.5:
         return "100"
     return f"{100 * value:.1e}" if 0 < value < 1e-6 else f"{100 * value:.2g}"

@@ -19,20 +19,17 @@ from gradscale.cli.options import (
     shared_options,
 )
 from gradscale.cli.renamed import renamed
-from gradscale.cli.run_folder import begun_with, leaving_nothing, make_folder, new_folder
+from gradscale.cli.run_folder import begun_with, make_folder, new_folder, training_in
 from gradscale.cli.table import percentage
 from gradscale.files.json_text import json_value
 from gradscale.recipes import RECIPES, Recipe, find
 from gradscale.training import (
-    DamagedRun,
-    Interrupted,
     RunFolder,
     RunResult,
     Settings,
     load_data,
     run,
     settings_for,
-    stop_on_signals,
 )
 
 if TYPE_CHECKING:
@@ -126,24 +123,18 @@ def _run(settings: Settings, path: Path, given: TrainOptions) -> RunResult:
         data = load_data(settings)
         make_folder(path)
         folder = RunFolder(path)
-    problems = bad_input((DamagedRun, OSError), resume=resume)
     display = Display(errors, settings.steps)
-    with stop_on_signals() as stop, leaving_nothing(path), problems, display:
-        try:
-            return run(
-                settings,
-                data,
-                folder,
-                on_step=display.begin(f"{settings.format}, {settings.policy}", settings.steps),
-                on_resume=display.skip,
-                stop=stop,
-                save_every=given["save_every"],
-                record=given["record"],
-            )
-        except Interrupted:
-            pass
-    errors.print(f"Stopped. Continue with:\n\n    {resume}\n")
-    raise SystemExit(stop.exit_code)
+    with training_in(path, resume, errors) as stop, display:
+        return run(
+            settings,
+            data,
+            folder,
+            on_step=display.begin(f"{settings.format}, {settings.policy}", settings.steps),
+            on_resume=display.skip,
+            stop=stop,
+            save_every=given["save_every"],
+            record=given["record"],
+        )
 
 
 def _report(recipe: Recipe, result: RunResult, path: Path, *, no_color: bool) -> None:

@@ -30,6 +30,7 @@ def user_function(target: str) -> Callable[[], object]:
         plain = name.removesuffix(".py").strip("./").replace("/", ".")
         raise BadInput(f"`{target}` names a file. Write it as a module: `{plain}:{attribute}`.")
     found: object = _imported(name, target)
+    # `module:Class.method` is a function as well.
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise BadInput(_missing(found, part, target))
@@ -51,6 +52,7 @@ def _imported(name: str, target: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         wanted = error.name or ""
+        # Its own name, or a package that it is in: else it is the user's import that failed.
         if name == wanted or name.startswith(f"{wanted}."):
             raise BadInput(
                 f"`{target}`: there is no module `{wanted}` in {here} and none is installed."
@@ -104,6 +106,7 @@ def in_words(error: BaseException) -> str:
     first = str(error).strip().split("\n")[0]
     said = f"{type(error).__name__}: {first}" if first else type(error).__name__
     here = Path.cwd()
+    # From within: the last line of the user's own is where they look first.
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_absolute() and path.is_relative_to(here) and ".venv" not in path.parts:

@@ -31,6 +31,7 @@ def parts_of(path: Path) -> list[Path]:
         )
     if not path.is_dir() or is_run(path):
         return [path]  # what is no regular file is refused when it is opened
+    # Runs first: the checkpoint in the folder of one is read with it, and is no file of its own.
     runs = [folder for folder in _folders(path) if is_run(folder)]
     if runs or (path / "comparison.json").is_file():
         return runs

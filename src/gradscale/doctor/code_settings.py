@@ -39,6 +39,7 @@ def wanted_settings(against: Policy | str | Mapping[str, object]) -> dict[str, o
     """
     if isinstance(against, Policy):
         return {"policy": type(against).__name__, **settings_of(against)}
+    # By the names of `Dynamic`: what other policies are set by, the other systems do not have.
     if isinstance(against, Mapping):
         return {_known(str(name)): value for name, value in against.items()}
     if against in PRESETS:

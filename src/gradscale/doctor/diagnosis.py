@@ -99,4 +99,5 @@ def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
         >>> [finding.severity for finding in worst_first([note, error])]
         ['error', 'note']
     """
+    # `sorted` is stable: of one severity the order of the checks stays.
     return tuple(sorted(findings, key=lambda finding: _ORDER[finding.severity]))

@@ -122,6 +122,7 @@ class Patient:
     @property
     def interval(self) -> int | None:
         """Finite steps in a row before a growth."""
+        # From a file, and so of any kind: the checks divide by it.
         interval = self.settings.get("growth_interval")
         return (
             int(interval) if isinstance(interval, int | float) and 1 <= interval <= MOST else None

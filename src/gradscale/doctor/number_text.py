@@ -27,6 +27,7 @@ def is_power_of_two(value: float) -> bool:
         >>> is_power_of_two(0.5), is_power_of_two(3.0)
         (True, False)
     """
+    # `frexp` gives a mantissa in [0.5, 1).
     return math.frexp(value)[0] == 0.5
 
 

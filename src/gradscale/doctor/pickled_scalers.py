@@ -23,11 +23,13 @@ def saved_by_object(thing: SavedObject) -> Mapping[str, object] | None:
         8.0
     """
     held = thing.attributes
+    # Pickled as they are: their attributes are what other systems save as a dictionary.
     if "cur_scale" in held or "dynamic_scale" in held:
         return held
     ours = _part(thing, "_held")
     if ours is not None:
         return _ours(ours.attributes, held.get("_books"))
+    # All three, because other objects have an `_init_scale`, too.
     factors = {name: held.get(f"_{name}") for name in _FACTORS}
     if "_init_scale" not in held or None in factors.values():
         return None

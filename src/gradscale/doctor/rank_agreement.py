@@ -22,6 +22,7 @@ def across_ranks(patients: Sequence[Patient]) -> tuple[list[Patient], list[Findi
         >>> [(patient.where, patient.files) for patient in across_ranks(ranks)[0]]
         [('mp_rank_*/model.pt', 2)]
     """
+    # By the place with its rank left out: each rank has a file, or a folder, of its own.
     together: dict[str, list[Patient]] = {}
     for patient in patients:
         together.setdefault(without_rank(patient.where), []).append(patient)

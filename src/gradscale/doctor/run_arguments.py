@@ -57,7 +57,9 @@ def read_run_arguments(tree: object, system: str) -> RunArguments:
         RunArguments(settings={'growth_interval': 500}, steps=7, skipped=None)
     """
     root = _mapping(tree)
+    # In the order of how sure the name is: `step` alone may count anything.
     steps = next((n for key in _STEPS if (n := count_in(root, key)) is not None), None)
+    # fairseq counts in its history, an entry for every optimizer that the run has had.
     history = root.get("optimizer_history")
     if steps is None and isinstance(history, list) and history:
         steps = count_in(_mapping(cast("list[object]", history)[-1]), "num_updates")
@@ -84,6 +86,7 @@ def _fairseq(root: Mapping[str, object]) -> dict[str, Setting]:
     for section in ("common", "optimization", "distributed_training"):
         flat |= _mapping(config.get(section))
     settings = _named(flat, _FAIRSEQ)
+    # Without arguments it is not fairseq's trainer that wrote the file.
     if flat and "growth_interval" not in settings:
         # The window that its trainer sets where nobody asked for one.
         every = flat.get("update_freq")

@@ -105,6 +105,7 @@ def course_of(steps: Iterable[Step]) -> Course | None:
         skipped=len(skipped),
         reasons=dict(Counter(step.reason for step in skipped if step.reason is not None)),
         unexplained=sum(step.reason is None for step in skipped),
+        # Between two recorded steps: a resumed run may have left some out.
         growths=sum(after.scale > before.scale for before, after in pairs),
         backoffs=sum(after.scale < before.scale for before, after in pairs),
         # A scale of NaN is below and above nothing, so that it is passed over.

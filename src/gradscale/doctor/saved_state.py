@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 from gradscale.backward.plan import LARGEST_EXPONENT
 from gradscale.checkpoints import ScalerState, read_state
-from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE
 from gradscale.doctor.examined_scaler import Patient, PlanFacts, Setting, Skips
 from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.state_search import FoundState
 from gradscale.entries import Entries, plain_settings
 from gradscale.layerwise.saved_plans import saved_tracks
+from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 
 _SCALE_KEYS = {
     "deepspeed": "cur_scale",
@@ -43,6 +43,7 @@ def examined(found: FoundState, beside: RunArguments) -> Patient:
         state = read_state(healthy, found.system)
     except (ValueError, TypeError) as error:
         broken = str(error)
+    # Both are kept apart until here: where they contradict each other, that is a finding.
     settings = _settings(found, state)
     missing = {k: v for k, v in beside.settings.items() if k not in settings}
     patient = Patient(
@@ -65,7 +66,7 @@ def _scale(system: str, saved: Mapping[str, object]) -> tuple[float, dict[str, o
     # Keras' keys are paths, of which the last part is the name.
     key = next((key for key in holder.held if str(key).rsplit("/", 1)[-1] == wanted), wanted)
     scale = holder.number(key)
-    if math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE:
+    if MIN_SCALE <= scale <= MAX_FLOAT32:
         return scale, dict(saved)
     # `read_state` refuses a scale that no scaler can have; the rest of the state is still of use.
     mended: dict[str, object] = {**holder.held, key: 1.0}
@@ -119,6 +120,7 @@ def _with_history(
     if patient.system == "gradscale":
         return _of_ours(patient, Entries(saved).within("gradscale"))
     patient = dataclasses.replace(patient, unread=state.unread)
+    # -1 until the first overflow; the iterations that it counts are the run's steps.
     if patient.system == "deepspeed" and "last_overflow_iter" in saved:
         held = Entries(saved)
         never = held.count("last_overflow_iter", least=-1) < 0

@@ -20,6 +20,7 @@ def json_beside(path: Path) -> tuple[Mapping[str, object], list[Finding]]:
         '`/dev/null` cannot be read: it is no regular file, but a device.'
     """
     try:
+        # What it says only helps: a damaged one must not hide the checkpoint beside it.
         held = read_json(path)
     except (OSError, ValueError) as error:
         return {}, [not_read(str(error))]

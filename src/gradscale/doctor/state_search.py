@@ -110,6 +110,7 @@ def _states(place: _Place) -> Iterator[FoundState]:
 
 def _system(saved: dict[str, object], place: _Place) -> str | None:
     last = {str(key).rsplit("/", 1)[-1] for key in saved}
+    # Quickly: a checkpoint has tens of thousands of dictionaries, and each layout would be asked.
     if not (last & _SCALES or any(key.startswith("loss_scaler") for key in last)):
         return None
     try:

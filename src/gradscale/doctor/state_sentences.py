@@ -38,6 +38,7 @@ def _next(patient: Patient) -> Iterator[str]:
     good, interval = patient.good_steps, patient.interval
     if good is not None and interval is not None:
         yield f"{good:,} of {counted(interval, 'finite step')} towards the next growth."
+    # Other policies of ours keep a count as well, and do not grow by it.
     elif good and patient.policy in (None, "Dynamic"):
         yield f"{counted(good, 'finite step')} towards the next growth."
     left = patient.hysteresis_left

@@ -53,6 +53,7 @@ def json_line(value: object) -> bytes:
     try:
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError:
+        # Only then: most lines are finite, and to walk through one takes longer than to write it.
         text = json.dumps(json_value(value), separators=(",", ":"))
     return text.encode() + b"\n"
 

@@ -115,5 +115,6 @@ def read_regular(path: Path, most: int) -> str:
         >>> len(read_regular(Path(__file__), 2**20)) > 1000
         True
     """
+    # No more than `most` even if it has grown since it was measured.
     with open_regular(path, most) as file:
         return file.read(most).decode()

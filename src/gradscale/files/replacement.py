@@ -34,6 +34,7 @@ def replace_file(path: Path, content: bytes) -> None:
         _refuse_obstacle(path)
         try:
             _write_new(beside, content)
+            # The one step that the system does whole or not at all.
             os.replace(beside, path)
         except BaseException:
             beside.unlink(missing_ok=True)
@@ -98,5 +99,6 @@ def is_marked(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         head = file.read(ENDS)
+        # At either end, because svg and png name their maker first, pdf last.
         file.seek(max(0, size - ENDS))
         return size == 0 or MARK.encode() in head + file.read(ENDS)

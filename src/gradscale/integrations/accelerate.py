@@ -25,10 +25,20 @@ class HeardOptimizer(AcceleratedOptimizer):
 
     def step(self, closure: Any = None) -> None:
         """Steps by the scaler, and keeps its outcome; nobody waits for it before it is read."""
+        if self._only_makes_its_state:
+            self.optimizer.step(closure)
+            return
         super().step(closure)
         if self.gradient_state.sync_gradients:
             last = self.scaler.last_step
             self._outcome = last[self.optimizer] if self.optimizer in last else None
+
+    @property
+    def _only_makes_its_state(self) -> bool:
+        # A checkpoint of a sharded optimizer has torch take a step without a loss, at a rate of 0.
+        # To the scaler that would be one of training, and raise its counters.
+        rates = [group.get("lr") for group in self.param_groups]
+        return not self.scaler._step.evidence.losses and not any(rates)
 
     @property
     def step_was_skipped(self) -> bool:

@@ -44,6 +44,7 @@ def shuffled(count: int, *, seed: int, step: int, size: int) -> Tensor:
         >>> sorted(torch.cat(steps).tolist())
         [0, 1, 2, 3, 4, 5]
     """
+    # Across epochs without a gap: a last batch that is smaller would have other gradients.
     first = step * size
     epochs = range(first // count, (first + size - 1) // count + 1)
     order = torch.cat([_order(count, seed, epoch) for epoch in epochs])

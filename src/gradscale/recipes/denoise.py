@@ -61,6 +61,7 @@ class Denoise(Recipe):
 
         patches = torch.cat([_patches(image) for image in load_sample_images().images])
         noise = NOISE * torch.randn(patches.shape, generator=generator(0, 0))
+        # Every fifth, not the last ones: those are all the lower part of one photograph.
         held_out = torch.arange(len(patches)) % 5 == 0
         return Data((patches[~held_out],), (patches[held_out], noise[held_out]))
 

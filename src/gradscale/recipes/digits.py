@@ -36,6 +36,7 @@ def standardized(images: Tensor) -> Tensor:
 
 def split(*parts: Tensor) -> Data:
     """The last 1,400 of a fixed random order to train on, the first 397 to test."""
+    # Shuffled once, for neighbours may be by one hand.
     order = torch.randperm(len(parts[0]), generator=generator(0, 0))
     train, test = order[TEST_IMAGES:], order[:TEST_IMAGES]
     return Data(tuple(part[train] for part in parts), tuple(part[test] for part in parts))

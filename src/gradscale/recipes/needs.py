@@ -26,6 +26,7 @@ class Need:
 
     def find(self, folder: Path | None = None) -> Path | None:
         """The package's folder, or the file; None if it is missing. Nothing is imported."""
+        # Looked for without importing it: `gradscale recipes` asks for all of them.
         if self.module:
             spec = importlib.util.find_spec(self.module)
             return Path(spec.origin).parent if spec is not None and spec.origin else None
@@ -57,6 +58,7 @@ def folders(folder: Path | None = None) -> list[Path]:
     """Where data is looked for: `folder`, ``$GRADSCALE_DATA``, ``./data``, the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gradscale"
     named = os.environ.get("GRADSCALE_DATA")
+    # What was said before what is only usual.
     candidates = [folder, Path(named) if named else None, Path("data"), cache]
     return [candidate for candidate in candidates if candidate is not None]
 

@@ -39,6 +39,7 @@ def residual_classifier(channels: int, widths: tuple[int, ...], classes: int) ->
     """
     stem = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0])]
     inner = (widths[0], *widths[:-1])
+    # At half the resolution and more channels each: the cost of a block stays about the same.
     blocks = [
         ResidualBlock(before, width, stride=1 if index == 0 else 2)
         for index, (before, width) in enumerate(zip(inner, widths, strict=True))

@@ -60,6 +60,7 @@ class Words(Recipe):
         rows = _entries(source.read_text(encoding="utf-8"))
         letters = torch.tensor([_row(word, LETTERS) for word, _ in rows])
         phones = torch.tensor([_row(sound, PHONES) for _, sound in rows])
+        # The dictionary is sorted: the last words all begin with Z.
         order = torch.randperm(len(rows), generator=generator(0, 0))
         train, test = order[TEST_WORDS:], order[:TEST_WORDS]
         return Data((letters[train], phones[train]), (letters[test], phones[test]))

@@ -149,4 +149,5 @@ def _line_of(raw: bytes) -> Line | None:
 
 def _ends_at(step: int, line: Line) -> bool:
     """Whether a recording that goes on at `step` ends in front of this line."""
+    # The last line goes, too: the recording does not end there any more.
     return line["kind"] == "end" or (line["kind"] == "step" and line.get("step", -1) >= step)

@@ -65,6 +65,7 @@ class Budget:
         # A guess has the weight of some steps: the first ones, often skipped, have long lines.
         line = (self.ordinary + _GUESS * _GUESSED_LINES) / (self.lines + _GUESSED_LINES)
         later = math.log1p(step / DENSE) / math.log1p(HORIZON / DENSE)
+        # Logarithmic, for a run changes most at its beginning.
         growth = FIRST + (1 - FIRST) * later
         # What ordinary lines will take by then is set aside first.
         return max(0.0, _RESERVE * self.size - HORIZON * line) * growth

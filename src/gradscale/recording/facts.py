@@ -1,8 +1,8 @@
-"""What is known of a step apart from what was measured, whatever the scaler, and who is told."""
+"""What is known of a step apart from what was measured, whatever the scaler."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -39,13 +39,3 @@ class Facts(NamedTuple):
     groups: int = 1
     amax: float | None = None
     exponents: Tensor | None = None
-
-
-class Listener(Protocol):
-    """Who is told: of a step as it ends, and again once its values have arrived, both in order."""
-
-    def departed(self) -> None:
-        """A step has ended."""
-
-    def arrived(self, facts: Facts) -> None:
-        """The oldest step that has not arrived yet has."""

@@ -59,6 +59,7 @@ def _ours(scaler: GradScaler) -> dict[str, object]:
 
 def _torch(scaler: TorchScaler) -> dict[str, object]:
     saved = scaler.state_dict()
+    # torch counts outside of its settings; ours in the policy's state.
     tracker = saved.pop("_growth_tracker")
     # What is left of torch's state are its settings, by the names that ours have.
     policy = Dynamic(init_scale=saved.pop("scale"), **saved)

@@ -115,11 +115,13 @@ class Log:
     def _measure(
         self, line: dict[str, object], step: int, rows: Sequence[Row], scale: float
     ) -> None:
+        # Whatever the budget: it is short, and what one looks for.
         first = first_nonfinite(rows)
         if first is not None:
             line["first_nonfinite"] = first
         if not self._budget.affords_seen(step):
             return
+        # In front of the step that needs it, so that a file that ends anywhere can be read.
         fresh = self._table.introduce(rows)
         if fresh is not None:
             self._file.write(fresh)
@@ -132,6 +134,7 @@ class Log:
 
     def _account(self, line: Mapping[str, object], size: int) -> None:
         budget = self._budget
+        # Written out a second time to be measured: only on measuring steps.
         histograms = len(json_line(line["octaves"])) if "octaves" in line else 0
         lists = sum(len(json_line(line[name])) for name in ("seen", "plan") if name in line)
         budget.octaves += histograms
@@ -163,6 +166,7 @@ def _line(step: int, facts: Facts, loss: float | None) -> dict[str, object]:
         line["amax"] = nine_digits(facts.amax)
     if facts.exponents is not None:
         line["exponents"] = _octaves(facts.exponents.tolist())
+    # Where it does not follow from the rest: most lines of a long run are short.
     if facts.overflow != (facts.skipped and facts.reason == "overflow"):
         line["overflow"] = facts.overflow
     if not facts.asked:

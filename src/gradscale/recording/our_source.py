@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gradscale.metrics.meter import FinishedStep
 from gradscale.outcomes.outcome import OptimizerOutcome
-from gradscale.recording.facts import Facts, Listener
+from gradscale.recording.facts import Facts
 from gradscale.scaler import GradScaler
 
 
 class OurSource:
-    """A `gradscale.GradScaler`: everything is known, and nothing is waited for."""
+    """A `gradscale.GradScaler`: everything is known, and nothing is waited for.
 
-    def __init__(self, scaler: GradScaler, listener: Listener) -> None:
-        self._scaler, self._listener = scaler, listener
+    Args:
+        scaler: whose steps.
+        departed: called as a step ends.
+        arrived: called once its values have arrived, in the order of the steps.
+    """
+
+    def __init__(
+        self,
+        scaler: GradScaler,
+        departed: Callable[[], None],
+        arrived: Callable[[Facts], None],
+    ) -> None:
+        self._scaler, self._arrived = scaler, arrived
         meter = scaler._metering
         # Both, because outcomes arrive later than steps end where a device is waited for.
         self._subscriptions = [
-            meter.see_off(lambda step: listener.departed()),
+            meter.see_off(lambda step: departed()),
             meter.listen(self._hear),
         ]
 
@@ -26,7 +39,7 @@ class OurSource:
         # A step that was taken without some micro-batches may have overflowed all the same.
         overflow = any(map(_blamed, outcomes)) or (not metrics.skipped and finished.overflow)
         dropped = metrics.dropped or 0
-        self._listener.arrived(
+        self._arrived(
             Facts(
                 scale=metrics.scale,
                 skipped=metrics.skipped,

@@ -48,6 +48,7 @@ def header_of(line: Entries) -> Header:
         ValueError: if a later gradscale wrote it.
     """
     version = line.count("version")
+    # A line that means something else is worse than none.
     if version > VERSION:
         raise ValueError(
             f"it is version {version}, and this gradscale reads up to {VERSION}. Upgrade it"

@@ -33,6 +33,7 @@ class Pending:
     @property
     def arrived(self) -> bool:
         """Whether its line can be written."""
+        # All three, for a line is written once, and lines are in order.
         loss = self.loss is None or self.loss.arrived
         return self.facts is not None and loss and self.watched is None
 

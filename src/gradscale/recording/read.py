@@ -130,6 +130,7 @@ class _Contents:
         return step
 
     def _check_rows(self, ids: Iterable[int]) -> None:
+        # Ids count up, so the highest tells.
         highest = max(ids, default=-1)
         if highest >= len(self.rows):
             raise ValueError(f"it is about row {highest}, and no line has introduced one")
@@ -171,6 +172,7 @@ def _objects(file: Path) -> Iterator[tuple[int, JsonObject | None]]:
     """Numbered lines; None for a last one that was cut off."""
     with _opened(file) as lines:
         for number, raw in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+            # Read in bounded pieces: a file without an end of line would fill the memory.
             if len(raw) == LONGEST_LINE:
                 long = ValueError(f"it is longer than {LONGEST_LINE:,} bytes")
                 raise ValueError(_damage(file, number, long))

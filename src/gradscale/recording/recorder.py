@@ -13,9 +13,10 @@ from torch.amp.grad_scaler import GradScaler as TorchScaler
 from gradscale.formats import FloatFormat
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
+from gradscale.recording.our_source import OurSource
 from gradscale.recording.pending import Losses, Pending
 from gradscale.recording.sketch import Sketching
-from gradscale.recording.sources import scaler_to_follow, source_of
+from gradscale.recording.torch_source import TorchSource
 from gradscale.scaler import GradScaler
 from gradscale.waiting_line import WaitingLine
 from gradscale.watching.rows import Row
@@ -85,8 +86,9 @@ class Recorder:
         note: Mapping[str, object] | None = None,
         size: int = 50_000_000,
     ) -> None:
+        # Before the file is touched.
         _check_watch(watch, scaler)
-        scaler = scaler_to_follow(scaler)
+        scaler = _followed(scaler)
         self._ask(scaler, amax=amax, exponents=exponents)
         self.path = Path(path)
         self._watch: Watch | None = watch
@@ -97,7 +99,7 @@ class Recorder:
         self._next = step or 0
         chosen = format if format is not None else "fp16" if watch is None else watch.format
         name = FloatFormat.of(chosen).name
-        self._source = None
+        self._source: OurSource | TorchSource | None = None
         self._log = Log(self.path, size, step) if _writes() else None
         if self._log is None:
             return  # another rank writes; this one only measures along
@@ -106,7 +108,10 @@ class Recorder:
         except BaseException:
             self._log.close()  # or nobody could try again while the error is being looked at
             raise
-        self._source = source_of(scaler, self)
+        if isinstance(scaler, GradScaler):
+            self._source = OurSource(scaler, self.departed, self.arrived)
+        elif scaler is not None:
+            self._source = TorchSource(scaler, self.departed, self.arrived)
         if watch is not None:
             watch.on_measured(self._measured)
             self._sketching = Sketching(watch.model)
@@ -167,6 +172,7 @@ class Recorder:
 
     def arrived(self, facts: Facts) -> None:
         """The outcome of the oldest step without one has arrived; its source calls this."""
+        # Outcomes arrive in the order of the steps.
         next(step for step in self._pending if step.facts is None).facts = facts
         self._pending.poll()
 
@@ -236,6 +242,20 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         self.close(error)
+
+
+def _followed(scaler: object) -> TorchScaler | None:
+    """The scaler that ends the steps; None without one, or for one that is switched off."""
+    if scaler is None:
+        return None
+    if not isinstance(scaler, TorchScaler):
+        raise TypeError(
+            f"`Recorder(scaler={type(scaler).__name__}(…))` must be a `gradscale.GradScaler` or a "
+            "`torch.amp.GradScaler`. For another one leave it out, and call `recorder.step()` "
+            "after every step."
+        )
+    # Switched off it ends no steps: the loop does, by `recorder.step()`.
+    return scaler if scaler.is_enabled() else None
 
 
 def _check_watch(watch: Watch | None, scaler: object) -> None:

@@ -53,6 +53,7 @@ def sketch(graph: BackwardGraph, model: nn.Module) -> Sketch:
     modules = [None if place is None else place.module for place in module_places(graph, model)]
     uses = _uses(graph, modules)
     names = _names(uses, modules, model)
+    # Numbered as they are met from the loss down, which is the order of the drawing.
     numbers = {use: number for number, use in enumerate(dict.fromkeys(uses.values()))}
     edges: dict[tuple[int, int], None] = {}
     for edge in graph.edges:
@@ -68,6 +69,7 @@ def _uses(graph: BackwardGraph, modules: Sequence[str | None]) -> dict[int, int]
     # A parameter's own node joins all uses of it, and belongs to none.
     leaves = set(graph.leaves)
     inside = [n for n, module in enumerate(modules) if module is not None and n not in leaves]
+    # Nodes that touch within a module are one use of it; a second call touches the first nowhere.
     sets, known = DisjointSets(len(modules)), set(inside)
     for node in inside:
         for number in graph.edges_from(node):

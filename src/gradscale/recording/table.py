@@ -50,6 +50,7 @@ class RowTable:
 def seen(rows: Sequence[Row], table: RowTable) -> dict[str, object]:
     """The lists of a measuring step, one place a row."""
     lost = count_lost(rows)
+    # Their first letters differ, and a letter a row is short.
     letters = "".join(row.method[0] for row in rows)
     value: dict[str, object] = {
         "lost": None if lost.lost_share is None else nine_digits(lost.lost_share),
@@ -94,6 +95,7 @@ def plan_of(rows: Sequence[Row], table: RowTable, scale: float) -> dict[str, obj
         # Activations are stored as they are, whatever the scale.
         if row.kind != "activation":
             groups.setdefault(row.exponent, []).append(table.id_of(row))
+    # The lowest exponent first among equally large ones, so that equal plans are written alike.
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     return {
         "log2_scale": math.frexp(scale)[1] - 1,
@@ -116,6 +118,7 @@ def nine_digits(value: float) -> float:
         >>> nine_digits(0.1 + 0.2)
         0.3
     """
+    # Nine decimal digits tell any two float32 apart (IEEE 754: 1 + ceil(24 log10 2)).
     return float(f"{value:.9g}")
 
 

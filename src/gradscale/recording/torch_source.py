@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.host_copies import HostCopies
-from gradscale.recording.facts import Facts, Listener
+from gradscale.recording.facts import Facts
 from gradscale.waiting_line import WaitingLine
 
 
@@ -36,21 +37,28 @@ class TorchSource:
 
     Args:
         scaler: its `update` is replaced on this one object until `leave`.
-        listener: who is told.
+        departed: called as a step ends.
+        arrived: called once its values have arrived, in the order of the steps.
     """
 
-    def __init__(self, scaler: TorchScaler, listener: Listener) -> None:
-        self._scaler, self._listener = scaler, listener
+    def __init__(
+        self,
+        scaler: TorchScaler,
+        departed: Callable[[], None],
+        arrived: Callable[[Facts], None],
+    ) -> None:
+        self._scaler, self._departed, self._arrived = scaler, departed, arrived
         self._update = scaler.update
-        self._line = WaitingLine(self._tell)
+        self._line = WaitingLine[_Waiting](lambda waiting: self._arrived(_facts(waiting)))
         scaler.update = self._note
 
     def _note(self, new_scale: float | Tensor | None = None) -> None:
+        # In front of torch's own, which clears the flags and moves the scale.
         waiting = self._depart(asked=new_scale is None)
         self._update(new_scale)
         if waiting is None:
             return
-        self._listener.departed()
+        self._departed()
         self._line.add(waiting)
 
     def _depart(self, *, asked: bool) -> _Waiting | None:
@@ -61,9 +69,6 @@ class TorchSource:
         # Cloned, because update() changes the scale, and adds up flags, in place.
         tensors = [scale.detach().clone(), *(flag.clone() for part in flags for flag in part)]
         return _Waiting(HostCopies(tensors), tuple(map(len, flags)), asked)
-
-    def _tell(self, waiting: _Waiting) -> None:
-        self._listener.arrived(_facts(waiting))
 
     def wait(self) -> None:
         """Has everything arrive. Waits for the device."""
@@ -79,6 +84,7 @@ class TorchSource:
 def _facts(waiting: _Waiting) -> Facts:
     scale, *flags = map(float, waiting.copies.tensors)
     skips: list[bool] = []
+    # An optimizer has a flag for each device.
     for count in waiting.flags:
         skips.append(any(flags[:count]))
         flags = flags[count:]

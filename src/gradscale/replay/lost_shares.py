@@ -30,6 +30,7 @@ class LostShares:
         seen = step.seen
         if seen is None or step.skipped or not (scale > 0 and step.scale > 0):
             return None
+        # Whole octaves, as histograms are: scales are powers of two, but for a user's own factors.
         octaves = round(math.log2(scale) - math.log2(step.scale))
         if octaves == 0:
             return seen.lost_share
@@ -50,6 +51,7 @@ class LostShares:
             return float(seen.flushed[place]), float(seen.nonzero[place])
         format, exponent = FloatFormat.of(self._rows[row].format), seen.exponent[place]
         spread = list(map(float, histogram.counts))
+        # Counted before the rounding: its octaves show what lies below the format.
         if seen.methods[place] == "counted":
             lost = _below(spread, histogram.lowest, format, exponent + octaves)
         else:

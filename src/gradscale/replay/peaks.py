@@ -48,6 +48,7 @@ class Peaks:
             if measured is None and by_amax is not None:
                 measured = by_amax * ratio
             limits.append(measured)
+        # Last: what was seen to overflow is stronger than any estimate.
         self._bound_overflows(limits)
         return limits
 
@@ -61,6 +62,7 @@ class Peaks:
         found: list[float] = []
         if not step.scale > 0:
             return None
+        # The smallest over rows: where one overflows, the step does.
         for row, amax, exponent in zip(seen.id, seen.amax, seen.exponent, strict=True):
             if amax is not None and row in self._gradients:
                 # At the scale S the row is stored at 2**(exponent) = S * 2**k.

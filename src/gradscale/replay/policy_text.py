@@ -65,6 +65,7 @@ def policy_of(description: Mapping[str, Any]) -> Policy:
             f"the recorded policy {description['name']!r} is none of `gradscale.policies`, so it "
             "cannot be built again. Replay others with `--policy`."
         )
+    # A policy within a policy is described like one.
     config = {
         name: policy_of(value)
         if isinstance(value, Mapping) and "config" in value
@@ -77,6 +78,7 @@ def policy_of(description: Mapping[str, Any]) -> Policy:
 def _value(node: ast.expr, text: str) -> object:
     if isinstance(node, ast.Constant):
         return node.value
+    # A name without parentheses is a policy with its defaults, also inside another.
     if isinstance(node, ast.Name):
         return _build(node.id, {}, text)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

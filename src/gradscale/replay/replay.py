@@ -137,6 +137,7 @@ class _Run:
         if own is None or own.scale == step.scale:
             return
         self.moved.append(step.step)
+        # Both: from here on they start from the scale that was really there.
         own.move_to(step.scale)
         self._other.move_to(step.scale)
 
@@ -150,6 +151,7 @@ class _Run:
         lost = None if skipped else self._lost.at(step, scale)
         replayed = ReplayedStep(step.step, scale, skipped, overflow, certain, self._basis, lost)
         amax = step.amax if self._same else self._amax[index]
+        # `update(new_scale)` asks no policy.
         if not step.asked:
             return replayed
         if overflow or not skipped:  # bad data is never shown to a policy

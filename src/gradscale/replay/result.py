@@ -77,6 +77,7 @@ class Replay:
     @cached_property
     def lost_share(self) -> float | None:
         """The mean lost share over the steps that say so; None if none does."""
+        # Every measured step alike, however many gradients it had.
         known = [step.lost_share for step in self.steps if step.lost_share is not None]
         return statistics.fmean(known) if known else None
 

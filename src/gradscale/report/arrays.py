@@ -53,6 +53,7 @@ class Arrays:
             raise OverflowError(f"`Arrays.add(…, {type!r})` does not hold all of these values.")
         data = stored.tobytes()
         reference: Reference = {"at": self._size, "n": int(stored.size), "type": type}
+        # Each begins where any type may.
         padded = data + bytes(-len(data) % ALIGNMENT)
         self._parts.append(padded)
         self._size += len(padded)
@@ -70,4 +71,5 @@ def packed(data: bytes) -> str:
         >>> gzip.decompress(base64.b64decode(packed(b"gradients")))
         b'gradients'
     """
+    # Base64, because a page may hold no bytes; gzip first makes up for its third.
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")

@@ -52,6 +52,7 @@ class Column:
             return filled
 
         exponent = np.array(seen.exponent, dtype=np.float64)
+        # By step and before merging: a mean hides the one step that lost all.
         worst = np.array(seen.flushed, dtype=np.float64) / np.maximum(1, seen.nonzero)
         amax = [-math.inf if value is None else value for value in seen.amax]
         off = np.clip(exponent, seen.lo, seen.hi) - exponent

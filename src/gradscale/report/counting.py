@@ -62,6 +62,8 @@ def fate(histogram: Histogram, span: FormatRange, exponent: int) -> Fate:
         >>> fate(seen, ranges_of(set())["fp16"], 0)
         Fate(nonzero=10, lost=4, subnormal=0, overflowed=0, touches=False, unseen=0, guessed=0)
     """
+    # A format ends at powers of two, as octaves do: so counting by octaves is exact, but
+    # in the topmost one, where it may end in between.
     lowest, counts = histogram.octaves
     flush, normal, top = (
         max(0, edge - exponent - lowest)

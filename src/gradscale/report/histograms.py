@@ -13,6 +13,7 @@ from gradscale.plans.window import flush_octave, with_flushed
 from gradscale.recording import Recording, Seen, Step
 from gradscale.recording.schema import Octaves
 
+# A thousand rows of some thirty octaves are 3 MB at so many steps, before they are compressed.
 LIMIT = 24
 
 
@@ -149,6 +150,7 @@ def continued(histogram: Histogram, format: str) -> Histogram:
     except ValueError:
         return histogram
     lowest, counts = histogram.octaves
+    # Only where the octaves begin at the format's end have any been cut off there.
     if not histogram.unseen or flush_octave(stored) + 1 - histogram.exponent != lowest:
         return histogram
     seen = Counts(2.0, zero=histogram.unseen, lowest=lowest, octaves=counts)

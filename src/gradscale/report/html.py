@@ -39,6 +39,7 @@ def html_of(runs: Sequence[Run], title: str) -> str:
         "arrays": arrays.packed(),
         "plotly": packed(plotly_source().encode()),
     }
+    # In one go: what stands in one part, such as `$title` in a script, is not looked at again.
     return re.sub(r"\$(\w+)", lambda match: parts[match[1]], _file("page.html"))
 
 

@@ -68,6 +68,7 @@ def depths(count: int, edges: Iterable[tuple[int, int]]) -> list[int]:
     for source, target in edges:
         after[source].append(target)
     depth = [0] * count
+    # In this order every way to a node has been seen when it is its turn.
     for node in reversed(_finished(after)):
         for target in after[node]:
             depth[target] = max(depth[target], depth[node] + 1)
@@ -76,6 +77,7 @@ def depths(count: int, edges: Iterable[tuple[int, int]]) -> list[int]:
 
 def _finished(after: list[list[int]]) -> list[int]:
     """Nodes in the order in which a depth-first walk leaves them; edges back are removed."""
+    # A stack of our own: a chain of a thousand modules is deeper than Python recurses.
     # 0: not met; 1: on the way from the root to here, where an edge back ends; 2: left.
     state = [0] * len(after)
     order: list[int] = []
@@ -104,8 +106,10 @@ def _lanes(depth: Sequence[int], edges: Iterable[tuple[int, int]]) -> list[float
     for node, column in enumerate(depth):
         columns.setdefault(column, []).append(node)
     lane = [0.0] * len(depth)
+    # From the loss on: those that lead to a node have their places by then.
     for column in sorted(columns):
         nodes = columns[column]
+        # The mean of those before it: one pass of the barycentre rule (Sugiyama et al. 1981).
         wish = {
             node: sum(lane[s] for s in before[node]) / max(1, len(before[node])) for node in nodes
         }
@@ -121,6 +125,7 @@ def _wrapped(
     """Columns broken into bands of `WIDTH`, each as high as its fullest column."""
     if not depth:
         return (), ()
+    # Broken like lines of text: scaled down, a deep network would be a thread.
     bands = [column // WIDTH for column in depth]
     reach = {band: 0.0 for band in bands}
     for band, place in zip(bands, lane, strict=True):
@@ -129,6 +134,7 @@ def _wrapped(
     used = 0.0
     for band in sorted(reach):
         top[band] = used + reach[band]
+        # One line more between bands than within.
         used += 2 * reach[band] + 2
     x = tuple(float(column % WIDTH) for column in depth)
     y = tuple(top[band] + place for band, place in zip(bands, lane, strict=True))

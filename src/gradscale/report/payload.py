@@ -38,6 +38,7 @@ LONGEST_TEXT = 1000
 def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, object], Arrays]:
     """Everything that the page shows of these runs."""
     arrays = Arrays()
+    # More would not be seen: a screen has a few thousand columns.
     points = min(LIMIT, ALL_POINTS // max(1, len(runs)))
     formats = {row.info.format for run in runs for row in run.rows}
     return {
@@ -77,6 +78,7 @@ def _run(run: Run, arrays: Arrays, points: int) -> dict[str, object]:
 
 def _timeline(line: Timeline, arrays: Arrays, points: int) -> dict[str, object]:
     kept = extremes([line.scale, line.loss, line.amax], points) if len(line.step) else []
+    # Apart from the others, and never thinned: few steps measure.
     measured = np.flatnonzero(~np.isnan(line.lost))
 
     def series(values: Floats) -> Reference | None:
@@ -215,6 +217,7 @@ def to_json(value: object) -> str:
         >>> print(to_json({"name": "</script>", "loss": math.inf}))
         {"name":"\u003c/script>","loss":null}
     """
+    # Strictly: a NaN, which Python would write, stops JavaScript's parser.
     text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
     # Escaped as JSON allows: no `</script>` or `<!--` can stand in it.
     return text.replace("<", "\\u003c")

@@ -32,6 +32,7 @@ def recordings_at(paths: Iterable[str | os.PathLike[str]]) -> list[NamedRecordin
     found: dict[Path, NamedRecording] = {}
     for given in map(Path, paths):
         for path, name in _below(given):
+            # By the file itself: a folder and a file in it, or a link, are one recording.
             found.setdefault(recording_file(path).resolve(), NamedRecording(path, name))
     return _told_apart(list(found.values()))
 
@@ -63,11 +64,9 @@ def _natural(text: str) -> tuple[tuple[bool, float, str], ...]:
 
 def _told_apart(sources: list[NamedRecording]) -> list[NamedRecording]:
     """Equal names get the folder above, and a number if that does not help."""
-    named = sources
-    for _ in range(2):
-        names = [source.name for source in named]
-        if len(set(names)) == len(names):
-            return named
-        above = {s: f"{s.path.resolve().parent.name}/{s.name}" for s in named}
-        named = [s._replace(name=above[s]) if names.count(s.name) > 1 else s for s in named]
+    names = [source.name for source in sources]
+    above = {s: f"{s.path.resolve().parent.name}/{s.name}" for s in sources}
+    named = [s._replace(name=above[s]) if names.count(s.name) > 1 else s for s in sources]
+    if len({source.name for source in named}) == len(named):
+        return named
     return [s._replace(name=f"{s.name} ({i})") for i, s in enumerate(named, 1)]

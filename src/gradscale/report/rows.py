@@ -40,6 +40,7 @@ class RowStory:
         self.nonzero += nonzero
         self.nonfinite += seen.nonfinite[place]
         share = flushed / max(1, nonzero)
+        # The first of equals: it is where one begins to look.
         if self.worst_step is None or share > self.worst:
             self.worst, self.worst_step = share, step.step
         self.last = step, seen, place
@@ -75,6 +76,7 @@ class RowStory:
 
 def stories_of(recording: Recording) -> tuple[RowStory, ...]:
     """One story a row, by id."""
+    # Ids count up from 0, so a row's id is its place.
     stories = tuple(RowStory(info) for info in recording.rows)
     for step in recording.steps:
         if step.seen is not None:

@@ -88,6 +88,7 @@ class Run:
             )
         elif not self.snapshots:
             found.append("It has no histograms, so other scales cannot be tried.")
+        # Not noted and never finite look alike on the page: an empty plot.
         losses = [step.loss for step in steps if step.loss is not None]
         if not losses:
             found.append("The loss was not noted: call `recorder.note_loss(loss)` in the loop.")
@@ -100,6 +101,7 @@ def plans_of(recording: Recording, limit: int = PLANS) -> tuple[tuple[int, Plan]
     """The plans and when each came into use; of very many, the first and an even choice."""
     found: list[tuple[int, Plan]] = []
     for step in recording.steps:
+        # Where it changes: a recording may say the same plan again.
         if step.plan is not None and (not found or found[-1][1] != step.plan):
             found.append((step.step, step.plan))
     return tuple(found[place] for place in evenly(len(found), limit))

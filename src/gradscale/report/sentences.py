@@ -30,6 +30,7 @@ def sentences_of(run: Run, *, named: bool = False) -> list[str]:
     if it["lost"] is not None and it["lost"]["share"] is not None:
         parts.append(f"{percent(it['lost']['share'])} lost ({_how(it['lost'])})")
     line = ", ".join(parts) + "."
+    # Beside others a line is enough: the page has the rest.
     if named:
         return [f"{run.name}: {line}"]
     lines = [line]

@@ -28,6 +28,7 @@ def encode_shares(shares: Floats) -> NDArray[np.uint16]:
         >>> encode_shares(np.array([np.nan, 0.0, 2.0**-40, 1.0])).tolist()
         [0, 1, 2, 5122]
     """
+    # Logarithms of 0 and NaN, for which there are codes.
     with np.errstate(divide="ignore", invalid="ignore"):
         octaves = np.clip(np.log2(shares), -OCTAVES, 0.0)
     known = np.nan_to_num(np.round(STEPS * (octaves + OCTAVES)), nan=0.0) + FIRST

@@ -82,6 +82,7 @@ def _lost(run: Run) -> dict[str, object] | None:
     counted = [row for row in run.rows if row.counts]
     if not counted:
         return None
+    # Over rows, not over steps: a step that measured few rows counts for less.
     flushed, nonzero = sum(row.flushed for row in counted), sum(row.nonzero for row in counted)
     worst = max(shares, key=lambda pair: pair[1], default=None)
     return {
@@ -98,6 +99,7 @@ def _between(seen: Sequence[Seen], counted: Sequence[RowStory], kept: int) -> li
     """The least and the largest share that fits what was measured; None if it is known."""
     if all(it.least is None or it.most is None for it in seen):
         return None
+    # A step without bounds knows what it lost: it adds the same to both.
     counting = {row.info.id for row in counted}
     least = most = 0
     for it in seen:
@@ -137,6 +139,7 @@ def best_of(run: Run) -> dict[str, object] | None:
     best = best_scale(stored, recorded)
     if best is None:
         return None
+    # Both by the same histograms: what was measured is no match for what is predicted.
     now, then = (
         total(fate(it, span, it.offset + s) for it, span in stored) for s in (recorded, best)
     )

@@ -14,6 +14,7 @@ from gradscale.recording import Recording, Step
 from gradscale.report.arrays import Floats
 from gradscale.report.histograms import log2
 
+# A step takes 20 bytes: 2.4 MB, before they are compressed.
 LIMIT = 120_000
 UNKNOWN = "unknown"
 
@@ -93,6 +94,7 @@ def extremes(values: Sequence[Floats], limit: int) -> NDArray[np.int64]:
     stretch = math.ceil(2 * len(values) * count / limit)
     # The ends say when the run began and ended.
     kept = {0, count - 1}
+    # Each on its own: the least loss and the largest scale of a stretch are not at one step.
     for series in values:
         for start in range(0, count, stretch):
             part = series[start : start + stretch]

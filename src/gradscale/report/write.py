@@ -96,6 +96,7 @@ def load_runs(
             runs.append(Run.of(read(source.path), source.name))
         except ValueError as error:
             damage.append(error)
+    # Of many runs one that is damaged is no reason to show none.
     if damage and (on_damage is None or not runs):
         raise damage[0]
     for error in damage:

@@ -113,6 +113,7 @@ class Comparison:
         Raises:
             LookupError, TypeError, ValueError: if `fields` is not what `to_json` returns.
         """
+        # Of a file, so that it may be anything.
         for name in Comparison.__annotations__:
             if not isinstance(fields, dict) or name not in fields:
                 raise ValueError(f"it lacks `{name}`")

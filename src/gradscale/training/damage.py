@@ -36,5 +36,6 @@ def damaged(path: Path, way_out: str = "Start a new run.") -> Generator[None]:
     except DamagedRun:
         raise
     except _SYMPTOMS as error:
+        # On one line, and no longer than a terminal: torch's reasons have many.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedRun(f"`{path}` cannot be used: {reason:.300}. {way_out}") from error

@@ -64,6 +64,7 @@ def only_writer(path: Path) -> Generator[None]:
     Raises:
         Locked: if somebody does.
     """
+    # On the folder, not on a file of it: most are replaced, and a lock would go with them.
     lock = WriterLock.on_folder(
         path,
         f"`{path}` is being written by another run. Wait until it has ended, or stop it; two at "
@@ -157,6 +158,7 @@ class RunFolder:
                     raise ValueError(obstacle)
                 loaded = torch.load(checkpoint, map_location=device, weights_only=True)
                 state, step = cast(TrialState, loaded), int(loaded["step"])
+        # Even without a checkpoint: lines that nobody counted go.
         self._cut(step)
         return state
 

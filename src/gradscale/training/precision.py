@@ -21,6 +21,7 @@ def check_precision(precision: str, choice: str) -> None:
     Raises:
         ValueError: if an 8-bit precision is asked for without emulation.
     """
+    # Half precision can, natively; torch has no autocast to 8 bits.
     if precision in EIGHT_BIT and choice == "off":
         raise ValueError(
             f"`--format {precision} --emulate off` cannot be computed: torch has no 8-bit "

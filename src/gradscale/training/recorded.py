@@ -26,6 +26,7 @@ def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
         wanted: whether to begin a recording where there is none.
     """
     path = folder / FILE_NAME
+    # One that was begun goes on, asked for or not: with a gap it would be of no use.
     if not wanted and not path.exists():
         yield
         return
@@ -46,6 +47,7 @@ def recorded(trial: Trial, folder: Path, *, wanted: bool) -> Generator[None]:
             note=settings.to_json(),
         ) as recorder,
     ):
+        # Before the first step: or the watch would measure other steps than without the stop.
         if trial.watched is not None:
             watching.load_state_dict(trial.watched)
         trial.recorder, trial.watching = recorder, watching

@@ -77,6 +77,7 @@ def run(
 
 def _make_deterministic(settings: Settings) -> None:
     """Fix what would let two equal runs differ. A few CUDA kernels still add in any order."""
+    # The order in which threads add decides the last bit.
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -97,6 +98,7 @@ def _train(
         unsaved.append(trial.advance())
         on_step(unsaved[-1])
         stopping = stop()
+        # By time, because a step may take a millisecond or a minute.
         late = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
         due = late if save_every is None else trial.step % save_every == 0
         if due or stopping or trial.done:

@@ -100,6 +100,7 @@ def settings_for(recipe: str, **given: Any) -> Settings:
     defaults = find(recipe).defaults
     chosen = {name: value for name, value in given.items() if value is not None}
     precision = chosen.setdefault("format", "fp16")
+    # They have float32's range: nothing to scale for.
     wide = precision in ("fp32", "bf16")
     fields: dict[str, Any] = {
         "policy": "none" if wide else "dynamic",
@@ -107,15 +108,10 @@ def settings_for(recipe: str, **given: Any) -> Settings:
         "steps": defaults.steps,
         "batch_size": defaults.batch_size,
         "lr": defaults.lr,
-        "device": default_device(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "threads": defaults.threads or torch.get_num_threads(),
     }
     return Settings(recipe, **{**fields, **chosen})
-
-
-def default_device() -> str:
-    """The accelerator, if there is one, or ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _positive(value: float) -> bool:

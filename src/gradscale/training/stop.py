@@ -40,5 +40,6 @@ def stop_on_signals() -> Generator[StopRequest]:
     try:
         yield request
     finally:
+        # The program goes on after a run: what others have set comes back.
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -75,6 +75,7 @@ class Trial:
         self.settings = settings
         self.recipe: Recipe = find(settings.recipe)
         self.data = data
+        # On the CPU and before `.to`: weights are equal on every device.
         torch.manual_seed(settings.seed)
         self.model = self.recipe.model().to(settings.device)
         self.optimizer = torch.optim.AdamW(
@@ -94,6 +95,7 @@ class Trial:
 
     def _groups(self) -> list[dict[str, object]]:
         parameters = list(self.model.parameters())
+        # Biases and norms are not decayed, as everywhere in the field.
         decay = self.recipe.defaults.weight_decay
         return [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
@@ -112,6 +114,7 @@ class Trial:
         self._seed()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        # By hand, not by a scheduler: the rate is a function of the step, with no state to save.
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings.steps, settings.lr)
         # Before the step's own pass and from the same random state, so that dropout agrees.

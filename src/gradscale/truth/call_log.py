@@ -135,6 +135,7 @@ class CallLog:
 
     def _closed(self, module: nn.Module, args: object, output: object) -> None:
         del module, args
+        # Calls nest, also under recomputation: the last opened is the first to close.
         call = self._open.pop()
         end = next_number()
         self._spans.append((call.first, end, call.name))
@@ -157,6 +158,7 @@ class CallLog:
                         self.follow(node)
 
     def _module_of(self, number: int) -> str:
+        # The innermost: its call made the fewest nodes.
         around = [(end - first, name) for first, end, name in self._spans if first <= number < end]
         return min(around)[1] if around else f"after {self._root}"
 

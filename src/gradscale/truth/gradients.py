@@ -125,6 +125,7 @@ def _collect(found: Gradients, output: Output, node: Node, number: int) -> None:
             known = found.modules.get(output)
             found.modules[output] = grad.detach() if known is None else known + grad.detach()
 
+    # Before the node runs: there all that arrives has been added up.
     node.register_prehook(keep)
 
 

@@ -34,6 +34,7 @@ def by_truth(pair: Pair, format: FloatFormat, counts: Counts) -> Found:
     held = pair.read(format)
     # An infinity in the reference is the model's own: no format is to blame for the zero.
     lost = (true != 0) & (held == 0) & torch.isfinite(true)
+    # Elements that are noise in the reference may be zero here by chance.
     lost &= _told(pair, true)
     if bool(torch.isfinite(held).logical_and_(held != 0).any()):
         # The exponent of a plan is not known here; what survived tells it.
@@ -70,6 +71,7 @@ def by_probe(higher_scale: float) -> Judge:
 def by_octaves(stored: Gradients, format: FloatFormat) -> Judge:
     """What must have lain below the octaves that are left: an estimate."""
     exponent = ceil_exponent(stored.scale)
+    # For the whole pass at once: what came before a tensor tells whether its zeros are true.
     gone = vanished_gradients(stored, format)
 
     def judge(pair: Pair, format: FloatFormat, counts: Counts) -> Found:

@@ -156,7 +156,9 @@ def measure_lost(
         true = reference(model, loss, precision=precision, draw_alike=True)
         stored = one_pass(model, loss, scale, draw_alike=True)
         return compared(true, stored, narrow)
+    # Without a reference the pass itself has to tell which gradients are zero up to rounding.
     stored = one_pass(model, loss, scale, cancelled=True, draw_alike=True)
+    # After the pass: what products read in is known from it.
     narrow = narrow or stored.format
     if method == "probe":
         higher = probe(model, loss, stored, narrow, octaves)

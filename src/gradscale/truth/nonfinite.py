@@ -126,6 +126,7 @@ def _hunt(model: nn.Module, loss: Loss, scale: float) -> Nonfinite:
         walked = walk(value)
         for node in walked.nodes:
             log.follow(node)
+        # Of the graph, not of the model: a loss may reach tensors that are no parameters.
         leaves = [leaf for leaf in walked.graph.parameters().values() if leaf is not None]
         del walked
         with no_gradients(leaves):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.backward.cancellation import Cancellations
-from gradscale.backward.graph import walk
+from gradscale.backward.graph import Walk, walk
 from gradscale.backward.injection import scale_injected
 from gradscale.backward.names import parameter_names
 from gradscale.emulation import emulating
@@ -61,8 +61,12 @@ def one_pass(
             found.loss, found.scale = float(value.detach()), scale
             formats = emulating(value)
             found.emulated = None if formats is None else formats.backward
-            with _strangers_without_gradients(model, value), _injected_scaled(value, scale):
-                sums = Cancellations(walk(value)) if cancelled else None
+            walked, device = walk(value), value.device
+            with (
+                _strangers_without_gradients(model, walked),
+                _injected_scaled(walked, scale, device),
+            ):
+                sums = Cancellations(walked) if cancelled else None
                 # Half precision cannot hold a scale such as 2^16.
                 run_backward(value.to(torch.float32) * scale)
                 zeros = {} if sums is None else sums.zeros()
@@ -119,13 +123,12 @@ def run_backward(loss: Tensor) -> None:
 
 
 @contextmanager
-def _injected_scaled(loss: Tensor, scale: float) -> Generator[None]:
+def _injected_scaled(walked: Walk, scale: float, device: torch.device) -> Generator[None]:
     """Gradients that functions return of their own are at the scale, as `injected="scale"` does."""
-    walked = walk(loss)
     remove = scale_injected(
         walked,
         sorted(walked.graph.unproven) if scale != 1 else (),
-        torch.full((), scale, device=loss.device),
+        torch.full((), scale, device=device),
         lambda node, name, why: None,  # advice and watch name those that cannot be asked
     )
     try:
@@ -135,9 +138,9 @@ def _injected_scaled(loss: Tensor, scale: float) -> Generator[None]:
 
 
 @contextmanager
-def _strangers_without_gradients(model: nn.Module, loss: Tensor) -> Generator[None]:
+def _strangers_without_gradients(model: nn.Module, walked: Walk) -> Generator[None]:
     """Leaves of the graph that are no parameters of the model keep their gradients, too."""
     own = {id(parameter) for parameter in model.parameters()}
-    leaves = walk(loss).graph.parameters().values()
+    leaves = walked.graph.parameters().values()
     with no_gradients(leaf for leaf in leaves if leaf is not None and id(leaf) not in own):
         yield

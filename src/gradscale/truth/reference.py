@@ -63,6 +63,7 @@ def reference(
         )
     dtype = DTYPES[precision]
     subject = fresh_copy(model) if copy else model
+    # bfloat16 rounds too much to tell a sum that cancels from one that does not.
     single = precision == "fp32"
     return one_pass(subject, loss, dtype=dtype, cancelled=single, draw_alike=draw_alike)
 
@@ -81,5 +82,6 @@ def fresh_copy(model: nn.Module) -> nn.Module:
             "`copy.deepcopy` refuses, such as a tensor that is the result of a computation, a lock "
             "or a file. Make that an argument of `forward`, or compute it when it is needed."
         ) from error
+    # `deepcopy` copies gradients as well, which would be added to.
     twin.zero_grad(set_to_none=True)
     return twin

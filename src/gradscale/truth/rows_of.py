@@ -86,6 +86,7 @@ def places(
         if other is None or name in there.parameters:
             pair = Pair(held, there.parameters.get(name), zeros.get(name), parameter=True)
             found.append(RowTensors(name, "parameter", (pair,)))
+    # All calls of a module are one row: that is what it loses.
     by_module: dict[str, list[Pair]] = {}
     for output, held in stored.modules.items():
         if other is None or output in there.modules:
@@ -114,6 +115,7 @@ def row_of(
         counts = counts_of(pair.held, scale)
         found = judge(pair, format, counts)
         seen, true, flushed = seen + counts, true + found.counts, flushed + found.flushed
+    # Only parameters have sums that cancel; a module's outputs have none.
     zeros = [pair.zeros for pair in place.pairs if pair.zeros is not None]
     negligible = bool(zeros) and all(bool(mostly(each)) for each in zeros)
     # Rounded up: at a scale between two powers nothing is called safe that overflows.

@@ -77,6 +77,7 @@ def _taken(leaf: Tensor) -> tuple[Tensor | None, Tensor | None, dict[int, object
 def _spare_buffers(model: nn.Module, dtype: torch.dtype | None) -> Generator[None]:
     # By identity: a buffer that two modules share stays one.
     spare: dict[int, Tensor] = {}
+    # Replaced in the dictionaries: what a module holds in attributes of its own stays the caller's.
     before = [(module, dict(module._buffers)) for module in model.modules()]
     for module, buffers in before:
         for name, buffer in buffers.items():

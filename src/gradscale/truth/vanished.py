@@ -32,6 +32,7 @@ def vanished_gradients(stored: Gradients, format: FloatFormat) -> set[Hashable]:
 
 
 def _near(held: Tensor, product: bool, format: FloatFormat) -> bool | None:
+    # As it is read: what a product rounds to zero is gone, although it is stored.
     pair = Pair(held, product=product)
     if not bool(pair.read(format).any()):
         return None

@@ -65,9 +65,11 @@ class Attaching:
         # An edge is a tuple, too.
         given = [tensors] if isinstance(tensors, Tensor | GradientEdge) else tensors
         roots = [root for root in given if not isinstance(root, Tensor) or root.requires_grad]
+        # `backward` will refuse them itself, in torch's words.
         if not roots:
             return None
         walked = walk(roots)
+        # Once a watch: each pass would say the same.
         self._warn_of_closed(walked)
         # Anew in each measured pass: parameters may have been replaced since, as FSDP does.
         names = parameter_names(self._model)
@@ -113,6 +115,7 @@ class Attaching:
         names: Mapping[int, ParameterName],
         precision: DirectionFormats | None,
     ) -> list[RowSpot]:
+        # By names as well: two parts of a model may have graphs that are alike.
         key = graph.signature, _leaf_names(graph, names), precision
         if key not in self._known:
             self._known[key] = spots_of(graph, self._model, names, precision)

@@ -60,6 +60,7 @@ class Chain:
         return self._narrowest(graph, self.leaf, _size(graph, self.nodes))
 
     def _narrowest(self, graph: BackwardGraph, node: int, least: int) -> list[int]:
+        # The lowest such node: what was summed above it has been summed by then.
         if _size(graph, [node]) == least:
             return [node]
         above = {graph.edges[number].source for number in graph.edges_into(node)} & self.nodes
@@ -72,6 +73,7 @@ class Chain:
             What to count; the node itself if its gradient is not merely a rounded one.
         """
         sources = [graph.edges[number].source for number in graph.edges_into(node)]
+        # All of them: a sum with one rounded gradient has lost what that one lost.
         wide = sources and all(
             source in self.nodes
             and graph.names[source] == CAST

@@ -54,6 +54,7 @@ class Flags:
         """They start on their way to the host."""
         stacked = self._stacked()
         self._indices = [indices for indices, _ in stacked]
+        # One copy a device: each on its own would be a transfer for every parameter.
         self._copies = HostCopies([flags for _, flags in stacked])
 
     @property

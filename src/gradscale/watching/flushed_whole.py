@@ -60,6 +60,7 @@ def flushed_whole(outputs: Iterable[Passed], parameters: Iterable[Passed]) -> se
         # A module that is used twice has to be near the end both times: its gradients are added.
         if passed.module is not None:
             weak[passed.module] = weak.get(passed.module, True) and before
+    # Parameters last: what arrives at them follows from the outputs of their module.
     empty = (passed for passed in parameters if passed.near is None)
     return gone | {passed.key for passed in empty if weak.get(passed.module or "", False)}
 

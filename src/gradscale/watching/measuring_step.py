@@ -76,6 +76,7 @@ class MeasuringStep:
     def arrived(self) -> bool:
         """Whether everything is on the host."""
         parts = (self._taken, *self.passes)
+        # During a capture nothing may be asked of the device: the answer would be recorded.
         return self._waited or (not capturing() and all(part.arrived for part in parts))
 
     def wait(self) -> None:
@@ -90,6 +91,7 @@ class MeasuringStep:
 
     def seen(self) -> StepSights:
         """On the host; waits for what has not arrived."""
+        # Kept apart, because each kind has an order of its own.
         gradients = together(sight for measured in self.passes for sight in measured.sights())
         activations = together(self._taken.sights())
         return StepSights(self.step, (*gradients.values(), *activations.values()), self._alone)

@@ -33,11 +33,13 @@ class _Listeners:
         self.original = self.replacement = torch.autograd.backward
 
     def install(self) -> None:
+        # Looked up as late as this: somebody else may have replaced it, and goes on to be called.
         original: Callable[..., None] = torch.autograd.backward
         self.original = torch.autograd.backward
 
         @functools.wraps(original)
         def backward(tensors: Roots, *args: object, **kwargs: object) -> None:
+            # A pass within a pass is one of its own, as a reentrant checkpoint's.
             before, here = _CALL.telling, current_pass()
             if not self.all or before == here:
                 # Nobody listens, or a replacement of ours further up has told of this call.

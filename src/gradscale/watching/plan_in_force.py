@@ -41,6 +41,7 @@ class PlanInForce:
         Before the entries, and in passes that the scaler left plain, it is the loss scale alone.
         """
         found = [0] * nodes
+        # A pass that the scaler gave up on, such as one over a part of the graph, ran at one scale.
         plain = self._layerwise._entry.partial_passes != self._partial
         if plain or self._signature not in self._layerwise.tracks:
             return found

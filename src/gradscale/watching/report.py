@@ -180,5 +180,6 @@ def _matches(row: Row, name: str | None) -> bool:
         return True
     if any(letter in name for letter in "*?["):
         return fnmatch.fnmatchcase(row.name, name)
+    # As `table` and the docs show names: `layers.0` means its cast and its output, too.
     bare = row.name.removeprefix("cast ").removeprefix("after ").removesuffix(" (output)")
     return name in (row.name, bare) or bare.startswith(name + ".")

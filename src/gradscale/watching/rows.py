@@ -125,6 +125,7 @@ class Row:
 
         Negative for a tensor that the format cannot hold at this exponent; infinite for zeros.
         """
+        # Whatever is zero fits anywhere.
         if self.counts.amax == 0:
             return math.inf
         return math.log2(self._format.max) - math.log2(self.counts.amax) - self.exponent
@@ -162,6 +163,7 @@ class Row:
     def to_dict(self) -> JsonObject:
         """Plain numbers, strings and lists, for JSON; `from_dict` is the inverse."""
         state = asdict(self)
+        # As JSON would have them: what is written equals what comes back.
         state["counts"]["octaves"] = list(self.counts.octaves)
         if self.counts.moments is not None:
             state["counts"]["moments"] = list(self.counts.moments)

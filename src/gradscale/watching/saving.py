@@ -36,6 +36,7 @@ def restore(
     Raises:
         ValueError: if it is no state of a watch.
     """
+    # Before anything is taken over: a refused state leaves the watch as it was.
     missing = [name for name in _ENTRIES if name not in state]
     if missing:
         raise ValueError(

@@ -58,6 +58,7 @@ def checked_count(name: str, count: object, otherwise: str) -> int:
     Raises:
         ValueError: if it is no whole number of at least 1.
     """
+    # `True` is an int, and no number of steps.
     if isinstance(count, int) and not isinstance(count, bool) and count >= 1:
         return count
     raise ValueError(f"`watch({name}={count!r})` must be a whole number of at least 1. {otherwise}")

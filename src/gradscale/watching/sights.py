@@ -58,9 +58,11 @@ class Sight:
         return self.kind, self.name
 
     def __add__(self, other: Sight) -> Sight:
+        # Kept apart by how they were stored: each part is judged by its own format and exponent.
         parts = dict(self.parts)
         for part, counts in other.parts.items():
             parts[part] = parts[part] + counts if part in parts else counts
+        # The first of either, for what comes later may only follow from it.
         broken = min(filter(None, (self.broken, other.broken)), default=None)
         return replace(
             self,

@@ -177,6 +177,7 @@ class _Finder:
 
     def _read_in(self, node: int) -> str | None:
         """The format to which an emulated product rounds its gradient, if it is a narrower one."""
+        # Emulation rounds what products read, and leaves what arrives in its carrier.
         if self.precision is None or not multiplies(self.graph.names[node]):
             return None
         name = self.precision.backward.name

@@ -100,6 +100,7 @@ class Steps:
 
     def _after(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         del args, kwargs
+        # An optimizer of another model steps as well, as of a discriminator.
         groups = optimizer.param_groups
         if any(id(parameter) in self._ids for group in groups for parameter in group["params"]):
             self._over = True

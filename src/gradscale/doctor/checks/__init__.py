@@ -14,6 +14,7 @@ from gradscale.doctor.checks.skips import check_skips
 from gradscale.doctor.examined_scaler import Patient
 from gradscale.doctor.finding import Finding
 
+# In the order in which a reader wants to know: what happened, the scale, and then what explains it.
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_run_steps,
     check_scale_value,

@@ -23,6 +23,7 @@ def check_counters(patient: Patient) -> Iterator[Finding]:
                 "the interval was shortened after the count had passed it.",
                 "Set the saved growth tracker to 0, or the interval above it.",
             )  # fmt: skip
+    # A fixed scale has nothing to count towards.
     if patient.unsaved and patient.dynamic is not False:
         names = " and ".join(_COUNTERS[name] for name in patient.unsaved)
         yield Finding(
@@ -44,6 +45,7 @@ def _hysteresis(patient: Patient) -> Iterator[Finding]:
     full, left = patient.settings.get("hysteresis"), patient.hysteresis_left
     if patient.dynamic is False or not isinstance(full, int) or full < 2 or left != 1:
         return
+    # Megatron and DeepSpeed refill where the scale grows, and save no such setting.
     refill = patient.settings.get("hysteresis_refill", "growth")
     when = "grows" if refill == "growth" else "takes a finite step"
     yield Finding(

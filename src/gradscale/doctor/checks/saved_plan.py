@@ -14,6 +14,7 @@ def check_plan(patient: Patient) -> Iterator[Finding]:
     plan = patient.plan
     if plan is None:
         return
+    # One or the other: a plan that was never made has one scale because it was never made.
     if plan.frozen:
         yield Finding(
             "warning", "frozen-plan", "Part of the training is not scaled by layer.",

@@ -39,6 +39,7 @@ def check_scale_value(patient: Patient) -> Iterator[Finding]:
         )  # fmt: skip
     yield from _low(patient, value)
     yield from _high(patient, value)
+    # Products with a power of two only move the exponent; any other rounds the last bit.
     if not is_power_of_two(value):
         yield Finding(
             "note", "not-a-power-of-two", "The scale is not a power of two.",

@@ -27,6 +27,7 @@ MOST_INSTRUCTIONS = 2_000_000
 def answer_standard_input() -> None:
     """Reads standard input within ``megabytes`` and ``seconds``; the size of it comes third."""
     megabytes, seconds, size = (int(argument) for argument in sys.argv[1:4])
+    # Before the file is looked at: what a limit is for may happen at its first byte.
     bounded = _limit(megabytes, seconds)
     answer = answer_to(sys.stdin.buffer, megabytes, bounded=bounded, readable=size)
     sys.stdout.write(answer)

@@ -42,6 +42,7 @@ def read_container(file: IO[bytes], check: Check = lambda pickled: None) -> obje
         raise ValueError("it is a tar archive; torch has not written those since version 0.1")
     if start[:4] == b"PK\x03\x04":
         return _archive(file, check)
+    # No pickle begins so: neither is one of its instructions.
     if start.lstrip()[:1] in (b"{", b"["):
         return _json(file)
     return _pickle(file, check)
@@ -104,6 +105,7 @@ def _pickle(file: IO[bytes], check: Check, *, deeper: bool = True) -> object:
         sizes[key] = found.size
         return found
 
+    # One level, as torch nests them: a file in a file in a file would never end.
     makers = _makers(check) if deeper else {}
 
     def load() -> object:

@@ -56,6 +56,7 @@ def flatten(tree: object, readable: int = 0) -> str:
             arrays.append((len(parts), value))
         parts.append(json.dumps(nodes.described(value), separators=(",", ":")))
         written += len(parts[-1]) + 1
+        # While it grows, not afterwards: a small file may stand for more than there is memory.
         if written > MOST_BYTES:
             raise TooMuch
     # The smallest first: what the limit leaves out is then the fewest tensors.

@@ -98,6 +98,7 @@ class Array:
     def number(self) -> float | int | None:
         """The value of a single element; None if there are several, or its bytes are missing."""
         size = size_of(self.dtype)
+        # A scale may have any shape of one element, `(1,)` as well as `()`.
         if self.numel != 1 or not size:
             return None
         raw = self.read(0, size)
@@ -140,6 +141,7 @@ def tensor(args: tuple[object, ...]) -> Array | None:
 def _dense(shape: tuple[object, ...], strides: object) -> bool:
     if not isinstance(strides, tuple) or len(strides) != len(shape) or len(shape) > _MOST_AXES:
         return False
+    # Dense in whatever order: the last element lies as far from the first as there are elements.
     last, numel = 0, 1
     for size, stride in zip(shape, cast("tuple[object, ...]", strides), strict=True):
         if not (isinstance(size, int) and isinstance(stride, int) and size >= 0 and stride >= 0):

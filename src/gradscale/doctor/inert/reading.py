@@ -49,6 +49,7 @@ def read_file(path: Path, *, megabytes: int = MEGABYTES, seconds: int = SECONDS)
         OSError: if it cannot be read.
     """
     with open_regular(path) as file:
+        # Larger files may take longer, in proportion; bombs are small.
         size = _size(file)
         answer = _ask(file, megabytes + 4 * size // 2**20, seconds + size // 2**25, size)
     if answer.startswith('"'):

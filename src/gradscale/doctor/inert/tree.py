@@ -65,6 +65,7 @@ def rebuild(text: str) -> object:
         {'a': [1, 2.5], 'b': None}
     """
     nodes: list[list[Any]] = json.loads(text)
+    # Each node once: what the file shares is shared here, too, and may hold itself.
     values = [_empty(node) for node in nodes]
 
     def said(value: object) -> object:

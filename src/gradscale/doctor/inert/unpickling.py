@@ -104,6 +104,7 @@ class InertUnpickler(pickle.Unpickler):
         kind = f"{module}.{name}"
         if kind not in self._kinds:
             make = self._makers.get(kind)
+            # A type of its own, for `NEWOBJ` calls `cls.__new__`, and refuses what is no type.
             held = {"kind": kind, "make": make and staticmethod(make), "__slots__": ()}
             self._kinds[kind] = type("Named", (StandIn,), held)
         return self._kinds[kind]

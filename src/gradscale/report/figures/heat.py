@@ -61,6 +61,7 @@ def heat_figure(run: Run) -> Figure:
         over = np.where(nonfinite > 0, 1.0, np.nan)
         axes.imshow(over, aspect="auto", interpolation="nearest", cmap=ListedColormap([OVER]))
         axes.set_title("violet: infinite or NaN", loc="left", fontsize=6)
+    # The worst line of a stretch has its name there, whatever has to do without.
     worst = np.nanmax(np.where(seen, share, 0.0), axis=1)
     name_ticks(axes, [run.rows[row].info.name for row in rows], worst.tolist(), height)
     places = _ticks(len(run.columns), np.flatnonzero(nonfinite.any(axis=0)).tolist())

@@ -52,6 +52,7 @@ def histogram_figure(run: Run, rows: Sequence[str] | None = None, shift: int = 0
         empty(grid[0, 0], "There are no histograms in this recording.")
         return figure
     spans = ranges_of({run.rows[row].info.format for row in chosen})
+    # One range for all, so that they can be compared down the page.
     sight = _sight([(found[row], spans[run.rows[row].info.format]) for row in chosen], shift)
     for axes, row in zip(grid[:, 0], chosen, strict=True):
         span = spans[run.rows[row].info.format]
@@ -66,6 +67,7 @@ def histogram_figure(run: Run, rows: Sequence[str] | None = None, shift: int = 0
 
 def _most_lost(run: Run, found: dict[int, Histogram]) -> list[int]:
     rows = [row for row in found if run.rows[row].alarming and found[row].octaves.counts]
+    # Of equals the first in the backward pass: what comes later may follow from it.
     rows.sort(key=lambda row: (-run.rows[row].lost_share, run.rows[row].info.order))
     return rows[:SHOWN]
 

@@ -117,6 +117,7 @@ def _nodes(axes: Axes, run: Run, exponents: dict[int, int]) -> None:
     levels = sorted({exponents[row] for row in network.row if row in exponents})
     colors = colormaps["viridis"]
     size = 34 if len(network.names) <= 150 else 14
+    # A call a level, because a legend has an entry for each call.
     for place, level in enumerate(levels):
         at = [i for i, row in enumerate(network.row) if exponents.get(row) == level]
         axes.scatter(
@@ -130,6 +131,7 @@ def _nodes(axes: Axes, run: Run, exponents: dict[int, int]) -> None:
             label=f"$2^{{{level}}}$",
             zorder=2,
         )
+    # Hollow, not left out: the network would seem to end there.
     unknown = [i for i, row in enumerate(network.row) if row not in exponents]
     if unknown:
         axes.scatter(

@@ -116,6 +116,7 @@ def save_runs(
     """The same for runs that are loaded already; figures with nothing to show are left out."""
     saved: list[Path] = []
     for run in runs:
+        # A folder each only where names would collide.
         place = folder / run.name if len(runs) > 1 else folder
         for name in figures_of(run):
             on_figure(f"{run.name}: {name}")
@@ -144,6 +145,7 @@ def _save(
     files = [path.with_name(f"{path.name}.{name}") for name in formats]
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    # A run's name comes from a recording's path, and a link there may lead anywhere.
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise Unwritable(path.parent, f"a symbolic link leads out of `{folder}`")
     for file, name in zip(files, formats, strict=True):
@@ -155,6 +157,7 @@ def _save(
 def _drawn(figure: Figure, format: str) -> bytes:
     """The file, without a date in it: equal runs give equal files."""
     content = io.BytesIO()
+    # matplotlib asks for its settings again as it writes, not only as it draws.
     with settings():
         figure.savefig(content, format=format, dpi=RESOLUTION, metadata=_METADATA[format])
     return content.getvalue()

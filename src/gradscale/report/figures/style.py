@@ -45,6 +45,7 @@ def new_figure(height: float, **grid: Any) -> tuple[Figure, Any]:
     """A figure of the common width, and its axes; nothing is shown, no window is needed."""
     from matplotlib.figure import Figure
 
+    # Not by pyplot, which keeps every figure it makes, and may look for a window.
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(**grid)
 
@@ -104,7 +105,9 @@ def name_ticks(axes: Axes, names: Sequence[str], weights: Sequence[float], heigh
         weights: what a reader looks for.
         height: of the figure, in inches.
     """
+    # Lines that one name takes, of as many as the picture has room for.
     gap = math.ceil(NAME * len(names) / (height - MARGINS))
+    # Greedy by weight: the line that lost most keeps its name, its neighbours may go without.
     places: list[int] = []
     for place in sorted(range(len(names)), key=lambda place: (-weights[place], place)):
         if all(abs(place - other) >= gap for other in places):

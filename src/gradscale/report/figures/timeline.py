@@ -63,6 +63,7 @@ def timeline_figure(runs: Sequence[Run]) -> Figure:
 def _scale(axes: Axes, run: Run, color: str, index: int, count: int) -> None:
     line = run.timeline
     if len(line.step) and not np.isnan(line.scale).all():
+        # Thinned here, too: a vector figure of a million points opens in no viewer.
         kept = extremes([line.scale], POINTS)
         axes.step(
             line.step[kept],
@@ -102,6 +103,7 @@ def _loss(axes: Axes, run: Run, color: str) -> None:
         return
     steps, loss, broken = line.step[told], line.loss[told], line.broken[told]
     finite = np.where(broken, np.nan, loss)
+    # With every break: a line through one would claim a value that there was not.
     kept = np.union1d(extremes([finite], POINTS), np.flatnonzero(broken))
     axes.plot(steps[kept], finite[kept], color=color, linewidth=0.8)
     # At the top, where the line is missing.

@@ -1,0 +1,221 @@
+"""What `advise` says before training, against what became of it: `make verdicts`.
+
+    python experiments/edge/verdicts.py                 every task that has results
+    python experiments/edge/verdicts.py units --again   one, anew
+
+For each task of the edge, value of its knob and format that `edge.py` has trained, `advise` looks
+at the first eight steps; where it advises a scale of its own, one training tries that. Its words
+are kept in ``experiments/results/edge_verdicts.json``; what stands there is not asked again. Then
+the tables of ``docs/advice.md``: its words against what the trainings came to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from advised import model_step
+from edge import RESULTS, machine
+from gradscale import advise
+from strategy import Strategy
+from summary import TRUTH, Cell, Found, read
+from task import Task
+from tasks import TASKS
+from training import train
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "experiments" / "results" / "edge_verdicts.json"
+PAGE = ROOT / "docs" / "advice.md"
+FORMATS = ("fp16", "e5m2", "e4m3")
+TOLERANCE = 0.03
+"""As good as float32: its score is no further below float32's, in the mean over seeds."""
+
+SAID = ("the default scale", "another single scale", "a plan", "unsafe")
+BECAME = ("torch's scaler", "another single scale", "only layer-wise", "nothing")
+NO_SINGLE = ("layerwise", "adaptive", "current", "delayed", "none")
+
+
+class Asked(NamedTuple):
+    """What was said of one task in one format.
+
+    Attributes:
+        said: of `SAID`.
+        level: ``"safe"``, ``"risky"`` or ``"unsafe"``.
+        left: of the worst update, under `GradScaler()`, at the best single scale, under the plan.
+        log2_scale: the exponent of the best single scale.
+        difference: to float32 of a training at that scale; None if it was not advised.
+    """
+
+    task: str
+    value: float
+    format: str
+    said: str
+    level: str
+    left: tuple[float, float, float]
+    log2_scale: int
+    difference: float | None
+
+
+def trained_formats(found: Found, value: float) -> Iterator[str]:
+    """The formats in which the task was trained by torch's scaler and layer-wise."""
+    for format in FORMATS:
+        if all(value in found.cells.get(f"{format} {way}", {}) for way in ("torch", "layerwise")):
+            yield format
+
+
+def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[Asked]:
+    """Advice on seed 0, the first of float32's."""
+    for verdict in advise(model_step(task, value, seed=0), formats=formats).verdicts:
+        ways = ("default", "one scale", "a plan")
+        said = dict(zip(ways, SAID, strict=False)).get(verdict.scaling, SAID[0])
+        if verdict.level not in ("safe", "risky"):
+            said = SAID[3]
+        evidence = (verdict.default, verdict.one, verdict.plan)
+        default, one, plan = (round(0.0 if e is None else e.worst, 3) for e in evidence)
+        difference = None
+        if said == SAID[1]:
+            constant = Strategy(verdict.format, "static", verdict.log2_scale)
+            score = train(task, value, constant, 0).score
+            score = score if math.isfinite(score) else task.chance
+            difference = round(score - found.cells[TRUTH][value].scores[0], 4)
+        yield Asked(
+            task.name,
+            value,
+            verdict.format,
+            said,
+            verdict.level,
+            (default, one, plan),
+            verdict.log2_scale,
+            difference,
+        )
+
+
+def became(asked: Asked, found: Found) -> str:
+    """The simplest that trained as float32 did: of `BECAME`."""
+    value, format = asked.value, asked.format
+    cells = {
+        label.removeprefix(f"{format} "): by_value[value]
+        for label, by_value in found.cells.items()
+        if label.startswith(f"{format} ") and value in by_value
+    }
+    if _trains(cells["torch"], found, value):
+        return BECAME[0]
+    single = [cell for way, cell in cells.items() if way not in NO_SINGLE]
+    if any(_trains(cell, found, value) for cell in single) or (
+        asked.difference is not None and asked.difference >= -TOLERANCE
+    ):
+        return BECAME[1]
+    return BECAME[2] if _trains(cells["layerwise"], found, value) else BECAME[3]
+
+
+def _trains(cell: Cell, found: Found, value: float) -> bool:
+    """Constants have one seed, float32's first; others as many as it."""
+    truth = found.cells[TRUTH][value].scores[: len(cell.scores)]
+    return cell.score >= sum(truth) / len(truth) - TOLERANCE
+
+
+def learned(task: Task, found: Found, value: float) -> bool:
+    """Whether float32 trained at all: otherwise every way is as good."""
+    return found.cells[TRUTH][value].score > task.chance + 2 * TOLERANCE
+
+
+def results() -> dict[str, Found]:
+    """By task, what `edge.py` has written."""
+    paths = {name: RESULTS / f"{name}.jsonl" for name in TASKS}
+    return {n: read(p, worst=TASKS[n].chance) for n, p in paths.items() if p.exists()}
+
+
+def known() -> list[Asked]:
+    """What was asked before."""
+    if not KEPT.exists():
+        return []
+    return [Asked(*row.values()) for row in json.loads(KEPT.read_text())["asked"]]
+
+
+def write(asked: list[Asked]) -> None:
+    """The words, in the order of the tasks."""
+    order = {name: index for index, name in enumerate(TASKS)}
+    rows = sorted(asked, key=lambda a: (order[a.task], a.value, FORMATS.index(a.format)))
+    lines = ",\n".join(json.dumps(row._asdict()) for row in rows)
+    KEPT.write_text(f'{{"machine": {json.dumps(machine())},\n"asked": [\n{lines}\n]}}\n')
+
+
+def tables(asked: list[Asked], found: dict[str, Found]) -> str:
+    """The confusion matrix, and every case that is off its diagonal."""
+    pairs = [
+        (a, became(a, found[a.task]))
+        for a in asked
+        if a.task in found
+        and a.format in trained_formats(found[a.task], a.value)
+        and learned(TASKS[a.task], found[a.task], a.value)
+    ]
+    counts = Counter((a.said, then) for a, then in pairs)
+    lines = [
+        f"| said before training | {' | '.join(BECAME)} |",
+        "|---|" + "--:|" * len(BECAME),
+        *(
+            f"| {said} | {' | '.join(str(counts[said, t] or '') for t in BECAME)} |"
+            for said in SAID
+        ),
+    ]
+    right = sum(SAID.index(a.said) == BECAME.index(then) for a, then in pairs)
+    names = sorted({a.task for a, _ in pairs}, key=list(TASKS).index)
+    where = ", ".join(f"{key} {value}" for key, value in machine().items() if key != "date")
+    parts = [
+        f"*{len(pairs)} cases of {len(names)} tasks ({', '.join(names)}), in {', '.join(FORMATS)}; "
+        f"{right} on the diagonal. {where}.*",
+        "\n".join(lines),
+        _misses(pairs),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _misses(pairs: list[tuple[Asked, str]]) -> str:
+    off = [(a, then) for a, then in pairs if SAID.index(a.said) != BECAME.index(then)]
+    if not off:
+        return ""
+    lines = [
+        "| off the diagonal | said | trained as float32 | left at worst: default, one, plan |",
+        "|---|---|---|---|",
+    ]
+    for a, then in off:
+        left = ", ".join(f"{share:.0%}" for share in a.left)
+        lines.append(f"| {a.task} at {a.value:g}, {a.format} | {a.said} | {then} | {left} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Ask what was not asked, write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tasks", nargs="*", default=[], help=", ".join(TASKS))
+    parser.add_argument("--again", action="store_true", help="ask anew")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found, asked = results(), known()
+    names = given.tasks or list(found)
+    if given.again:
+        asked = [a for a in asked if a.task not in names]
+    for name in names:
+        for value in sorted(found[name].cells[TRUTH]):
+            done = {a.format for a in asked if (a.task, a.value) == (name, value)}
+            missing = [f for f in trained_formats(found[name], value) if f not in done]
+            for answer in ask(TASKS[name], value, missing, found[name]) if missing else ():
+                asked.append(answer)
+                print(*answer, "->", became(answer, found[name]), flush=True)
+            write(asked)
+    begin, end = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
+    pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
+    text = f"{begin}\n\n{tables(known(), found)}\n\n{end}"
+    PAGE.write_text(pattern.sub(lambda _: text, PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
