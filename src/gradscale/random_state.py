@@ -28,6 +28,7 @@ class RandomState:
             (device, index, device.get_rng_state(index)) for device, index in _device_generators()
         ]
         self._python = random.getstate()
+        # Never imported for this: who has not loaded it draws nothing from it.
         numpy = sys.modules.get("numpy")
         self._numpy: object = None if numpy is None else numpy.random.get_state()
 

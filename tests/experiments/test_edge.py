@@ -14,11 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "edge"))
 
 import torch
 
+import gradscale
 from claims import BEST, learned
 from claims import table as claims
 from details import details
 from edge import planned, trained
+from gradscale.backward import BackwardGraph
 from gradscale.formats import FloatFormat
+from gradscale.policies import Static
 from gradscale.truth import Gradients
 from lamb import Lamb
 from lost import gradients, lost_shares
@@ -193,3 +196,28 @@ def test_near_is_measured_by_what_float32_learned_beyond_chance(chance):
     truth = chance + 1
     assert is_near(truth - 0.049, truth, chance)
     assert not is_near(truth - 0.051, truth, chance)
+
+
+def weights_after(steps: int, layerwise: object) -> list[torch.Tensor]:
+    """Of the task `energies`, whose loss holds a backward pass, in float32 at a scale of 2^8."""
+    torch.manual_seed(0)
+    training = TASKS["energies"].begin(12, 0)
+    scaler = gradscale.GradScaler("cpu", policy=Static(2.0**8), layerwise=layerwise)
+    for step in range(steps):
+        training.optimizer.zero_grad()
+        scaler.scale(training.loss(step)).backward()
+        scaler.step(training.optimizer)
+        scaler.update()
+    return [parameter.detach() for parameter in training.model.parameters()]
+
+
+def test_any_plan_leaves_the_gradient_of_a_gradient_as_it_is_bit_for_bit():
+    plans: list[dict[int, int]] = []
+
+    def scattered(graph: BackwardGraph, measurements: object) -> dict[int, int]:
+        plans.append({n: 7 * n % 13 - 6 for n in range(len(graph)) if n not in graph.fixed})
+        return plans[-1]
+
+    for one, other in zip(weights_after(4, scattered), weights_after(4, None), strict=True):
+        assert torch.equal(one, other)
+    assert len(set(plans[-1].values())) == 13

@@ -8,6 +8,7 @@ import functools
 import pytest
 import torch
 
+from gradscale.scaler import GradScaler
 from gradscale.scaler.replicas import EVERY, Digest, Replicas, sample_of
 from processes import ON_RANKS, on_two_ranks
 from replicas_worker import afterwards, run, static_skips
@@ -57,8 +58,15 @@ def test_a_process_group_that_has_gone_disturbs_nobody():
     assert on_two_ranks(afterwards) == [[True, True]] * 2
 
 
-def test_only_the_first_update_and_each_fiftieth_look():
-    due = [update for update in range(1, 3 * EVERY) if Replicas.due(update)]
+def test_only_the_first_update_and_each_fiftieth_look(monkeypatch):
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer, scaler = torch.optim.SGD([parameter], lr=0.0), GradScaler("cpu")
+    due: list[int] = []
+    monkeypatch.setattr(Replicas, "look", lambda self, update, *rest: due.append(update))
+    for _ in range(3 * EVERY - 1):
+        scaler.scale((parameter * 1).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
     assert due == [1, 50, 100, 150, 200, 250]
 
 

@@ -151,6 +151,7 @@ def _check_mapping(state: object) -> None:
 def _advice(state: Saved) -> str:
     if not state:
         return "It is empty: a disabled scaler saved it, so there is no state to restore."
+    # One level down: that is where frameworks put a scaler's state into a checkpoint.
     inside = [key for key, value in state.items() if _is_known(value)]
     if inside:
         return f"It looks like a whole checkpoint; pass `state[{inside[0]!r}]`."

@@ -29,13 +29,3 @@ class Layout(ABC):
     @abstractmethod
     def write(self, state: ScalerState) -> Exported:
         """A neutral state as this system's dictionary."""
-
-
-def has(state: Saved, *keys: str) -> bool:
-    """Whether `state` has all of `keys`.
-
-    Example:
-        >>> has({"a": 1, "b": 2}, "a", "b")
-        True
-    """
-    return all(key in state for key in keys)

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
-Refill = Literal["growth", "clean", "clean_or_backoff"]
-REFILLS: tuple[Refill, ...] = ("growth", "clean", "clean_or_backoff")
-
-MIN_SCALE = 2.0**-126
-"""The smallest normal float32: below it the reciprocal of a scale is not exact any more."""
-
-MAX_SCALE = (2 - 2.0**-23) * 2.0**127
-"""The largest float32."""
+from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
+from gradscale.policies.dynamic import Refill
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,8 @@ class ScalerState:
     unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and MIN_SCALE <= self.scale <= MAX_SCALE):
+        # A NaN lies between no two numbers.
+        if not MIN_SCALE <= self.scale <= MAX_FLOAT32:
             raise ValueError(
                 f"`ScalerState(scale={self.scale})` must lie between 2**-126 and the largest "
                 "float32. The scaler that saved it had lost its scale: put a good one in first."

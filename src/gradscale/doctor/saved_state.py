@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 from gradscale.backward.plan import LARGEST_EXPONENT
 from gradscale.checkpoints import ScalerState, read_state
-from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE
 from gradscale.doctor.examined_scaler import Patient, PlanFacts, Setting, Skips
 from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.state_search import FoundState
 from gradscale.entries import Entries, plain_settings
 from gradscale.layerwise.saved_plans import saved_tracks
+from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 
 _SCALE_KEYS = {
     "deepspeed": "cur_scale",
@@ -66,7 +66,7 @@ def _scale(system: str, saved: Mapping[str, object]) -> tuple[float, dict[str, o
     # Keras' keys are paths, of which the last part is the name.
     key = next((key for key in holder.held if str(key).rsplit("/", 1)[-1] == wanted), wanted)
     scale = holder.number(key)
-    if math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE:
+    if MIN_SCALE <= scale <= MAX_FLOAT32:
         return scale, dict(saved)
     # `read_state` refuses a scale that no scaler can have; the rest of the state is still of use.
     mended: dict[str, object] = {**holder.held, key: 1.0}

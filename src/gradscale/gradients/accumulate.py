@@ -17,7 +17,7 @@ Without `drop_overflow` no micro-batch is checked by itself: what is not finite 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ from gradscale.gradients.master_weights import MasterWeight, masters_of, trained
 from gradscale.gradients.unscale import (
     Groups,
     check_groups,
+    collect_from,
     gradient_values,
     multiply_and_check_,
     tensor_values,
@@ -105,9 +106,10 @@ class MicroBatches:
 
     def check(self, inv_scale: Tensor) -> Tensor:
         """Float32 0-d, 0 or 1: whether a gradient, or it times `inv_scale`, is not finite."""
-        flags = check_groups(self._groups(), inv_scale)
-        moved = [flag.to(inv_scale.device, non_blocking=True) for flag in flags.values()]
-        return torch.stack(moved).amax() if moved else torch.zeros((), device=inv_scale.device)
+        flags = check_groups(collect_from(source for source, _ in self._pairs), inv_scale)
+        if not flags:
+            return torch.zeros((), device=inv_scale.device)
+        return combined(list(flags.values()), inv_scale.device)
 
     def add_(self, inv_scale: Tensor, weight: float, flag: Tensor | None = None) -> None:
         """Adds the gradients that backward left, and clears them.
@@ -130,6 +132,8 @@ class MicroBatches:
         for source, target in self._pairs:
             if source.grad is not None:
                 master = self._masters.get(id(source))
+                # Under a plan a half-precision gradient is stored at 2^exponent of the scale; the
+                # sum is at none.
                 own = factor if master is None else factor * 2.0**-master.exponent
                 self._add(source, id(target), own, use)
         self.clear()
@@ -144,6 +148,8 @@ class MicroBatches:
         self.dropped = self.dropped + flag
         self._kept = self._kept + weight * (flag == 0).to(torch.float32)
         if empty:
+            # What is there is of a micro-batch that was dropped, kept to name the parameters to
+            # blame.
             self._sums.clear()
         return empty or not bad
 
@@ -188,6 +194,8 @@ class MicroBatches:
             factor = torch.where(by > 0, by, 1.0).reciprocal()
             flags.append((_scalar(self._kept, device) == 0).to(torch.float32))
             for values in by_dtype.values():
+                # The kernel raises the flag, never lowers it: it may be set already, for an empty
+                # sum.
                 multiply_and_check_(values, flags[-1], factor)
         for source, target, total in totals:
             target.grad = total.to(target.dtype)
@@ -228,18 +236,6 @@ class MicroBatches:
             if isinstance(use, Tensor):
                 values = torch.where(use.to(sums.device), values, 0.0)
             sums.addcmul_(values, factor)
-
-    def _groups(self) -> Groups:
-        groups: Groups = {}
-        for values in self._values():
-            groups.setdefault(values.device, {}).setdefault(values.dtype, []).append(values)
-        return groups
-
-    def _values(self) -> Iterator[Tensor]:
-        for source, _ in self._pairs:
-            values = gradient_values(source)
-            if values is not None:
-                yield values
 
 
 def _scalar(value: Tensor | float, device: torch.device) -> Tensor:

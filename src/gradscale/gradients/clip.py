@@ -60,6 +60,7 @@ def known_coefficient(norm: Tensor, max_norm: float) -> Tensor:
     """`clip_coefficient`, in half as many kernels where the host knows the norm: on the CPU."""
     if not norm.is_cpu:
         return clip_coefficient(norm, max_norm)
+    # To read a number of the CPU is cheaper than the two kernels that choose without reading.
     if not math.isfinite(norm.item()):
         return torch.ones((), dtype=torch.float32, device=norm.device)
     return (max_norm / (norm + 1e-6)).clamp_(max=1.0).to(torch.float32)

@@ -23,6 +23,7 @@ def inverse(scale: Tensor) -> Tensor:
 
 def combined(flags: Sequence[Tensor], device: torch.device) -> Tensor:
     """The largest of several flags, float32 0-d on `device`: 0 or 1, never their number."""
+    # The usual case, without a launch.
     if len(flags) == 1:
         flag = flags[0]
         return flag if flag.device == device else flag.to(device=device, non_blocking=True)
@@ -33,6 +34,7 @@ def read_together(flags: Sequence[Tensor], scale: Tensor) -> tuple[bool, float]:
     """Whether a flag is set, and the scale: one host read if all are on one accelerator."""
     if len(flags) == 1 and scale.is_cpu:
         return flags[0].item() > 0, scale.item()
+    # On several devices there is no one transfer that brings all; on the CPU a read costs nothing.
     if scale.is_cpu or any(flag.device != scale.device for flag in flags):
         return any(flag.item() for flag in flags), scale.item()
     *found, value = torch.stack([*flags, scale]).tolist()

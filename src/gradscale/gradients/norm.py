@@ -128,6 +128,8 @@ def _local_norm(lists: Lists, norm_type: float, foreach: bool | None) -> Tensor:
         return torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
     total = joined(norms, norm_type)
     if total.is_cpu and not smallest_norm(norm_type) <= total.item() < math.inf:
+        # Beyond what squares can show in float32. The rule of `norm_rule`: on the CPU the host
+        # knows for nothing, and the second pass is rare.
         every = [g for grads in lists.values() for g in grads]
         total = joined(_norms(every, norm_type, torch.float64, False), norm_type)
     return total
@@ -157,6 +159,7 @@ def _over_ranks(norm: Tensor, norm_type: float, ranks: Splits) -> Tensor:
             "rank sees in part. Pass another order, such as 2.0."
         )
     largest = math.isinf(norm_type)
+    # Norms of shards do not add up, their powers do; and a square leaves float32 from 2^64 on.
     wide = norm.to(widest_float(norm.device))
     total = wide if largest else wide**norm_type
     extreme = dist.ReduceOp.MAX if norm_type > 0 else dist.ReduceOp.MIN

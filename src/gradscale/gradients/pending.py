@@ -88,6 +88,7 @@ class PendingGradients:
             scale: the scale of the step that ends.
         """
         kept: Tensor | None = None
+        # A copy, because those that are gone are taken out on the way.
         for key, reference in list(self._optimizers.items()):
             if reference() is None:
                 del self._optimizers[key]
@@ -128,10 +129,13 @@ class PendingGradients:
             if masters is not None:
                 masters.agree()
             groups, _ = collect_gradients(optimizer, done)
+            # Of one optimizer nothing is shared, and a set of ids costs more than all the rest.
             if len(left) > 1:
                 done.update(map(id, parameters_of(optimizer)))
             if groups:
                 if left_at is not None and not isinstance(left_at, Tensor):
+                    # What a fused step has left is known on the device alone, and is answered
+                    # there.
                     left_at = left_at.left_at()
                 factor = scale if left_at is None else scale / left_at
                 if not (factor.device.type == "cpu" and factor.item() == 1):

@@ -84,8 +84,8 @@ class StepGradients:
         if not self._divided and not self.needs and masters_of(optimizer) is None:
             groups, _ = collect_gradients(optimizer)
             return self.agreed(optimizer, unscale_groups_(groups, inv_scale, found_inf), found_inf)
-        shared = self.shared(optimizer)
-        flags, widened = _widened(optimizer, inv_scale, found_inf)
+        shared, masters = self.shared(optimizer), masters_of(optimizer)
+        flags, widened = ({}, set()) if masters is None else masters.widen_(inv_scale, found_inf)
         fresh, others = collect_gradients(optimizer, shared | widened)
         _merge(flags, unscale_groups_(fresh, inv_scale, found_inf))
         # Another optimizer has divided these; checked here, too, both of them skip.
@@ -109,7 +109,12 @@ class StepGradients:
             like: a tensor on the device that communicates.
             factor: float32 0-d; None for one that no finite gradient overflows with.
         """
-        flags, widened = _checked_while_widening(optimizer, like, factor)
+        flags: Flags = {}
+        widened: set[int] = set()
+        masters = masters_of(optimizer)
+        if masters is not None:
+            one, none = torch.ones_like(like), torch.zeros_like(like)
+            flags, widened = masters.widen_(one, none, factor)
         groups, _ = collect_gradients(optimizer, widened)
         _merge(flags, check_groups(groups, factor))
         return self.agreed(optimizer, flags, like)
@@ -123,6 +128,7 @@ class StepGradients:
         counts = [measured["exponents"] for measured in found if "exponents" in measured]
         return Observation(
             found_inf,
+            # One network to the policy, however many optimizers train it.
             torch.stack(amaxes).amax() if amaxes else None,
             torch.stack(counts).sum(0) if counts else None,
         )
@@ -163,23 +169,6 @@ class StepGradients:
             measured["exponents"] = exponent_counts(groups, device)
             reduce_sum_([measured["exponents"]], ranks)
         self._measured.append((optimizer, measured))
-
-
-def _widened(
-    optimizer: torch.optim.Optimizer, factor: Tensor, found_inf: Tensor
-) -> tuple[Flags, set[int]]:
-    """Half-precision gradients moved to their masters, multiplied and checked on the way."""
-    masters = masters_of(optimizer)
-    return ({}, set()) if masters is None else masters.widen_(factor, found_inf)
-
-
-def _checked_while_widening(
-    optimizer: torch.optim.Optimizer, like: Tensor, divided_later: Tensor | None
-) -> tuple[Flags, set[int]]:
-    masters = masters_of(optimizer)
-    if masters is None:
-        return {}, set()
-    return masters.widen_(torch.ones_like(like), torch.zeros_like(like), divided_later)
 
 
 def _merge(flags: Flags, more: Flags) -> None:

@@ -129,6 +129,8 @@ def unscale_groups_(groups: Groups, inv_scale: Tensor, found_inf: Tensor) -> Fla
     flags: Flags = {}
     for device, by_dtype in groups.items():
         same = device == found_inf.device
+        # The kernel writes its flag: each device has one of its own, which begins at this one's
+        # value.
         flag = found_inf if same else found_inf.to(device=device, copy=True, non_blocking=True)
         factor = inv_scale if same else inv_scale.to(device=device, non_blocking=True)
         for grads in by_dtype.values():
@@ -199,6 +201,7 @@ def finite_amax(groups: Groups, device: torch.device) -> Tensor:
         for grads in by_dtype.values():
             for grad in grads:
                 amax = tensor_amax([grad])
+                # Chosen on the device: an `if` would read it on the host, once a tensor.
                 amax = torch.where(amax < math.inf, amax, 0.0)
                 largest = torch.maximum(largest, amax.to(device=device, non_blocking=True))
     return largest
@@ -210,5 +213,6 @@ def exponent_counts(groups: Groups, device: torch.device) -> Tensor:
     for by_dtype in groups.values():
         for grads in by_dtype.values():
             for grad in grads:
+                # Tensor by tensor: counting makes an int64 index of every element.
                 counts += count_exponents(grad).to(device=device, non_blocking=True)
     return counts

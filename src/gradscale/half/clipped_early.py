@@ -34,6 +34,7 @@ class ClippedEarly:
         """
         if not self._looks or distributed():
             return
+        # Clipping writes them all; whoever writes a few has something else in mind.
         if not all(gradient.held is Held.MODIFIED for gradient in pending):
             return
         grads = [gradient.parameter.grad for gradient in pending]

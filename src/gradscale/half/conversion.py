@@ -85,6 +85,7 @@ def half_precision(
             f"`half_precision(gradients={gradients})` must be {format} or torch.float32."
         )
     optimizers = check_kinds(model, optimizer)
+    # What `torch.compile` returns holds the model itself, whose modules are converted.
     model = cast(nn.Module, getattr(model, "_orig_mod", model))
     check_model(model, optimizers)
     kept = kept_of(model, keep)

@@ -85,6 +85,7 @@ class HalfPrecision:
         half = {key: p for key, p in inside.items() if key not in kept.tensors}
         owned = set(map(id, parameters_of(*self._optimizers)))
         fresh = {key: p for key, p in half.items() if key in owned and link_of(p) is None}
+        # Before anything is cast: they begin at the values that the casts will round.
         masters = {key: _master_of(parameter) for key, parameter in fresh.items()}
         for tensor in (*half.values(), *self.model.buffers()):
             if id(tensor) in kept.tensors or not floating(tensor):

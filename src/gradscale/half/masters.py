@@ -70,6 +70,7 @@ class Masters:
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            # Behind the hooks that are there already, which may read what masters have.
             optimizer.register_step_post_hook(self._let_go),
         ]
         # Ahead of the user's own: they find the weights of this step, and may write them.
@@ -196,6 +197,7 @@ class Masters:
             if link.moved:
                 move_state(optimizer, link.master)
                 link.moved = False
+        # By now every gradient that there is has come to its master.
         refuse_orphans(optimizer, self.model, self.links)
         closure = closure_of(args, kwargs)
         if closure is None:

@@ -78,6 +78,7 @@ def follow_loaded(
                 "`half_precision(model, optimizer)` the optimizer would not know the new ones. "
                 "Load without `assign`, or call `half_precision` afterwards."
             )
+        # Of another shape torch itself complains, with its own list of what does not fit.
         if value.shape == parameter.shape:
             link.take(value)
 
@@ -107,6 +108,7 @@ def _add_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict) 
 
 
 def _load_masters(links: Sequence[Link], optimizer: Optimizer, state: StateDict) -> None:
+    # A state from before `half_precision` has none: the masters stay as they are.
     saved: Mapping[int, Tensor] | None = state.get(KEY)
     if saved is None:
         return

@@ -115,4 +115,5 @@ def lost_between(rows: Iterable[JudgedRow]) -> LostBetween:
     counting = [row for row in rows if may_lose(row)]
     kept = sum(row.nonzero - row.flushed for row in counting)
     bounds = (sum(row.least for row in counting), sum(row.most for row in counting))
+    # Where nothing was kept or lost the share is 0, and not 0 / 0.
     return LostBetween(*(lost / max(1, kept + lost) for lost in bounds))

@@ -120,10 +120,12 @@ class Meter:
             return
         self._noted = outcome
         if not (self._asked or self._listeners):
+            # Nobody listens. The latest is kept all the same, for whoever asks first.
             self._latest = _Step(step, outcome, groups, self.lost, _NOTHING)
             return
         if _capturing(outcome):
             return
+        # A copy: who is told may take itself off the list.
         for departed in tuple(self._departed):
             departed(step)
         self._line.add(_depart(step, outcome, groups, self.lost))
@@ -136,6 +138,7 @@ class Meter:
     def latest(self) -> Metrics:
         """The latest step whose values have arrived; see `Metrics.step`. Never waits."""
         if not self._asked and not self._listeners and self._latest is not None:
+            # The first to ask: of the step just ended nothing has been copied yet.
             first, self._latest = self._latest, None
             self._line.add(_depart(first.step, first.outcome, first.groups, first.lost))
         self._asked = True

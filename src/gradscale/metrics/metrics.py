@@ -98,6 +98,7 @@ class Metrics:
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
         plain["reasons"] = dict(self.reasons)
         plain["lost"] = None if self.lost is None else self.lost._asdict()
+        # Python would write NaN, which is no JSON.
         for name in ("scale", "amax"):
             value = plain[name]
             if value is not None and not math.isfinite(value):

@@ -150,6 +150,7 @@ class Evidence:
         if any(leaves is None for leaves in below):
             return everyone
         found = [n for n in everyone if not wanted.isdisjoint(below[n] or ())]
+        # None leads there: the gradient came another way, by hand or from a graph that is gone.
         return found or everyone
 
     def blame(
@@ -211,6 +212,7 @@ def _agreed(found_inf: Tensor, blame: Blame, groups: Sequence[ProcessGroup]) -> 
     """What some rank blames all ranks blame: one collective for each group."""
     none = torch.zeros_like(found_inf)
     other = found_inf - blame.scaling, blame.loss, blame.stale
+    # One tensor of three, so that a group makes one collective.
     bad = torch.stack([none if flag is None else flag.to(found_inf) for flag in other])
     reduce_max_([bad], groups)
     not_scaling, loss, stale = bad.unbind()

@@ -60,6 +60,7 @@ class Ledger:
         self.news: list[OptimizerOutcome] = []
         self._in_a_row: dict[int, int] = {}
         self.settled_counters = Counters()
+        # A method, and no lambda: a scaler is pickled whole, this line included.
         self._line = WaitingLine(self._count_late)
 
     @property

@@ -92,6 +92,7 @@ class OptimizerOutcome:
             code = agreed_index(code, groups, self._found_inf[0])
             self._reason = REASONS[code // 2]
             self.suspected = self._reason == "overflow" and bool(code % 2)
+        # Data that only this rank saw must not spare the scale here alone: ranks would go apart.
         alone = not groups and distributed()
         self.blames_scale = not self.unrepresentable and (alone or self._reason == "overflow")
 

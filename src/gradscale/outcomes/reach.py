@@ -29,6 +29,7 @@ class Reach:
 
     def below(self, graphs: Sequence[Node | None]) -> list[frozenset[int] | None]:
         """The ids of the leaves of each graph; None where some are hidden."""
+        # Sequence numbers go on from step to step; alike are only the distances between them.
         begin = next((graph._sequence_nr() for graph in graphs if graph is not None), 0)
         seen = tuple(_sketch(graph, begin) for graph in graphs)
         if seen != self._seen:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,13 +19,8 @@ from gradscale.nested_tensors import tensors_in
 Reason = Literal[
     "overflow", "nonfinite_gradient", "nonfinite_loss", "nonfinite_parameter", "nonfinite_input"
 ]
-REASONS: tuple[Reason, ...] = (
-    "overflow",
-    "nonfinite_gradient",
-    "nonfinite_loss",
-    "nonfinite_parameter",
-    "nonfinite_input",
-)
+# Ranks that found different reasons agree on the last of them here, by its number.
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Culprit(NamedTuple):
@@ -108,6 +103,8 @@ def find_culprits(
                 continue
             nonfinite = int((~torch.isfinite(values)).sum())
             if nonfinite:
+                # Torch's own names for named parameters, where the user built the optimizer from
+                # them.
                 fallback = (
                     own_names[index] if own_names else f"group {group_index}, parameter {index}"
                 )
@@ -118,6 +115,7 @@ def find_culprits(
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element is finite. Reads the host."""
     for tensor in tensors:
+        # A shard alone: who must agree with other ranks does so once, on the reason.
         local: Tensor = getattr(tensor, "_local_tensor", tensor)
         if local.is_sparse:
             local = local._values()

@@ -105,6 +105,7 @@ class Band(Policy):
         top = FloatFormat.of(self.format).max_exponent
         highest = scale_under(maximum, top - self.min_headroom, self.min_scale, self.max_scale)
         lowest = scale_under(maximum, top - self.max_headroom, self.min_scale, self.max_scale)
+        # Both ends are powers of two, so whichever is taken, unscaling stays exact.
         inside = torch.minimum(torch.maximum(state.scale, lowest), highest)
         held = torch.where(seen, inside, state.scale)
         return BandState(torch.where(overflowed, backed_off(self, state.scale), held), maximum)

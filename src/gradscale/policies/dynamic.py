@@ -205,6 +205,7 @@ class Dynamic(Policy):
             self.backoff_factor,
             self.growth_interval,
         )
+        # The kernel knows neither floor nor cap. Without a cap, and clear of the floor, it is all.
         if not high or self.max_scale is not None:
             state.scale.clamp_(self.min_scale, self.max_scale)
 

@@ -51,6 +51,7 @@ def from_deepspeed(config: Mapping[str, object] | str | Path) -> Policy:
     )
     half, autocast = _section(read, "fp16"), _section(read, "torch_autocast")
     if half.get("enabled", False):
+        # "auto" is for a trainer to fill in: until then DeepSpeed's own default holds.
         given = {name: value for name, value in half.items() if value != "auto"}
         return _of_deepspeed({**_DEEPSPEED, **given})
     if autocast.get("enabled", False) and autocast.get("dtype") in ("float16", "torch.float16"):

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from gradscale.formats import FloatFormat
 from gradscale.policies.bits import MIN_SCALE
 from gradscale.policies.observed import Maximum
 from gradscale.policies.placement import MAX_PREDICTED_SCALE, backed_off, scale_under
-from gradscale.policies.policy import Need, Observation, Policy
+from gradscale.policies.policy import Need, Observation, Policy, ScaleState
 from gradscale.policies.setting_checks import check_count, check_placing
-
-
-class LastMaximumState(NamedTuple):
-    """The scale, float32, shape `losses`."""
-
-    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,18 +62,14 @@ class LastMaximum(Policy):
         check_count(self, "headroom", 0, "Pass 0 to leave no octave free.")
         check_placing(self)
 
-    def init(
-        self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu"
-    ) -> LastMaximumState:
+    def init(self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu") -> ScaleState:
         """`init_scale`, shape `shape`."""
-        return LastMaximumState(
-            torch.full(shape, self.init_scale, dtype=torch.float32, device=device)
-        )
+        return ScaleState(torch.full(shape, self.init_scale, dtype=torch.float32, device=device))
 
-    def update(self, state: LastMaximumState, observation: Observation) -> LastMaximumState:
+    def update(self, state: ScaleState, observation: Observation) -> ScaleState:
         """The scale that suits `observation.amax`."""
         amax, overflowed = Maximum.of(self, observation)
         exponent = FloatFormat.of(self.format).max_exponent - self.headroom
         placed = scale_under(amax, exponent, self.min_scale, self.max_scale)
         held = torch.where(amax > 0, placed, state.scale)
-        return LastMaximumState(torch.where(overflowed, backed_off(self, state.scale), held))
+        return ScaleState(torch.where(overflowed, backed_off(self, state.scale), held))

@@ -38,6 +38,8 @@ def scale_under(
         >>> scale_under(torch.tensor([1.0, 1.5, 0.0]), 14, 1.0, 2.0**20)
         tensor([  16384.,    8192., 1048576.])
     """
+    # A subnormal has no exponent to be read off its bits. Taken for 2^-126 it leads to the cap, as
+    # it should: that is 2^127 at most.
     octaves = exponent - ceil_log2(amax.clamp(min=MIN_SCALE))
     # Exact: who places by powers of two has bounds that are some (`check_placing`).
     low, high = int(math.log2(min_scale)), int(math.log2(max_scale))
@@ -66,6 +68,7 @@ def scale_between(
     bounded = log2_scale.clamp(math.log2(min_scale), math.log2(max_scale))
     if to_power_of_two:
         return power_of_two(torch.floor(bounded).to(torch.int32))
+    # `exp2` of a bound's logarithm may round past the bound.
     return torch.exp2(bounded).clamp(min_scale, max_scale)
 
 

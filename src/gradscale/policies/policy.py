@@ -22,6 +22,12 @@ class PolicyState(Protocol):
     def __iter__(self) -> Iterator[Tensor]: ...
 
 
+class ScaleState(NamedTuple):
+    """The state of a policy that remembers nothing else: the scale, float32, shape `losses`."""
+
+    scale: Tensor
+
+
 S = TypeVar("S", bound=PolicyState)
 
 

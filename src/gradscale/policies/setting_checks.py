@@ -55,6 +55,7 @@ def check_count(policy: object, name: str, least: int, way_out: str) -> None:
         ValueError: if it is too small, or does not fit into int32.
     """
     value = getattr(policy, name)
+    # To Python True is a number.
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f"{quote(policy, name)} must be an int, not {type(value).__name__}. "

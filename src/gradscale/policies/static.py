@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
-from gradscale.policies.policy import Observation, Policy
+from gradscale.policies.policy import Observation, Policy, ScaleState
 from gradscale.policies.setting_checks import check, check_number
-
-
-class StaticState(NamedTuple):
-    """The scale, float32, shape `losses`."""
-
-    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,11 +40,11 @@ class Static(Policy):
         rule = "must be a finite number of at least 2**-126, the smallest normal float32"
         check(self, "scale", fits, rule, "To train without loss scaling, pass 1.")
 
-    def init(self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu") -> StaticState:
+    def init(self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu") -> ScaleState:
         """The given scale, shape `shape`."""
-        return StaticState(torch.full(shape, self.scale, dtype=torch.float32, device=device))
+        return ScaleState(torch.full(shape, self.scale, dtype=torch.float32, device=device))
 
-    def update(self, state: StaticState, observation: Observation) -> StaticState:
+    def update(self, state: ScaleState, observation: Observation) -> ScaleState:
         """The same state."""
         del observation
-        return StaticState(state.scale.clone())
+        return ScaleState(state.scale.clone())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from gradscale.histogram import EXPONENT_BINS, MIN_OCTAVE
 from gradscale.policies.bits import MIN_SCALE, floor_log2
 from gradscale.policies.observed import octave_counts_of
 from gradscale.policies.placement import MAX_PREDICTED_SCALE
-from gradscale.policies.policy import Need, Observation, Policy
+from gradscale.policies.policy import Need, Observation, Policy, ScaleState
 from gradscale.policies.setting_checks import (
     check,
     check_count,
@@ -22,12 +22,6 @@ from gradscale.policies.setting_checks import (
     check_powers_of_two,
     check_scale_range,
 )
-
-
-class TwoSidedState(NamedTuple):
-    """The scale, float32, shape `losses`."""
-
-    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,13 +90,11 @@ class TwoSided(Policy):
         check_scale_range(self, cap_required=True)
         check_powers_of_two(self, "init_scale", "min_scale", "max_scale")
 
-    def init(
-        self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu"
-    ) -> TwoSidedState:
+    def init(self, shape: tuple[int, ...] = (), device: torch.device | str = "cpu") -> ScaleState:
         """`init_scale`, shape `shape`."""
-        return TwoSidedState(torch.full(shape, self.init_scale, dtype=torch.float32, device=device))
+        return ScaleState(torch.full(shape, self.init_scale, dtype=torch.float32, device=device))
 
-    def update(self, state: TwoSidedState, observation: Observation) -> TwoSidedState:
+    def update(self, state: ScaleState, observation: Observation) -> ScaleState:
         """Half, the same, or double the scale."""
         counts = octave_counts_of(self, observation)
         log2_scale = floor_log2(state.scale)
@@ -114,9 +106,11 @@ class TwoSided(Policy):
             # Only where the doubled scale would not be halved again at once.
             room = self._upper(counts, log2_scale + 1) <= self.upper_share
             raises = ~lowers & room & (self._lost(counts, log2_scale) > self.lost_share)
+        # Gradients of nothing but zeros say nothing of the scale; without this they would double
+        # it.
         raises = raises & (counts.sum(-1) > 0)
         factor = torch.where(lowers, 0.5, torch.where(raises, 2.0, 1.0))
-        return TwoSidedState((state.scale * factor).clamp(self.min_scale, self.max_scale))
+        return ScaleState((state.scale * factor).clamp(self.min_scale, self.max_scale))
 
     def _upper(self, counts: Tensor, log2_scale: Tensor) -> Tensor:
         first = FloatFormat.of(self.format).max_exponent + 1 - self.upper_octaves

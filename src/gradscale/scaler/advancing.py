@@ -18,6 +18,7 @@ def end_step(step: CurrentStep, books: Books, new_scale: float | Tensor | None) 
     scale = step.held.ready("update")
     if step.in_between or new_scale is not None:
         _refuse_in_between(step, new_scale)
+    # Where nothing stepped, the outcome is still that of the step before, which has been counted.
     ended = step.so_far if step.closed else step.outcome
     if new_scale is not None:
         new = scale_to_set(new_scale)
@@ -93,6 +94,7 @@ def _advance(step: CurrentStep, books: Books, scale: Tensor) -> None:
     if beyond:  # no scale helps; unless another gradient overflowed, the policy is not asked
         lost = combined(beyond, scale.device) > at_fault
         ignore = lost if ignore is None else ignore | lost
+    # Where the device decides nobody knows, so the next step looks what was left, too.
     step.after_skip = skipped or not settled
     observation = step.gradients.observation(at_fault)
     step.outcome.show(observation)
@@ -105,6 +107,7 @@ def _advance(step: CurrentStep, books: Books, scale: Tensor) -> None:
     patience = books.device_patience if blame is not None else None
     if patience is not None and blame is not None:
         patience.count(found_inf, blame, scale)
+    # Lost to bad data in all its optimizers: the policy is not to see such a step.
     if not (settled and skipped and not blamed):
         held.decide(scale, observation, ignore, settled and not (skipped or dropped))
     if patience is not None:

@@ -17,7 +17,7 @@ from gradscale.outcomes.counters import Counters
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import Ranks, differing_ranks, mesh_groups
-from gradscale.scaler.books import Books, note_lost, sends_to
+from gradscale.scaler.books import Books, note_lost
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import check_fused, divide_gradients
 from gradscale.scaler.held_scale import HeldScale
@@ -239,7 +239,7 @@ class AskedScaler(torch.amp.GradScaler):
             >>> subscription.remove()
         """
         check_listener(sink, every)
-        return sends_to(self._metering, sink, every)
+        return self._metering.listen(lambda finished: sink(finished.metrics), every)
 
     def also_measure(self, *needs: Need) -> None:
         """Has every step measure these too, for metrics and recordings; from the next step on.

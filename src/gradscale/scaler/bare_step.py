@@ -57,6 +57,7 @@ class BareStepWatch:
 
     @untraced
     def _begins(self, graph: Node, gradient: Tensor) -> None:
+        # When the pass begins `.grad` is not filled yet: the engine calls back at its end.
         leaves = leaves_of(graph) or []
         torch.autograd.Variable._execution_engine.queue_callback(partial(self._note, leaves))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
@@ -11,8 +11,8 @@ from torch import Tensor
 from gradscale.callers import level_of_caller
 from gradscale.layerwise import Layerwise
 from gradscale.metrics.lost_count import JudgedRow, count_lost
-from gradscale.metrics.meter import FinishedStep, Meter, Subscription
-from gradscale.metrics.metrics import LostShare, Metrics
+from gradscale.metrics.meter import Meter
+from gradscale.metrics.metrics import LostShare
 from gradscale.outcomes.alarm import SkipAlarm
 from gradscale.outcomes.ledger import Ledger
 from gradscale.outcomes.outcome import OptimizerOutcome
@@ -145,15 +145,6 @@ def _hint(outcome: OptimizerOutcome, reason: Reason, step: CurrentStep) -> str:
     constant = step.held.constant and reason in ("overflow", "nonfinite_loss")
     hint = CONSTANT.format(scale=outcome.scale) if constant else ""
     return hint + (beyond_half(outcome, step.names.items()) if reason == "nonfinite_loss" else "")
-
-
-def sends_to(meter: Meter, sink: Callable[[Metrics], object], every: int) -> Subscription:
-    """Calls `sink` with the metrics of every `every`-th step."""
-
-    def hear(finished: FinishedStep) -> None:
-        sink(finished.metrics)
-
-    return meter.listen(hear, every)
 
 
 def note_lost(meter: Meter, step: int, rows: Sequence[JudgedRow]) -> None:

@@ -71,6 +71,7 @@ class ClosureStep:
         except Abandoned:
             _restore(snapshot)
             return None
+        # Ctrl-C, too: half a line search is no place to go on from.
         except BaseException:
             _restore(snapshot)
             record.move(At.SCALED, {})
@@ -146,6 +147,7 @@ class ClosureStep:
 
     @contextmanager
     def _noting_outputs(self) -> Generator[list[tuple[Tensor, Tensor]]]:
+        # Evaluations may nest: a closure may step another optimizer, with a closure of its own.
         outer, self._step.outputs = self._step.outputs, []
         try:
             yield self._step.outputs

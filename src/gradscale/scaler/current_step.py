@@ -135,6 +135,7 @@ class CurrentStep:
         """An optimizer whose gradients this scaler handles; one look at the dtype it trains."""
         known = self.trains.get(id(optimizer))
         try:
+            # Of the first alone: a cast takes all of a model, and this is asked in every step.
             first = optimizer.param_groups[0]["params"][0]
         except IndexError:  # it has no parameters
             return self.pending.note(optimizer)

@@ -60,6 +60,7 @@ class DevicePatience:
         loss = blame.scaling if blame.loss is None else blame.loss
         self._bad, self._scaling = loss > 0, blame.scaling
         self._row = (self._row + 1) * self._bad
+        # What the scale was as the row began: overflows among the losses may have lowered it since.
         self._first = torch.where(self._row == 1, scale, self._first)
         over = (found_inf == 0) & (self.depends == 0)  # the data is good again
         self.depends = torch.where(over, -1.0, self.depends)
@@ -72,6 +73,7 @@ class DevicePatience:
             low: the scale to try.
             backoff: what an overflow multiplies a scale by.
         """
+        # Counted by the host, alike on every rank, and nothing is read for it.
         phase = self._steps % AFTER
         if phase == 0:
             due = (self._row >= self._due) & (self._row < self._due + AFTER)

@@ -134,7 +134,9 @@ def with_quotients(
     flags = record.flags
     with torch.no_grad():
         again = step.gradients.check(optimizer, scale)
+    # The flags saw the gradients before they were divided, this look sees them after it.
     both = {d: torch.maximum(flag, again.get(d, flag)) for d, flag in flags.items()}
     after, before = (combined(list(f.values()), scale.device) for f in (both, flags))
+    # Each is 0 or 1, and the later one never below the earlier.
     record.beyond = after - before
     return both

@@ -64,6 +64,7 @@ def look_for_new_step(step: CurrentStep, earlier: Counts, number: int, gradient:
             _begin_anew(step, earlier, touched)
 
     if found:
+        # At the end of this pass, and of no other: the engine forgets it then.
         torch.autograd.Variable._execution_engine.queue_callback(ended)
 
 

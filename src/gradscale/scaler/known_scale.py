@@ -85,6 +85,7 @@ class KnownScale:
         if self._copy is not None:
             self._copy.moved(factor, cap)
             if self._copy.arrived:
+                # Both are bounds from below, so the higher one is the better.
                 self._bound = max(self._bound, self._copy.at_least)
                 self._copy = None
         elif self._steps >= COPY_AFTER and factor and not self._captured and _travels(scale):

@@ -71,6 +71,7 @@ class Patience:
         if self._first is None:
             self._first = outcome.scale
         in_a_row = outcome.in_a_row
+        # Ever rarer: each trial is a step at a scale of 1, and a run of bad data may be long.
         due = in_a_row in (AFTER, 10 * AFTER, 100 * AFTER, 1000 * AFTER)
         if due and not self._proved and max(TRIAL, held.floor) < self._first:
             now = scale.item()
@@ -85,6 +86,7 @@ class Patience:
         self._heard += 1
         expected = max(TRIAL, held.floor) if self._trial == "low" else self._before
         if outcome.scale != expected:
+            # The scale of the trial never came: something else has set it.
             if self._heard > LONGEST:
                 self._end(held, scale, self._before)
             return

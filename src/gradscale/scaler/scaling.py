@@ -21,6 +21,7 @@ def scaled(step: CurrentStep, outputs: Outputs, inputs: object) -> Outputs:
     evidence = step.evidence
     earlier = len(evidence.losses), len(evidence.inputs)
     if inputs is not None:
+        # Kept by reference: whoever writes into the batch in the loop changes what triage sees.
         evidence.inputs.append(inputs)
     return cast(Outputs, _nested(step, outputs, earlier))
 

@@ -67,6 +67,7 @@ def outcome_of(
     """The outcome of an optimizer's step, entered where everybody looks for it."""
     outcome = OptimizerOutcome(optimizer, flags, scale, step.evidence)
     if record.added:
+        # Of the class where there were none: an outcome is made in every step.
         outcome.micro_batches, outcome.dropped_micro_batches = record.added, record.dropped
     record.outcome = outcome
     step.outcome.add(outcome)

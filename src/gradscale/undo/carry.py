@@ -71,6 +71,7 @@ class _ScaledSettings:
             for group in self._optimizer.param_groups
             for name, degree in self._degrees.settings_of(group).items()
         ]
+        # All were computed before any is put in: one that does not fit leaves the groups alone.
         self._own = [(group, name, group[name]) for group, name, _ in scaled]
         for group, name, value in scaled:
             group[name] = value

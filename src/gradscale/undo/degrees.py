@@ -282,6 +282,7 @@ def _known(
     optimizer: torch.optim.Optimizer, table: Mapping[type[torch.optim.Optimizer], Degrees]
 ) -> Degrees | None:
     """The entry whose `step` this optimizer has: a subclass with its own behaves as it likes."""
+    # Torch wraps the `step` of a class once, as the first of its optimizers is made.
     own = inspect.unwrap(type(optimizer).step)
     for kind, degrees in table.items():
         if isinstance(optimizer, kind) and inspect.unwrap(kind.step) is own:

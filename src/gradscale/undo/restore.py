@@ -64,6 +64,7 @@ def _refill_(known: StateDict, saved: StateDict) -> None:
     for name, value in saved.items():
         current = known.get(name)
         if isinstance(current, Tensor) and isinstance(value, Tensor):
+            # In place where that can be: the optimizer's own code may hold the tensor.
             current.copy_(value) if current.shape == value.shape else known.update({name: value})
         else:
             known[name] = value

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
-from gradscale.checkpoints.state import MAX_SCALE, MIN_SCALE, ScalerSettings, ScalerState
+from gradscale.checkpoints.layout import Layout, Saved
+from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import Entries
+from gradscale.policies.bits import MAX_FLOAT32, MIN_SCALE
 from gradscale.torch_types import StateDict
 
 
@@ -19,7 +20,7 @@ class DeepSpeedScaler(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for `vars(loss_scaler)` of a ZeRO checkpoint."""
-        return has(state, "cur_scale") and not has(state, "dynamic_loss_scale")
+        return "cur_scale" in state and "dynamic_loss_scale" not in state
 
     def read(self, state: Entries) -> ScalerState:
         """The state of DeepSpeed's `DynamicLossScaler`, or of its static `LossScaler`.
@@ -32,8 +33,8 @@ class DeepSpeedScaler(Layout):
         interval = state.count("scale_window", least=1)
         settings = ScalerSettings(
             dynamic=True,
-            growth_factor=state.number("scale_factor", MIN_SCALE, MAX_SCALE),
-            backoff_factor=1 / state.number("scale_factor", MIN_SCALE, MAX_SCALE),
+            growth_factor=state.number("scale_factor", MIN_SCALE, MAX_FLOAT32),
+            backoff_factor=1 / state.number("scale_factor", MIN_SCALE, MAX_FLOAT32),
             growth_interval=interval,
             hysteresis=state.count("delayed_shift"),
             hysteresis_refill="clean" if state.flag("consecutive_hysteresis") else "growth",
@@ -76,7 +77,7 @@ class DeepSpeedFused(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for the state of DeepSpeed's `FP16_Optimizer`, fused or not."""
-        return has(state, "cur_scale", "dynamic_loss_scale", "cur_iter")
+        return {"cur_scale", "dynamic_loss_scale", "cur_iter"} <= state.keys()
 
     def read(self, state: Entries) -> ScalerState:
         """The state of DeepSpeed's `FP16_Optimizer`, whose growth comes late by a step.
@@ -91,8 +92,8 @@ class DeepSpeedFused(Layout):
         stable = _since_overflow(state) - 1
         settings = ScalerSettings(
             dynamic=True,
-            growth_factor=state.number("scale_factor", MIN_SCALE, MAX_SCALE),
-            backoff_factor=1 / state.number("scale_factor", MIN_SCALE, MAX_SCALE),
+            growth_factor=state.number("scale_factor", MIN_SCALE, MAX_FLOAT32),
+            backoff_factor=1 / state.number("scale_factor", MIN_SCALE, MAX_FLOAT32),
             growth_interval=interval,
             hysteresis=1,
         )
@@ -113,6 +114,7 @@ class DeepSpeedFused(Layout):
         saved = {
             "dynamic_loss_scale": True,
             **_common(draft),
+            # One more: the first finite step after an overflow does not count there.
             "cur_iter": draft.take("good_steps", 0) + 1,
         }
         return draft.finish(saved)
@@ -123,6 +125,7 @@ def _common(draft: Draft) -> StateDict:
     draft.fixed(backoff_factor=1 / factor)  # one factor serves both ways
     return {
         "cur_scale": draft.take("scale", 2.0**16),
+        # With the last overflow just before iteration 0, `cur_iter` counts the good steps.
         "last_overflow_iter": -1,
         "scale_factor": factor,
         "scale_window": draft.take("growth_interval", 1000),

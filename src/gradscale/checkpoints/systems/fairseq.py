@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
+from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import Entries
 
@@ -18,7 +18,7 @@ class Fairseq(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for the state of fairseq's `FP16Optimizer`."""
-        return has(state, "loss_scale") and not has(state, "unskipped")
+        return "loss_scale" in state and "unskipped" not in state
 
     def read(self, state: Entries) -> ScalerState:
         """The scale in the state of fairseq's `FP16Optimizer`; it saves no counter."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
-from gradscale.checkpoints.state import MIN_SCALE, ScalerSettings, ScalerState
+from gradscale.checkpoints.layout import Layout, Saved
+from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import Entries
+from gradscale.policies.bits import MIN_SCALE
 
 
 @final
@@ -18,7 +19,7 @@ class Flax(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for `to_state_dict(dynamic_scale)` of flax, and for `dataclasses.asdict` of it."""
-        return has(state, "fin_steps", "scale")
+        return {"fin_steps", "scale"} <= state.keys()
 
     def read(self, state: Entries) -> ScalerState:
         """The state of flax' `DynamicScale`, with its settings where they were saved too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
+from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import Entries
 
@@ -25,7 +25,7 @@ class Keras(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for ``{v.path: v.numpy() for v in optimizer.variables}``."""
-        return has(_by_name(state), "step_counter", "dynamic_scale")
+        return {"step_counter", "dynamic_scale"} <= _by_name(state).keys()
 
     def read(self, state: Entries) -> ScalerState:
         """The state of `LossScaleOptimizer`, by name or as `save_own_variables` numbers it.

@@ -7,7 +7,7 @@ from typing import final
 import torch
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
+from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import MOST, Entries
 
@@ -20,7 +20,7 @@ class Megatron(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for `DynamicGradScaler.state_dict()`."""
-        return has(state, "scale", "growth_tracker", "hysteresis_tracker")
+        return {"scale", "growth_tracker", "hysteresis_tracker"} <= state.keys()
 
     def read(self, state: Entries) -> ScalerState:
         """The state of Megatron's `DynamicGradScaler.state_dict()`.

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast, final
+from typing import cast, final, get_args
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
-from gradscale.checkpoints.state import REFILLS, Refill, ScalerSettings, ScalerState
+from gradscale.checkpoints.layout import Layout, Saved
+from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import MOST, Entries, shown
+from gradscale.policies.dynamic import Refill
 from gradscale.torch_types import StateDict
 
 _SHARED = ("scale", "growth_tracker", "hysteresis_tracker")
 _TORCH = ("growth_factor", "backoff_factor", "growth_interval")
-_SETTINGS = (
-    *_TORCH,
-    "hysteresis",
-    "hysteresis_refill",
-    "min_scale",
-    "max_scale",
-)
+_SETTINGS = (*_TORCH, "hysteresis", "hysteresis_refill", "min_scale", "max_scale")
 
 
 @final
@@ -30,7 +25,7 @@ class Own(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for `gradscale.GradScaler.state_dict()`."""
-        return has(state, "gradscale", "scale")
+        return {"gradscale", "scale"} <= state.keys()
 
     def read(self, state: Entries) -> ScalerState:
         """The state of `gradscale.GradScaler.state_dict()`.
@@ -40,6 +35,7 @@ class Own(Layout):
         own = state.within("gradscale")
         policy, fields = own.within("policy"), own.within("state")
         if not own.held:
+            # No policy beside it: torch's own scaler saved it, which backs off at once.
             settings = _settings(Entries({**state.held, "hysteresis": 1}))
         else:
             settings = _settings(Entries({**state.held, **policy.within("config").held}))
@@ -79,7 +75,7 @@ class Own(Layout):
 
 def _settings(held: Entries) -> ScalerSettings:
     number, count = held.number, held.count
-    refill = held.choice("hysteresis_refill", REFILLS) if held.has("hysteresis_refill") else None
+    refill = held.optional(lambda key: held.choice(key, get_args(Refill)), "hysteresis_refill")
     return ScalerSettings(
         dynamic=True,
         growth_factor=held.optional(number, "growth_factor"),

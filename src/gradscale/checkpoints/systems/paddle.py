@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
+from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import Entries
 
@@ -18,7 +18,7 @@ class Paddle(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for `paddle.amp.GradScaler.state_dict()`."""
-        return has(state, "scale", "incr_ratio", "incr_count", "decr_count")
+        return {"scale", "incr_ratio", "incr_count", "decr_count"} <= state.keys()
 
     def read(self, state: Entries) -> ScalerState:
         """The state of `paddle.amp.GradScaler.state_dict()`.
@@ -47,6 +47,7 @@ class Paddle(Layout):
         draft = Draft(state)
         draft.fixed(hysteresis_refill="clean_or_backoff")
         hysteresis = draft.take("hysteresis", 1)
+        # Paddle counts upwards from 0: more than all can not be left.
         left = min(hysteresis, draft.known("hysteresis_left", hysteresis))
         draft.fixed(hysteresis_left=left)
         saved = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from gradscale.checkpoints.draft import Draft, Exported
-from gradscale.checkpoints.layout import Layout, Saved, has
+from gradscale.checkpoints.layout import Layout, Saved
 from gradscale.checkpoints.state import ScalerSettings, ScalerState
 from gradscale.entries import Entries
 
@@ -20,7 +20,7 @@ class TorchAmp(Layout):
 
     def recognizes(self, state: Saved) -> bool:
         """True for the five keys of `torch.amp.GradScaler.state_dict()`."""
-        return has(state, *KEYS) and not has(state, "gradscale")
+        return state.keys() >= set(KEYS) and "gradscale" not in state
 
     def read(self, state: Entries) -> ScalerState:
         """The state of `torch.amp.GradScaler.state_dict()`."""

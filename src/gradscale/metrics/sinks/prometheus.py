@@ -67,6 +67,7 @@ class Prometheus:
         text = "\n".join(self._lines(metrics)) + "\n"
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         beside.write_text(text, encoding="utf-8")
+        # From the same folder, so that it is a rename; the collector takes no name without `.prom`.
         os.replace(beside, self.path)
 
     def _lines(self, metrics: Metrics) -> Iterator[str]:
@@ -85,6 +86,8 @@ class Prometheus:
         yield from _head("steps_total", "counter", "Optimizer steps asked for.")
         yield self._line("steps_total", float(metrics.steps))
         yield from _head("skipped_steps_total", "counter", "Optimizer steps not taken, by reason.")
+        # A counter that is there before the first skip: of one that appears with it no rate is
+        # known.
         for reason, count in sorted(metrics.reasons.items()) or [("overflow", 0)]:
             yield self._line("skipped_steps_total", float(count), reason=reason)
 

@@ -45,6 +45,7 @@ class WandB:
                 "`WandB()` found no run to log to. Call `wandb.init(...)` first, or pass `run=`."
             )
         self.run = run
+        # Without an axis of its own, W&B plots over the number of calls of `log`.
         run.define_metric(f"{prefix}step", hidden=True)
         run.define_metric(f"{prefix}*", step_metric=f"{prefix}step")
 
