@@ -85,7 +85,7 @@ def train(task: Task, seed: int, steps: int, format: str | None, scaler: Scaler)
     """One run; probed against the truth early, half-way and at the end."""
     torch.manual_seed(seed)
     model = task.model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
+    optimizer = task.optimizer(model)
     probes = [steps // 8, steps // 2, steps - 2] if format else []
     run = Run()
     for step in range(steps):
@@ -164,7 +164,7 @@ def float32_run(task: Task, steps: int) -> Generator[tuple[int, nn.Module, Any]]
     """Each step of a float32 run of seed 0 before it is taken: its number, model and batch."""
     torch.manual_seed(0)
     model = task.model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
+    optimizer = task.optimizer(model)
     for step in range(steps):
         batch = task.batch(0, step)
         yield step, model, batch

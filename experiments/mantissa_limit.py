@@ -72,7 +72,7 @@ def moments(name: str, seeds: int) -> list[dict[str, Any]]:
     for seed in range(seeds):
         torch.manual_seed(seed)
         model = task.model()
-        optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
+        optimizer = task.optimizer(model)
         for step in range(task.steps):
             batch = task.batch(seed, step)
             if step in (task.steps // 8, task.steps // 2, task.steps - 2):

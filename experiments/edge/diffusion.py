@@ -89,7 +89,7 @@ TASK = Task(
     values=(0, 12, 24, 32),
     fast=(0, 32),
     steps=150,
-    score="share of the noise's variance that is explained",
+    score="R² of the noise",
     chance=0.0,
     begin=begin,
 )

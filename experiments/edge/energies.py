@@ -114,12 +114,13 @@ def _explained(found: Tensor, true: Tensor) -> Tensor:
 
 TASK = Task(
     name="energies",
-    about="energies and forces of clusters of 6 atoms, Lennard-Jones, Adam with a small eps",
+    about="energies and forces of clusters of 6 atoms, Lennard-Jones, Adam with a small eps, "
+    "the R² of energies or of forces, whichever is less, at least 0",
     knob="octaves between the units",
     values=(0, 8, 16, 18, 20),
     fast=(0, 20),
     steps=200,
-    score="R² of energies or of forces, the worse, at least 0",
+    score="R², the worse of two",
     chance=0.0,
     begin=begin,
 )

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from summary import TRUTH, Found
 from task import Task
 
-# Colours that any eye tells apart, and a grey that can be read on white and on black.
+# Okabe & Ito's colours, which any eye tells apart, and a grey for white and for black grounds;
+# a dash and a marker each, for paper without colours and for lines that lie on each other.
 GREY = "#7d7d7d"
 LINES = {
-    "torch": ("#d55e00", "s", "torch's scaler"),
-    "guarded": ("#b07d00", "^", "one scale that follows (`Guarded`)"),
-    "layerwise": ("#0072b2", "o", "layerwise=True"),
+    "torch": ("#d55e00", "-", "s", "torch's scaler"),
+    "guarded": ("#009e73", "--", "^", "one scale that follows (Guarded)"),
+    "layerwise": ("#0072b2", "-", "o", "layerwise=True"),
 }
 FORMATS = ("fp16", "e5m2", "e4m3")
 STYLE = {
@@ -64,7 +65,7 @@ def _panel(panel: Axes, task: Task, found: Found, format: str) -> None:
         label="float32, all seeds",
     )
     panel.axhline(task.chance, color=GREY, linewidth=0.6, linestyle=":")
-    for name, (colour, marker, label) in LINES.items():
+    for name, (colour, dash, marker, label) in LINES.items():
         cells = found.cells.get(f"{format} {name}", {})
         if cells:
             at = sorted(cells)
@@ -72,6 +73,7 @@ def _panel(panel: Axes, task: Task, found: Found, format: str) -> None:
                 at,
                 [cells[v].score for v in at],
                 color=colour,
+                linestyle=dash,
                 marker=marker,
                 markersize=3.5,
                 linewidth=1.2,
