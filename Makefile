@@ -76,6 +76,14 @@ $(HOSTS)/.ready: pyproject.toml constraints.txt | $(READY)
 	@$(HOSTS)/bin/pip install -q -c constraints.txt --no-deps megatron-core fastai fastdownload fasttransform
 	@$(HOSTS)/bin/pip install -q -c constraints.txt fastcore fastprogress matplotlib pandas 'plum-dispatch<2.10' requests scikit-learn
 	@DS_BUILD_OPS=0 $(HOSTS)/bin/pip install -q -c constraints.txt --no-build-isolation deepspeed
+	@# These ask for a torchvision or a torchaudio whose libraries fit no torch for the CPU. They lie in a folder that
+	@# only their own tests see, with the Python part of the two, which is all that they need; torchaudio will not do
+	@# with a library that it cannot load, but does without. The last three are only read.
+	@rm -rf $(HOSTS)/apart
+	@$(HOSTS)/bin/pip install -q -c constraints.txt --no-deps --target $(HOSTS)/apart \
+	  torchvision torchaudio timm open_clip_torch speechbrain ultralytics nnunetv2 nerfstudio composer
+	@rm -f $(HOSTS)/apart/torchaudio/lib/*.so
+	@$(HOSTS)/bin/pip install -q -c constraints.txt ftfy hyperpyyaml polars
 	@touch $@
 
 test-hosts: $(HOSTS)/.ready
@@ -106,6 +114,7 @@ bench: $(READY)
 experiments: $(READY)
 	$(BIN)/python experiments/edge/edge.py
 	$(BIN)/python experiments/edge/pages.py
+	$(BIN)/python experiments/edge/verdicts.py
 
 # DeepSpeed and fairseq pin old packages, so they get an environment of their own.
 PEERS := .venv-peers

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-NOWHERE = {"timm", "torchvision"}
-"""A torchvision that fits torch's build for the CPU is on no index: never required."""
+APART = Path(sys.prefix) / "apart"
+"""Packages that no test may import but those that ask for them: see the Makefile."""
 
 
 def host(module: str) -> Any:
@@ -20,7 +22,15 @@ def host(module: str) -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
-        required = os.environ.get("GRADSCALE_HOSTS") == "required"
-        if required and error.name not in NOWHERE:
+        if os.environ.get("GRADSCALE_HOSTS") == "required":
             raise
         pytest.skip(f"needs {module} ({error}): run `make test-hosts`", allow_module_level=True)
+
+
+def apart() -> Path:
+    """The folder of packages that are kept apart; without it the tests of a file skip, or fail."""
+    if not APART.is_dir():
+        if os.environ.get("GRADSCALE_HOSTS") == "required":
+            raise FileNotFoundError(APART)
+        pytest.skip(f"needs {APART}: run `make test-hosts`", allow_module_level=True)
+    return APART

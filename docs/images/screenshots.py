@@ -54,10 +54,13 @@ def model_step():
     layers = [nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(24)]
     model = nn.Sequential(*layers, nn.Linear(64, 10))
     batches = [(torch.randn(32, 64), torch.randint(10, (32,))) for _ in range(4)]
-    return model, batches, loss
+    return model, batches, loss, adam
 
 def loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=1e-3, eps=1e-15)
 """
 COMMANDS = {
     "compare": f"compare digits --loss-divisor 1,65536 --policy {COMPARED} --seeds 1 --steps 60",

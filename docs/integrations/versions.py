@@ -7,7 +7,7 @@ python docs/integrations/versions.py --check  says where it differs, and fails
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("index.md")
@@ -26,6 +26,23 @@ HOSTS = {
     "skorch": ("skorch",),
     "mmengine (its wrapper)": ("mmengine",),
 }
+APART = {
+    "timm": "timm",
+    "open_clip": "open_clip_torch",
+    "speechbrain": "speechbrain",
+    "Ultralytics": "ultralytics",
+}
+"""Hosts that run from a folder of their own: see the Makefile."""
+
+
+def version_apart(package: str) -> str:
+    """The version of a package in that folder."""
+    folder = str(Path(sys.prefix) / "apart")
+    found = (it.version for it in distributions(name=package, path=[folder]))
+    try:
+        return next(found)
+    except StopIteration:
+        raise PackageNotFoundError(package) from None
 
 
 def table() -> str:
@@ -34,6 +51,7 @@ def table() -> str:
     rows = [f"With torch {torch} on the CPU, real training runs, `make test-hosts`:", ""]
     rows += ["| host | version |", "|---|---|"]
     rows += [f"| {host} | {', '.join(map(version, of))} |" for host, of in HOSTS.items()]
+    rows += [f"| {host} | {version_apart(package)} |" for host, package in APART.items()]
     return "\n".join(rows) + "\n"
 
 

@@ -74,5 +74,5 @@ def task(optimizer: str) -> Task:
         score="accuracy",
         chance=0.1,
         begin=partial(begin, optimizer),
-        begin_unit=partial(begin_unit, optimizer) if optimizer in UNIT else None,
+        own={"unit": partial(begin_unit, optimizer)} if optimizer in UNIT else {},
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
 import classify
+from scaled_flow import ScaledFlow
 from task import Task, Training
 
 WIDTH = 32
@@ -27,9 +30,10 @@ class Flow(nn.Module):
 class NeuralODE(nn.Module):
     """A linear layer, a flow from time 0 to 1 in equal steps of Euler's rule, a linear layer."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, per_step: bool) -> None:
         super().__init__()
-        self.enter, self.flow, self.leave = nn.Linear(64, WIDTH), Flow(), nn.Linear(WIDTH, 10)
+        self.enter, flow, self.leave = nn.Linear(64, WIDTH), Flow(), nn.Linear(WIDTH, 10)
+        self.flow = ScaledFlow(flow) if per_step else flow
         self.options = {"step_size": 1 / steps}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,9 +44,9 @@ class NeuralODE(nn.Module):
         return self.leave(end).float()
 
 
-def begin(steps: float, seed: int) -> Training:
+def begin(steps: float, seed: int, per_step: bool = False) -> Training:
     """`steps`: of the solver; each adds its share of the flow's gradient."""
-    model = NeuralODE(int(steps))
+    model = NeuralODE(int(steps), per_step)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, eps=1e-15)
     return classify.training(model, optimizer, 64, seed)
 
@@ -57,4 +61,5 @@ TASK = Task(
     score="accuracy",
     chance=0.1,
     begin=begin,
+    own={"per-step": partial(begin, per_step=True)},
 )

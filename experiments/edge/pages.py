@@ -12,6 +12,7 @@ import math
 import re
 from pathlib import Path
 
+import mismatch
 from claims import Result
 from claims import table as claims
 from details import details
@@ -127,6 +128,8 @@ def main() -> None:
             results.append((task, found))
             draw(task, found, ROOT / "docs" / "images" / f"edge-{name}.svg")
             page = between(page, f"edge {name}", section(task, found))
+    if mismatch.RESULT.exists():
+        page = between(page, "mismatch", mismatch.table())
     PAGE.write_text(between(page, "claims", claims(results)))
 
 

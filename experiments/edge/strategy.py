@@ -13,8 +13,7 @@ class Strategy:
         precision: a name of `gradscale.training.PRECISIONS`, or ``half``: weights and gradients
             stored in float16, masters in float32.
         scaling: a name of `gradscale.training.SCALINGS`; one of `RULES`; ``current`` or
-            ``delayed``, by which every operand has a scale of its own; or ``unit``: none, but the
-            network is written with unit scaling.
+            ``delayed``, by which every operand has a scale of its own; or one of `OWN`.
         log2_scale: the constant, for ``static``.
     """
 
@@ -34,6 +33,12 @@ class Strategy:
 TRUTH = Strategy("fp32", "none")
 RULES = {"adaptive": "product", "adaptive-gradient": "gradient", "adaptive-output": "output"}
 """The published adaptive rules (arXiv 1910.12385, and as its authors changed it) as labels."""
+OWN = ("unit", "per-step")
+"""No scaler: the network itself is written so that its gradients are of a good size.
+
+Unit scaling (Blake et al. 2023, arXiv 2303.11257); a scale for each step of a solver (Celledoni et
+al. 2025, arXiv 2510.23498).
+"""
 DRAWN = (  # as lines of the figures
     TRUTH,
     Strategy("bf16", "none"),
@@ -49,7 +54,7 @@ LINES = (
         Strategy("fp16", scaling)
         for scaling in (
             *("none", "deepspeed", "megatron", "openseq2seq-backoff", "openseq2seq-logmax"),
-            *("two-sided", *RULES, "unit"),
+            *("two-sided", *RULES, *OWN),
         )
     ),
     *(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from strategy import Strategy
+from strategy import OWN, Strategy
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Task:
         score: what `Training.score` measures; higher is better.
         chance: the score of a network that learned nothing.
         begin: a training at a value of the knob with a seed.
-        begin_unit: the same with a network written with unit scaling (Blake et al. 2023), where
-            that can be done: another parametrization, with a rate of learning of its own.
+        own: the same by the name of a scaling, one of `strategy.OWN`, for which the network must
+            be written anew, where that can be done. Under unit scaling it is another
+            parametrization, with a rate of learning of its own.
     """
 
     name: str
@@ -55,11 +56,11 @@ class Task:
     score: str
     chance: float
     begin: Callable[[float, int], Training]
-    begin_unit: Callable[[float, int], Training] | None = None
+    own: Mapping[str, Callable[[float, int], Training]] = field(default_factory=dict)
 
     def offers(self, strategy: Strategy) -> bool:
         """Whether this task can be trained so."""
-        return strategy.scaling != "unit" or self.begin_unit is not None
+        return strategy.scaling not in OWN or strategy.scaling in self.own
 
     def training(self, strategy: Strategy, value: float, seed: int) -> Training:
         """A training at a value of the knob, of the network that the strategy asks for.
@@ -68,7 +69,5 @@ class Task:
             ValueError: if the task does not offer it.
         """
         if not self.offers(strategy):
-            raise ValueError(f"`{self.name}` is not written with unit scaling.")
-        unit = strategy.scaling == "unit"
-        begin = self.begin_unit if unit and self.begin_unit is not None else self.begin
-        return begin(value, seed)
+            raise ValueError(f"`{self.name}` is not written for the scaling `{strategy.scaling}`.")
+        return self.own.get(strategy.scaling, self.begin)(value, seed)

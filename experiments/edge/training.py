@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 import torch
 
 from gradscale.training.scaling import outcome
 from strategy import Strategy
-from task import Task
+from task import Task, Training
 from way import Way
 
 PARTS = 20
@@ -56,16 +56,27 @@ class Result:
         return asdict(self)
 
 
-def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
-    """Trains once; a pure function of its arguments, but for the time."""
+@dataclass
+class Course:
+    """What was seen on the way, a number a step; `skipped` steps in all."""
+
+    losses: list[float] = field(default_factory=list[float])
+    seconds: list[float] = field(default_factory=list[float])
+    skipped: int = 0
+
+
+def begun(task: Task, value: float, strategy: Strategy, seed: int) -> tuple[Training, Way]:
+    """A training before its first step."""
     torch.manual_seed(seed)
     training = task.training(strategy, value, seed)
-    way = Way(strategy, training)
+    return training, Way(strategy, training)
+
+
+def run(training: Training, way: Way, steps: int) -> Course:
+    """All steps."""
     scaler, optimizer = way.scaler, training.optimizer
-    losses: list[float] = []
-    seconds: list[float] = []
-    skipped = 0
-    for step in range(task.steps):
+    course = Course()
+    for step in range(steps):
         began = time.process_time()
         optimizer.zero_grad()
         with way.computing():
@@ -76,12 +87,20 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         else:
             scale = scaler.get_scale()
             scaler.step(optimizer)
-            skipped += outcome(scaler, optimizer, scale).skipped
+            course.skipped += outcome(scaler, optimizer, scale).skipped
             scaler.update()
-        losses.append(loss.item())
-        seconds.append(time.process_time() - began)
+        course.losses.append(loss.item())
+        course.seconds.append(time.process_time() - began)
+    return course
+
+
+def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
+    """Trains once; a pure function of its arguments, but for the time."""
+    training, way = begun(task, value, strategy, seed)
+    course = run(training, way, task.steps)
+    losses, seconds = course.losses, course.seconds
     last = losses[-max(1, task.steps // 8) :]
-    scales, dead, reductions = _scales(scaler), _dead(training.model), way.reductions
+    scales, dead, reductions = _scales(way.scaler), _dead(training.model), way.reductions
     lost = way.lost(task.steps)
     with torch.no_grad(), way.scoring():
         score = training.score().item()
@@ -91,7 +110,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         seed=seed,
         score=score,
         loss=sum(last) / len(last),
-        skipped=skipped,
+        skipped=course.skipped,
         dead=dead,
         scales=scales,
         cpu_ms=1000 * sorted(seconds)[len(seconds) // 2],

@@ -83,5 +83,5 @@ TASK = Task(
     score="R² of centres",
     chance=0.0,
     begin=partial(begin, TwoTowers),
-    begin_unit=begin_unit,
+    own={"unit": begin_unit},
 )

@@ -1,4 +1,4 @@
-"""What `advise` says before training, against what became of it: `make verdicts`.
+"""What `advise` says before training, against what became of it: `make experiments`.
 
     python experiments/edge/verdicts.py                 every task that has results
     python experiments/edge/verdicts.py units --again   one, anew
@@ -39,6 +39,7 @@ TOLERANCE = 0.03
 """As good as float32: its score is no further below float32's, in the mean over seeds."""
 
 SAID = ("the default scale", "another single scale", "a plan", "unsafe")
+WORDS = {"none": SAID[0], "default": SAID[0], "one scale": SAID[1], "a plan": SAID[2]}
 BECAME = ("torch's scaler", "another single scale", "only layer-wise", "nothing")
 NO_SINGLE = ("layerwise", "adaptive", "current", "delayed", "none")
 
@@ -74,10 +75,7 @@ def trained_formats(found: Found, value: float) -> Iterator[str]:
 def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[Asked]:
     """Advice on seed 0, the first of float32's."""
     for verdict in advise(model_step(task, value, seed=0), formats=formats).verdicts:
-        ways = ("default", "one scale", "a plan")
-        said = dict(zip(ways, SAID, strict=False)).get(verdict.scaling, SAID[0])
-        if verdict.level not in ("safe", "risky"):
-            said = SAID[3]
+        said = WORDS[verdict.scaling] if verdict.level in ("safe", "risky") else SAID[3]
         evidence = (verdict.default, verdict.one, verdict.plan)
         default, one, plan = (round(0.0 if e is None else e.worst, 3) for e in evidence)
         difference = None
@@ -173,22 +171,24 @@ def tables(asked: list[Asked], found: dict[str, Found]) -> str:
         f"*{len(pairs)} cases of {len(names)} tasks ({', '.join(names)}), in {', '.join(FORMATS)}; "
         f"{right} on the diagonal. {where}.*",
         "\n".join(lines),
-        _misses(pairs),
+        _misses(pairs, found),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _misses(pairs: list[tuple[Asked, str]]) -> str:
+def _misses(pairs: list[tuple[Asked, str]], found: dict[str, Found]) -> str:
     off = [(a, then) for a, then in pairs if SAID.index(a.said) != BECAME.index(then)]
     if not off:
         return ""
     lines = [
-        "| off the diagonal | said | trained as float32 | left at worst: default, one, plan |",
-        "|---|---|---|---|",
+        "| off the diagonal | said | trained as float32 | seeds | left: default, one, plan |",
+        "|---|---|---|--:|---|",
     ]
     for a, then in off:
         left = ", ".join(f"{share:.0%}" for share in a.left)
-        lines.append(f"| {a.task} at {a.value:g}, {a.format} | {a.said} | {then} | {left} |")
+        seeds = len(found[a.task].cells[f"{a.format} torch"][a.value].scores)
+        case = f"{a.task} at {a.value:g}, {a.format}"
+        lines.append(f"| {case} | {a.said} | {then} | {seeds} | {left} |")
     return "\n".join(lines)
 
 

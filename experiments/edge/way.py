@@ -20,7 +20,7 @@ from gradscale.training.precision import computing_in
 from gradscale.training.scaling import make_scaler
 from lost import LostShares, gradients, lost_shares
 from per_tensor import CurrentScaling, scaled_format
-from strategy import RULES, Strategy
+from strategy import OWN, RULES, Strategy
 from task import Training
 
 
@@ -57,7 +57,7 @@ class Way:
         elif strategy.scaling in RULES:
             planner = Adaptive(rule=RULES[strategy.scaling])
             self.scaler = gradscale.GradScaler("cpu", policy=Dynamic(), layerwise=planner)
-        elif strategy.scaling != "unit":
+        elif strategy.scaling not in OWN:
             scale = None if strategy.log2_scale is None else 2.0**strategy.log2_scale
             format = "fp16" if strategy.precision == "half" else strategy.precision
             self.scaler = make_scaler(strategy.scaling, "cpu", scale, format)

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradscale.advice import advise
-from gradscale.advice.agreement import Agreement, agreements, reaches
+from gradscale.advice.agreement import Agreement, agreements, module_of, reaches
 from gradscale.advice.evidence import LIMITS, Collected, Truth
 from gradscale.advice.updates import REPEATS, Updates
+from gradscale.emulation.computing import computing_in
 from gradscale.formats import FloatFormat
+from gradscale.recipes import find
 from gradscale.truth import Gradients, reference
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "edge"))
@@ -223,7 +225,6 @@ def scaled(model, batch):
 
 @pytest.mark.parametrize("format", ["fp16", "e4m3"])
 def test_a_pass_that_overflows_before_the_scale_has_settled_is_a_skipped_step_and_no_damage(format):
-    """This was called unsafe, above a plan that lost nothing."""
     rows = [(*batch, 2.0 ** (40 * (i == 1))) for i, batch in enumerate(batches(3))]
     verdict = advise((network(), rows, scaled), formats=format, steps=3)[format]
     assert verdict.level == "safe" and not verdict.plan.overflowed
@@ -241,6 +242,7 @@ def test_no_way_of_scaling_is_better_than_the_level_says():
 
 
 def test_without_a_scaler_nobody_skips_a_step_that_overflows():
+    """With one, a single overflow was called unsafe above a plan that lost nothing."""
     model = network()
     true = reference(model, lambda m: class_loss(m, batches()[0]))
     truth = Truth(true, Updates(model, OPTIMIZERS["SGD"]))
@@ -284,3 +286,39 @@ def test_a_format_that_saturates_keeps_the_scale_that_the_default_starts_at():
     assert verdict.scaling in ("default", "one scale")
     chosen = verdict.log2_default if verdict.scaling == "default" else verdict.log2_scale
     assert verdict.code.endswith(f"policy=gradscale.Static(2.0**{chosen}))")
+
+
+def test_a_dense_prediction_in_eight_bits_is_left_to_the_default():
+    """It was said to need 8 scales, where the start at 2^16 reaches the same."""
+    recipe = find("denoise")
+    train = recipe.load().train
+    torch.manual_seed(0)
+    rows = [recipe.batch(train, 0, step, 4) for step in range(2)]
+    step = (recipe.model(), rows, recipe.loss, OPTIMIZERS["Adam"])
+    verdict = advise(step, formats="e4m3", steps=2)["e4m3"]
+    assert (verdict.level, verdict.scaling) == ("safe", "default")
+    assert verdict.default.cosine > 0.99 and len(verdict.scales) > 1
+
+
+def test_what_is_said_to_freeze_stands_still_in_training_and_nothing_else_does():
+    """Two tools, one answer: advice, and four steps under the default scaler with Lion."""
+    make, rows = INDIFFERENT["Lion"], batches(4)
+    verdict = advise((deep(), rows, class_loss, make), formats="fp16", steps=4)["fp16"]
+    model, scaler = deep(), torch.amp.GradScaler("cpu")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make(list(model.parameters()))
+    for batch in rows:
+        optimizer.zero_grad()
+        with computing_in("fp16", "cpu", "on"):
+            scaler.scale(class_loss(model, batch)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    moved = {
+        module_of(name): float((p - before[name]).count_nonzero()) / p.numel()
+        for name, p in model.named_parameters()
+        if name.endswith("weight")
+    }
+    frozen = set(verdict.default.frozen)
+    assert frozen and frozen < set(moved)
+    assert max(moved[name] for name in frozen) < min(moved[n] for n in moved.keys() - frozen)
+    assert moved["0"] == 0.0 and "0" in frozen

@@ -25,7 +25,8 @@ from gradscale.policies import Static
 from gradscale.truth import Gradients
 from lamb import Lamb
 from lost import gradients, lost_shares
-from strategy import RULES, TRUTH, Strategy
+from scaled_flow import TARGET, ScaledFlow
+from strategy import OWN, RULES, TRUTH, Strategy
 from summary import is_near, read
 from tasks import TASKS
 from training import Result, train
@@ -151,13 +152,46 @@ def test_every_published_rule_is_a_strategy_of_its_own(scaling):
     assert math.isfinite(train(task, 12, Strategy("fp16", scaling), 0).score)
 
 
-def test_only_tasks_that_are_written_so_are_trained_with_unit_scaling():
-    unit = Strategy("fp16", "unit")
+@pytest.mark.parametrize("scaling", OWN)
+def test_only_tasks_that_are_written_so_offer_a_scaling_of_their_own(scaling):
+    strategy = Strategy("fp16", scaling)
     for task in TASKS.values():
         named = {strategy.label for _, strategy, _ in planned(task, 1)}
-        assert (unit.label in named) == task.offers(unit) == (task.begin_unit is not None)
-    with pytest.raises(ValueError, match="`mixture` is not written with unit scaling"):
-        train(TASKS["mixture"], 0, unit, 0)
+        assert (strategy.label in named) == task.offers(strategy) == (scaling in task.own)
+    with pytest.raises(ValueError, match=f"`mixture` is not written for the scaling `{scaling}`"):
+        train(TASKS["mixture"], 0, strategy, 0)
+
+
+def test_a_scale_for_every_step_of_a_solver_changes_no_bit_in_float32():
+    def gradients(scaling: str):
+        torch.manual_seed(0)
+        training = TASKS["ode"].training(Strategy("fp16", scaling), 4, 0)
+        training.loss(0).backward()
+        return [parameter.grad for parameter in training.model.parameters()]
+
+    for one, other in zip(gradients("none"), gradients("per-step"), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_adjoint_enters_every_step_of_a_solver_at_its_target():
+    seen = []
+    flow = torch.nn.Linear(3, 3)
+    flow.register_full_backward_pre_hook(lambda _, gradients: seen.append(gradients[0]))
+
+    class Timed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, time, state):
+            return self.flow(state)
+
+    scaled = ScaledFlow(Timed())
+    for amax in (2.0**-60, 2.0**5, 0.0):
+        state = torch.ones(2, 3, requires_grad=True)
+        (amax * scaled(torch.tensor(0.0), state)).sum().backward()
+        assert seen.pop().abs().max() == (TARGET if amax else 0.0)
+        torch.testing.assert_close(state.grad, amax * flow.weight.sum(0).expand(2, 3))
 
 
 def results(tmp_path: Path, scores: dict[str, tuple[float, ...]]):

@@ -155,6 +155,17 @@ def model_step():
 """
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_advice_loses_what_measure_lost_loses_at_each_of_its_scales(name: str, format: str) -> None:
+    loss = plain_loss(-8)
+    advice = gradscale.advise((network(name), [BATCH], loss), formats=format, steps=1)[format]
+    scales = (0, advice.log2_default, advice.log2_scale)
+    for log2_scale, told in zip(scales, (advice.none, advice.default, advice.one), strict=True):
+        truth = measure_lost(network(name), in_format(format, loss), scale=2.0**log2_scale)
+        assert told is not None and told.lost_share == truth.lost_share
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", NETWORKS)
@@ -182,8 +193,10 @@ def test_truth_advice_inspection_and_its_page_give_the_same_figure(
     emulated = in_format(format, loss)
     unscaled = measure_lost(network(name), emulated).lost_share
     scaled = measure_lost(network(name), emulated, scale=scale).lost_share
+    begun = measure_lost(network(name), emulated, scale=2.0**advice.log2_default).lost_share
     assert unscaled == advice.none.lost_share == told["none"]["lost_share"]
     assert scaled == advice.one.lost_share == told["one"]["lost_share"]
+    assert begun == advice.default.lost_share == told["default"]["lost_share"]
     # The recording keeps whole elements, so its share is the same ratio.
     summary = summary_of(run)["lost"]
     assert summary["share"] == scaled and summary["between"] is None

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 
 from gradscale.advice.activations import Largest
 from gradscale.advice.evidence import LIMITS, NOTHING, Level, Scaling, ScalingEvidence
-from gradscale.advice.format_trial import FormatTrial, Moment, ScaleGroup
+from gradscale.advice.format_trial import FormatTrial, Moment
+from gradscale.advice.planned_passes import ScaleGroup
 from gradscale.emulation.computing import EIGHT_BIT
 from gradscale.emulation.direction_formats import carrier
 from gradscale.exponents import ceil_exponent
@@ -140,11 +141,11 @@ def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
     }
     level, scaling = _least(evidence, trial.format)
     log2_scale = trial.log2_default if scaling == "default" else trial.log2_single
-    if trial.hunt is not None:
+    if trial.planned.hunt is not None:
         level = "unsafe"
     elif trial.error:
         level = "unknown"
-    functions = tuple(_at_scale(v, log2_scale) for v in trial.functions)
+    functions = tuple(_at_scale(v, log2_scale) for v in trial.planned.functions)
     injects = any(function.kind == "injects" for function in functions)
     headroom = activation.headroom(forward_format(trial.format))
     # Less than an octave: a float32 pass of a few steps has not seen the largest there will be.
@@ -156,13 +157,13 @@ def verdict_of(trial: FormatTrial, activation: Largest) -> Verdict:
         scaling,
         trial.log2_default,
         trial.log2_single,
-        trial.scales,
-        trial.groups,
+        trial.planned.scales,
+        trial.planned.groups,
         evidence,
         tuple(trial.moments),
         activation,
         headroom,
-        trial.hunt,
+        trial.planned.hunt,
         trial.emulated,
         code_for(trial.format, scaling, log2_scale, trial.device, level, injects=injects),
         functions,

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradscale.integrations.attachment import Attachment
 from gradscale.integrations.slots import without_half
 from gradscale.integrations.told import ToldScaler
-from gradscale.integrations.wanted import WantedScaler
+from gradscale.integrations.wanted import WantedScaler, device_of
 from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.scaler import GradScaler
 
@@ -133,7 +133,7 @@ def attach_engine(engine: Engine, wanted: WantedScaler) -> Attachment:
         ValueError: if it does not train in float16; in fp16 mode without ZeRO, whose optimizers
             have no place for a scaler; for a policy that has to see the gradients.
     """
-    device = str(engine.device).partition(":")[0]
+    device = device_of(engine)
     optimizer = engine.optimizer
     if engine.torch_autocast_z0_gradscaler is not None:
         return _attach_to_autocast(engine, wanted.build(device))

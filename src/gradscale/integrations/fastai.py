@@ -11,7 +11,7 @@ from fastai.callback.fp16 import MixedPrecision
 
 from gradscale.integrations.attachment import Attachment
 from gradscale.integrations.slots import without_half
-from gradscale.integrations.wanted import WantedScaler
+from gradscale.integrations.wanted import WantedScaler, device_of
 from gradscale.scaler import GradScaler
 
 
@@ -65,8 +65,7 @@ def attach_learner(learner: Learner, wanted: WantedScaler) -> Attachment:
     mode: object = getattr(host, "amp_mode", None)
     if str(getattr(mode, "value", mode)) != "fp16":
         raise ValueError(without_half(type(learner).__name__, "`learner.to_fp16()`"))
-    accelerator = torch.accelerator.current_accelerator()
-    scaler = wanted.build("cpu" if accelerator is None else accelerator.type)
+    scaler = wanted.build(device_of(None))  # a learner does not say where
     if scaler._undo.sync_free or scaler._undo.way != "gradient":
         raise ValueError(
             "`attach(learner, sync_free=…, undo=…)`: fastai shows the scaler a callback in the "

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gradscale.checkpoints import import_state
 from gradscale.integrations.attachment import Attachment
-from gradscale.integrations.slots import device_of, without_half
-from gradscale.integrations.wanted import WantedScaler
+from gradscale.integrations.slots import without_half
+from gradscale.integrations.wanted import WantedScaler, device_of
 from gradscale.scaler import GradScaler
 
 # By its name, because this file has the same one, and a type checker would take it for Keras.

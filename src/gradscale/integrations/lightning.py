@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from gradscale.integrations.attachment import Attachment
 from gradscale.integrations.held import LightningSchedules
-from gradscale.integrations.wanted import WantedScaler, join_ranks
+from gradscale.integrations.wanted import WantedScaler, device_of, join_ranks
 from gradscale.metrics.meter import Subscription
 from gradscale.metrics.metrics import Metrics
 
@@ -49,9 +49,7 @@ class Precision(_MixedPrecision):
     def __init__(
         self, device: str | None = None, scaler: Any = None, **scaler_arguments: Any
     ) -> None:
-        if device is None:
-            accelerator = torch.accelerator.current_accelerator()
-            device = "cpu" if accelerator is None else accelerator.type
+        device = device_of(None) if device is None else device
         built = WantedScaler(scaler, scaler_arguments).build(device)
         self._joins = scaler is None and scaler_arguments.get("process_group") is None
         self._schedules = LightningSchedules(built)

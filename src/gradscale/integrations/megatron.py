@@ -9,9 +9,9 @@ from megatron.core.optimizer.grad_scaler import MegatronGradScaler
 from torch import Tensor
 
 from gradscale.integrations.attachment import Attachment
-from gradscale.integrations.slots import device_of, without_half
+from gradscale.integrations.slots import without_half
 from gradscale.integrations.told import ToldScaler
-from gradscale.integrations.wanted import WantedScaler
+from gradscale.integrations.wanted import WantedScaler, device_of
 from gradscale.scaler import GradScaler
 
 

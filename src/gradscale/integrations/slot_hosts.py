@@ -7,8 +7,8 @@ from collections.abc import Callable, MutableMapping
 from typing import Protocol
 
 from gradscale.integrations.attachment import Attachment
-from gradscale.integrations.slots import attach_slots, device_of, without_half
-from gradscale.integrations.wanted import WantedScaler
+from gradscale.integrations.slots import attach_slots, without_half
+from gradscale.integrations.wanted import WantedScaler, device_of
 from gradscale.scaler import GradScaler
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from gradscale.integrations.attachment import Attachment
-from gradscale.integrations.hosts import kind_of
-from gradscale.integrations.wanted import WantedScaler
+from gradscale.integrations.hosts import HostKind, kind_of
+from gradscale.integrations.wanted import WantedScaler, device_of
 from gradscale.scaler import GradScaler
 
 
@@ -17,25 +19,14 @@ def attach_slots(host: object, wanted: WantedScaler) -> Attachment:
         RuntimeError: if one of ours is there already.
         ValueError: if the host has no scaler there, or one that is switched off.
     """
-    kind = kind_of(host)
-    slots, half = ((), "") if kind is None else (kind.slots, kind.half)
+    kind = cast(HostKind, kind_of(host))  # there, or nobody would have come here
+    slots, half = kind.slots, kind.half
     found = [(path, *_slot(host, path, half)) for path in slots]
     scalers = {path: check_slot(host, getattr(o, name), half, wanted) for path, o, name in found}
     attachment = Attachment(host, *scalers.values())
     for path, owner, name in found:
         attachment.put(owner, name, scalers[path], say=path)
     return attachment
-
-
-def device_of(host: object) -> str:
-    """The kind of device that a host trains on; where it does not say, the accelerator's."""
-    device = getattr(host, "device", None)
-    if isinstance(device, torch.device):
-        return device.type
-    if isinstance(device, str) and device:
-        return device.partition(":")[0]
-    accelerator = torch.accelerator.current_accelerator()
-    return "cpu" if accelerator is None else accelerator.type
 
 
 def check_slot(host: object, before: object, half: str, wanted: WantedScaler) -> GradScaler:

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from timm.utils.cuda import NativeScaler as TimmScaler
 
-from gradscale.integrations.slots import device_of
-from gradscale.integrations.wanted import WantedScaler
+from gradscale.integrations.wanted import WantedScaler, device_of
 from gradscale.scaler import GradScaler
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from gradscale.ranks import all_ranks, distributed
 from gradscale.scaler import GradScaler
 
@@ -31,6 +33,17 @@ class WantedScaler:
             return self.given
         arguments: dict[str, Any] = {"device": device, "process_group": all_ranks()}
         return GradScaler(**{**arguments, **self.arguments})
+
+
+def device_of(host: object) -> str:
+    """The kind of device that a host trains on; where it does not say, the accelerator's."""
+    device = getattr(host, "device", None)
+    if isinstance(device, torch.device):
+        return device.type
+    if isinstance(device, str) and device:
+        return device.partition(":")[0]
+    accelerator = torch.accelerator.current_accelerator()
+    return "cpu" if accelerator is None else accelerator.type
 
 
 def join_ranks(scaler: GradScaler) -> None:
