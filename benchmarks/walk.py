@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradscale.backward import ScalePlan, Walk, rescale, walk
 from gradscale.backward.structure import structure_of
-from gradscale.backward.topology import topology_of
+from gradscale.backward.topology import TOPOLOGIES
 
 
 def recurrence(steps: int) -> Tensor:
@@ -49,7 +49,7 @@ def best_ms(run: Callable[[], object], repeats: int, before: Callable[[], None])
 
 
 def forget() -> None:
-    topology_of.cache_clear()
+    TOPOLOGIES.clear()
     structure_of.cache_clear()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from collections.abc import Collection
 from datetime import date
@@ -58,6 +59,7 @@ def describe(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": date.today().isoformat(),
+        "load": f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores",
     }
 
 

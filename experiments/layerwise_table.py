@@ -98,9 +98,9 @@ def train(task: Task, seed: int, steps: int, format: str | None, scaler: Scaler)
         if true is not None and format is not None and (finite or not scaler.is_enabled()):
             probes.pop(0)
             judge(run, true, (found, weight_gradients(model)), format)
-    layerwise = getattr(scaler, "_layerwise", None)
+    layerwise = getattr(scaler, "layerwise", None)
     if layerwise is not None:
-        run.report = layerwise.report()
+        run.report = str(layerwise.report())
         track = layerwise.tracks.latest
         if track is not None and track.decision is not None:
             run.groups = len(track.decision.scales)

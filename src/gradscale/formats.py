@@ -128,28 +128,28 @@ class FloatFormat:
             name if self.overflow == "inf" and name not in _BY_NAME else f"{name}:{self.overflow}"
         )
 
-    @property
+    @cached_property
     def bias(self) -> int:
         """What is subtracted from the stored exponent."""
         return 2 ** (self.exponent_bits - 1) - 1
 
-    @property
+    @cached_property
     def min_exponent(self) -> int:
         """Base-2 exponent of the smallest normal number."""
         return 1 - self.bias
 
-    @property
+    @cached_property
     def max_exponent(self) -> int:
         """Base-2 exponent of the topmost octave that holds a finite number."""
         return self.bias + (self.reserved is not None)
 
-    @property
+    @cached_property
     def max(self) -> float:
         """The largest finite value."""
         steps = 2 ** (self.mantissa_bits + 1) - 1 - (self.reserved or 0)
         return math.ldexp(steps, self.max_exponent - self.mantissa_bits)
 
-    @property
+    @cached_property
     def overflow_threshold(self) -> float:
         """The smallest magnitude that rounds above `max` (65 520 in float16)."""
         half_step = math.ldexp(0.5, self.max_exponent - self.mantissa_bits)

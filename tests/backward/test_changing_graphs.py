@@ -216,3 +216,19 @@ def test_bottoms_are_in_both_of_two_graphs_that_share_a_node():
     graphs = [BackwardGraph.of(head.sum()) for head in (trunk * w[1], trunk.sin())]
     names = [[graph.names[node] for node in graph.structure.bottoms] for graph in graphs]
     assert names == [["MulBackward0"], ["MulBackward0"]]
+
+
+def test_edges_that_differ_only_in_the_input_of_their_target_are_two_structures():
+    """`split` makes one node with two inputs; which half goes where is told by nothing else."""
+    follower, w = Follower(), torch.ones(4, requires_grad=True)
+    for swapped in (False, True, False):
+        halves = w.exp().split(2)
+        one, other = reversed(halves) if swapped else halves
+        w.grad = None
+        (one.sin() * other).sum().backward(retain_graph=True)
+        expected, w.grad = w.grad, None
+        halves = w.exp().split(2)
+        one, other = reversed(halves) if swapped else halves
+        follower.entry.watch((one.sin() * other).sum()).backward()
+        assert_same_gradients([w.grad], [expected])
+    assert follower.followed == 3 and len(follower.plans) == 2

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
+from gradscale.backward import ScalePlan, rescale
 from gradscale.backward.graph import Walk, walk
 from gradscale.backward.measure import measure
 from gradscale.backward.measure_places import CountedPlace
 from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_waiting import SMALL
+from gradscale.backward.measurements import Measurements
+from gradscale.backward.user_hooks import watch_user_hooks
+from zoo import ZOO
 
 CPU = torch.device("cpu")
 
@@ -96,3 +103,56 @@ def test_a_small_tensor_that_repeats_is_known_though_it_is_counted_with_others()
     one, two, three = (record.counts for record in measuring.result().records)
     assert one == two == three and one.nonzero == 3
     assert measuring.repeats == {1: 0, 2: 0}
+
+
+def counted(
+    losses: Sequence[Tensor], plan: Sequence[int], monkeypatch: pytest.MonkeyPatch, *, each: bool
+) -> Measurements:
+    """One measured pass; `each`: at every node anew, whatever was counted elsewhere."""
+    with monkeypatch.context() as patch:
+        if each:
+            patch.setattr(sys.modules["gradscale.backward.measure"], "moved", lambda *_: {})
+            patch.setattr(Repeats, "of", lambda *_: None)
+        walked = walk(losses)
+        measuring = measure(walked, plan)
+        scaled = rescale(walked, ScalePlan(tuple(plan), walked.graph.signature))
+        torch.autograd.backward(losses, retain_graph=True)
+        scaled.remove()
+        return measuring.result()
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"complex_numbers", "compiled_blocks"}))
+def test_what_is_counted_once_counts_as_if_it_was_counted_at_each_node(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    losses = ZOO[name](torch.bfloat16, 3).losses()
+    graph = walk(losses).graph
+    plans = [ScalePlan.uniform(graph), ScalePlan.random(graph, torch.Generator().manual_seed(1))]
+    for plan in plans:
+        once = counted(losses, plan.exponents, monkeypatch, each=False)
+        assert once == counted(losses, plan.exponents, monkeypatch, each=True)
+
+
+def test_large_gradients_behind_views_and_joins_are_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(3, 50, 50, dtype=torch.float16, requires_grad=True)
+    parts = (x.sin() * 2).permute(0, 2, 1).contiguous().view(3, -1).unbind()
+    losses = [torch.stack([part.exp() for part in parts]).float().sum()]
+    plan = [0] * len(walk(losses).graph)
+    once = counted(losses, plan, monkeypatch, each=False)
+    assert once == counted(losses, plan, monkeypatch, each=True)
+    assert {r.counts.numel for r in once.records} >= {x.numel()}
+
+
+def test_a_user_who_changes_a_gradient_behind_a_view_is_seen() -> None:
+    watch_user_hooks()
+    x = torch.ones(4, dtype=torch.float16, requires_grad=True)
+    middle = x.sin()
+    middle.register_hook(lambda grad: grad * 8)
+    loss = middle.view(2, 2).sum()
+    measuring = measure(walk(loss))
+    loss.backward()
+    by_name = {r.node: r.counts.amax for r in measuring.result().records if r.kind == "arrived"}
+    assert by_name == {0: 1.0, 1: 1.0, 2: 8.0}

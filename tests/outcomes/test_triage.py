@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.triage import find_culprits, find_reason
 from gradscale.scaler import GradScaler
 
@@ -112,3 +113,27 @@ def test_a_large_output_is_not_kept_for_triage():
     assert [loss.numel() for loss in scaler._step.evidence.losses] == [1]
     scaler.scale(torch.full((3,), math.inf))
     assert not torch.isfinite(scaler._step.evidence.losses[1])
+
+
+def test_losses_whose_graphs_look_alike_are_told_apart_in_every_step():
+    """The same operations, as many, and the same last leaf: only another first factor."""
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    for first, second in ((a, c), (c, a)):
+        evidence = Evidence({})
+        for factor in (first, second):
+            evidence.note_loss((factor * b).sum())
+        assert evidence.reaching([first]) == [0]
+        assert evidence.reaching([second]) == [1]
+        assert evidence.reaching([b]) == [0, 1]
+
+
+def test_what_losses_lead_to_follows_those_that_are_added_and_forgotten():
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    evidence = Evidence({})
+    for leaf in (a, b):
+        evidence.note_loss((leaf * 2).sum())
+    assert evidence.reaching([b]) == [1]
+    evidence.note_loss((c * 2).sum())
+    assert evidence.reaching([c]) == [2]
+    evidence.forget(1, 0)
+    assert evidence.reaching([b]) == [0] and evidence.reaching([c]) == [1]

@@ -15,7 +15,7 @@ from gradscale.backward.plan import ScalePlan
 from gradscale.backward.rescale import rescale
 from gradscale.formats import FloatFormat
 from gradscale.plans.decision import Decision
-from gradscale.plans.decision_report import decision_report
+from gradscale.plans.decision_report import structure_report
 from gradscale.plans.groups import connected_groups
 from gradscale.plans.planner import Excluding, UserGiven, fixed
 from gradscale.plans.situation import Situation
@@ -55,14 +55,14 @@ def test_a_plan_that_fits_is_kept() -> None:
     graph = chain(4)
     decision = decide(graph, arrivals(graph, dict.fromkeys(range(5), -10)))
     assert not decision.changed and decision.plan.is_uniform and decision.log2_scale == 16
-    assert decision_report(decision, graph) == "one loss scale is enough, 2^16"
+    assert str(structure_report(decision, graph)) == "one loss scale is enough, 2^16"
 
 
 def test_one_scale_is_moved_when_one_is_enough() -> None:
     graph = chain(4)
     decision = decide(graph, arrivals(graph, dict.fromkeys(range(5), 5)))
     assert decision.plan.is_uniform and decision.scales == (6,) and decision.log2_scale == 6
-    assert decision_report(decision, graph) == "one loss scale is enough, 2^6"
+    assert str(structure_report(decision, graph)) == "one loss scale is enough, 2^6"
 
 
 def test_a_chain_that_no_scale_fits_gets_as_many_as_it_needs() -> None:
@@ -72,13 +72,13 @@ def test_a_chain_that_no_scale_fits_gets_as_many_as_it_needs() -> None:
     assert len(decision.scales) == 2 and len(decision.groups) == 2
     for group in decision.groups:
         assert group.needs is not None and group.allows is not None
-    assert "2 loss scales are needed, in 2 groups:" in decision_report(decision, graph)
+    assert "2 loss scales are needed, in 2 groups:" in str(structure_report(decision, graph))
 
 
 def test_the_report_names_layers() -> None:
     graph = chain(2)
     decision = decide(graph, arrivals(graph, {0: 0, 1: 0, 2: -60}))
-    text = decision_report(decision, graph, {2: "decoder.3"})
+    text = str(structure_report(decision, graph, {2: "decoder.3"}))
     assert "decoder.3 (SinBackward0) needs at least 2^" in text
     assert "allows at most 2^" in text and "parameters are at 2^" in text
 
@@ -129,7 +129,7 @@ def test_a_group_that_overflowed_goes_down_at_once_and_the_others_stay() -> None
     decision = Windows(backoff=2).decide(Situation(graph, measurements, start, 10))
     assert decision.overflowed == (3,) and decision.log2_scale == 10
     assert decision.plan.exponents == (0, 0, 0, 18, 18, 0)
-    assert "an overflow began at node 3" in decision_report(decision, graph)
+    assert "an overflow began at node 3" in str(structure_report(decision, graph))
 
 
 def test_an_overflow_at_a_leaf_lowers_the_loss_scale_alone() -> None:
@@ -174,8 +174,8 @@ def test_what_no_scale_can_save_is_reported() -> None:
     record = PlaceRecord(1, "arrived", -1, "fp16", -20, counts)
     decision = decide(graph, Measurements(graph.signature, (record,)))
     (loss,) = {loss for loss in decision.losses if loss.node == 1}
-    assert loss.share == 0.5 and "50.0% of its gradient is flushed" in decision_report(
-        decision, graph
+    assert loss.share == 0.5 and "50.0% of its gradient is flushed" in str(
+        structure_report(decision, graph)
     )
 
 
@@ -263,7 +263,7 @@ def test_planning_saves_a_network_that_no_single_scale_can() -> None:
 def test_parameters_in_half_precision_that_one_scale_cannot_serve_are_reported() -> None:
     decision, graph, _, directions = planned(12, 2.0**-5, torch.float16)
     assert not decision.changed and min(directions) < 0.5
-    assert "Keep the parameters in float32" in decision_report(decision, graph)
+    assert "Keep the parameters in float32" in str(structure_report(decision, graph))
 
 
 def test_ten_thousand_nodes_are_planned_in_near_linear_time() -> None:

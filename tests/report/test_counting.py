@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gradscale.formats import FloatFormat
 from gradscale.histogram import MIN_OCTAVE, count_exponents
 from gradscale.recording.schema import Octaves
-from gradscale.report.counting import SPARE, Fate, best_scale, fate, total
+from gradscale.report.counting import SPARE, Fate, best_scale, fate, summed
 from gradscale.report.histograms import Histogram
 from gradscale.report.ranges import OFFERED, range_of
 
@@ -84,7 +84,7 @@ def test_what_was_lost_unseen_stays_lost_at_any_scale():
 
 
 def test_a_total_adds_up_and_remembers_that_something_overflows():
-    both = total([Fate(10, 4, 1, 2, False, 3), Fate(5, 0, 0, 0, True, 0)])
+    both = summed([Fate(10, 4, 1, 2, False, 3), Fate(5, 0, 0, 0, True, 0)])
     assert both == Fate(15, 4, 1, 2, True, 3)
     assert both.share == 4 / 15
     assert Fate().share == 0.0

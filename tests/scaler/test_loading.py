@@ -25,6 +25,7 @@ from gradscale.policies import (
     LogNormal,
     Policy,
     Quantile,
+    Recovering,
     Static,
     TwoSided,
 )
@@ -39,6 +40,7 @@ POLICIES: dict[str, Policy] = {
     "Quantile": Quantile(window=1500),
     "TwoSided": TwoSided(),
     "Guarded": Guarded(LogNormal()),
+    "Recovering": Recovering(Dynamic(init_scale=0.5), below=((2, 8.0),)),
 }
 MEASURING = [name for name, policy in POLICIES.items() if policy.needs]
 

@@ -26,13 +26,14 @@ class Discovery(NamedTuple):
     Attributes:
         nodes: each once, the roots first.
         names: what torch calls them.
-        found: for each node in turn the pairs (place of the target, its input) of its outputs,
-            (`NOWHERE`, 0) where an output leads nowhere, and a closing `NEXT_NODE`.
+        found: for each node in turn the places of the targets of its outputs, `NOWHERE` where an
+            output leads nowhere, and a closing `NEXT_NODE`. Behind a place follows
+            `NEXT_NODE - input` if the gradient does not arrive at the target's input 0.
     """
 
     nodes: list[LiveNode]
     names: tuple[str, ...]
-    found: tuple[int, ...]
+    found: list[int]
 
 
 def discover(roots: Sequence[LiveNode], opening: Opening) -> Discovery:
@@ -48,11 +49,12 @@ def discover(roots: Sequence[LiveNode], opening: Opening) -> Discovery:
     if COMPILED in names:
         nodes, found = _followed(roots, _seen_inside(opening))
         names = _names_of(nodes)
-    return Discovery(nodes, names, tuple(found))
+    return Discovery(nodes, names, found)
 
 
 # Run for every node of every step that follows a plan. Nothing but the edges themselves tells that
-# the graph is the one of the step before, and reading them is most of the cost.
+# the graph is the one of the step before, and reading them is most of the cost. Inputs other than 0
+# are rare, so only they are noted: a list that is shorter is also compared sooner.
 def _followed(
     roots: Sequence[LiveNode], outputs_of: Callable[[LiveNode], Outputs]
 ) -> tuple[list[LiveNode], list[int]]:
@@ -62,11 +64,12 @@ def _followed(
     new = len(nodes)
     found: list[int] = []
     place_of, note, append = places.setdefault, found.append, nodes.append
-    for node in nodes:  # grows as it goes
-        for target, entry in outputs_of(node):
+    for outputs in map(outputs_of, nodes):  # grows as it goes
+        for target, entry in outputs:
             place = place_of(target, new)
             note(place)
-            note(entry)
+            if entry:
+                note(NEXT_NODE - entry)
             if place == new and target is not None:
                 new += 1
                 append(target)

@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, Node
 from gradscale.backward.discovery import discover
 from gradscale.backward.structure import Arrival as Arrival
 from gradscale.backward.structure import Structure, structure_of
-from gradscale.backward.topology import LEAF, topology_of
+from gradscale.backward.topology import LEAF, TOPOLOGIES
 from gradscale.backward.topology import Edge as Edge
 from gradscale.backward.user_functions import is_users
 from gradscale.backward.user_hooks import watched_numbers
@@ -220,9 +220,9 @@ def walk(losses: Root | Sequence[Root]) -> Walk:
     several = [losses] if one else list(cast(Sequence[Root], losses))
     opening = Opening()
     roots = list(dict.fromkeys(_root_node(cast(Root, loss), opening) for loss in several))
-    met, names, found = discover(roots, opening)
-    topology = topology_of(names, found, len(roots))
-    nodes = [met[place] for place in topology.order]
+    discovery = discover(roots, opening)
+    topology = TOPOLOGIES.of(discovery, len(roots))
+    nodes = [*map(discovery.nodes.__getitem__, topology.order)]
     parameters = [cast(LeafNode, nodes[leaf]).variable for leaf in topology.leaves]
     kinds = _kinds(parameters, [nodes[place] for place in topology.casts])
     structure = structure_of(topology, (kinds, opening.layout(nodes))).of(nodes)

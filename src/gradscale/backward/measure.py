@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -13,13 +13,12 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.graph import Walk
 from gradscale.backward.measure_fetched import Fetched
-from gradscale.backward.measure_places import CountedPlace, places_of
+from gradscale.backward.measure_places import CountedPlace, moved, places_of
 from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_tally import Tally
 from gradscale.backward.measure_waiting import Waiting
 from gradscale.backward.measure_weights import Weight, weights_of
-from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
-from gradscale.exponents import ceil_exponent
+from gradscale.backward.measurements import Counts, Measurements
 from gradscale.untraced import untraced
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ def measure(
         places = places_of(graph, chosen, products=products or moments)
     weights = weights_of(graph, walk.nodes) if moments else []
     measuring = Measuring(graph.signature, chosen, places, weights, scale, moments, exact=exact)
+    if not exact:
+        measuring.know_moved(moved(graph, chosen))
     measuring.attach(walk, cleaned)
     return measuring
 
@@ -112,6 +113,7 @@ class Measuring:
         self.handles: list[RemovableHandle] = []
         self._moments = moments
         self._repeats = Repeats()
+        self._moved: Mapping[int, int] = {}
         # Whoever chose the places may ask which of them saw the same tensor, however small.
         self._noting_all = exact
         self._tallies: dict[torch.device, Tally] = {}
@@ -136,6 +138,15 @@ class Measuring:
         """By index, the place at which the same tensor had been counted before."""
         return self._repeats.sources
 
+    def know_moved(self, sources: Mapping[int, int]) -> None:
+        """By node, where the elements that arrive there were counted already."""
+        arrived = {p.node: i for i, p in enumerate(self.places) if p.kind == "arrived"}
+        self._moved = {
+            arrived[node]: arrived[source]
+            for node, source in sources.items()
+            if node in arrived and source in arrived
+        }
+
     def attach(self, walk: Walk, cleaned: Cleaned | None = None) -> None:
         """Hooks the live nodes.
 
@@ -154,7 +165,7 @@ class Measuring:
         """For each node with places the hook that counts them; keeps no node alive."""
         by_node: dict[int, list[tuple[int, int]]] = {}
         for index, place in enumerate(self.places):
-            if place.kind != "weight":
+            if place.kind != "weight" and index not in self._moved:
                 by_node.setdefault(place.node, []).append((index, place.output))
         see = self._see if cleaned is None else self._seeing(cleaned)
         return {node: partial(_show, see, wanted) for node, wanted in by_node.items()}
@@ -174,7 +185,7 @@ class Measuring:
         with torch.no_grad(), _counting(tensor):
             known = self._repeats.of(tensor, index)
             if known is not None and self._ways[known] == way:
-                way.tally.copy(known, index)
+                way.tally.add(known, index)
             else:
                 way.tally.count(index, tensor, ceil=way.ceil)
 
@@ -207,25 +218,9 @@ class Measuring:
         if self._fetched is None:
             self.fetch()
         fetched = cast(Fetched, self._fetched)
-        fetched.wait()
-        scale = fetched.scale
-        scales = [self._scale_of(place, scale) for place in self.places]
-        counts = fetched.counts(scales)
         unseen = Counts(moments=(0.0, 0.0, 0.0, 0.0) if self._moments else None)
-        stored = {factor: ceil_exponent(factor) for factor in (1.0, scale)}
-        records = [
-            PlaceRecord(
-                place.node, place.kind, place.target, place.format, stored[factor] + exponent,
-                counts.get(index, unseen), self.fans[index],
-            )
-            for index, (place, (factor, exponent)) in enumerate(
-                zip(self.places, scales, strict=True)
-            )
-        ]  # fmt: skip
+        records = fetched.records(self.places, self.fans, self.exponents, self._moved, unseen)
         return Measurements.of(self.signature, records)
-
-    def _scale_of(self, place: CountedPlace, scale: float) -> tuple[float, int]:
-        return (1.0, 0) if place.kind == "weight" else (scale, self.exponents[place.node])
 
     def remove(self) -> None:
         """Removes the hooks; those of a graph that is gone went with it."""

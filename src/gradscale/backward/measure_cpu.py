@@ -58,7 +58,7 @@ class _Meaning(NamedTuple):
     """For each bit pattern of a format the column in which it counts, and its finite bits."""
 
     columns: Tensor
-    magnitudes: Tensor
+    magnitudes: list[int]
 
 
 @cache
@@ -67,7 +67,7 @@ def _meaning(dtype: torch.dtype, ceil: bool) -> _Meaning:
     # Without a sign a pattern of 16 bits is no negative number, as `bincount` wants it.
     patterns = torch.arange(1 << 15, dtype=torch.int16, device="cpu") if wide else _BYTES
     bits = magnitude_bits(patterns.view(dtype))
-    return _Meaning(columns_of(bits, ceil=ceil), finite_bits(bits))
+    return _Meaning(columns_of(bits, ceil=ceil), finite_bits(bits).tolist())
 
 
 _BYTES = torch.arange(1 << 8, dtype=torch.uint8, device="cpu")
@@ -81,9 +81,10 @@ def _count_patterns(row: Tensor, flat: Tensor, *, ceil: bool) -> None:
     row.index_add_(0, columns[: len(counts)], counts)
     # The last pattern is the largest magnitude, unless patterns are signed or not finite.
     largest = magnitudes[len(counts) - 1]
-    if not (wide and int(largest)):
-        largest = torch.where(counts > 0, magnitudes[: len(counts)], 0).max()
-    row[AMAX] = torch.maximum(row[AMAX], largest)
+    if not (wide and largest):
+        met = counts.nonzero().view(-1).tolist()
+        largest = max(magnitudes[pattern] for pattern in met)
+    row[AMAX] = max(int(row[AMAX]), largest)
 
 
 def _count_fields(row: Tensor, flat: Tensor, *, ceil: bool) -> bool:

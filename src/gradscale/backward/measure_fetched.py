@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from gradscale.backward.measure_places import CountedPlace
 from gradscale.backward.measure_tally import Part
-from gradscale.backward.measurements import Counts, unscaled_counts
+from gradscale.backward.measurements import Counts, PlaceRecord, unscaled_counts
+from gradscale.exponents import ceil_exponent
 from gradscale.host_copies import HostCopies
+
+_NOWHERE: Mapping[int, int] = {}
+_NOTHING = Counts()
 
 
 class Fetched:
@@ -32,16 +37,42 @@ class Fetched:
         """Whether all of it is on the host."""
         return self._copies.arrived
 
-    def wait(self) -> None:
-        """Waits until it is."""
+    def records(
+        self,
+        places: Sequence[CountedPlace],
+        fans: Sequence[int],
+        exponents: Sequence[int],
+        moved: Mapping[int, int] = _NOWHERE,
+        unseen: Counts = _NOTHING,
+    ) -> list[PlaceRecord]:
+        """What was counted, in unscaled terms; waits for the copy if it is still under way.
+
+        Args:
+            places: what the rows are of, by number.
+            fans: for each place, see `PlaceRecord`.
+            exponents: of the plan, for each node.
+            moved: the numbers of places that were counted at others, and of those.
+            unseen: what a place holds that nobody met.
+        """
         self._copies.wait()
+        scale = float(self._copies.tensors[0])
+        stored = [
+            (1.0, 0) if place.kind == "weight" else (scale, exponents[place.node])
+            for place in places
+        ]
+        counts = self._counts(stored)
+        octave = {factor: ceil_exponent(factor) for factor in (1.0, scale)}
+        return [
+            PlaceRecord(
+                place.node, place.kind, place.target, place.format, octave[factor] + exponent,
+                counts.get(moved.get(number, number), unseen), fan,
+            )
+            for number, (place, (factor, exponent), fan) in enumerate(
+                zip(places, stored, fans, strict=True)
+            )
+        ]  # fmt: skip
 
-    @property
-    def scale(self) -> float:
-        """The loss scale, once it has arrived."""
-        return float(self._copies.tensors[0])
-
-    def counts(self, scales: Sequence[tuple[float, int]]) -> dict[int, Counts]:
+    def _counts(self, scales: Sequence[tuple[float, int]]) -> dict[int, Counts]:
         """By place what was counted there, in unscaled terms; nothing of a place that nobody met.
 
         Args:

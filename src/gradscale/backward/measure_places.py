@@ -8,7 +8,7 @@ something new: where several are added, at a leaf, and where the plan multiplies
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,13 @@ PRODUCTS = {
 
 _ATTENTION = ("EmulatedAttention", "ScaledDotProduct")
 
+_MOVING = {
+    "AliasBackward0", "CloneBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
+    "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "TBackward0", "TransposeBackward0",
+    "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0",
+}  # fmt: skip
+"""The nodes that hand on what they receive, each element once, wherever that then lies."""
+
 _REAL = {torch.complex32: torch.float16}
 _UNLIMITED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
 
@@ -48,6 +55,7 @@ class CountedPlace(NamedTuple):
     device: torch.device
 
 
+@cache
 def is_reduced(dtype: torch.dtype | None) -> bool:
     """Whether tensors of this dtype limit a plan: floats of fewer than 32 bits."""
     return dtype is not None and dtype not in _UNLIMITED and _floats(dtype)
@@ -57,6 +65,7 @@ def _floats(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
+@cache
 def format_name(dtype: torch.dtype) -> str:
     """The name of the format in which the components of a tensor are stored.
 
@@ -166,3 +175,42 @@ def _says_more(
         or len(structure.arrives[edge.target]) > 1
         or exponents[edge.source] != exponents[edge.target]
     )
+
+
+def moved(graph: BackwardGraph, exponents: Sequence[int]) -> dict[int, int]:
+    """For each node that receives only what another did, moved in memory, the first such node.
+
+    Nothing new is to be counted there: not behind a view or a copy of one gradient, without a join,
+    a cast, a multiplication, or a user's hook in between, which may change what arrives.
+
+    Args:
+        graph: the graph.
+        exponents: the plan's, one for each node.
+
+    Example:
+        >>> x = torch.ones(2, 3, dtype=torch.float16, requires_grad=True)
+        >>> moved(BackwardGraph.of(x.sin().t().contiguous().sum()), [0] * 5)
+        {2: 1, 3: 1}
+    """
+    return _moved(graph.structure, tuple(exponents), graph.held)
+
+
+@lru_cache(maxsize=16)
+def _moved(
+    structure: Structure, exponents: tuple[int, ...], held: frozenset[int]
+) -> dict[int, int]:
+    sources: dict[int, int] = {}
+    for edge in structure.edges:
+        alone = len(structure.edges_into[edge.target]) == 1 and edge.target not in held
+        if (
+            alone
+            and structure.names[edge.source] in _MOVING
+            and _kinds_of(structure, edge.source) == _kinds_of(structure, edge.target)
+            and exponents[edge.source] == exponents[edge.target]
+        ):
+            sources[edge.target] = sources.get(edge.source, edge.source)
+    return sources
+
+
+def _kinds_of(structure: Structure, node: int) -> list[tuple[object, object]]:
+    return [(arrival.dtype, arrival.device) for arrival in structure.arrives[node]]

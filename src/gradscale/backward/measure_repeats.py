@@ -22,7 +22,7 @@ class Repeats:
     it in between.
 
     Attributes:
-        sources: of each row that was copied, the one it was copied from.
+        sources: of each row that holds nothing but a repeat, the one in which it was counted.
 
     Example:
         >>> repeats, grad = Repeats(), torch.ones(2, 3)
@@ -36,11 +36,11 @@ class Repeats:
         self._counted: dict[int, int] = {}
 
     def of(self, tensor: Tensor, row: int) -> int | None:
-        """The row to copy, None if the tensor must be counted; then it is known from now on.
+        """The row to add, None if the tensor must be counted; then it is known from now on.
 
         Args:
             tensor: about to be counted.
-            row: where; a row that holds something already is never copied to, nor from.
+            row: where; one that holds something else as well is no repeat of anything.
         """
         times = self._counted.get(row, 0)
         self._counted[row] = times + 1
@@ -52,8 +52,9 @@ class Repeats:
         if known is None or known.storage.expired() or known.version != version:
             storage = StorageWeakRef(tensor.untyped_storage())
             self._seen[key] = _Known(storage, version, row)
-        elif times == 0 and self._counted[known.row] == 1:
-            self.sources[row] = known.row
+        elif known.row != row and self._counted[known.row] == 1:
+            if times == 0:
+                self.sources[row] = known.row
             return known.row
         return None
 
@@ -62,6 +63,8 @@ def _dense(tensor: Tensor) -> bool:
     """Whether the elements lie side by side in memory, each once, in whatever order of the axes."""
     if tensor.layout != torch.strided:
         return False
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda a: a[1]):
         if size == 1:

@@ -17,10 +17,17 @@ of a tensor that has lost nothing yet.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from gradscale.histogram import EXPONENT_BINS, magnitude_bits, octave_bins
+from gradscale.ranks import reduce_max_, reduce_sum_
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 AMAX, ZERO, NONFINITE, OCTAVES = 0, 1, 2, 3
 WIDTH = OCTAVES + EXPONENT_BINS
@@ -30,6 +37,22 @@ INF_BITS = 0x7F800000
 def empty_counts(rows: int, device: torch.device | str = "cpu", width: int = WIDTH) -> Tensor:
     """A matrix of `rows` rows that have counted nothing yet: shape `(rows, width)`, int64."""
     return torch.zeros(rows, width, dtype=torch.int64, device=device)
+
+
+def reduce_rows_(
+    rows: Tensor, groups: Iterable[ProcessGroup], beside: Sequence[Tensor] = ()
+) -> None:
+    """Merges what all ranks have counted, in place: the largest magnitudes, and sums of the rest.
+
+    Args:
+        rows: shape `(n, columns)`, contiguous, the same places on all ranks.
+        groups: the process groups.
+        beside: what else is to be summed, such as moments.
+    """
+    groups, amax = list(groups), rows[:, AMAX].clone()
+    reduce_max_([amax], groups)
+    reduce_sum_([rows, *beside], groups)
+    rows[:, AMAX] = amax
 
 
 def count_by_torch(row: Tensor, flat: Tensor, *, ceil: bool = False) -> None:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from gradscale.backward.measure_counts import count_into, moments_into
-from gradscale.backward.measure_rows import AMAX, OCTAVES, empty_counts
+from gradscale.backward.measure_rows import AMAX, OCTAVES, empty_counts, reduce_rows_
 from gradscale.backward.measure_segments import Segments
 from gradscale.histogram import MIN_OCTAVE
-from gradscale.ranks import reduce_max_, reduce_sum_
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -63,12 +62,14 @@ class Tally:
         if slab.moments is not None:
             moments_into(slab.moments[row], tensor)
 
-    def copy(self, source: int, target: int) -> None:
-        """Gives `target` the row of `source`, into which one tensor was counted."""
-        (slab, row), (other, free) = self._row_of(source), self._row_of(target)
-        other.rows[free] = slab.rows[row]
+    def add(self, source: int, target: int) -> None:
+        """Adds to the row of `target` that of `source`, into which one tensor was counted."""
+        (slab, row), (other, into) = self._row_of(source), self._row_of(target)
+        amax = torch.maximum(slab.rows[row, AMAX], other.rows[into, AMAX])
+        other.rows[into] += slab.rows[row]
+        other.rows[into, AMAX] = amax
         if slab.moments is not None and other.moments is not None:
-            other.moments[free] = slab.moments[row]
+            other.moments[into] += slab.moments[row]
 
     def count_together(
         self, places: Sequence[int], tensors: Sequence[Tensor], *, ceil: bool
@@ -105,13 +106,8 @@ class Tally:
             places: all that may have been counted on this device, the same on all ranks.
             groups: the process groups.
         """
-        groups = list(groups)
         whole = self._in_one(places)
-        amax = whole.rows[:, AMAX].clone()
-        reduce_max_([amax], groups)
-        sums = [whole.rows] if whole.moments is None else [whole.rows, whole.moments]
-        reduce_sum_(sums, groups)
-        whole.rows[:, AMAX] = amax
+        reduce_rows_(whole.rows, groups, [] if whole.moments is None else [whole.moments])
         self.parts, self._slabs, self._rows = [whole], [], {}
 
     def _in_one(self, places: Sequence[int]) -> Part:

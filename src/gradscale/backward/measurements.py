@@ -245,16 +245,17 @@ def unscaled_counts(
     largest = rows[:, AMAX].to(torch.int32).view(torch.float32).tolist()
     heads = rows[:, ZERO : NONFINITE + 1].tolist()
     sums = [None] * len(heads) if moments is None else moments.tolist()
+    shifts = {stored: ceil_exponent(stored[0]) + stored[1] for stored in set(scales)}
     result: list[Counts] = []
-    for (scale, exponent), amax, (zero, nonfinite), (first, octaves), row_sums in zip(
+    for stored, amax, (zero, nonfinite), (first, octaves), row_sums in zip(
         scales, largest, heads, _filled(rows[:, OCTAVES:]), sums, strict=True
     ):
-        shift = ceil_exponent(scale) + exponent
+        scale, exponent = stored
         unscaled = None
         if row_sums is not None:
             log_scale = math.log(scale) + exponent * math.log(2)
             unscaled = _unscaled_moments(row_sums, sum(octaves), log_scale)
-        lowest_octave = lowest + first - shift if octaves else 0
+        lowest_octave = lowest + first - shifts[stored] if octaves else 0
         largest_value = math.ldexp(amax / scale, -exponent)
         result.append(Counts(largest_value, zero, nonfinite, lowest_octave, octaves, unscaled))
     return result

@@ -23,7 +23,8 @@ class Factor(NamedTuple):
         output: which of the node's gradients.
         by: the power of two, shape `()`.
         is_float32: whether the gradient is, which the engine sees to.
-        large: whether it was worth overwriting when its structure was first walked.
+        large: whether it was worth overwriting when its structure was first walked, and torch's
+            own: a custom function may hand out what it keeps.
     """
 
     output: int
@@ -127,6 +128,7 @@ class Multipliers:
     @cached_property
     def of_sources(self) -> tuple[tuple[int, tuple[Factor, ...]], ...]:
         """For each node that a hooked edge leaves the factors of its outputs."""
+        custom = frozenset(self._graph.custom)
         sources: dict[int, list[Factor]] = {}
         for place, number in enumerate(self.edges, len(self._graph.roots)):
             edge = self._graph.edges[number]
@@ -135,7 +137,7 @@ class Multipliers:
                 edge.output,
                 self._by_place[place],
                 arrival.dtype is torch.float32,
-                math.prod(arrival.shape) >= WORTH_ASKING,
+                edge.source not in custom and math.prod(arrival.shape) >= WORTH_ASKING,
             )
             sources.setdefault(edge.source, []).append(factor)
         # The large ones first: a small one before them makes a list, which would hold them.

@@ -59,7 +59,7 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
     """
     if may_overwrite and grad.layout == torch.strided and not grad.is_complex():
         return _on_device(grad, by, grad) if _needs_float32(grad) else grad.mul_(by)
-    if grad.dtype is torch.float32 and grad.layout is torch.strided:  # nearly always
+    if grad.dtype is torch.float32:  # nearly always; sparse ones keep their indices
         return grad * by
     if grad.layout == torch.sparse_coo:
         return _on_values(grad, by)

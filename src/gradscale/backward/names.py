@@ -65,13 +65,6 @@ def module_places(graph: BackwardGraph, model: nn.Module) -> tuple[ModulePlace |
     return tuple(places)
 
 
-def describe_node(graph: BackwardGraph, places: tuple[ModulePlace | None, ...], node: int) -> str:
-    """How to name a node to a person: `encoder.0.linear (AddmmBackward0)`."""
-    place = places[node]
-    kind = graph.names[node].rpartition("::")[2]
-    return f"node {node} ({kind})" if place is None else f"{place} ({kind})"
-
-
 class ParameterName(NamedTuple):
     """What a parameter is called, and the module that owns it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import cast
 
@@ -23,6 +24,7 @@ from gradscale.untraced import untraced
 Grads = Sequence[Tensor | None]
 Scaled = tuple[Tensor | None, ...]
 CLAIM = "gradscale.rescale"
+_running = torch._C._current_graph_task_id
 
 
 class Rescaled:
@@ -167,9 +169,9 @@ def _root_hook(
 
 
 def _hook_edges(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[RemovableHandle]:
-    nodes, custom = walked.nodes, walked.graph.structure.custom
+    nodes = walked.nodes
     return [
-        nodes[source].register_hook(_edge_hook(gate, factors, source in custom))
+        nodes[source].register_hook(partial(_scale_outputs, gate, factors))
         for source, factors in multipliers.of_sources
     ]
 
@@ -185,29 +187,21 @@ def _scale_inside(walked: Walk, gate: PassGate, multipliers: Multipliers) -> Non
 # Called for every multiplication of every step, between kernels that have displaced what Python
 # needs from the caches of a CPU: to look at an attribute of a tensor costs 2 us here, ten times as
 # much as in a loop of its own. So what the structure knows is not asked.
-def _edge_hook(
-    gate: PassGate, factors: Sequence[Factor], lent: bool
-) -> Callable[[Grads, Grads], Scaled | None]:
-    running = torch._C._current_graph_task_id
-
-    @untraced
-    def hook(produced: Grads, arrived: Grads) -> Scaled | None:
-        del arrived
-        if gate.open_in != running():
-            return None
-        scaled: list[Tensor | None] | None = None  # a list would hold what may be overwritten
-        for output, by, is_float32, large in factors:
-            grad = produced[output]
-            if grad is None:
-                continue
-            if large and not lent and is_unshared(grad):
-                multiply_gradient(grad, by, may_overwrite=True)
-                continue
-            scaled = scaled or list(produced)
-            if is_float32 and type(grad) is Tensor and grad.layout is torch.strided:
-                scaled[output] = grad * by
-            else:
-                scaled[output] = multiply_gradient(grad, by)
-        return None if scaled is None else tuple(scaled)
-
-    return hook
+@untraced
+def _scale_outputs(
+    gate: PassGate, factors: Sequence[Factor], produced: Grads, arrived: Grads
+) -> Scaled | None:
+    del arrived
+    if gate.open_in != _running():
+        return None
+    scaled: list[Tensor | None] | None = None  # a list would hold what may be overwritten
+    for output, by, is_float32, large in factors:
+        grad = produced[output]
+        if grad is None:
+            continue
+        if large and is_unshared(grad):
+            multiply_gradient(grad, by, may_overwrite=True)
+            continue
+        scaled = scaled or list(produced)
+        scaled[output] = grad * by if is_float32 else multiply_gradient(grad, by)
+    return None if scaled is None else tuple(scaled)

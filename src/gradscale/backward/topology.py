@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
-from gradscale.backward.discovery import NEXT_NODE
+from gradscale.backward.discovery import NEXT_NODE, NOWHERE, Discovery
 
 LEAF = "torch::autograd::AccumulateGrad"
 CAST = "ToCopyBackward0"
@@ -34,17 +34,48 @@ class Topology:
     casts: tuple[int, ...]
 
 
-@lru_cache(maxsize=32)
-def topology_of(names: tuple[str, ...], found: tuple[int, ...], roots: int) -> Topology:
-    """Sorts a discovery topologically; the same discovery gives the same order.
+class Topologies:
+    """Discoveries that were sorted, the latest first.
 
-    Kahn's algorithm with a queue, so that a recurrence of any length is walked in linear time.
+    They are compared, not hashed: of two graphs the lengths nearly always differ, and of the one
+    that is met again every entry must be read in any case, once.
 
     Args:
-        names: of the nodes, in the order of discovery; the first `roots` are the roots.
-        found: see `Discovery`.
-        roots: how many roots there are.
+        keep: how many to remember.
     """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._known: list[tuple[Discovery, Topology]] = []
+
+    def of(self, discovery: Discovery, roots: int) -> Topology:
+        """Sorts a discovery topologically; the same discovery gives the same order.
+
+        Args:
+            discovery: whose first `roots` nodes are the roots.
+            roots: how many roots there are.
+        """
+        _, names, found = discovery
+        known = self._known
+        for place, ((_, other_names, other), topology) in enumerate(known):
+            if other == found and other_names == names and len(topology.roots) == roots:
+                if place:
+                    self._known = [known[place], *known[:place], *known[place + 1 :]]
+                return topology
+        topology = _sorted(names, found, roots)
+        self._known = [(Discovery([], names, found), topology), *known[: self._keep - 1]]
+        return topology
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        self._known = []
+
+
+TOPOLOGIES = Topologies(keep=32)
+
+
+def _sorted(names: tuple[str, ...], found: Sequence[int], roots: int) -> Topology:
+    """Kahn's algorithm with a queue, so that a recurrence of any length takes linear time."""
     out = _edges_by_source(found)
     waiting = [0] * len(names)
     for edges in out:
@@ -77,16 +108,16 @@ def topology_of(names: tuple[str, ...], found: tuple[int, ...], roots: int) -> T
     )
 
 
-def _edges_by_source(found: tuple[int, ...]) -> list[list[Edge]]:
+def _edges_by_source(found: Sequence[int]) -> list[list[Edge]]:
     out: list[list[Edge]] = [[]]
-    output, place = 0, 0
-    while place < len(found):
-        target = found[place]
-        if target == NEXT_NODE:
+    output = 0
+    for place, following in zip(found, [*found[1:], NEXT_NODE], strict=True):
+        if place == NEXT_NODE:
             out.append([])
-            output, place = 0, place + 1
-            continue
-        if target >= 0:
-            out[-1].append(Edge(len(out) - 1, output, target, found[place + 1]))
-        output, place = output + 1, place + 2
+            output = 0
+        elif place >= NOWHERE:
+            if place > NOWHERE:
+                entry = max(0, NEXT_NODE - following)
+                out[-1].append(Edge(len(out) - 1, output, place, entry))
+            output += 1
     return out[:-1]

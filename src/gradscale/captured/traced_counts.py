@@ -12,13 +12,11 @@ from gradscale.backward.graph import BackwardGraph, Walk
 from gradscale.backward.measure_counts import count_into, moments_into
 from gradscale.backward.measure_fetched import Fetched
 from gradscale.backward.measure_places import CountedPlace, places_of
-from gradscale.backward.measure_rows import AMAX, WIDTH, empty_counts
+from gradscale.backward.measure_rows import WIDTH, empty_counts, reduce_rows_
 from gradscale.backward.measure_tally import MOMENTS, Part
 from gradscale.backward.measure_weights import weights_of
-from gradscale.backward.measurements import Measurements, PlaceRecord
-from gradscale.exponents import ceil_exponent
+from gradscale.backward.measurements import Measurements
 from gradscale.plans.planner import Planner
-from gradscale.ranks import reduce_max_, reduce_sum_
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -150,11 +148,7 @@ class CountedPass:
 
     def reduce(self, groups: Iterable[ProcessGroup]) -> None:
         """Merges the counts of all ranks, in place on the device: maxima and sums."""
-        groups = list(groups)
-        amax = self._rows[:, AMAX].clone()
-        reduce_max_([amax], groups)
-        reduce_sum_([self._rows] if self._sums is None else [self._rows, self._sums], groups)
-        self._rows[:, AMAX] = amax
+        reduce_rows_(self._rows, groups, [] if self._sums is None else [self._sums])
 
     def fetch(self) -> None:
         """Begins to copy the rows to the host, without waiting for them."""
@@ -172,21 +166,8 @@ class CountedPass:
 
     def result(self) -> Measurements:
         """What was counted, in unscaled terms; waits for the copy if it is still under way."""
-        fetched = self._begun()
-        fetched.wait()
-        places = self._counts.places
-        scales = [self._scale_of(place, fetched.scale) for place in places]
-        counts = fetched.counts(scales)
+        places, fans = self._counts.places, self._counts.fans
+        records = self._begun().records(places, fans, self._exponents)
         wanted = self._counts.wanted(self._graph, self._exponents)
-        records = [
-            PlaceRecord(
-                place.node, place.kind, place.target, place.format,
-                ceil_exponent(factor) + exponent, counts[row], self._counts.fans[row],
-            )
-            for row, (place, (factor, exponent)) in enumerate(zip(places, scales, strict=True))
-            if place in wanted
-        ]  # fmt: skip
-        return Measurements.of(self.signature, records)
-
-    def _scale_of(self, place: CountedPlace, scale: float) -> tuple[float, int]:
-        return (1.0, 0) if place.kind == "weight" else (scale, self._exponents[place.node])
+        said = (it for place, it in zip(places, records, strict=True) if place in wanted)
+        return Measurements.of(self.signature, said)

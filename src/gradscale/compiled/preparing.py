@@ -65,7 +65,12 @@ def _wrap_aot_autograd() -> None:
 
 
 def _without_autograd_cache() -> AbstractContextManager[object]:
-    """A cached result has not gone through here. Inductor's own caches stay on."""
+    """Inductor's own caches stay on.
+
+    This one stores what the compiler made of both passes, and nothing of what is put around it
+    here: no names from the joint graph, no second form. What it hands back has not gone through
+    here, and with a key of its own it would have nothing to hand back that a plan can follow.
+    """
     import torch._functorch.config as config
 
     names = ("enable_autograd_cache", "enable_remote_autograd_cache")

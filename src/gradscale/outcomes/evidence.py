@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gradscale.gradients.left_over import LeftOver
-from gradscale.outcomes.reach import Reach
+from gradscale.outcomes.reach import leaves_of
 from gradscale.outcomes.triage import Reason
 from gradscale.ranks import Ranks, distributed, mesh_groups, reduce_max_
 
@@ -53,7 +53,6 @@ class Evidence:
     Args:
         names: of parameters, by id.
         depends: see below.
-        reach: which losses lead to which parameters; remembers for longer than this step.
         learn: adds to `names` those of parameters that nobody has named, as far as they have any.
 
     Attributes:
@@ -74,7 +73,6 @@ class Evidence:
         self,
         names: Mapping[int, str],
         depends: Tensor | int = -1,
-        reach: Reach | None = None,
         learn: Callable[[Sequence[Tensor]], object] = len,
     ) -> None:
         self.names = names
@@ -83,7 +81,7 @@ class Evidence:
         self.inputs: list[object] = []
         self.graphs: list[Node | None] = []
         self.depends = depends
-        self._reach = reach or Reach()
+        self._below: list[frozenset[int] | None] = []
 
     def note_loss(self, output: Tensor) -> int:
         """Keeps a loss as it was; of a large one, only a NaN if it was not finite.
@@ -106,6 +104,7 @@ class Evidence:
     def forget(self, losses: int, inputs: int) -> None:
         """Forgets the first ones, which belong to a step that was given up."""
         del self.losses[:losses], self.graphs[:losses], self.inputs[:inputs]
+        del self._below[:losses]
         self._inner = frozenset(n - losses for n in self._inner if n >= losses)
         if self._first_inner is not None:
             self._first_inner = max(0, self._first_inner - losses)
@@ -114,6 +113,7 @@ class Evidence:
         """Lets go of losses and inputs: nobody will ask for them any more."""
         self.losses.clear()
         self.graphs.clear()
+        self._below.clear()
         if self.inputs:
             self.inputs.clear()
         if self.left_over:
@@ -146,12 +146,23 @@ class Evidence:
         everyone = range(len(self.losses))
         if len(everyone) < 2:
             return everyone
-        wanted, below = {id(p) for p in parameters}, self._reach.below(self.graphs)
+        wanted, below = {id(p) for p in parameters}, self._leaves_below()
         if any(leaves is None for leaves in below):
             return everyone
         found = [n for n in everyone if not wanted.isdisjoint(below[n] or ())]
         # None leads there: the gradient came another way, by hand or from a graph that is gone.
         return found or everyone
+
+    def _leaves_below(self) -> list[frozenset[int] | None]:
+        """The ids of the leaves of each loss; None where some are hidden. Every graph is walked.
+
+        Nothing less tells that a loss leads where the one before it did. Only steps of several
+        losses ask, once for all optimizers.
+        """
+        for graph in self.graphs[len(self._below) :]:
+            leaves = leaves_of(graph)
+            self._below.append(None if leaves is None else frozenset(map(id, leaves)))
+        return self._below
 
     def blame(
         self,

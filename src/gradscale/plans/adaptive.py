@@ -239,9 +239,6 @@ class _Chain:
         return any(edge.output == output for edge in edges)
 
     def _casts_down(self, node: int) -> bool:
-        for number in self._graph.edges_from(node):
-            edge = self._graph.edges[number]
-            arrivals = self._graph.arrives[edge.target]
-            if edge.input < len(arrivals) and is_reduced(arrivals[edge.input].dtype):
-                return True
-        return False
+        structure = self._graph.structure
+        edges = (structure.edges[number] for number in self._graph.edges_from(node))
+        return any(is_reduced(structure.arrival(edge).dtype) for edge in edges)

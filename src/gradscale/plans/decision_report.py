@@ -11,8 +11,10 @@ from gradscale.plans.situation import Names
 from gradscale.plans.structure_report import Bound, GroupReport, LossReport, StructureReport
 
 
-def decision_report(decision: Decision, graph: BackwardGraph, names: Names | None = None) -> str:
-    """What was decided, in one line or a few.
+def structure_report(
+    decision: Decision, graph: BackwardGraph, names: Names | None = None
+) -> StructureReport:
+    """What was decided, as values that `print` makes sentences of.
 
     Args:
         decision: of any planner.
@@ -24,16 +26,9 @@ def decision_report(decision: Decision, graph: BackwardGraph, names: Names | Non
         >>> from gradscale.backward.plan import ScalePlan
         >>> graph = BackwardGraph.of((torch.ones(2, requires_grad=True) * 2).sum())
         >>> decision = Decision(ScalePlan.uniform(graph), 13, (Group(13, (0, 1)),))
-        >>> print(decision_report(decision, graph))
+        >>> print(structure_report(decision, graph))
         one loss scale is enough, 2^13
     """
-    return str(structure_report(decision, graph, names))
-
-
-def structure_report(
-    decision: Decision, graph: BackwardGraph, names: Names | None = None
-) -> StructureReport:
-    """The same as values; see `decision_report`."""
     names = names or {}
 
     def at(node: int) -> str:

@@ -26,8 +26,8 @@ class Window:
         extrapolated: whether `lo` rests on gradients that were already flushed when measured.
 
     Example:
-        >>> Window(-8, 11, 13) & Window(2, 20, 22)
-        Window(lo=2, hi=11, limit=13, lost=0.0, extrapolated=False)
+        >>> 11 in Window(-8, 11, 13), 12 in Window(-8, 11, 13)
+        (True, False)
     """
 
     lo: int = -FAR
@@ -35,15 +35,6 @@ class Window:
     limit: int = FAR
     lost: float = 0.0
     extrapolated: bool = False
-
-    def __and__(self, other: Window) -> Window:
-        return Window(
-            max(self.lo, other.lo),
-            min(self.hi, other.hi),
-            min(self.limit, other.limit),
-            max(self.lost, other.lost),
-            self.extrapolated or other.extrapolated,
-        )
 
     def __contains__(self, exponent: int) -> bool:
         return self.lo <= exponent <= self.hi
@@ -151,9 +142,11 @@ def with_flushed(
             to it by a tenth of the distance an octave. It keeps stray elements, and zeros that are
             true, from being taken for a tail without end. 0 continues what was seen.
     """
+    if not counts.zero:
+        return counts
     # The octave of the smallest subnormal holds what rounds to it as well, so it is not whole.
     partial = flush_octave(format) + 1 - stored_exponent - counts.lowest
-    if not 0 <= partial < len(counts.octaves) or not counts.zero:
+    if not 0 <= partial < len(counts.octaves):
         return counts
     tail = _geometric_tail(counts.octaves[partial:], counts.zero, prior)
     if not tail:
@@ -208,10 +201,18 @@ def sum_window(largest_term: float, terms: int, format: FloatFormat) -> Window:
 
 
 def intersection(windows: Iterable[Window]) -> Window:
-    """What all windows share: where it is empty, overflow is avoided first and `lo` gives way."""
-    result = Window()
-    for window in windows:
-        result = result & window
-    if result.lo > result.hi:
-        return Window(result.hi, result.hi, result.limit, result.lost, result.extrapolated)
-    return result
+    """What all windows share: where it is empty, overflow is avoided first and `lo` gives way.
+
+    Example:
+        >>> intersection([Window(-8, 11, 13), Window(2, 20, 22)])
+        Window(lo=2, hi=11, limit=13, lost=0.0, extrapolated=False)
+    """
+    found = [Window(), *windows]
+    hi = min([window.hi for window in found])
+    return Window(
+        min(max([window.lo for window in found]), hi),
+        hi,
+        min([window.limit for window in found]),
+        max([window.lost for window in found]),
+        any([window.extrapolated for window in found]),
+    )

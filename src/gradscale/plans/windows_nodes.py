@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import format_name, is_reduced, multiplies
 from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
-from gradscale.backward.topology import CAST
+from gradscale.backward.topology import CAST, Edge
 from gradscale.formats import FloatFormat
 from gradscale.plans.window import (
     FAR,
@@ -46,39 +47,35 @@ def node_windows(
         result_format: the format to which they round what they make, likewise.
     """
     finder = _Finder(graph, measurements, flushed, headroom)
-    windows: list[list[Window]] = [[] for _ in range(len(graph))]
-    for node, arrives in enumerate(graph.arrives):
-        record = finder.arrived.get(node)
-        if record is None:
-            continue
-        if any(is_reduced(arrival.dtype) for arrival in arrives):
-            windows[node].append(finder.window(record, record.format))
+    found: list[list[Window]] = [[] for _ in range(len(graph))]
+    for node, record in finder.arrived.items():
+        if any(is_reduced(arrival.dtype) for arrival in graph.arrives[node]):
+            found[node].append(finder.window(record, record.format))
         if product_format is not None and multiplies(graph.names[node]):
-            windows[node].append(finder.window(record, product_format))
-    for number, edge in enumerate(graph.edges):
-        dtypes = graph.arrives[edge.target]
-        dtype = dtypes[edge.input].dtype if edge.input < len(dtypes) else None
-        record = finder.of_edge(number)
+            found[node].append(finder.window(record, product_format))
+    structure = graph.structure
+    for edge in structure.edges:
+        dtype, record = structure.arrival(edge).dtype, finder.of_edge(edge)
         if dtype is None or record is None:
             continue
+        source = found[edge.source]
         if not is_reduced(dtype):
             if result_format is not None and multiplies(graph.names[edge.source]):
-                windows[edge.source].append(finder.window(record, result_format, result_format))
+                source.append(finder.window(record, result_format, result_format))
             continue
-        window = finder.window(record, format_name(dtype))
-        windows[edge.source].append(window)
-        if record.counts.octaves == () and finder.may_have_flushed(edge.source):
+        format = format_name(dtype)
+        window = finder.window(record, format)
+        source.append(window)
+        if not record.counts.octaves and finder.may_have_flushed(edge.source):
             raised = record.exponent + _UNSEEN_OCTAVES
-            windows[edge.source].append(Window(lo=min(raised, FAR), extrapolated=True))
-        terms = len(graph.edges_into(edge.target))
+            source.append(Window(lo=min(raised, FAR), extrapolated=True))
+        terms = len(structure.edges_into[edge.target])
         if terms > 1:
-            largest = record.counts.amax
-            windows[edge.target].append(
-                sum_window(largest, terms, FloatFormat.of(format_name(dtype)))
-            )
+            room = sum_window(record.counts.amax, terms, _named(format))
+            found[edge.target].append(room)
         if finder.is_leaf(edge.target):
-            windows[edge.target].append(window)
-    return _followed(graph, finder, [intersection(found) if found else _FREE for found in windows])
+            found[edge.target].append(window)
+    return _followed(graph, finder, [intersection(limits) if limits else _FREE for limits in found])
 
 
 def _followed(graph: BackwardGraph, finder: _Finder, windows: Sequence[Window]) -> list[Window]:
@@ -88,11 +85,11 @@ def _followed(graph: BackwardGraph, finder: _Finder, windows: Sequence[Window]) 
     then it is seen only once they go up as well: all of them at once, up to where it joins others.
     """
     found, blind = list(windows), [False] * len(graph)
-    fixed = graph.fixed
-    for node in range(len(graph)):  # in topological order
-        sources = [graph.edges[number].source for number in graph.edges_into(node)]
-        if node in fixed or not sources:
+    fixed, edges = graph.fixed, graph.edges
+    for node, into in enumerate(graph.structure.edges_into):  # in topological order
+        if node in fixed or not into:
             continue
+        sources = [edges[number].source for number in into]
         record = finder.arrived.get(node)
         # A node that nobody counts, as one in float32, received what the ones before it did.
         blind[node] = all(blind[s] for s in sources) if record is None else record.counts.amax == 0
@@ -104,6 +101,7 @@ def _followed(graph: BackwardGraph, finder: _Finder, windows: Sequence[Window]) 
 
 
 _FREE = Window()
+_named = cache(FloatFormat.of)  # asked some times of every place
 # A product of nothing but zeros, made from a gradient this close to the format's lower end, may
 # have been flushed whole: its node goes up by so much at a time until something of it is seen.
 _UNSEEN_OCTAVES = 12
@@ -115,12 +113,13 @@ class _Finder:
     def __init__(
         self, graph: BackwardGraph, measurements: Measurements, flushed: float, headroom: int
     ) -> None:
-        self._graph = graph
+        self._names = graph.names
         self._leaves = set(graph.leaves)
         self._flushed = flushed
         self._headroom = headroom
-        self._known: dict[tuple[tuple[int, str, int], str], Window] = {}
-        self._whole: dict[tuple[int, str, int], Counts] = {}
+        # By `id` of a record, of which the measurements hold each.
+        self._known: dict[tuple[int, str], Window] = {}
+        self._whole: dict[int, Counts] = {}
         self.arrived: Mapping[int, PlaceRecord] = {
             record.node: record for record in measurements.records if record.kind == "arrived"
         }
@@ -139,12 +138,11 @@ class _Finder:
         if record is None or not record.counts.octaves:
             return False
         top = record.counts.lowest + len(record.counts.octaves) + record.exponent
-        return top <= flush_octave(FloatFormat.of(record.format)) + _UNSEEN_OCTAVES
+        return top <= flush_octave(_named(record.format)) + _UNSEEN_OCTAVES
 
-    def of_edge(self, number: int) -> PlaceRecord | None:
+    def of_edge(self, edge: Edge) -> PlaceRecord | None:
         """What says most of a product: a cast's is known before the cast lost anything."""
-        edge = self._graph.edges[number]
-        if self._graph.names[edge.source] == CAST and edge.source in self.arrived:
+        if self._names[edge.source] == CAST and edge.source in self.arrived:
             return self.arrived[edge.source]
         produced = self._produced.get((edge.source, edge.target))
         return produced or self.arrived.get(edge.target)
@@ -155,16 +153,17 @@ class _Finder:
         format: FloatFormat | str,
         stored: FloatFormat | None = None,
     ) -> Window:
-        format = FloatFormat.of(format)
-        key = (record.place, format.name)
+        key = id(record), format if isinstance(format, str) else format.name
         if key not in self._known:
-            counts = self._counts(record, stored or FloatFormat.of(record.format))
-            window = window_of(counts, format, flushed=self._flushed, headroom=self._headroom)
+            counts = self._counts(record, stored or _named(record.format))
+            window = window_of(
+                counts, _named(format), flushed=self._flushed, headroom=self._headroom
+            )
             guessed = counts is not record.counts
             self._known[key] = replace(window, extrapolated=True) if guessed else window
         return self._known[key]
 
     def _counts(self, record: PlaceRecord, storage: FloatFormat) -> Counts:
-        if record.place not in self._whole:
-            self._whole[record.place] = with_flushed(record.counts, storage, record.exponent)
-        return self._whole[record.place]
+        if id(record) not in self._whole:
+            self._whole[id(record)] = with_flushed(record.counts, storage, record.exponent)
+        return self._whole[id(record)]

@@ -81,11 +81,11 @@ def fate(histogram: Histogram, span: FormatRange, exponent: int) -> Fate:
     )
 
 
-def total(fates: Iterable[Fate]) -> Fate:
+def summed(fates: Iterable[Fate]) -> Fate:
     """Of several rows together.
 
     Example:
-        >>> total([Fate(10, 4), Fate(2, 0, touches=True)])
+        >>> summed([Fate(10, 4), Fate(2, 0, touches=True)])
         Fate(nonzero=12, lost=4, subnormal=0, overflowed=0, touches=True, unseen=0, guessed=0)
     """
     sums = Fate._make(map(sum, zip(Fate(), *fates, strict=True)))

@@ -44,13 +44,13 @@ def payload_of(runs: Sequence[Run], title: str) -> tuple[dict[str, object], Arra
     return {
         "title": title,
         "gradscale": __version__,
-        "ranges": ranges_of(formats | {run.header.format for run in runs}),
+        "ranges": ranges_of(formats | {run.recording.header.format for run in runs}),
         "runs": [_run(run, arrays, points) for run in runs],
     }, arrays
 
 
 def _run(run: Run, arrays: Arrays, points: int) -> dict[str, object]:
-    header = run.header
+    header = run.recording.header
     return {
         "name": run.name,
         "started": header.started,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from gradscale.recording import Header, Recording
+from gradscale.recording import Recording
 from gradscale.recording.schema import Plan
 from gradscale.report.columns import Column, Columns
 from gradscale.report.histograms import HistogramSnapshot, evenly, snapshots_of
@@ -63,11 +63,6 @@ class Run:
             network_of(recording),
             plans_of(recording),
         )
-
-    @property
-    def header(self) -> Header:
-        """What the recording says of itself."""
-        return self.recording.header
 
     @cached_property
     def order(self) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from gradscale.recording import Seen
-from gradscale.report.counting import best_scale, fate, total
+from gradscale.report.counting import best_scale, fate, summed
 from gradscale.report.histograms import latest, rounded_up
 from gradscale.report.ranges import ranges_of
 from gradscale.report.rows import RowStory
@@ -30,9 +30,9 @@ def summary_of(run: Run) -> dict[str, Any]:
     line, steps = run.timeline, run.recording.steps
     return {
         "name": run.name,
-        "format": run.header.format,
+        "format": run.recording.header.format,
         "policy": _policy(run),
-        "layerwise": run.header.layerwise,
+        "layerwise": run.recording.header.layerwise,
         "steps": len(steps),
         "first_step": steps[0].step if steps else None,
         "last_step": steps[-1].step if steps else None,
@@ -56,7 +56,7 @@ def _dropped(line: Timeline) -> dict[str, int] | None:
 
 
 def _policy(run: Run) -> str | None:
-    policy = run.header.policy
+    policy = run.recording.header.policy
     return None if policy is None else str(policy.get("name"))
 
 
@@ -141,7 +141,7 @@ def best_of(run: Run) -> dict[str, object] | None:
         return None
     # Both by the same histograms: what was measured is no match for what is predicted.
     now, then = (
-        total(fate(it, span, it.offset + s) for it, span in stored) for s in (recorded, best)
+        summed(fate(it, span, it.offset + s) for it, span in stored) for s in (recorded, best)
     )
     return {
         "log2_scale": best,

@@ -16,7 +16,6 @@ from gradscale.gradients.step_gradients import StepGradients
 from gradscale.optimizer_parameters import parameters_of
 from gradscale.outcomes.evidence import Evidence
 from gradscale.outcomes.outcome import StepOutcome
-from gradscale.outcomes.reach import Reach
 from gradscale.policies.policy import Need, Policy
 from gradscale.ranks import Ranks, all_ranks
 from gradscale.scaler.aftermath import KnownModels
@@ -56,7 +55,6 @@ class CurrentStep:
         after_skip: whether the step before was skipped, or the host does not know.
         depends: whether losses are known to depend on the scale: 1, 0, or -1 if nothing is known;
             a tensor where only the device knows.
-        reach: which losses lead to which parameters.
         also_needed: what is measured beside the needs of the policy.
     """
 
@@ -84,7 +82,6 @@ class CurrentStep:
         self.candidates: dict[int, LeftOver] = {}
         self.after_skip = False
         self.depends: Tensor | int = -1
-        self.reach = Reach()
 
     def begin(self) -> None:
         """Forgets the step that has ended; `outcome` stays until the next one has its own."""
@@ -94,7 +91,7 @@ class CurrentStep:
             self.bare = None
         if self.held.layerwise is not None:  # ranks that share a plan must share a fate
             self.process_group = self.process_group or all_ranks()
-        self.evidence = Evidence(self.names, self.depends, self.reach, self.names.learn)
+        self.evidence = Evidence(self.names, self.depends, self.names.learn)
         needs = self.held.policy.needs
         # In every step: a union would make a new set.
         needs = needs | self.also_needed if self.also_needed else needs

@@ -18,13 +18,12 @@ from typing import TypedDict, cast
 
 import torch
 
-from gradscale.files.json_text import json_value, read_json, write_json
+from gradscale.files.json_text import json_value, read_json
 from gradscale.files.regular import in_the_way, open_to_append
 from gradscale.files.replacement import replace_file
 from gradscale.files.unwritable import Unwritable, writing
 from gradscale.files.writer_lock import WriterLock
 from gradscale.training.damage import damaged
-from gradscale.training.settings import Settings
 from gradscale.training.trial import StepRecord, TrialState
 
 RESTART = "Delete it to train this run from its first step."
@@ -109,14 +108,6 @@ class RunFolder:
                 if missing:
                     raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             return result
-
-    def write_settings(self, settings: Settings) -> None:
-        """Write ``settings.json``."""
-        write_json(self.path / "settings.json", settings.to_json())
-
-    def write_result(self, result: RunResult) -> None:
-        """Write ``result.json``: from now on the run counts as finished."""
-        write_json(self.path / "result.json", result)
 
     def save(self, state: TrialState, records: list[StepRecord]) -> None:
         """Append the steps since the last save, then replace the checkpoint.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from gradscale.files.json_text import write_json
 from gradscale.metrics.lost_count import LostCount
 from gradscale.recipes import Data
 from gradscale.training.damage import damaged
@@ -60,7 +61,7 @@ def run(
         on_resume(settings.steps)
         return finished
     with only_writer(folder.path):
-        folder.write_settings(settings)
+        write_json(folder.path / "settings.json", settings.to_json())
         _make_deterministic(settings)
         trial = Trial(settings, data)
         state = folder.load(settings.device)
@@ -71,7 +72,7 @@ def run(
         with recorded(trial, folder.path, wanted=record):
             _train(trial, folder, on_step, stop, save_every)
         result = _result(trial)
-        folder.write_result(result)
+        write_json(folder.path / "result.json", result)  # from now on it counts as finished
         return result
 
 

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscale.backward.measure_counts import count_into
 from gradscale.backward.measure_places import format_name
-from gradscale.backward.measure_rows import empty_counts
+from gradscale.backward.measure_rows import empty_counts, reduce_rows_
 from gradscale.backward.measurements import unscaled_counts
 from gradscale.backward.names import WRAPPERS
 from gradscale.backward.running_pass import current_pass
@@ -20,7 +20,6 @@ from gradscale.backward.structure import REENTRANT
 from gradscale.emulation.passes import in_autograd_node
 from gradscale.host_copies import HostCopies
 from gradscale.nested_tensors import tensors_in
-from gradscale.ranks import reduce_max_, reduce_sum_
 from gradscale.watching.sights import Order, Sight, StoredAs
 
 if TYPE_CHECKING:
@@ -122,10 +121,7 @@ class Taken:
     def reduce(self, groups: Sequence[ProcessGroup]) -> None:
         """Adds up the counts of all ranks, in place on the device."""
         for row in self._rows.values():
-            amax = row[:1].clone()  # the one entry that is no count
-            reduce_max_([amax], groups)
-            reduce_sum_([row], groups)
-            row[:1] = amax
+            reduce_rows_(row[None], groups)
 
     def fetch(self) -> None:
         """Begins to copy the counts to the host."""

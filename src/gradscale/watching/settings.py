@@ -8,8 +8,6 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
-from gradscale.formats import FloatFormat
-
 
 def checked_model(model: object) -> nn.Module:
     """The model without the wrapper around the whole of it, whose name nobody wants to read.
@@ -62,15 +60,6 @@ def checked_count(name: str, count: object, otherwise: str) -> int:
     if isinstance(count, int) and not isinstance(count, bool) and count >= 1:
         return count
     raise ValueError(f"`watch({name}={count!r})` must be a whole number of at least 1. {otherwise}")
-
-
-def checked_format(format: FloatFormat | torch.dtype | str | None) -> str | None:
-    """The name of a format, None for none.
-
-    Raises:
-        ValueError: if there is no such format.
-    """
-    return None if format is None else FloatFormat.of(format).name
 
 
 def checked_exponent(at: object) -> int | None:

@@ -75,7 +75,7 @@ class Watch:
         self.scaler = settings.checked_scaler(scaler)
         self.every = settings.checked_count("every", every, "To measure at every step, pass 1.")
         self.process_group = process_group
-        self._format = settings.checked_format(format)
+        self._format = None if format is None else FloatFormat.of(format).name
         summing = lambda: settings.holds_sums(self.scaler)  # noqa: E731
         self._steps = Steps(self.model, Calendar(self.every), self._stepped, summing)
         self._attaching = Attaching(self.model, self.scaler)
@@ -141,7 +141,7 @@ class Watch:
         Raises:
             ValueError: if there is no such format, or `at` is no whole number.
         """
-        chosen = settings.checked_format(format) or self._format
+        chosen = self._format if format is None else FloatFormat.of(format).name
         exponent = settings.checked_exponent(at)
         self.poll()
         seen = [*self._kept, *self._unfinished()]
