@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,7 @@ from gradscale.random_state import same_random_numbers
 from gradscale.truth import Gradients, find_nonfinite, reference
 from gradscale.truth.one_pass import Loss, checked_loss
 from gradscale.truth.reference import fresh_copy
-from gradscale.truth.wider import NARROW
+from gradscale.truth.wider import NARROW, eagerly
 
 FORMATS = ("fp16", "bf16", "e5m2", "e4m3")
 LOOKS = 3
@@ -87,7 +85,7 @@ def advise(
     formats = _named(formats)
     _check(steps, emulate)
     step = ModelStep.of(model_step)
-    with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
+    with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), eagerly():
         torch.manual_seed(seed)
         model = _float32_copy(step.model, device)
         batches = [on_device(b, model_device(model)) for b in taken(step.batches, steps, step.call)]
@@ -113,11 +111,6 @@ def _check(steps: int, emulate: str) -> None:
         raise ValueError(f"`advise(steps={steps})` must be at least 1.")
     if emulate not in ("auto", "on", "off"):
         raise ValueError(f"`advise(emulate={emulate!r})` must be 'auto', 'on' or 'off'.")
-
-
-def _uncompiled() -> AbstractContextManager[object]:
-    compiled = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _float32_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
