@@ -23,10 +23,11 @@ from typing import NamedTuple
 import torch
 
 from advised import model_step
+from claims import learned
 from edge import RESULTS, machine
 from gradscale import advise
 from strategy import Strategy
-from summary import TRUTH, Cell, Found, read
+from summary import TRUTH, Cell, Found, is_near, read
 from task import Task
 from tasks import TASKS
 from training import train
@@ -35,8 +36,6 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "experiments" / "results" / "edge_verdicts.json"
 PAGE = ROOT / "docs" / "advice.md"
 FORMATS = ("fp16", "e5m2", "e4m3")
-TOLERANCE = 0.03
-"""As good as float32: its score is no further below float32's, in the mean over seeds."""
 
 SAID = ("the default scale", "another single scale", "a plan", "unsafe")
 WORDS = {"none": SAID[0], "default": SAID[0], "one scale": SAID[1], "a plan": SAID[2]}
@@ -98,31 +97,27 @@ def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[
 
 def became(asked: Asked, found: Found) -> str:
     """The simplest that trained as float32 did: of `BECAME`."""
-    value, format = asked.value, asked.format
+    task, value, format = TASKS[asked.task], asked.value, asked.format
     cells = {
         label.removeprefix(f"{format} "): by_value[value]
         for label, by_value in found.cells.items()
         if label.startswith(f"{format} ") and value in by_value
     }
-    if _trains(cells["torch"], found, value):
+    if _trains(cells["torch"], task, found, value):
         return BECAME[0]
     single = [cell for way, cell in cells.items() if way not in NO_SINGLE]
-    if any(_trains(cell, found, value) for cell in single) or (
-        asked.difference is not None and asked.difference >= -TOLERANCE
+    first = found.cells[TRUTH][value].scores[0]  # the seed with which it was tried
+    if any(_trains(cell, task, found, value) for cell in single) or (
+        asked.difference is not None and is_near(first + asked.difference, first, task.chance)
     ):
         return BECAME[1]
-    return BECAME[2] if _trains(cells["layerwise"], found, value) else BECAME[3]
+    return BECAME[2] if _trains(cells["layerwise"], task, found, value) else BECAME[3]
 
 
-def _trains(cell: Cell, found: Found, value: float) -> bool:
+def _trains(cell: Cell, task: Task, found: Found, value: float) -> bool:
     """Constants have one seed, float32's first; others as many as it."""
     truth = found.cells[TRUTH][value].scores[: len(cell.scores)]
-    return cell.score >= sum(truth) / len(truth) - TOLERANCE
-
-
-def learned(task: Task, found: Found, value: float) -> bool:
-    """Whether float32 trained at all: otherwise every way is as good."""
-    return found.cells[TRUTH][value].score > task.chance + 2 * TOLERANCE
+    return is_near(cell.score, sum(truth) / len(truth), task.chance)
 
 
 def results() -> dict[str, Found]:
@@ -153,7 +148,7 @@ def tables(asked: list[Asked], found: dict[str, Found]) -> str:
         for a in asked
         if a.task in found
         and a.format in trained_formats(found[a.task], a.value)
-        and learned(TASKS[a.task], found[a.task], a.value)
+        and learned(TASKS[a.task], found[a.task].cells[TRUTH], a.value)
     ]
     counts = Counter((a.said, then) for a, then in pairs)
     lines = [
