@@ -23,7 +23,9 @@ NEEDS = {
     "with_lightning": "lightning",
     "with_monai": "monai",
     "with_skorch": "skorch",
+    "with_sentence_transformers": "sentence_transformers",
     "with_transformers": "transformers",
+    "with_trl": "trl",
 }
 """What an example imports beside torch."""
 
