@@ -232,6 +232,21 @@ def test_a_setting_that_no_policy_has_is_named() -> None:
         GradScaler("cpu").load_state_dict(state, configuration="restore")
 
 
+def test_a_setting_that_a_policy_cannot_do_without_is_named() -> None:
+    state = GradScaler("cpu", policy=Static(8.0)).state_dict()
+    del state["gradscale"]["policy"]["config"]["scale"]
+    with pytest.raises(ValueError, match=r"`Static` needs `scale`, which the state does not have"):
+        GradScaler("cpu").load_state_dict(state, configuration="restore")
+
+
+@pytest.mark.parametrize("below", [0.5, (3,), ((3, True),), ((0.5, 2.0),), ((1, 2.0, 3),), None])
+def test_a_scale_recovers_by_pairs_of_a_count_and_a_scale(below: Any) -> None:
+    state = GradScaler("cpu", policy=POLICIES["Recovering"]).state_dict()
+    state["gradscale"]["policy"]["config"]["below"] = below
+    with pytest.raises(TypeError, match=r"`Recovering\(below=.*must hold pairs of a whole number"):
+        GradScaler("cpu").load_state_dict(state, configuration="restore")
+
+
 def test_a_plan_that_does_not_fit_its_graph_is_made_anew() -> None:
     state = Run(layerwise=True).train(5).scaler.state_dict()
     in_track("plan", "exponents", value=[0, 3])(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import reduce
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,18 @@ class RecoveringState(NamedTuple):
     overflows_since_backoff: Tensor
     growth_window: Tensor
     steps: Tensor
+
+
+def _is_pairs(below: object) -> bool:
+    """Whether it holds pairs of an int and a number; to Python True is both."""
+    return isinstance(below, tuple) and all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], Integral)
+        and isinstance(pair[1], Real)
+        and not any(isinstance(value, bool) for value in pair)
+        for pair in below
+    )
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,11 @@ class Recovering(Policy):
         check_number(self, "alarm_below")
         fits = 0 <= self.alarm_below < math.inf
         check(self, "alarm_below", fits, "must be a scale", "Pass 0 for no alarm of its own.")
+        if not _is_pairs(self.below):
+            raise TypeError(
+                f"{quote(self, 'below')} must hold pairs of a whole number and a scale. "
+                "Write `below=((100, 8.0),)`."
+            )
         highest = MAX_FLOAT32 / self.policy.growth_factor
         fits = all(every >= 1 and 0 < bound <= highest for every, bound in self.below)
         rule = "must hold pairs of at least 1 step and a positive scale that can still be raised"

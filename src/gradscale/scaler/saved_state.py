@@ -134,12 +134,20 @@ def _built(described: Entries) -> Policy:
             f"`load_state_dict(configuration='restore')` finds no policy {shown(name)} "
             "in `gradscale.policies`. Build the scaler with that policy and load with 'keep'."
         )
-    known = {field.name for field in dataclasses.fields(cast(Any, kind))}
+    fields = dataclasses.fields(cast(Any, kind))
+    known = {field.name for field in fields}
     strange = [setting for setting in config.held if setting not in known]
     if strange:
         raise ValueError(
             f"`load_state_dict(configuration='restore')`: `{name}` has no setting "
             f"{shown(strange[0])}. Drop it from the state, or load with 'keep'."
+        )
+    required = [field.name for field in fields if _has_no_default(field)]
+    missing = [setting for setting in required if setting not in config.held]
+    if missing:
+        raise ValueError(
+            f"`load_state_dict(configuration='restore')`: `{name}` needs `{missing[0]}`, which the "
+            "state does not have. Build the scaler with that policy and load with 'keep'."
         )
     settings = {
         setting: _built(config.entries(setting))
@@ -148,6 +156,10 @@ def _built(described: Entries) -> Policy:
         for setting, value in config.held.items()
     }
     return kind(**settings)
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _differences(held: Entries, described: Entries | None, policy: Policy) -> list[str]:
