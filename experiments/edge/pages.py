@@ -18,6 +18,7 @@ from claims import table as claims
 from details import details
 from edge import RESULTS
 from figure import draw
+from marks import with_generated
 from strategy import LINES
 from summary import TOLERANCE, TRUTH, Cell, Found, is_near, read
 from task import Task
@@ -108,15 +109,6 @@ def section(task: Task, found: Found) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def between(page: str, mark: str, text: str) -> str:
-    """The page with `text` between the marks of that name; as it was if it has none."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(page):
-        print(f"{PAGE} has no marks `{begin}` … `{end}`; left out")
-    return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{end}", page)
-
-
 def main() -> None:
     """Draw, write."""
     page = PAGE.read_text()
@@ -127,10 +119,10 @@ def main() -> None:
             found = read(path, worst=task.chance)
             results.append((task, found))
             draw(task, found, ROOT / "docs" / "images" / f"edge-{name}.svg")
-            page = between(page, f"edge {name}", section(task, found))
+            page = with_generated(page, f"edge {name}", section(task, found))
     if mismatch.RESULT.exists():
-        page = between(page, "mismatch", mismatch.table())
-    PAGE.write_text(between(page, "claims", claims(results)))
+        page = with_generated(page, "mismatch", mismatch.table())
+    PAGE.write_text(with_generated(page, "claims", claims(results)))
 
 
 if __name__ == "__main__":

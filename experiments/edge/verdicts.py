@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from advised import model_step
 from claims import learned
 from edge import RESULTS, machine
 from gradscale import advise
+from marks import with_generated
 from strategy import Strategy
 from summary import TRUTH, Cell, Found, is_near, read
 from task import Task
@@ -206,10 +206,7 @@ def main() -> None:
                 asked.append(answer)
                 print(*answer, "->", became(answer, found[name]), flush=True)
             write(asked)
-    begin, end = "<!-- verdicts: begin -->", "<!-- verdicts: end -->"
-    pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
-    text = f"{begin}\n\n{tables(known(), found)}\n\n{end}"
-    PAGE.write_text(pattern.sub(lambda _: text, PAGE.read_text()))
+    PAGE.write_text(with_generated(PAGE.read_text(), "verdicts", tables(known(), found)))
 
 
 if __name__ == "__main__":
