@@ -196,6 +196,9 @@ def main() -> None:
     torch.set_num_threads(1)
     found, asked = results(), known()
     names = given.tasks or list(found)
+    for name in names:
+        if name not in found:
+            parser.error(f"`{name}` has no results. Pass some of {', '.join(found)}.")
     if given.again:
         asked = [a for a in asked if a.task not in names]
     for name in names:

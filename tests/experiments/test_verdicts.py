@@ -16,7 +16,7 @@ from gradscale.truth import reference
 from summary import read
 from tasks import TASKS
 from training import Result
-from verdicts import BECAME, SAID, Asked, ask, became, tables, trained_formats
+from verdicts import BECAME, SAID, Asked, ask, became, main, tables, trained_formats
 
 
 @pytest.mark.parametrize("name", ["units", "depth-lion", "mixture"])
@@ -95,6 +95,13 @@ def test_what_float32_does_not_learn_is_left_out(tmp_path):
     scores = {"fp32": 0.0, "fp16 torch": 0.0, "fp16 layerwise": 0.0}
     text = tables([asked("a plan")], {"units": found_in(tmp_path, scores)})
     assert "0 cases of 0 tasks" in text
+
+
+def test_a_task_without_results_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["verdicts.py", "nonsense"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "`nonsense` has no results. Pass some of units, " in capsys.readouterr().err
 
 
 def test_two_losses_far_apart_need_a_plan_and_near_ones_do_not(tmp_path):
