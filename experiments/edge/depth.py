@@ -57,7 +57,7 @@ ABOUT = {
     "lamb": "LAMB, eps 1e-15",
 }
 
-# Where float32 itself trains: to 16 layers with the larger eps, to 6 with SGD (at 8 it is at chance).
+# Where float32 itself trains: to 16 layers with the larger eps, to 6 with SGD (chance at 8).
 DEPTHS = {"adam-1e-8": (8, 12, 16, 20), "sgd": (2, 3, 4, 5, 6)}
 FAST = {"adam-1e-8": (12, 20), "sgd": (4, 6)}
 UNIT = ("lion", "adam", "adam-1e-8")
