@@ -93,10 +93,12 @@ def _sorted(names: tuple[str, ...], found: Sequence[int], roots: int) -> Topolog
         waiting[target] += 1
     order = [i for i in range(roots) if not waiting[i]]
     by_rank: list[int] = []
-    for node in order:  # grows as it goes
+    sources: list[int] = []
+    for place, node in enumerate(order):  # grows as it goes
         edges = range(first[node], first[node + 1])
         by_rank += edges
         for edge in edges:
+            sources.append(place)
             target = targets[edge]
             waiting[target] -= 1
             if not waiting[target]:
@@ -105,7 +107,6 @@ def _sorted(names: tuple[str, ...], found: Sequence[int], roots: int) -> Topolog
     for place, node in enumerate(order):
         rank[node] = place
     sorted_names = tuple([names[node] for node in order])
-    sources = [place for place, node in enumerate(order) for _ in range(first[node], first[node + 1])]
     columns = (
         sources,
         [outputs[edge] for edge in by_rank],
