@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradscale.captured.eager_step import EagerStep, summed
+from gradscale.captured.eager_step import EagerStep, total_loss
 from gradscale.captured.planned_gradients import Gradients, plain_gradients
 from gradscale.captured.step_result import StepResult
 from gradscale.functional import clipping, next_state, observe, select, unscale
@@ -48,7 +48,7 @@ class TensorStep:
         gradients_of: GradientsOf = plain_gradients,
     ) -> None:
         self.model, self.loss_fn, self.optimizer = written.model, written.loss_fn, written.optimizer
-        self.max_norm, self.tally = written.max_norm, written.tally
+        self.max_norm, self.step_count = written.max_norm, written.step_count
         self.policy, self.state, self.gradients_of = policy, state, gradients_of
         self.trained = list(trained)
         self.gradients = [cast(Tensor, parameter.grad) for parameter in trained]
@@ -71,8 +71,8 @@ class TensorStep:
             seen = observe(found_inf, gradients, self.policy.needs)
             self._update(quotients, found_inf)
             self._advance(seen, losses)
-            self.tally.count(found_inf)
-        return StepResult(summed(losses), found_inf, norm, tuple(counted))
+            self.step_count.count(found_inf)
+        return StepResult(total_loss(losses), found_inf, norm, tuple(counted))
 
     def _backward(
         self, batches: Sequence[object]
