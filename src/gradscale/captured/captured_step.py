@@ -107,6 +107,7 @@ class CapturedStep:
         if mode == "compile":
             check_compile(model, optimizer, device)
         self.mode: Mode = mode
+        # Skipping on the device, because a graph cannot stop for a host that reads a flag.
         self.scaler = GradScaler(device.type, policy=policy, sync_free=True, layerwise=layerwise)
         self._micro_batches, self._warmup = micro_batches, warmup
         self._step_count = StepCount(device)
@@ -257,6 +258,7 @@ class CapturedStep:
         else:
             with on_side_stream(self._stream):
                 result = self._written(batches)
+        # Parameters that got no gradient have no state either, and stay out of the capture.
         self._trained = [i for i, p in enumerate(self._parameters) if p.grad is not None]
         self._learning = learning(self._optimizer)
         self._warm += 1
@@ -274,6 +276,7 @@ class CapturedStep:
         parameters = self._parameters
         for index in self._trained:
             parameter = parameters[index]
+            # Cleared since: the capture needs a tensor that stays where it is.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return prepared(self._optimizer)

@@ -51,6 +51,7 @@ class EagerStep:
         losses: list[Tensor] = []
         for batch in batches:
             loss = checked(self.loss_fn(self.model, batch))
+            # Before it is scaled, so that the gradients add up to those of the mean.
             loss = loss if len(batches) == 1 else loss / len(batches)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
