@@ -117,7 +117,7 @@ class Dynamic(Policy):
         way_out = "To change how fast the scale falls, pass `backoff_factor`."
         check(self, "growth_factor", fits, "must be finite and above 1", way_out)
         check_backoff(self)
-        way_out = "For a scale that never grows, pass `max_scale=init_scale`."
+        way_out = "For a scale that never grows, pass `Dynamic(max_scale=init_scale)`."
         check_count(self, "growth_interval", 1, way_out)
         check_count(self, "hysteresis", 1, "Pass 1 to back off at every overflow.")
         way_out = "Pass 0 to back off at every overflow."
