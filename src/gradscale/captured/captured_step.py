@@ -29,8 +29,8 @@ from gradscale.captured.settings import FrozenSettings, learning
 from gradscale.captured.step_count import StepCount
 from gradscale.captured.step_result import Captured, StepResult
 from gradscale.layerwise import Layerwise
-from gradscale.layerwise.planner_argument import PlannerArgument
 from gradscale.optimizer_parameters import parameters_of
+from gradscale.plans.planner_given import PlannerArgument
 from gradscale.policies.policy import Policy
 from gradscale.scaler.scaler import GradScaler
 from gradscale.undo.select import prepared
