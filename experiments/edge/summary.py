@@ -122,6 +122,12 @@ def is_near(score: float, truth: float, chance: float) -> bool:
     return score >= truth - TOLERANCE * abs(truth - chance)
 
 
+def is_close(cell: Cell, truth: float, chance: float) -> bool:
+    """Whether its seeds, three or more, leave open on which side of `is_near` it is."""
+    bound = -TOLERANCE * abs(truth - chance)
+    return len(cell.scores) >= 3 and abs(cell.difference - bound) < cell.interval
+
+
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return statistics.fmean(known) if known else math.nan
