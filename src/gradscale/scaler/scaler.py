@@ -25,6 +25,7 @@ from gradscale.scaler.eager import eager
 from gradscale.scaler.gradient_verbs import GradientVerbs
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
+from gradscale.scaler.record import DIVIDED
 from gradscale.scaler.scaling import scale_without_loss, scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
@@ -192,13 +193,13 @@ class GradScaler(GradientVerbs):
             scale_without_loss(step, optimizer, "step")
         step.open()
         record = step.records[id(optimizer)]
-        untouched, fused = record.untouched, steps_fused(optimizer)
-        if not untouched:
+        at, fused = record.at, steps_fused(optimizer)
+        if at > DIVIDED:  # no place before is refused
             refuse(record, "step")
         if fused and takes_scaler(optimizer):
             call = step_call(optimizer, args, {**kwargs, "grad_scaler": self})
             return step_of_its_own(step, optimizer, record, call)
-        if untouched and closure is None and divided_first(step, optimizer, record):
+        if at < DIVIDED and closure is None and divided_first(step, optimizer, record):
             self.unscale_(optimizer)
         if closure is not None:
             return ClosureStep(step, optimizer, record).take(closure, args, kwargs)
