@@ -253,6 +253,15 @@ def test_claims_count_what_three_seeds_tell_apart(tmp_path):
     assert f"| {BEST} | 1 of 1 | | | | | | |" in rows
 
 
+def test_what_float32_was_not_trained_at_is_left_out(tmp_path):
+    path = tmp_path / "some.jsonl"
+    lone = json.dumps({**json.loads(line("fp16 torch", 0, 0.9)), "value": 16})
+    path.write_text("\n".join(["{}", line("fp32", 0, 0.5), lone]) + "\n")
+    found = read(path, worst=0.0)
+    assert set(found.cells) == {"fp32"}
+    assert "fp16 torch" not in section(TASKS["units"], found)
+
+
 def test_nothing_is_claimed_of_values_at_which_float32_learns_nothing(tmp_path):
     ((task, found),) = results(tmp_path, {"fp32": (0.9,), "fp16 torch": (0.0,)})
     truth = found.cells["fp32"]
