@@ -10,10 +10,11 @@ from torch import Tensor
 
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
-from gradscale.layerwise.planner_argument import PlannerArgument, layerwise_of
+from gradscale.layerwise.planner_argument import layerwise_of
 from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.schedule import Follower, step_if_taken
+from gradscale.plans.planner_given import PlannerArgument
 from gradscale.policies.policy import Policy
 from gradscale.ranks import Ranks
 from gradscale.scaler.advancing import end_step
