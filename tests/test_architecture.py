@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 import statistics
 import subprocess
@@ -263,6 +264,23 @@ for name in {library!r}:
     importlib.import_module(name)
 """
     fresh_python(code)
+
+
+def test_the_top_level_shows_what_is_public_and_nothing_that_happens_to_be_imported() -> None:
+    code = """
+import gradscale, json, types
+values = {name: getattr(gradscale, name) for name in dir(gradscale)}
+starred = {}
+exec("from gradscale import *", starred)
+packages = [name for name, value in values.items() if isinstance(value, types.ModuleType)]
+print(json.dumps([list(values), packages, sorted(set(starred) - {"__builtins__"})]))
+"""
+    names, packages, starred = map(set, json.loads(fresh_python(code)))
+    documented = {package.removeprefix("gradscale.") for package in PUBLIC}
+    assert packages <= documented | {"functional", "integrations", "presets"}
+    ours = {name for package, name in public_names() if package == "gradscale"}
+    assert names - packages == ours | {"__version__"}
+    assert ours <= starred <= names
 
 
 def public_names() -> list[tuple[str, str]]:

@@ -10,45 +10,85 @@ import importlib
 import typing
 from types import ModuleType
 
-from gradscale import checkpoints as checkpoints
-from gradscale import doctor as doctor
-from gradscale import emulation as emulation
-from gradscale import functional as functional
-from gradscale import metrics as metrics
-from gradscale import recording as recording
-from gradscale import truth as truth
-from gradscale.advice import advise as advise
-from gradscale.captured import CapturedStep as CapturedStep
-from gradscale.emulation import emulate as emulate
-from gradscale.formats import FloatFormat as FloatFormat
-from gradscale.half.conversion import half_precision as half_precision
-from gradscale.integrations.attach import attach as attach
-from gradscale.layerwise import Layerwise as Layerwise
-from gradscale.plans import Adaptive as Adaptive
-from gradscale.plans import Excluding as Excluding
-from gradscale.plans import Windows as Windows
-from gradscale.policies import Band as Band
-from gradscale.policies import Dynamic as Dynamic
-from gradscale.policies import Guarded as Guarded
-from gradscale.policies import LastMaximum as LastMaximum
-from gradscale.policies import LogNormal as LogNormal
-from gradscale.policies import Quantile as Quantile
-from gradscale.policies import Recovering as Recovering
-from gradscale.policies import Static as Static
-from gradscale.policies import TwoSided as TwoSided
-from gradscale.policies import preset as preset
-from gradscale.policies import presets as presets
-from gradscale.recording import Recorder as Recorder
-from gradscale.scaler import GradScaler as GradScaler
-from gradscale.undo import Degrees as Degrees
+from gradscale import checkpoints, doctor, emulation, functional, metrics, recording, truth
+from gradscale.advice import advise
+from gradscale.captured import CapturedStep
+from gradscale.emulation import emulate
+from gradscale.formats import FloatFormat
+from gradscale.half.conversion import half_precision
+from gradscale.integrations.attach import attach
+from gradscale.layerwise import Layerwise
+from gradscale.plans import Adaptive, Excluding, Windows
+from gradscale.policies import (
+    Band,
+    Dynamic,
+    Guarded,
+    LastMaximum,
+    LogNormal,
+    Quantile,
+    Recovering,
+    Static,
+    TwoSided,
+    preset,
+    presets,
+)
+from gradscale.recording import Recorder
+from gradscale.scaler import GradScaler
+from gradscale.undo import Degrees
 from gradscale.version import __version__ as __version__
-from gradscale.watching import watch as watch
+from gradscale.watching import watch
 
 if typing.TYPE_CHECKING:
     from gradscale import replay as replay
     from gradscale import report as report
 
+__all__ = [
+    "Adaptive",
+    "Band",
+    "CapturedStep",
+    "Degrees",
+    "Dynamic",
+    "Excluding",
+    "FloatFormat",
+    "GradScaler",
+    "Guarded",
+    "LastMaximum",
+    "Layerwise",
+    "LogNormal",
+    "Quantile",
+    "Recorder",
+    "Recovering",
+    "Static",
+    "TwoSided",
+    "Windows",
+    "advise",
+    "attach",
+    "checkpoints",
+    "doctor",
+    "emulate",
+    "emulation",
+    "functional",
+    "half_precision",
+    "metrics",
+    "preset",
+    "presets",
+    "recording",
+    "truth",
+    "watch",
+]
+
 _WHEN_ASKED = ("replay", "report")
+_BESIDE = (
+    "advice",
+    "backward",
+    "formats",
+    "histogram",
+    "integrations",
+    "outcomes",
+    "plans",
+    "policies",
+    "watching",
+)
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -56,3 +96,8 @@ def __getattr__(name: str) -> ModuleType:
     if name in _WHEN_ASKED:
         return importlib.import_module(f"gradscale.{name}")
     raise AttributeError(f"module 'gradscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # Without the modules that are here because others import them.
+    return sorted((*__all__, *_WHEN_ASKED, *_BESIDE, "__version__"))

@@ -370,6 +370,7 @@ def other_adam() -> torch.optim.Optimizer:
         (3, TypeError, r"`advise\(model_step\)` got int 3; it needs `\(model, batches, loss\)`"),
         ((1, 2), TypeError, r"got a tuple of 2; it needs"),
         ((1, [], class_loss), TypeError, "the first part is int 1; it must be the model"),
+        (torch.nn.Linear(2, 1), TypeError, r"got the module Linear alone; it needs `\(model, b"),
         ((perceptron(), torch.ones(2), class_loss), TypeError, "an iterable of batches.*a list"),
         ((perceptron(), [1], None), TypeError, "the third part is None; it must be the loss"),
         ((perceptron(), [1], class_loss, 0.1), TypeError, "the fourth part.*returns an optimizer"),

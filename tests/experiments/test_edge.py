@@ -18,23 +18,33 @@ import gradscale
 from claims import BEST, learned
 from claims import table as claims
 from details import details
-from edge import planned, trained
+from edge import close, planned, trained
 from gradscale.backward import BackwardGraph
 from gradscale.formats import FloatFormat
 from gradscale.policies import Static
 from gradscale.truth import Gradients
+from hosts import host
 from lamb import Lamb
 from lost import gradients, lost_shares
+from pages import section
 from scaled_flow import TARGET, ScaledFlow
 from strategy import OWN, RULES, TRUTH, Strategy
 from summary import is_near, read
+from task import Task
 from tasks import TASKS
-from training import Result, train
+from training import Result, begun, run, train
+
+
+def task_of(name: str, steps: int) -> Task:
+    """The task, shorter; its test is skipped where its package is not, and must not be."""
+    if TASKS[name].needs is not None:
+        host(TASKS[name].needs)
+    return replace(TASKS[name], steps=steps)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_a_training_is_a_pure_function_of_its_arguments(name):
-    task = replace(TASKS[name], steps=2)
+    task = task_of(name, 2)
     strategy = Strategy("fp16", "torch")
     value = task.values[0]
     first, second = (train(task, value, strategy, 3) for _ in range(2))
@@ -152,6 +162,31 @@ def test_every_published_rule_is_a_strategy_of_its_own(scaling):
     assert math.isfinite(train(task, 12, Strategy("fp16", scaling), 0).score)
 
 
+@pytest.mark.parametrize("scaling", ["dynamic", "layerwise"])
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_can_be_trained_with_weights_and_gradients_in_float16(name, scaling):
+    task = task_of(name, 2)
+    training, way = begun(task, task.values[0], Strategy("half", scaling), 0)
+    assert all(math.isfinite(loss) for loss in run(training, way, task.steps).losses)
+    training.optimizer.zero_grad()
+    with way.computing():
+        way.backward(training.loss(task.steps))
+    matrices = [p for p in training.model.parameters() if p.grad is not None and p.dim() > 1]
+    assert {p.dtype for p in matrices} == {torch.float16}
+    assert {p.grad.dtype for p in matrices} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    "name, scaling", [(task.name, scaling) for task in TASKS.values() for scaling in task.own]
+)
+def test_a_network_that_is_written_anew_learns_without_a_scaler(name, scaling):
+    task = task_of(name, 24)
+    training, way = begun(task, task.values[0], Strategy("fp16", scaling), 0)
+    losses = run(training, way, task.steps).losses
+    assert way.scaler is None
+    assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
+
+
 @pytest.mark.parametrize("scaling", OWN)
 def test_only_tasks_that_are_written_so_offer_a_scaling_of_their_own(scaling):
     strategy = Strategy("fp16", scaling)
@@ -218,11 +253,49 @@ def test_claims_count_what_three_seeds_tell_apart(tmp_path):
     assert f"| {BEST} | 1 of 1 | | | | | | |" in rows
 
 
+def test_what_float32_was_not_trained_at_is_left_out(tmp_path):
+    path = tmp_path / "some.jsonl"
+    lone = json.dumps({**json.loads(line("fp16 torch", 0, 0.9)), "value": 16})
+    path.write_text("\n".join(["{}", line("fp32", 0, 0.5), lone]) + "\n")
+    found = read(path, worst=0.0)
+    assert set(found.cells) == {"fp32"}
+    assert "fp16 torch" not in section(TASKS["units"], found)
+
+
 def test_nothing_is_claimed_of_values_at_which_float32_learns_nothing(tmp_path):
     ((task, found),) = results(tmp_path, {"fp32": (0.9,), "fp16 torch": (0.0,)})
     truth = found.cells["fp32"]
     both = {8.0: truth[8], 16.0: replace(truth[8], scores=(0.05,))}
     assert [learned(task, both, value) for value in both] == [True, False]
+
+
+def test_five_seeds_are_planned_where_three_leave_it_open(tmp_path):
+    scores = {
+        "fp32": (0.80, 0.80, 0.80),
+        "bf16": (0.70, 0.82),
+        "fp16 torch": (0.70, 0.76, 0.82),
+        "fp16 guarded": (0.80, 0.79, 0.80),
+        "fp16 layerwise": (0.50, 0.49, 0.50),
+    }
+    ((task, found),) = results(tmp_path, scores)
+    plan = [(value, strategy.label, seed) for value, strategy, seed in close(task, found)]
+    assert plan == [(8, label, seed) for seed in (3, 4) for label in ("fp32", "fp16 torch")]
+
+
+def test_a_section_shows_every_statistic(tmp_path):
+    path = tmp_path / "some.jsonl"
+    losing = Result(8, "fp16 layerwise", 1, 0.7, 1.0, 5, 0.0, 3, 4.0, 2.5, (4, 3, 2, 1), 0.25, 0.5)
+    lines = [
+        *(line("fp32", seed, 0.5, (4, 3, 2, 1)) for seed in (0, 1)),
+        json.dumps(replace(losing, seed=0, score=0.5).to_json()),
+        json.dumps(losing.to_json()),
+    ]
+    path.write_text("\n".join(["{}", *lines]) + "\n")
+    shown = section(TASKS["units"], read(path, worst=0.0))
+    assert "2 seeds" in shown
+    assert "| fp16 layerwise | 0.600 (+0.100 ± 1.271) | 4.0 | 2.5 |" in shown
+    assert "| | steps to target | skipped | lost, weights | lost, inputs | scales |" in shown
+    assert "| fp16 layerwise | 75 % | 5 | 25 % | 50 % | 3 |" in shown
 
 
 @pytest.mark.parametrize("chance", [0.0, -7.0])

@@ -39,6 +39,20 @@ def test_a_device_that_torch_does_not_know_is_refused(name):
         GradScaler(name)
 
 
+@pytest.mark.parametrize(
+    ("setting", "way_out"),
+    [
+        ({"init_scale": 0}, r"`GradScaler\(init_scale=0\)` must be a finite.*Pass a scale"),
+        ({"growth_interval": 0}, r"`GradScaler\(growth_int.*, pass `Dynamic\(max_scale=init_scale"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_without_arguments_that_only_a_policy_has(
+    setting, way_out
+):
+    with pytest.raises(ValueError, match=way_out):
+        GradScaler("cpu", **setting)
+
+
 def test_what_is_no_device_is_refused():
     with pytest.raises(TypeError, match=r"`GradScaler\(SGD\)`: the first argument is a device"):
         GradScaler(optimizer_of(torch.nn.Linear(2, 1)))

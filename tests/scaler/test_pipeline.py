@@ -48,9 +48,13 @@ class TestOnRanks:
             torch.testing.assert_close(torch.tensor(mine), theirs.flatten(), rtol=1e-4, atol=1e-5)
 
 
-def test_without_ranks_a_step_before_any_loss_is_refused_as_torch_does():
+@pytest.mark.parametrize("call", ["step", "unscale_", "update"])
+@pytest.mark.parametrize("kind", [gradscale.GradScaler, torch.amp.GradScaler])
+def test_without_ranks_a_call_before_any_loss_is_refused_as_torch_does(kind, call):
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    with pytest.raises(AssertionError, match="_scale is None"):
-        gradscale.GradScaler("cpu").step(optimizer)
+    ours = kind is gradscale.GradScaler
+    words = rf"^`{call}` was called before any loss.*`scaler.scale\(loss\).backward\(\)`"
+    with pytest.raises(AssertionError, match=words if ours else "_scale is None"):
+        getattr(kind("cpu"), call)(*[optimizer] * (call != "update"))

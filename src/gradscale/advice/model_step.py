@@ -126,4 +126,6 @@ def _what(value: object) -> str:
         return f"a {type(value).__name__} of {count}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, nn.Module):
+        return f"the module {type(value).__name__} alone"
     return f"{type(value).__name__} {value!r}"[:80] if value is not None else "None"

@@ -20,7 +20,7 @@ from gradscale.layerwise.track import Track
 from gradscale.layerwise.tracks import Tracks
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.decision import Decision
-from gradscale.plans.planner import Planner
+from gradscale.plans.planner import Planner, UserGiven
 from gradscale.plans.situation import Situation
 
 
@@ -47,9 +47,12 @@ class Planning:
         return measure(walk, exponents, scale, products=products, moments=moments)
 
     def lower_at_once(self, step: StepOutcome) -> None:
-        """After an overflow that nobody measured: the groups that must be to blame go down."""
+        """After an overflow that nobody measured: the groups that must be to blame go down.
+
+        Not those of a plan that somebody gave: it stays, and the policy lowers the scale.
+        """
         track = self.tracks.latest
-        if track is not None:
+        if track is not None and not isinstance(self.planner, UserGiven):
             self._lowered = lower_suspects(track, floor_exponent(step.scale))
 
     def carry_out_lowering(self, scale: Tensor) -> None:

@@ -117,7 +117,7 @@ class Dynamic(Policy):
         way_out = "To change how fast the scale falls, pass `backoff_factor`."
         check(self, "growth_factor", fits, "must be finite and above 1", way_out)
         check_backoff(self)
-        way_out = "For a scale that never grows, pass `max_scale=init_scale`."
+        way_out = "For a scale that never grows, pass `Dynamic(max_scale=init_scale)`."
         check_count(self, "growth_interval", 1, way_out)
         check_count(self, "hysteresis", 1, "Pass 1 to back off at every overflow.")
         way_out = "Pass 0 to back off at every overflow."
@@ -219,6 +219,8 @@ class Dynamic(Policy):
     def _count_overflows(self, state: DynamicState, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         steps, overflows = state.steps_since_rescale, state.overflows_since_backoff
         if self.tolerance == 0:
+            # Nothing is tolerated, so nothing need be counted: the fast path leaves both as they
+            # are, too.
             return steps, overflows, torch.zeros_like(found)
         steps, overflows = steps + 1, overflows + found.to(torch.int32)
         return steps, overflows, overflows / steps < self.tolerance

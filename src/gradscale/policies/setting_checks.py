@@ -93,6 +93,9 @@ def check_scale_range(policy: _Bounded, cap_required: bool = False) -> None:
         fits = low <= high <= MAX_FLOAT32
         rule = f"must be a finite float32 of at least `min_scale` ({low!r})"
         check(policy, "max_scale", fits, rule, "Raise it, or lower `min_scale`.")
+    fits = MIN_SCALE <= policy.init_scale <= MAX_FLOAT32
+    rule = "must be a finite number of at least 2**-126, the smallest normal float32"
+    check(policy, "init_scale", fits, rule, "Pass a scale such as 2.0**16.")
     fits = low <= policy.init_scale <= high
     rule = f"must lie between `min_scale` ({low!r}) and `max_scale` ({high!r})"
     check(policy, "init_scale", fits, rule, "Move it, or pass the bound that it exceeds.")

@@ -104,8 +104,9 @@ BETWEEN_STEPS = (
     "`scaler.state_dict()`."
 )
 NO_SCALE = (
-    "Attempted {call} but _scale is None.  This may indicate your script did not use "
-    "scaler.scale(loss or outputs) earlier in the iteration."
+    "`{call}` was called before any loss was scaled. Write `scaler.scale(loss).backward()` in "
+    "place of `loss.backward()`. A stage of a pipeline that has no loss shares the scale of the "
+    "others if all are given `process_group=`."
 )
 BACKWARD_SINCE = (
     "`step(optimizer)`: backward() has run since the last `accumulate_(optimizer)`. "

@@ -48,9 +48,9 @@ def choose_policy(policy: Policy | None, enabled: bool, numbers: Mapping[str, An
     try:
         chosen = Dynamic(**numbers)
     except ValueError as error:
-        raise InvalidSetting(str(error).replace("`Dynamic(", "`GradScaler(")) from None
+        raise InvalidSetting(str(error).replace("`Dynamic(", "`GradScaler(", 1)) from None
     except TypeError as error:
-        raise TypeError(str(error).replace("`Dynamic(", "`GradScaler(")) from None
+        raise TypeError(str(error).replace("`Dynamic(", "`GradScaler(", 1)) from None
     _warn_of_rounding(numbers)
     return chosen
 
