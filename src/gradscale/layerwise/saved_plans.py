@@ -12,6 +12,7 @@ from gradscale.backward.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.entries import MOST, Entries
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.measuring_cost import MOST as MOST_STEPS
+from gradscale.layerwise.outliers import FARTHEST, Outliers
 
 _KINDS = ("arrived", "produced", "weight")
 _FARTHEST = 2**12  # octaves: float64 has 2,098 of them
@@ -26,6 +27,8 @@ class SavedTrack(NamedTuple):
     anchor: int
     overflows: int
     history: tuple[Measurements, ...]
+    tops: tuple[int, ...] = ()
+    outliers: Outliers = Outliers()
 
     def fits(self, graph: BackwardGraph) -> bool:
         """Whether all that it speaks of is in `graph`."""
@@ -33,12 +36,15 @@ class SavedTrack(NamedTuple):
         places |= {(node, -1) for node in range(len(graph))}
         records = (record for measured in self.history for record in measured.records)
         known = all((record.node, record.target) in places for record in records)
-        return known and len(self.plan.exponents) == len(graph)
+        tops = len(self.tops) in (0, len(graph))
+        return known and tops and len(self.plan.exponents) == len(graph)
 
     def as_dict(self) -> dict[str, object]:
         """What was saved."""
         history = [measurements.as_dict() for measurements in self.history]
-        return {**self._asdict(), "plan": self.plan.to_dict(), "history": history}
+        plain = {"plan": self.plan.to_dict(), "history": history}
+        lists = {"tops": list(self.tops), "outliers": list(self.outliers)}
+        return {**self._asdict(), **plain, **lists}
 
 
 class SavedPlans(NamedTuple):
@@ -123,7 +129,19 @@ def _track(held: Entries, signature: str) -> SavedTrack:
         anchor=held.count("anchor", -_FARTHEST, _FARTHEST),
         overflows=held.count("overflows", most=_LARGEST_INT32),
         history=tuple(read_measurements(part, signature) for part in held.each("history")),
+        tops=held.counts("tops", -_FARTHEST, _FARTHEST) if held.has("tops") else (),
+        outliers=_outliers(held) if held.has("outliers") else Outliers(),
     )
+
+
+def _outliers(held: Entries) -> Outliers:
+    saved = held.counts("outliers", 0, _LARGEST_INT32)
+    if len(saved) != len(Outliers._fields) or saved[0] > FARTHEST:
+        raise ValueError(
+            f"`{held.name}['outliers']` is {list(saved)}; it must be three numbers, the octaves of "
+            f"reach (at most {FARTHEST}), how many overflows, and the step of the last."
+        )
+    return Outliers(*saved)
 
 
 def read_measurements(held: Entries, signature: str) -> Measurements:

@@ -41,6 +41,14 @@ class StepPasses:
         self.signatures.add(graph.signature)
         self._graphs.append(graph)
 
+    def unmeasured(self, tracks: Tracks) -> str | None:
+        """The only graph that the passes can have run through, if nobody measured there."""
+        if self.measurings:
+            return None
+        # Nothing is walked while no plan is followed: where one structure is known, it was that.
+        seen = self.signatures if self.walked else {track.graph.signature for track in tracks}
+        return next(iter(seen)) if len(seen) == 1 else None
+
     def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those with a gradient that no walked graph leads to."""
         seen = {id(leaf) for graph in self._graphs for leaf in graph.parameters().values()}

@@ -9,6 +9,7 @@ from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
+from gradscale.layerwise.outliers import Outliers
 from gradscale.layerwise.saved_plans import SavedTrack
 from gradscale.plans.decision import Decision
 from gradscale.plans.groups import shifted
@@ -38,6 +39,8 @@ class Track:
         frozen: why the structure stays at one scale whatever is measured; None if it does not.
         anchor: the exponent of the loss scale that the plan was made for.
         overflows: measurements in a row in which something overflowed.
+        tops: of the last decision that knew them, see `Decision`.
+        outliers: what overflows have taught.
     """
 
     def __init__(self, graph: BackwardGraph) -> None:
@@ -46,6 +49,8 @@ class Track:
         self.decision: Decision | None = None
         self.frozen: str | None = None
         self.anchor = self.overflows = 0
+        self.tops: tuple[int, ...] = ()
+        self.outliers = Outliers()
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
         self._factors: dict[tuple[frozenset[int], frozenset[int]], _Factors] = {}
 
@@ -59,12 +64,23 @@ class Track:
     def situation(self) -> tuple[object, ...]:
         """What the next plan depends on, besides the measurements."""
         history = len(self.history)
-        return self.plan.exponents, self.frozen, self.anchor, history, self.overflows
+        return self.plan.exponents, self.frozen, self.anchor, history, self.overflows, self.outliers
+
+    def rooms(self, log2_scale: int) -> list[int]:
+        """For each node the octaves between what was measured and overflow; empty if not known."""
+        stored = zip(self.tops, self.plan.exponents, strict=False)
+        return [top - (log2_scale + exponent) for top, exponent in stored]
+
+    def learn(self, step: int, room: int | None) -> None:
+        """An overflow in which gradients went beyond this room, at least; None if nobody knows."""
+        if room is not None:
+            self.outliers = self.outliers.overflowed(step, room)
 
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
         self.decision, self.plan, self.anchor = decision, decision.plan, decision.log2_scale
         self.overflows = self.overflows + 1 if decision.overflowed else 0
+        self.tops = decision.tops or self.tops
 
     def anchor_at(self, log2_scale: int) -> None:
         """Keeps the absolute exponents of a plan that was made for another loss scale."""
@@ -106,6 +122,8 @@ class Track:
             "frozen": self.frozen,
             "anchor": self.anchor,
             "overflows": self.overflows,
+            "tops": list(self.tops),
+            "outliers": list(self.outliers),
             "history": [measurements.as_dict() for measurements in self.history],
         }
 
@@ -113,6 +131,7 @@ class Track:
     def restored(graph: BackwardGraph, saved: SavedTrack) -> Track:
         """A track that goes on where the saved one stopped."""
         track = Track(graph)
-        track.plan, track.frozen, track.anchor, track.overflows, history = saved
-        track.history.extend(history)
+        track.plan, track.frozen, track.anchor, track.overflows = saved[:4]
+        track.tops, track.outliers = saved.tops, saved.outliers
+        track.history.extend(saved.history)
         return track

@@ -52,6 +52,8 @@ class Decision:
             at the loss scale, belong to none.
         losses: nodes that lose more than the target whatever the exponent.
         overflowed: the nodes at which an overflow began, if one made this decision.
+        tops: for each node the highest exponent at which nothing that was measured of it overflows;
+            empty if the planner does not know.
         changed: whether plan or loss scale differ from those before.
         notes: what else the reader should know, one sentence each.
     """
@@ -61,6 +63,7 @@ class Decision:
     groups: tuple[Group, ...] = ()
     losses: tuple[Loss, ...] = ()
     overflowed: tuple[int, ...] = ()
+    tops: tuple[int, ...] = ()
     changed: bool = True
     notes: tuple[str, ...] = field(default=())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gradscale.backward.graph import BackwardGraph
@@ -12,6 +12,7 @@ from gradscale.formats import FloatFormat
 from gradscale.plans.decision import Decision, Group, Loss
 from gradscale.plans.groups import connected_groups, members
 from gradscale.plans.situation import Situation
+from gradscale.plans.tail import NO_TAIL, Tail
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows_anchor import anchored, loss_exponent
 from gradscale.plans.windows_nodes import node_windows
@@ -85,13 +86,14 @@ class Windows:
         graph, current = situation.graph, situation.current
         if situation.measurements.overflowed:
             return self.overflowed(situation, overflow_origins(graph, situation.measurements))
-        windows = self.windows(graph, situation.measurements)
+        windows = self.windows(graph, situation.measurements, situation.tail)
         plan, scale = current, situation.log2_scale
         if not _in_place(windows, current, scale):
             plan, scale = _replanned(situation, windows, self.headroom)
         decision = situation.decision(plan, scale, _described(graph, windows, plan, scale))
-        notes = _notes(graph, windows, scale)
-        return replace(decision, losses=_losses(windows), notes=notes)
+        notes = (*_notes(graph, windows, scale), *_told(situation.tail))
+        tops = self.tops(graph, situation.measurements)
+        return replace(decision, losses=_losses(windows), tops=tops, notes=notes)
 
     def overflowed(self, situation: Situation, origins: Collection[int]) -> Decision:
         """The decision after an overflow that began at `origins`, measured or suspected."""
@@ -103,20 +105,39 @@ class Windows:
             # of it does, or each node would overflow in its turn.
             scale = log2_scale - (self.backoff << min(situation.overflows, _MOST_DOUBLINGS))
         else:
-            windows = () if known is None else self.windows(graph, known)
+            windows = () if known is None else self.windows(graph, known, situation.tail)
             plan, scale = lowered(graph, plan, log2_scale, origins, self.backoff, windows)
         return situation.decision(plan, scale, connected_groups(graph, plan, scale), origins)
 
-    def windows(self, graph: BackwardGraph, measurements: Measurements) -> list[Window]:
+    def windows(
+        self, graph: BackwardGraph, measurements: Measurements, tail: Tail = NO_TAIL
+    ) -> list[Window]:
         """The window of every node."""
+        return self._windows(graph, measurements, self.flushed, self.headroom, tail)
+
+    def tops(self, graph: BackwardGraph, measurements: Measurements) -> tuple[int, ...]:
+        """For each node the highest exponent at which nothing that was measured overflows."""
+        # Whatever is lost, an octave is kept.
+        loosest = self._windows(graph, measurements, 1.0, 1, NO_TAIL)
+        return tuple(window.hi + 1 for window in loosest)
+
+    def _windows(
+        self,
+        graph: BackwardGraph,
+        measurements: Measurements,
+        flushed: float,
+        headroom: int,
+        tail: Tail,
+    ) -> list[Window]:
         narrow, made = self.product_format, self.result_format
         return node_windows(
             graph,
             measurements,
-            flushed=self.flushed,
-            headroom=self.headroom,
+            flushed=flushed,
+            headroom=headroom,
             product_format=None if narrow is None else FloatFormat.of(narrow),
             result_format=None if made is None else FloatFormat.of(made),
+            tail=tail,
         )
 
 
@@ -218,6 +239,16 @@ def _losses(windows: Sequence[Window]) -> tuple[Loss, ...]:
         for node, window in enumerate(windows)
         if window.lost > 0
     )
+
+
+def _told(tail: Tail) -> Iterator[str]:
+    """Why groups are lower than what was measured asks for."""
+    if tail.known:
+        yield (
+            f"after an overflow gradients are expected up to 2^{tail.reach} times as large as any "
+            "that was measured: groups keep so much more room, where that does not flush more of "
+            "their gradients than steps were lost"
+        )
 
 
 def _notes(graph: BackwardGraph, windows: Sequence[Window], log2_scale: int) -> tuple[str, ...]:
