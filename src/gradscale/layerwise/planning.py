@@ -13,7 +13,6 @@ from gradscale.backward.measurements import Measurements
 from gradscale.exponents import floor_exponent
 from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
-from gradscale.layerwise.outliers import least_room
 from gradscale.layerwise.overflow_suspects import lower_suspects, nonfinite_leaves
 from gradscale.layerwise.product_format import fitted
 from gradscale.layerwise.saved_plans import SavedPlans
@@ -48,7 +47,7 @@ class Planning:
         return measure(walk, exponents, scale, products=products, moments=moments)
 
     def overflowed_unmeasured(self, step: EndedStep, *, gradients: bool) -> None:
-        """After an overflow that nobody measured: what it teaches, and who goes down at once.
+        """After an overflow that nobody measured: it is remembered, and who is to blame goes down.
 
         Args:
             step: the one that was lost.
@@ -57,13 +56,10 @@ class Planning:
         if step.signature is None or step.signature not in self.tracks:
             return
         track, log2_scale = self.tracks[step.signature], floor_exponent(step.outcome.scale)
-        rooms = track.rooms(log2_scale)
-        if not gradients:
-            track.learn(step.number, min(rooms, default=None))
-            return
-        leaves = nonfinite_leaves(track.graph)
-        track.learn(step.number, least_room(track.graph, rooms, leaves) if rooms else None)
-        self._lowered = lower_suspects(track, leaves, log2_scale)
+        leaves = nonfinite_leaves(track.graph) if gradients else []
+        track.lose(step.number, log2_scale, leaves=leaves)
+        if gradients:
+            self._lowered = lower_suspects(track, leaves, log2_scale)
 
     def carry_out_lowering(self, scale: Tensor) -> None:
         """Sets the loss scale that `overflowed_unmeasured` asked for."""
@@ -110,15 +106,16 @@ class Planning:
         seen = measurements if overflowed else measurements.with_maxima(track.history)
         names = self.naming.of(track)
         known = track.history[-1] if track.history else None
-        tail = track.outliers.tail(step)
+        tail, lost = track.outliers.tail(step), track.lost
         situation = Situation(
-            track.graph, seen, track.plan, log2_scale, names, known, track.overflows, tail
+            track.graph, seen, track.plan, log2_scale, names, known, track.overflows, tail, lost
         )
         decision = self._fitted.decide(situation)
-        if not overflowed:
+        if overflowed:
+            track.lose(step - 1, log2_scale, origins=decision.overflowed)
+        else:
+            track.learn(tail, decision)
             track.history.append(measurements)
-        elif rooms := track.rooms(log2_scale):
-            track.learn(step - 1, max((rooms[n] for n in decision.overflowed), default=None))
         track.adopt(decision)
         return decision
 

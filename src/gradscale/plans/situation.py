@@ -10,7 +10,7 @@ from gradscale.backward.measurements import Measurements
 from gradscale.backward.plan import ScalePlan
 from gradscale.plans.decision import Decision, Group
 from gradscale.plans.groups import bounded
-from gradscale.plans.tail import NO_TAIL, Tail
+from gradscale.plans.tail import NO_TAIL, LostStep, Tail
 
 Names = Mapping[int, str]
 
@@ -28,6 +28,7 @@ class Situation:
         known: the latest measurements of this graph in which nothing overflowed, if there are any.
         overflows: how many measurements in a row before this one overflowed.
         tail: what overflows of this graph have taught since it was first measured whole.
+        lost: a step that overflowed since the last measurement in which nothing did.
 
     Example:
         >>> import torch
@@ -46,6 +47,7 @@ class Situation:
     known: Measurements | None = None
     overflows: int = 0
     tail: Tail = NO_TAIL
+    lost: LostStep | None = None
 
     def pinning(self, nodes: Iterable[int]) -> Situation:
         """The same with more nodes pinned to the loss scale."""

@@ -75,7 +75,7 @@ def window_of(
         >>> half = FloatFormat.of("fp16")
         >>> window_of(Counts(1.5, octaves=(900, 100), lowest=-1), half)
         Window(lo=-24, hi=11, limit=13, lost=0.0, extrapolated=False)
-        >>> window_of(Counts(1.5, octaves=(900, 100), lowest=-1), half, tail=Tail(5, 0.01)).hi
+        >>> window_of(Counts(1.5, octaves=(900, 100), lowest=-1), half, tail=Tail(5, 1)).hi
         6
     """
     if not counts.octaves:
@@ -85,7 +85,7 @@ def window_of(
     # To keep the share that is flushed, the headroom gives way, down to one octave.
     hi = max(min(lo, top - 1), top - headroom)
     limit = min(top - 1, max(hi, top - headroom // 2))
-    if tail.known:
+    if tail.reach:
         bearable = max(flushed, flushed_share(counts, format, hi) + tail.share)
         top -= tail.reach
         hi = min(hi, max(top - headroom, lowest_exponent(counts, format, bearable)))

@@ -12,7 +12,7 @@ from gradscale.formats import FloatFormat
 from gradscale.plans.decision import Decision, Group, Loss
 from gradscale.plans.groups import connected_groups, members
 from gradscale.plans.situation import Situation
-from gradscale.plans.tail import NO_TAIL, Tail
+from gradscale.plans.tail import NO_TAIL, Tail, room_left
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows_anchor import anchored, loss_exponent
 from gradscale.plans.windows_nodes import node_windows
@@ -27,6 +27,8 @@ class Windows:
         overflow      the groups in which it began go down by `backoff`, or into their windows of
                       before, if those are lower; the others stay. A graph that has no windows yet
                       goes down as a whole, by twice as much each time
+        next measured what it does not explain is taken for a heavy step: windows keep free how far
+                      that went beyond all that was measured, and forget it slowly
         all in place  keep the plan
         otherwise     the groups with a node outside its window are formed anew, the others stay,
                       unless forming all anew takes fewer groups
@@ -86,14 +88,14 @@ class Windows:
         graph, current = situation.graph, situation.current
         if situation.measurements.overflowed:
             return self.overflowed(situation, overflow_origins(graph, situation.measurements))
-        windows = self.windows(graph, situation.measurements, situation.tail)
+        tail = self._learned(situation)
+        windows = self.windows(graph, situation.measurements, tail)
         plan, scale = current, situation.log2_scale
         if not _in_place(windows, current, scale):
             plan, scale = _replanned(situation, windows, self.headroom)
         decision = situation.decision(plan, scale, _described(graph, windows, plan, scale))
-        notes = (*_notes(graph, windows, scale), *_told(situation.tail))
-        tops = self.tops(graph, situation.measurements)
-        return replace(decision, losses=_losses(windows), tops=tops, notes=notes)
+        notes = (*_notes(graph, windows, scale), *_told(tail))
+        return replace(decision, losses=_losses(windows), tail=tail, notes=notes)
 
     def overflowed(self, situation: Situation, origins: Collection[int]) -> Decision:
         """The decision after an overflow that began at `origins`, measured or suspected."""
@@ -115,11 +117,14 @@ class Windows:
         """The window of every node."""
         return self._windows(graph, measurements, self.flushed, self.headroom, tail)
 
-    def tops(self, graph: BackwardGraph, measurements: Measurements) -> tuple[int, ...]:
-        """For each node the highest exponent at which nothing that was measured overflows."""
-        # Whatever is lost, an octave is kept.
-        loosest = self._windows(graph, measurements, 1.0, 1, NO_TAIL)
-        return tuple(window.hi + 1 for window in loosest)
+    def _learned(self, situation: Situation) -> Tail:
+        """The tail, with the step that was lost since the last measurement."""
+        if situation.lost is None:
+            return situation.tail
+        # Whatever these lose, an octave is kept: that is where windows that lose all of it end.
+        loosest = self._windows(situation.graph, situation.measurements, 1.0, 1, NO_TAIL)
+        tops = {node: w.hi + 1 for node, w in enumerate(loosest) if not w.free}
+        return situation.tail.after(room_left(situation.graph, situation.lost, tops))
 
     def _windows(
         self,
@@ -243,7 +248,7 @@ def _losses(windows: Sequence[Window]) -> tuple[Loss, ...]:
 
 def _told(tail: Tail) -> Iterator[str]:
     """Why groups are lower than what was measured asks for."""
-    if tail.known:
+    if tail.reach:
         yield (
             f"after an overflow gradients are expected up to 2^{tail.reach} times as large as any "
             "that was measured: groups keep so much more room, where that does not flush more of "
