@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from calendars import NEVER, fix, quiet
 from gradscale import GradScaler, Layerwise
 from gradscale.backward import BackwardGraph
 from gradscale.backward.measurements import Measurements
@@ -30,13 +31,11 @@ from layerwise_planning import planning_rows
 from pairs import bracketed, in_turns, quartiles
 from where import arguments, began, describe, in_words, save
 
-NEVER = 10**9
-
 
 def quarters(graph: BackwardGraph, measurements: Measurements) -> dict[int, int]:
-    """A plan of four groups at 2^0, 2^4, 2^8 and 2^12, from the loss backward."""
+    """A plan of four groups at 2^0, 2^-4, 2^-8 and 2^-12, from the loss backward."""
     del measurements
-    return {node: 4 * (4 * node // len(graph)) for node in range(len(graph))}
+    return {node: -4 * (4 * node // len(graph)) for node in range(len(graph))}
 
 
 def scalers(device: str) -> dict[str, Any]:
@@ -44,7 +43,8 @@ def scalers(device: str) -> dict[str, Any]:
         "torch": torch.amp.GradScaler(device),
         "torch again": torch.amp.GradScaler(device),
         "uniform": GradScaler(device, layerwise=Layerwise(measure_every=NEVER)),
-        "planned": GradScaler(device, layerwise=quarters),
+        # Far from overflow, after which every step would measure.
+        "planned": GradScaler(device, init_scale=2.0**10, layerwise=quarters),
         "measuring": GradScaler(device, layerwise=Layerwise(measure_every=1)),
     }
 
@@ -84,12 +84,6 @@ class Bench:
         return self.now() - begin
 
 
-def quiet(scaler: Any) -> bool:
-    """Whether the next step does not measure."""
-    layerwise = getattr(scaler, "_layerwise", None)
-    return layerwise is None or not layerwise.timing.now
-
-
 def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
     """Every arm's step time over torch's in the same round."""
     arms = scalers(bench.device)
@@ -98,7 +92,7 @@ def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
             bench.step(scaler)
     # The fast start measures at powers of two; what is timed is a step between measurements.
     for name in ("uniform", "planned"):
-        arms[name].layerwise.timing.calendar = _Never()
+        fix(arms[name], measures=False)
         bench.step(arms[name])
         bench.step(arms[name])
     bench.backward_s.clear()
@@ -128,20 +122,6 @@ def ratios(bench: Bench, rounds: int) -> dict[str, Any]:
     return result
 
 
-class _Never:
-    """A calendar without another measurement."""
-
-    every = NEVER
-
-    def costing(self, steps: int) -> _Never:
-        del steps
-        return self
-
-    def due(self, step: int) -> bool:
-        del step
-        return False
-
-
 def memory(bench: Bench) -> dict[str, float]:
     """Peak memory of a step above what lives between steps, over torch's."""
     arms = scalers(bench.device)
@@ -152,7 +132,7 @@ def memory(bench: Bench) -> dict[str, float]:
         for _ in range(3):
             bench.step(scaler)
         if name in ("uniform", "planned"):
-            scaler.layerwise.timing.calendar = _Never()
+            fix(scaler, measures=False)
             bench.step(scaler)
             bench.step(scaler)
         # What lived before and dies within the step would count as negative.

@@ -24,12 +24,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from calendars import NEVER, fix, quiet
+from compiled_alone import compiled_alone
 from gradscale import CapturedStep, Dynamic, GradScaler, Layerwise
-from layerwise import NEVER, quarters, quiet
-from layerwise_models import GPT, Workload
+from layerwise import quarters
+from layerwise_models import Workload
 from pairs import bracketed, in_turns, quartiles
+from real.gpt import GPT, text_loss
 from where import arguments, began, describe, in_words, save
 
 
@@ -41,15 +43,10 @@ def squares(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return model(batch[0]).float().square().mean()
 
 
-def symbols(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    (text,) = batch
-    return F.cross_entropy(model(text[:, :-1]).flatten(0, 1).float(), text[:, 1:].flatten())
-
-
 MODELS = {
     "MLP 8 x 512": Workload(mlp, lambda: (torch.randn(128, 512),), squares),
     "GPT 2 x 192": Workload(
-        lambda: GPT(192, 2, 4, 256, 64), lambda: (torch.randint(256, (8, 65)),), symbols
+        lambda: GPT(192, 2, 4, 256, 64), lambda: (torch.randint(256, (8, 65)),), text_loss
     ),
 }
 
@@ -58,15 +55,11 @@ class Arm:
     """One compiled copy of a model, and one training step with any scaler."""
 
     def __init__(self, work: Workload, device: str) -> None:
-        from torch._inductor.compile_fx import compile_fx
-
         torch.manual_seed(0)
         self.device, self.dtype, self.loss = device, work.dtype, work.loss
         self.model = work.model().to(device)
         self.batch = tuple(part.to(device) for part in work.batch())
-        # A backend of its own, so that dynamo does not take the graph of another copy.
-        compiler: Callable[..., Any] = torch.compile
-        self.compiled = compiler(self.model, backend=lambda gm, inputs: compile_fx(gm, inputs))
+        self.compiled = compiled_alone(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-9)
 
     def step(self, scaler: Any) -> float:
@@ -106,7 +99,7 @@ def row(name: str, device: str, rounds: int) -> dict[str, Any]:
         for _ in range(6):  # the fast start measures steps 0, 1, 2 and 4
             ours.step(scaler)
     for arm in ("uniform", "planned"):
-        scalers[arm].layerwise.timing.calendar = _Never()
+        fix(scalers[arm], measures=False)
 
     def timed(arm: str) -> float:
         assert arm == "measuring" or quiet(scalers[arm])
@@ -145,7 +138,7 @@ def captured(name: str, device: str, layerwise: Any) -> Callable[[], float]:
     for _ in range(6):
         step.step(batch)
     if step.scaler.layerwise is not None:
-        step.scaler.layerwise.timing.calendar = _Never()
+        fix(step.scaler, measures=False)
 
     def timed() -> float:
         assert quiet(step.scaler)
@@ -163,16 +156,6 @@ def whole_row(name: str, device: str, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"model": f"{name}, whole step", "rounds": rounds}
     result["plain_ms"] = 1e3 * statistics.median(times["plain"])
     return result | {arm: quartiles(times[arm], times["plain"]) for arm in ("again", "planned")}
-
-
-class _Never:
-    """A calendar without another measurement."""
-
-    every = NEVER
-
-    def due(self, step: int) -> bool:
-        del step
-        return False
 
 
 def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:

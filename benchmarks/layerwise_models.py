@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from real.gpt import GPT, text_loss
+from real.resnet import image_loss, resnet
 
 
 @dataclass(frozen=True)
@@ -20,94 +22,12 @@ class Workload:
     dtype: torch.dtype = torch.float16
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block as in GPT-2."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, time, width)` to the same."""
-        n, time, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, time, width))
-        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
-
-
-class GPT(nn.Module):
-    """GPT-2 with tied embeddings."""
-
-    def __init__(self, width: int, depth: int, heads: int, symbols: int, time: int) -> None:
-        super().__init__()
-        self.symbols, self.places = nn.Embedding(symbols, width), nn.Embedding(time, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, symbols, bias=False)
-        nn.init.normal_(self.symbols.weight, std=0.02)
-        self.head.weight = self.symbols.weight
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Logits of each next symbol."""
-        x = self.symbols(text) + self.places(torch.arange(text.shape[1], device=text.device))
-        return self.head(self.norm(self.blocks(x)))
-
-
-class Bottleneck(nn.Module):
-    """The residual block of ResNet-50."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.inside = nn.Sequential(
-            nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width),
-        )  # fmt: skip
-        self.beside: nn.Module = nn.Identity()
-        if stride > 1 or inputs != 4 * width:
-            convolution = nn.Conv2d(inputs, 4 * width, 1, stride, bias=False)
-            self.beside = nn.Sequential(convolution, nn.BatchNorm2d(4 * width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, inputs, h, w)` to `(n, 4 * width, h / stride, w / stride)`."""
-        return F.relu(self.inside(x) + self.beside(x))
-
-
-def resnet(width: int, blocks: tuple[int, ...], classes: int) -> nn.Module:
-    """ResNet-50 at width 64 with blocks 3, 4, 6, 3."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    ]  # fmt: skip
-    inputs = width
-    for stage, count in enumerate(blocks):
-        inner = width << stage
-        for block in range(count):
-            layers.append(Bottleneck(inputs, inner, 2 if stage and not block else 1))
-            inputs = 4 * inner
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
-
-
 def text(n: int, time: int, symbols: int) -> tuple[Tensor, ...]:
     return (torch.randint(symbols, (n, time + 1)),)
 
 
 def images(n: int, side: int, classes: int) -> tuple[Tensor, ...]:
     return torch.randn(n, 3, side, side), torch.randint(classes, (n,))
-
-
-def text_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    (symbols,) = batch
-    logits = model(symbols[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), symbols[:, 1:].flatten())
-
-
-def image_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    return F.cross_entropy(model(batch[0]).float(), batch[1])
 
 
 class Recurrence(nn.Module):

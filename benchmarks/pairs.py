@@ -84,13 +84,14 @@ def paired(ours: Way, theirs: Way, rounds: int, best_of: int = 1) -> Paired:
     def best(way: Way) -> Way:
         return lambda: min(way() for _ in range(best_of))
 
-    with _no_collection():
+    with without_collection():
         taken = in_turns({"theirs": best(theirs), "ours": best(ours)}, rounds)
     return Paired(taken["ours"], taken["theirs"])
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
+    """Undisturbed by the garbage collector."""
     gc.collect()
     gc.disable()
     try:

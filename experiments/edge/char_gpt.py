@@ -8,7 +8,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from gradscale.recipes.chars import SYMBOLS, ByteGPT, Chars
+import unit
+from gradscale.recipes.chars import CONTEXT, SYMBOLS, ByteGPT, Chars
 from gradscale.recipes.recipe import Data
 from lion import Lion
 from task import Task, Training
@@ -42,6 +43,30 @@ def begin(optimizer: str, octaves: float, seed: int) -> Training:
     return Training(model, optimizers[optimizer](), loss, score)
 
 
+def begin_unit(optimizer: str, octaves: float, seed: int) -> Training:
+    """The same text with unit scaling, which divides the loss by its own size, whatever it is.
+
+    Rates were chosen in float32.
+    """
+    del octaves
+    train, test = text()
+    model = unit.Decoder(SYMBOLS, CONTEXT, width=32, depth=3, heads=2)
+    optimizers = {
+        "adam": lambda: torch.optim.Adam(unit.groups(model, 0.3)),
+        "lion": lambda: Lion(unit.groups(model, 0.1), lr=0.1),
+    }
+
+    def loss(step: int) -> Tensor:
+        (rows,) = RECIPE.batch(train, seed, step, BATCH)
+        logits = model(rows[:, :-1]).float()
+        return unit.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+    def score() -> Tensor:
+        return -RECIPE.metric(model, next(RECIPE.evaluation(test, TESTED)))
+
+    return Training(model, optimizers[optimizer](), loss, score)
+
+
 def task(optimizer: str) -> Task:
     """The task with that optimizer."""
     return Task(
@@ -54,4 +79,5 @@ def task(optimizer: str) -> Task:
         score="minus bits per character",
         chance=-math.log2(SYMBOLS),
         begin=partial(begin, optimizer),
+        own={"unit": partial(begin_unit, optimizer)},
     )

@@ -15,6 +15,7 @@ BEST = "fp16, best constant"
 JUDGED = (
     *(f"fp16 {name}" for name in (PEER, "guarded", *RULES, "layerwise")),
     *(f"{format} {name}" for format in ("e5m2", "e4m3") for name in (PEER, "layerwise", "current")),
+    *(f"half {name}" for name in ("dynamic", "layerwise")),
 )
 ABOUT = (
     "Over all tasks and values of their knobs at which float32 learns. *As good*: its score is at "

@@ -18,6 +18,7 @@ import os
 import platform
 from collections.abc import Iterator
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -55,11 +56,12 @@ def trained(path: Path) -> set[tuple[float, str, int]]:
     return {(line["value"], line["strategy"], line["seed"]) for line in lines}
 
 
-def machine() -> dict[str, str]:
-    """The first line of a results' file: where and when it was begun."""
+def machine(needs: str | None = None) -> dict[str, str]:
+    """The first line of a results' file: where and when it was begun, with which packages."""
     return {
         "device": f"CPU, {platform.machine()}, half precision emulated",
         "torch": torch.__version__,
+        **({} if needs is None else {needs: version(needs)}),
         "python": platform.python_version(),
         "date": date.today().isoformat(),
     }
@@ -75,10 +77,16 @@ def main() -> None:
     for name in given.tasks:
         if name not in TASKS:
             parser.error(f"`{name}` is no task. Pass some of {', '.join(TASKS)}.")
+        if TASKS[name].missing:
+            parser.error(f"{TASKS[name].missing}.")
+    for task in TASKS.values():
+        if not given.tasks and task.missing:
+            print(f"left out: {task.missing}")
+    names = given.tasks or [name for name, task in TASKS.items() if not task.missing]
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seeds in range(1, given.seeds + 1):  # all tasks with one seed, then the next
-        for name in given.tasks or TASKS:
+        for name in names:
             lines = DRAWN if given.drawn else LINES
             _run(TASKS[name], planned(TASKS[name], seeds, bool(os.environ.get("FAST")), lines))
 
@@ -87,7 +95,7 @@ def _run(task: Task, plan: Iterator[Planned]) -> None:
     path = RESULTS / f"{task.name}.jsonl"
     done = trained(path)
     if not path.exists():
-        path.write_text(json.dumps(machine()) + "\n")
+        path.write_text(json.dumps(machine(task.needs)) + "\n")
     for value, strategy, seed in plan:
         if (value, strategy.label, seed) in done:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Task:
         own: the same by the name of a scaling, one of `strategy.OWN`, for which the network must
             be written anew, where that can be done. Under unit scaling it is another
             parametrization, with a rate of learning of its own.
+        needs: a package that only the trainers' environment has, imported when a training begins.
     """
 
     name: str
@@ -57,6 +59,14 @@ class Task:
     chance: float
     begin: Callable[[float, int], Training]
     own: Mapping[str, Callable[[float, int], Training]] = field(default_factory=dict)
+    needs: str | None = None
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot be trained here; empty if it can."""
+        if self.needs is None or find_spec(self.needs) is not None:
+            return ""
+        return f"`{self.name}` needs the package `{self.needs}`: run `make experiments`"
 
     def offers(self, strategy: Strategy) -> bool:
         """Whether this task can be trained so."""

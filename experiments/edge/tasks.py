@@ -9,9 +9,11 @@ import diffusion
 import divisor
 import energies
 import fine_tuning
+import gemma
 import mixture
 import ode
 import policy_gradient
+import qwen3_moe
 import recurrence
 import trunk
 import unet
@@ -28,6 +30,8 @@ TASKS = {
         *(recurrence.task(name) for name in ("cells", "gru", "lstm")),
         ode.TASK,
         mixture.TASK,
+        qwen3_moe.TASK,
+        gemma.TASK,
         detection.TASK,
         policy_gradient.TASK,
         divisor.TASK,

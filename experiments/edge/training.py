@@ -32,7 +32,8 @@ class Result:
         scales: loss scales in use at the end, where it was layer-wise.
         cpu_ms: processor time of a step, the median; only its ratio to another means something.
         reductions: tensors read for their maximum to choose a scale of their own, a step.
-        course: the mean loss of every twentieth of the steps.
+        course: the mean loss of every twentieth of the steps; empty under unit scaling, whose loss
+            has a size of its own.
         lost_weights: share of weight gradients' elements lost in one more step; NaN: not known.
         lost_inputs: the same of the gradients that arrive at layers.
     """
@@ -115,7 +116,7 @@ def train(task: Task, value: float, strategy: Strategy, seed: int) -> Result:
         scales=scales,
         cpu_ms=1000 * sorted(seconds)[len(seconds) // 2],
         reductions=reductions / task.steps,
-        course=_course(losses),
+        course=() if strategy.scaling == "unit" else _course(losses),
         lost_weights=lost.weights,
         lost_inputs=lost.inputs,
     )

@@ -195,7 +195,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found, asked = results(), known()
-    names = given.tasks or list(found)
+    names = given.tasks or [name for name in found if not TASKS[name].missing]
     for name in names:
         if name not in found:
             parser.error(f"`{name}` has no results. Pass some of {', '.join(found)}.")

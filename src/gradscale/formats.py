@@ -146,6 +146,7 @@ class FloatFormat:
     @cached_property
     def max(self) -> float:
         """The largest finite value."""
+        # In units of the last place: a mantissa of ones, less the codes at the top that are NaN.
         steps = 2 ** (self.mantissa_bits + 1) - 1 - (self.reserved or 0)
         return math.ldexp(steps, self.max_exponent - self.mantissa_bits)
 
@@ -219,6 +220,7 @@ class FloatFormat:
         if dtype in _EXACT_CASTS:
             rounded = single if dtype == torch.float32 else single.to(dtype).to(torch.float32)
             return rounded if self.overflow == "inf" else self._apply_overflow(rounded)
+        # There the shift would leave float32, or be no larger than the number itself.
         if self.exponent_bits == 8 or self.mantissa_bits == 23:
             return self._apply_overflow(self._round_by_quantum(single))
         return self._apply_overflow(self._round_by_addition(single))
@@ -231,12 +233,18 @@ class FloatFormat:
         what lies above the format's own octaves need not be right, it overflows.
         """
         octave = (single.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32)
+        # Subnormals have the quantum of the smallest normal. Above the range any will do, as long
+        # as the shift is finite.
         octave = octave.clamp(self.smallest_normal, math.ldexp(1.0, self.max_exponent + 1))
         shift = octave.mul_(2.0 ** (23 - self.mantissa_bits))
+        # The shift lies 23 - mantissa_bits octaves above: there float32's last place is the
+        # quantum, so the sum is rounded to it, ties to even, and the difference is exact. The sign
+        # returns, for a -0 as well.
         return torch.copysign(single.abs().add_(shift).sub_(shift), single)
 
     def _round_by_quantum(self, single: Tensor) -> Tensor:
         """The slow, obvious version, for the widest formats and as the oracle of the fast one."""
+        # `frexp` has mantissas in [1/2, 1), and octaves begin at 1: hence the 1 less.
         _, exponent = torch.frexp(single)
         octave = (exponent - 1).clamp(min=self.min_exponent)
         # Two exact steps, because 2^(mantissa_bits - octave) alone may exceed float32.
@@ -252,6 +260,7 @@ class FloatFormat:
         above = rounded.abs() > self.max
         if self.overflow == "nan":
             return torch.where(above, torch.nan, rounded)
+        # Times infinity, because the sign must stay.
         return torch.where(above, rounded * torch.inf, rounded)
 
 

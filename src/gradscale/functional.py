@@ -58,6 +58,7 @@ def unscale(
     leaves, structure = tree_flatten(gradients)
     quotients = [_product(leaf, factor) for leaf in leaves]
     if keep_dtype:
+        # Before the check: to round back to half precision may itself overflow.
         quotients = [new.to(leaf.dtype) for leaf, new in zip(leaves, quotients, strict=True)]
     # A quotient is not finite if the gradient was not.
     finite = [torch.isfinite(quotient).all() for quotient in quotients]
@@ -66,6 +67,7 @@ def unscale(
 
 
 def _product(gradient: Tensor, factor: Tensor) -> Tensor:
+    # A product with 1/S, as torch's kernel takes it: a quotient could round differently.
     wide = torch.promote_types(gradient.dtype, torch.float32)
     return gradient.to(wide) * factor.to(wide)
 
@@ -123,6 +125,7 @@ def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tu
         (5.0, 2.0)
     """
     leaves, structure = tree_flatten(gradients)
+    # They are unscaled: the same function at a scale of 1.
     one = torch.ones((), device=leaves[0].device)
     coefficient, norm = clipping(leaves, one, max_norm, norm_type)
     clipped = [leaf * coefficient.to(leaf.real.dtype) for leaf in leaves]

@@ -10,7 +10,7 @@ LONGEST_LINE = 64
 """Things that may wait. A device that is further behind is waited for: so memory stays bounded."""
 
 
-class Waiting(Protocol):
+class Arriving(Protocol):
     """What stands in a line, usually around a `HostCopies`."""
 
     @property
@@ -23,7 +23,7 @@ class Waiting(Protocol):
         ...
 
 
-Thing = TypeVar("Thing", bound=Waiting)
+Thing = TypeVar("Thing", bound=Arriving)
 
 
 class WaitingLine(Generic[Thing]):

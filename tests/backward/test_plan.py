@@ -79,6 +79,12 @@ def test_a_plan_for_another_graph_is_refused() -> None:
         ScalePlan.uniform(graph).check(longer)
 
 
+def test_an_exponent_is_a_whole_number_of_whatever_kind() -> None:
+    assert ScalePlan((0, 5.0, torch.tensor(3)), "s").exponents == (0, 5, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has 1.5 at node 1; an exponent must be a whole number"):
+        ScalePlan((0, 1.5), "s")  # type: ignore[arg-type]
+
+
 def test_exponents_that_no_multiplier_can_hold_are_refused() -> None:
     _, graph = chain()
     with pytest.raises(ValueError, match=r"has 64 at node 1; an exponent must lie within ±63"):

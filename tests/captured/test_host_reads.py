@@ -10,7 +10,7 @@ from torch import nn
 
 from gradscale import Dynamic, GradScaler, LogNormal
 from gradscale.captured.eager_step import EagerStep
-from gradscale.captured.tally import Tally
+from gradscale.captured.step_count import StepCount
 
 
 def loss_fn(model, batch):
@@ -23,7 +23,7 @@ def step_on_meta(policy, max_norm, sync_free=True):
     for parameter in model.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     scaler = GradScaler("meta", policy=policy, sync_free=sync_free)
-    return EagerStep(model, loss_fn, optimizer, scaler, max_norm, Tally("meta"))
+    return EagerStep(model, loss_fn, optimizer, scaler, max_norm, StepCount("meta"))
 
 
 def test_on_the_meta_device_a_read_raises():

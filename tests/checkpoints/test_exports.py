@@ -179,6 +179,11 @@ def test_what_the_source_could_not_say_stays_reported() -> None:
     )
 
 
+def test_a_saved_dictionary_is_refused_with_the_way_out() -> None:
+    with pytest.raises(TypeError, match=r"`export_state\(dict, 'apex'\)`.*`read_state\(state\)`"):
+        export_state({"scale": 8.0}, "apex")  # type: ignore[arg-type]
+
+
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`target='caffe'` must be one of apex, deepspeed"):
         export_state(ScalerState(1.0), "caffe")

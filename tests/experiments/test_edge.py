@@ -23,18 +23,27 @@ from gradscale.backward import BackwardGraph
 from gradscale.formats import FloatFormat
 from gradscale.policies import Static
 from gradscale.truth import Gradients
+from hosts import host
 from lamb import Lamb
 from lost import gradients, lost_shares
 from scaled_flow import TARGET, ScaledFlow
 from strategy import OWN, RULES, TRUTH, Strategy
 from summary import is_near, read
+from task import Task
 from tasks import TASKS
-from training import Result, train
+from training import Result, begun, run, train
+
+
+def task_of(name: str, steps: int) -> Task:
+    """The task, shorter; its test is skipped where its package is not, and must not be."""
+    if TASKS[name].needs is not None:
+        host(TASKS[name].needs)
+    return replace(TASKS[name], steps=steps)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_a_training_is_a_pure_function_of_its_arguments(name):
-    task = replace(TASKS[name], steps=2)
+    task = task_of(name, 2)
     strategy = Strategy("fp16", "torch")
     value = task.values[0]
     first, second = (train(task, value, strategy, 3) for _ in range(2))
@@ -150,6 +159,31 @@ def test_lamb_takes_steps_as_long_as_the_weights_times_its_rate():
 def test_every_published_rule_is_a_strategy_of_its_own(scaling):
     task = replace(TASKS["units"], steps=2)
     assert math.isfinite(train(task, 12, Strategy("fp16", scaling), 0).score)
+
+
+@pytest.mark.parametrize("scaling", ["dynamic", "layerwise"])
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_can_be_trained_with_weights_and_gradients_in_float16(name, scaling):
+    task = task_of(name, 2)
+    training, way = begun(task, task.values[0], Strategy("half", scaling), 0)
+    assert all(math.isfinite(loss) for loss in run(training, way, task.steps).losses)
+    training.optimizer.zero_grad()
+    with way.computing():
+        way.backward(training.loss(task.steps))
+    matrices = [p for p in training.model.parameters() if p.grad is not None and p.dim() > 1]
+    assert {p.dtype for p in matrices} == {torch.float16}
+    assert {p.grad.dtype for p in matrices} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    "name, scaling", [(task.name, scaling) for task in TASKS.values() for scaling in task.own]
+)
+def test_a_network_that_is_written_anew_learns_without_a_scaler(name, scaling):
+    task = task_of(name, 24)
+    training, way = begun(task, task.values[0], Strategy("fp16", scaling), 0)
+    losses = run(training, way, task.steps).losses
+    assert way.scaler is None
+    assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
 
 
 @pytest.mark.parametrize("scaling", OWN)

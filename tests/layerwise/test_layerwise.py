@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 import sys
 
 import pytest
@@ -11,8 +12,7 @@ from torch import nn
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
-from gradscale.layerwise.planner_argument import planner_given
-from gradscale.plans.planner import Excluding
+from gradscale.plans.excluding import Excluding
 from gradscale.plans.windows import Windows
 from gradscale.scaler import GradScaler
 from zoo import ZOO
@@ -55,7 +55,7 @@ def test_random_plans_leave_every_gradient_of_the_zoo_bitwise_alike(name):
     histories = []
     for layerwise in (
         False,
-        Layerwise(planner_given(random_plans(3)), measure_every=1),
+        Layerwise(random_plans(3), measure_every=1),
     ):
         torch.manual_seed(1)
         random.seed(1)
@@ -234,7 +234,7 @@ def test_leaves_hidden_in_a_custom_function_come_at_the_loss_scale():
     results = []
     for layerwise in (
         False,
-        Layerwise(planner_given(random_plans(7)), measure_every=1),
+        Layerwise(random_plans(7), measure_every=1),
     ):
         torch.manual_seed(0)
         first, hidden, last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
@@ -257,8 +257,8 @@ def test_reentrant_checkpointing_is_reported_once_and_right():
     block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     head = nn.Linear(4, 1)
     optimizer = torch.optim.SGD([*block.parameters(), *head.parameters()], lr=0.01)
-    planner = planner_given(random_plans(7))
-    scaler = GradScaler("cpu", layerwise=Layerwise(planner, measure_every=1))
+    layerwise = Layerwise(random_plans(7), measure_every=1)
+    scaler = GradScaler("cpu", layerwise=layerwise)
     x = torch.randn(2, 4, requires_grad=True)
     with pytest.warns(UserWarning, match="use_reentrant=False") as caught:
         for _ in range(3):
@@ -286,12 +286,26 @@ def test_a_deep_recurrence_does_not_hit_the_recursion_limit():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
-    [("yes", "must be True, a planner"), (3, "must be True, a planner")],
+    ("take", "call"),
+    [
+        (lambda given: GradScaler("cpu", layerwise=given), "GradScaler(layerwise={})"),
+        (Layerwise, "Layerwise(planner={})"),
+        (lambda given: Excluding(given, ["0"]), "Excluding(planner={})"),
+    ],
 )
-def test_what_layerwise_takes_is_checked(wrong, message):
-    with pytest.raises(TypeError, match=message):
-        GradScaler("cpu", layerwise=wrong)
+def test_what_plans_is_checked_wherever_it_is_given(take, call):
+    for wrong in ("windows", 3):
+        words = f"`{call.format(repr(wrong))}` must be True, a planner such as `Windows()`"
+        with pytest.raises(TypeError, match=re.escape(words)):
+            take(wrong)
+    words = f"`{call.format('Windows')}` is a class. Pass an instance: `Windows()`."
+    with pytest.raises(TypeError, match=re.escape(words)):
+        take(Windows)
+
+
+def test_names_of_excluded_modules_are_no_string():
+    with pytest.raises(TypeError, match=r"modules='head'.*Pass `modules=\['head'\]`"):
+        Excluding(Windows(), "head")
 
 
 def test_settings_are_checked():

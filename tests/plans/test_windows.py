@@ -16,8 +16,9 @@ from gradscale.backward.rescale import rescale
 from gradscale.formats import FloatFormat
 from gradscale.plans.decision import Decision
 from gradscale.plans.decision_report import structure_report
+from gradscale.plans.excluding import Excluding
 from gradscale.plans.groups import connected_groups
-from gradscale.plans.planner import Excluding, UserGiven, fixed
+from gradscale.plans.planner import UserGiven, fixed
 from gradscale.plans.situation import Situation
 from gradscale.plans.window import flushed_share
 from gradscale.plans.windows import Windows

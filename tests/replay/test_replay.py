@@ -221,6 +221,11 @@ def test_the_measured_gradients_inside_the_network_decide_and_not_those_of_the_p
     assert found.lost_share is not None and found.lost_steps == 6
 
 
+def test_a_path_is_refused_with_the_way_out():
+    with pytest.raises(TypeError, match=r"`replay\('runs/mine'\)`.*`gradscale.recording.read"):
+        replay("runs/mine")
+
+
 def test_what_the_recording_lacks_is_refused_with_the_way_out(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     recording = record(tmp_path / "r.jsonl", Dynamic(), [1.0, 1.0], scaler)

@@ -251,7 +251,8 @@ def test_unscaling_divides_exactly_at_the_largest_and_the_smallest_scale():
         assert parameter.grad.tolist() == [1.0, 1.0]
 
 
-def test_the_gradients_and_inputs_of_a_step_are_let_go():
+@pytest.mark.parametrize("new_scale", [None, 4.0])
+def test_the_gradients_and_inputs_of_a_step_are_let_go(new_scale):
     class Batch(torch.Tensor):
         pass
 
@@ -262,9 +263,25 @@ def test_the_gradients_and_inputs_of_a_step_are_let_go():
     scaler.scale((parameter * 1).sum(), inputs=batch).backward()
     del batch
     scaler.step(optimizer)
-    scaler.update()
+    scaler.update(new_scale)
     gc.collect()
     assert alive() is None
+
+
+def test_tensors_put_in_the_place_of_torchs_are_those_that_the_policy_moves():
+    parameter, optimizer = sgd()
+    scaler = GradScaler("cpu", growth_interval=3)
+    scaler.scale((parameter * 1).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    scaler._scale, scaler._growth_tracker = torch.tensor(8.0), torch.tensor(2, dtype=torch.int32)
+    scale = scaler._scale
+    parameter.grad = None
+    scaler.scale((parameter * 1).sum()).backward()
+    assert parameter.grad.tolist() == [8.0, 8.0]
+    scaler.step(optimizer)
+    scaler.update()
+    assert scale.item() == 16.0 and scaler._growth_tracker.item() == 0
 
 
 def test_an_optimizer_with_its_own_grad_scale_keeps_it():

@@ -144,7 +144,7 @@ def test_the_table_fits_into_100_columns_and_says_how_each_number_was_found() ->
 
 def test_it_says_that_there_is_nothing_yet() -> None:
     watch = gradscale.watch(nn.Linear(2, 1))
-    assert str(watch.report()).startswith("Nothing has been measured yet")
+    assert str(watch.report()).startswith("Nothing has been measured: no backward pass")
     assert watch.latest is None and len(watch.report()) == 0
 
 

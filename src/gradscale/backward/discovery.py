@@ -96,7 +96,7 @@ _NAMES: dict[Hashable, str] = {}
 def _names_of(nodes: Sequence[LiveNode]) -> tuple[str, ...]:
     names = [*map(_NAMES.get, map(type, nodes))]
     if None in names:
-        names = [name or _name_of(node) for name, node in zip(names, nodes, strict=True)]
+        names = [_NAMES.get(type(node)) or _name_of(node) for node in nodes]
     return cast("tuple[str, ...]", tuple(names))
 
 

@@ -44,7 +44,14 @@ class ScalePlan:
     signature: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "exponents", tuple(int(k) for k in self.exponents))
+        whole = tuple(map(int, self.exponents))
+        if whole != tuple(self.exponents):
+            node = next(n for n, k in enumerate(self.exponents) if k != whole[n])
+            raise ValueError(
+                f"`ScalePlan(exponents=…)` has {self.exponents[node]} at node {node}; an exponent "
+                "must be a whole number. Round it."
+            )
+        object.__setattr__(self, "exponents", whole)
         for node, exponent in enumerate(self.exponents):
             if abs(exponent) > LARGEST_EXPONENT:
                 raise ValueError(

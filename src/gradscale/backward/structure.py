@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -75,20 +76,20 @@ class Structure:
     @cached_property
     def first_edge(self) -> tuple[int, ...]:
         """Node i's edges are `edges[first_edge[i] : first_edge[i + 1]]`."""
-        first = [0] * (len(self.names) + 1)
+        leaving = [0] * (len(self.names) + 1)
         for edge in self.edges:
-            first[edge.source + 1] += 1
-        for node in range(len(self.names)):
-            first[node + 1] += first[node]
-        return tuple(first)
+            leaving[edge.source + 1] += 1
+        return tuple(accumulate(leaving))
 
     @cached_property
     def edges_into(self) -> tuple[tuple[int, ...], ...]:
         """For each node the numbers of the edges that lead to it."""
-        into: list[list[int]] = [[] for _ in self.names]
-        for number, edge in enumerate(self.edges):
-            into[edge.target].append(number)
-        return tuple(tuple(numbers) for numbers in into)
+        targets = [edge.target for edge in self.edges]
+        numbers = sorted(range(len(targets)), key=targets.__getitem__)
+        first = [0] * (len(self.names) + 1)
+        for target in targets:
+            first[target + 1] += 1
+        return tuple([tuple(numbers[a:b]) for a, b in pairwise(accumulate(first))])
 
     @cached_property
     def bottoms(self) -> tuple[int, ...]:
@@ -120,7 +121,7 @@ class Structure:
         pinned = {i for i, name in enumerate(self.names) if name in kinds}
         pinned.update(node for span in self.spans for node in span.pinned)
         # A gradient from outside joins those from inside there, and only the latter are scaled.
-        return frozenset(pinned | {root for root in self.roots if self.edges_into[root]})
+        return frozenset(pinned | {edge.target for edge in self.edges}.intersection(self.roots))
 
     @cached_property
     def leaves_of_root(self) -> dict[int, tuple[int, ...]]:
@@ -140,12 +141,12 @@ class Structure:
 
 def arrivals_of(node: LiveNode) -> tuple[Arrival, ...]:
     """What a live node expects; empty where this version of torch does not say."""
-    return tuple(_arrival(entry) for entry in expected_by(node))
+    return tuple([_arrival(entry) for entry in expected_by(node)])
 
 
 def _arrival(entry: InputMetadata) -> Arrival:
     try:
-        shape = tuple(int(size) for size in entry.shape)
+        shape = tuple([*map(int, entry.shape)])
     except (RuntimeError, TypeError):  # nested tensors and symbolic sizes have no plain shape
         shape = ()
     return Arrival(entry.dtype, entry.device, shape)
@@ -160,10 +161,13 @@ class _Described:
 
     def of(self, nodes: Sequence[LiveNode]) -> Structure:
         if self.structure is None:
-            arrives = tuple(arrivals_of(node) for node in nodes)
+            known: dict[tuple[Arrival, ...], tuple[Arrival, ...]] = {}
+            found = map(arrivals_of, nodes)
+            arrives = tuple([known.setdefault(arrivals, arrivals) for arrivals in found])
             t = self.topology
             spans = spans_of(nodes, t.edges)
-            custom = tuple(i for i, node in enumerate(nodes) if is_custom(node))
+            named = enumerate(zip(nodes, t.names, strict=True))
+            custom = tuple([i for i, (node, name) in named if is_custom(node, name)])
             self.structure = Structure(t.names, t.edges, t.roots, t.leaves, arrives, spans, custom)
         return self.structure
 

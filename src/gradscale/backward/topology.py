@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,50 +73,70 @@ class Topologies:
 TOPOLOGIES = Topologies(keep=32)
 
 
+class _Columns(NamedTuple):
+    """The edges of a discovery, by source: node i's are at `first[i]` up to `first[i + 1]`."""
+
+    first: list[int]
+    outputs: list[int]
+    targets: list[int]
+    inputs: list[int]
+
+
+# A structure may be met once only, as with sequences of ever new lengths. So what is made on the
+# way is numbers: of tens of thousands of small objects Python's collector looks at each, again and
+# again, and at all others that the program has.
 def _sorted(names: tuple[str, ...], found: Sequence[int], roots: int) -> Topology:
     """Kahn's algorithm with a queue, so that a recurrence of any length takes linear time."""
-    out = _edges_by_source(found)
+    first, outputs, targets, inputs = _columns(found)
     waiting = [0] * len(names)
-    for edges in out:
+    for target in targets:
+        waiting[target] += 1
+    order = [i for i in range(roots) if not waiting[i]]
+    by_rank: list[int] = []
+    sources: list[int] = []
+    for place, node in enumerate(order):  # grows as it goes
+        edges = range(first[node], first[node + 1])
+        by_rank += edges
         for edge in edges:
-            waiting[edge.target] += 1
-    ready = deque(i for i in range(roots) if not waiting[i])
-    order: list[int] = []
-    while ready:
-        node = ready.popleft()
-        order.append(node)
-        for edge in out[node]:
-            waiting[edge.target] -= 1
-            if not waiting[edge.target]:
-                ready.append(edge.target)
+            sources.append(place)
+            target = targets[edge]
+            waiting[target] -= 1
+            if not waiting[target]:
+                order.append(target)
     rank = [0] * len(names)
     for place, node in enumerate(order):
         rank[node] = place
-    sorted_names = tuple(names[node] for node in order)
+    sorted_names = tuple([names[node] for node in order])
+    columns = (
+        sources,
+        [outputs[edge] for edge in by_rank],
+        [rank[targets[edge]] for edge in by_rank],
+        [inputs[edge] for edge in by_rank],
+    )
     return Topology(
         order=tuple(order),
         names=sorted_names,
-        edges=tuple(
-            Edge(rank[node], edge.output, rank[edge.target], edge.input)
-            for node in order
-            for edge in out[node]
-        ),
-        roots=tuple(rank[i] for i in range(roots)),
-        leaves=tuple(i for i, name in enumerate(sorted_names) if name == LEAF),
-        casts=tuple(i for i, name in enumerate(sorted_names) if name == CAST),
+        edges=tuple(map(Edge._make, zip(*columns, strict=True))),
+        roots=tuple(rank[:roots]),
+        leaves=tuple([i for i, name in enumerate(sorted_names) if name == LEAF]),
+        casts=tuple([i for i, name in enumerate(sorted_names) if name == CAST]),
     )
 
 
-def _edges_by_source(found: Sequence[int]) -> list[list[Edge]]:
-    out: list[list[Edge]] = [[]]
+def _columns(found: Sequence[int]) -> _Columns:
+    columns = first, outputs, targets, inputs = _Columns([0], [], [], [])
     output = 0
-    for place, following in zip(found, [*found[1:], NEXT_NODE], strict=True):
-        if place == NEXT_NODE:
-            out.append([])
-            output = 0
-        elif place >= NOWHERE:
-            if place > NOWHERE:
-                entry = max(0, NEXT_NODE - following)
-                out[-1].append(Edge(len(out) - 1, output, place, entry))
+    for place in found:
+        if place > NOWHERE:
+            outputs.append(output)
+            targets.append(place)
+            inputs.append(0)
             output += 1
-    return out[:-1]
+        elif place == NEXT_NODE:
+            first.append(len(targets))
+            output = 0
+        elif place == NOWHERE:
+            output += 1
+        else:
+            inputs[-1] = NEXT_NODE - place
+    return columns

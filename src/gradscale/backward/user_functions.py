@@ -15,9 +15,14 @@ _WRAPPED = ("torch._library.", "torch._functorch.autograd_function.")
 _FROM_C = "CppNode<"
 
 
-def is_custom(node: Any) -> bool:
-    """Whether a live node is that of a custom function, in Python or C++, by whoever wrote it."""
-    return isinstance(node, torch.autograd.function.BackwardCFunction) or _FROM_C in node.name()
+def is_custom(node: Any, name: str) -> bool:
+    """Whether a live node is that of a custom function, in Python or C++, by whoever wrote it.
+
+    Args:
+        node: the node.
+        name: what autograd calls it.
+    """
+    return _FROM_C in name or isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def is_users(node: Any) -> bool:

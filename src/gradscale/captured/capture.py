@@ -35,12 +35,12 @@ def capture_compiled(
     if held.tensor is None:
         held.begin_on(trained[0].device)
     if held.layerwise is None:
-        return CompiledStep(TensorStep(step, trained, held.policy, held.rebound()), backend)
+        return CompiledStep(TensorStep(step, trained, held.policy, held.state), backend)
     gradients = PlannedGradients(held.layerwise, trained)
 
     def compiled(gradients_of: GradientsOf, backend: Backend) -> CompiledStep:
-        policy, state = held.policy, held.rebound()
-        return CompiledStep(TensorStep(step, trained, policy, state, gradients_of), backend)
+        of_step = TensorStep(step, trained, held.policy, held.state, gradients_of)
+        return CompiledStep(of_step, backend)
 
     # Counting has many small operations, of which inductor would compile kernels for minutes.
     quick = "aot_eager" if backend == "inductor" else backend

@@ -26,11 +26,11 @@ from gradscale.captured.refusals import (
     check_saved_step,
 )
 from gradscale.captured.settings import FrozenSettings, learning
+from gradscale.captured.step_count import StepCount
 from gradscale.captured.step_result import Captured, StepResult
-from gradscale.captured.tally import Tally
 from gradscale.layerwise import Layerwise
-from gradscale.layerwise.planner_argument import PlannerArgument
 from gradscale.optimizer_parameters import parameters_of
+from gradscale.plans.planner_given import PlannerArgument
 from gradscale.policies.policy import Policy
 from gradscale.scaler.scaler import GradScaler
 from gradscale.undo.select import prepared
@@ -107,10 +107,13 @@ class CapturedStep:
         if mode == "compile":
             check_compile(model, optimizer, device)
         self.mode: Mode = mode
+        # Skipping on the device, because a graph cannot stop for a host that reads a flag.
         self.scaler = GradScaler(device.type, policy=policy, sync_free=True, layerwise=layerwise)
         self._micro_batches, self._warmup = micro_batches, warmup
-        self._tally = Tally(device)
-        self._written = EagerStep(model, loss_fn, optimizer, self.scaler, max_norm, self._tally)
+        self._step_count = StepCount(device)
+        self._written = EagerStep(
+            model, loss_fn, optimizer, self.scaler, max_norm, self._step_count
+        )
         self._stream = torch.cuda.Stream(device) if mode == "cuda_graph" else None
         self._trained: list[int] | None = None
         self._learning: list[bool] = []
@@ -188,18 +191,18 @@ class CapturedStep:
     @property
     def steps(self) -> Tensor:
         """How many steps were asked for, int64 0-d, on the device."""
-        return self._tally.counts[0]
+        return self._step_count.counts[0]
 
     @property
     def skipped_steps(self) -> Tensor:
         """How many of them were skipped, int64 0-d, on the device."""
-        return self._tally.counts[1]
+        return self._step_count.counts[1]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the states of model and optimizer. Reads the device."""
         return {
             "scaler": self.scaler.state_dict(),
-            "steps": self._tally.counts.tolist(),
+            "steps": self._step_count.counts.tolist(),
             "trained": None if self._trained is None else list(self._trained),
             "requires_grad": list(self._learning),
         }
@@ -215,7 +218,7 @@ class CapturedStep:
         """
         check_saved_step(state_dict, len(self._parameters))
         self.scaler.load_state_dict(state_dict["scaler"])
-        self._tally.counts.copy_(torch.tensor(state_dict["steps"], device="cpu"))
+        self._step_count.counts.copy_(torch.tensor(state_dict["steps"], device="cpu"))
         self._trained, self._learning = state_dict["trained"], list(state_dict["requires_grad"])
         self.recapture()
 
@@ -255,6 +258,7 @@ class CapturedStep:
         else:
             with on_side_stream(self._stream):
                 result = self._written(batches)
+        # Parameters that got no gradient have no state either, and stay out of the capture.
         self._trained = [i for i, p in enumerate(self._parameters) if p.grad is not None]
         self._learning = learning(self._optimizer)
         self._warm += 1
@@ -272,6 +276,7 @@ class CapturedStep:
         parameters = self._parameters
         for index in self._trained:
             parameter = parameters[index]
+            # Cleared since: the capture needs a tensor that stays where it is.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return prepared(self._optimizer)

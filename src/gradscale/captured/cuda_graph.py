@@ -33,6 +33,7 @@ class CudaGraph:
         """Runs the recorded step on `batch`; all but the loss is overwritten by the next call."""
         self._batch.fill_(batch)
         self._graph.replay()
+        # The next replay writes into the graph's own tensors, and callers keep losses.
         return self._result._replace(loss=self._result.loss.clone())
 
 

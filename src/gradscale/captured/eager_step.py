@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.captured.step_count import StepCount
 from gradscale.captured.step_result import StepResult
-from gradscale.captured.tally import Tally
 from gradscale.gradients.flags import combined
 from gradscale.scaler.scaler import GradScaler
 
@@ -29,7 +29,7 @@ class EagerStep:
         optimizer: steps the model's parameters.
         scaler: scales, divides, skips.
         max_norm: clips by norm; None clips nothing.
-        tally: counts the steps.
+        step_count: counts the steps.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class EagerStep:
         optimizer: torch.optim.Optimizer,
         scaler: GradScaler,
         max_norm: float | None,
-        tally: Tally,
+        step_count: StepCount,
     ) -> None:
         self.model, self.loss_fn = model, loss_fn
         self.optimizer, self.scaler, self.max_norm = optimizer, scaler, max_norm
-        self.tally = tally
+        self.step_count = step_count
 
     def __call__(self, batches: Sequence[object]) -> StepResult:
         """One optimizer step on the mean of the losses of `batches`."""
@@ -51,6 +51,7 @@ class EagerStep:
         losses: list[Tensor] = []
         for batch in batches:
             loss = checked(self.loss_fn(self.model, batch))
+            # Before it is scaled, so that the gradients add up to those of the mean.
             loss = loss if len(batches) == 1 else loss / len(batches)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
@@ -61,8 +62,8 @@ class EagerStep:
         self.scaler.update()
         flags = [flag for outcome in self.scaler.last_step for flag in outcome.found_inf]
         found_inf = combined(flags, losses[0].device)
-        self.tally.count(found_inf)
-        return StepResult(summed(losses), found_inf, norm)
+        self.step_count.count(found_inf)
+        return StepResult(total_loss(losses), found_inf, norm)
 
 
 def checked(loss: object) -> Tensor:
@@ -92,7 +93,7 @@ def checked(loss: object) -> Tensor:
     return loss
 
 
-def summed(losses: Sequence[Tensor]) -> Tensor:
+def total_loss(losses: Sequence[Tensor]) -> Tensor:
     """The sum of a few 0-d tensors, first to last."""
     total = losses[0]
     for loss in losses[1:]:

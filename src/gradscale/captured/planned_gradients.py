@@ -146,6 +146,7 @@ class PlannedGradients:
         self._edges = tuple(
             number
             for number, edge in enumerate(graph.edges)
+            # An edge between two nodes that stay at the loss scale is never multiplied.
             if not {edge.source, edge.target} <= still
         )
 

@@ -86,6 +86,8 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
         {
             name: len(value) if name == "params" else value
             for name, value in group.items()
+            # Tensors are read at every replay; `initial_lr` is the scheduler's, and no step reads
+            # it.
             if not _holds_tensors(value) and name != "initial_lr"
         }
         for group in optimizer.param_groups

@@ -54,6 +54,7 @@ class StaticBatch:
                     f"has {_describe(leaf)} there. {_WAY_OUT}"
                 )
         for static, leaf in zip(self._leaves, leaves, strict=True):
+            # Only now, so that a batch that is refused has not overwritten half of the one before.
             if isinstance(static, Tensor):
                 static.copy_(leaf, non_blocking=True)
 

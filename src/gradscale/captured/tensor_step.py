@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradscale.captured.eager_step import EagerStep, summed
+from gradscale.captured.eager_step import EagerStep, total_loss
 from gradscale.captured.planned_gradients import Gradients, plain_gradients
 from gradscale.captured.step_result import StepResult
 from gradscale.functional import clipping, next_state, observe, select, unscale
@@ -48,10 +48,11 @@ class TensorStep:
         gradients_of: GradientsOf = plain_gradients,
     ) -> None:
         self.model, self.loss_fn, self.optimizer = written.model, written.loss_fn, written.optimizer
-        self.max_norm, self.tally = written.max_norm, written.tally
+        self.max_norm, self.step_count = written.max_norm, written.step_count
         self.policy, self.state, self.gradients_of = policy, state, gradients_of
         self.trained = list(trained)
         self.gradients = [cast(Tensor, parameter.grad) for parameter in trained]
+        # What a skipped step must leave as it was: moments and step counters as well as weights.
         self.changing = [*self.trained, *_state_tensors(self.optimizer, trained)]
         # Torch wraps `step` in graph breaks, which guard a gradient mode that we set ourselves.
         self.optimizer_step = inspect.unwrap(type(self.optimizer).step)
@@ -71,8 +72,8 @@ class TensorStep:
             seen = observe(found_inf, gradients, self.policy.needs)
             self._update(quotients, found_inf)
             self._advance(seen, losses)
-            self.tally.count(found_inf)
-        return StepResult(summed(losses), found_inf, norm, tuple(counted))
+            self.step_count.count(found_inf)
+        return StepResult(total_loss(losses), found_inf, norm, tuple(counted))
 
     def _backward(
         self, batches: Sequence[object]
@@ -88,6 +89,7 @@ class TensorStep:
             gradients = [_sum(a, b) for a, b in zip(gradients, new, strict=True)]
             losses.append(loss.detach())
         whole = [gradient for gradient in gradients if gradient is not None]
+        # A compiled optimizer updates every parameter, also one whose gradient would be stale.
         if len(whole) < len(gradients):
             raise RuntimeError(
                 "`step(batch)`: a parameter that had a gradient in an earlier step has none now. "
@@ -97,7 +99,9 @@ class TensorStep:
 
     def _update(self, quotients: Sequence[Tensor], found_inf: Tensor) -> None:
         for gradient, quotient in zip(self.gradients, quotients, strict=True):
+            # Into the `.grad` that stays, because the optimizer reads that tensor and no other.
             gradient.copy_(quotient)
+        # Cloned first: optimizers write in place, and what is overwritten cannot be selected.
         before = [tensor.clone() for tensor in self.changing]
         self.optimizer_step(self.optimizer)
         for tensor, kept in zip(
@@ -109,6 +113,8 @@ class TensorStep:
         for old, new in zip(
             self.state, next_state(self.policy, self.state, seen, losses), strict=True
         ):
+            # In place: the scaler holds these very tensors, and reads the scale of the next step
+            # there.
             old.copy_(new)
 
 

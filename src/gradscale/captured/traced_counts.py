@@ -114,6 +114,7 @@ class TracedCounts:
 
     def without_tensors(self) -> TracedCounts:
         """What the rows mean, which outlives the trace."""
+        # A traced tensor means nothing once its trace is over, and would keep all of it alive.
         kept = object.__new__(TracedCounts)
         kept.__dict__.update(self.__dict__, _rows={})
         return kept

@@ -103,13 +103,20 @@ def export_state(state: ScalerState, target: str) -> Exported:
         out, and what had to be assumed.
 
     Raises:
+        TypeError: if `state` is a dictionary that some system has saved.
         ValueError: if there is no such target.
 
     Example:
         >>> export_state(ScalerState(8192.0, good_steps=40), "fairseq")
         Exported(state={'loss_scale': 8192.0}, left_out=('good_steps',), assumed=())
     """
-    return _layout("target", target).write(state)
+    layout = _layout("target", target)
+    if not isinstance(state, ScalerState):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"`export_state({type(state).__name__}, {target!r})` must be given a `ScalerState`. "
+            "Pass `read_state(state)`, which makes one of what any system has saved."
+        )
+    return layout.write(state)
 
 
 def import_state(state: Saved, source: str | None = None) -> dict[str, Any]:

@@ -198,6 +198,7 @@ class MicroBatches:
                 # sum.
                 multiply_and_check_(values, flags[-1], factor)
         for source, target, total in totals:
+            # Rounded once, here: the sum was float32 until now, whatever the parameter is.
             target.grad = total.to(target.dtype)
             master = self._masters.get(id(source))
             if master is not None:  # whoever clips the model's parameters must find it there

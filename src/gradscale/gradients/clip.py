@@ -52,6 +52,7 @@ def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
         >>> [round(clip_coefficient(norm, 1.0).item(), 4) for norm in norms]
         [1.0, 0.25, 1.0]
     """
+    # Torch's own 1e-6, so that clipped gradients are the same bits.
     coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return torch.where(norm < math.inf, coefficient, 1.0).to(torch.float32)
 
@@ -83,6 +84,8 @@ def clamp_groups_(groups: Groups, bound: Tensor) -> None:
     """
     for device, by_dtype in groups.items():
         for dtype, grads in by_dtype.items():
+            # A bound that float16 does not hold becomes inf there, and clamps nothing that it
+            # holds.
             high = bound.to(device=device, dtype=dtype, non_blocking=True)
             low = -high
             for grad in grads:

@@ -68,6 +68,7 @@ def gradient_norm(
         totals.append(_over_ranks(local, norm_type, ranks) if ranks else local)
     if not totals:
         return None
+    # The dtype of the gradients, not of the sum: what a caller sees is as wide as torch's.
     wide = any(dtype is torch.float64 for lists in found.values() for _, dtype in lists)
     total = totals[0] if len(totals) == 1 else joined(totals, norm_type)
     return Norm(total, torch.float64 if wide else torch.float32)

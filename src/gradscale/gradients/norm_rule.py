@@ -79,6 +79,7 @@ def with_norm(
     first = _norm_in(sum_dtype(device, norm_type), gradients, norm_type)
     if device.type != "cpu" or first.dtype is torch.float64:
         return list(use(first))
+    # Summed twice always: which one holds is chosen on the device, and a graph has no branches.
     exact = use(_norm_in(torch.float64, gradients, norm_type))
     fits = (first >= smallest_norm(norm_type)) & (first < math.inf)
     return [

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from gradscale.callers import level_of_caller
 from gradscale.half.operations import Float32Where
 from gradscale.half.rounding import HALVES, floating
 
@@ -144,7 +145,7 @@ class ReturnsFloat32:
                     f"{type(module).__name__} computed a loss in {name}, after `half_precision`: a "
                     "number of few digits that ends early. Compute it from `output.float()`, or "
                     "by one of torch's losses, which are computed in float32.",
-                    stacklevel=2,
+                    stacklevel=level_of_caller(),
                 )
         return cast_to(output, torch.float32)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from gradscale.callers import level_of_caller
 from gradscale.gradients.unscale import tensor_values
 from gradscale.half.shared_gradient import Held, SharedGradient
 from gradscale.ranks import distributed
@@ -49,5 +50,5 @@ class ClippedEarly:
             "they were unscaled, and all of them are zero now, as after `clip_grad_norm_` where "
             "the norm of scaled gradients is infinite. Clip after `scaler.unscale_(optimizer)`, or "
             "with `scaler.clip_grad_norm_(optimizer, max_norm)`.",
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradscale.callers import level_of_caller
 from gradscale.capturing import capturing
 from gradscale.half.link import Link
 from gradscale.half.rounding import rounded_to
@@ -68,5 +69,5 @@ def _warn(apart: Sequence[Link], name: str) -> None:
         "no longer their rounded float32 masters: something wrote them past torch's count of "
         "changes, as `p.data.clamp_(…)` does. The masters go on without it, and are copied over it "
         "now. Write `with torch.no_grad(): p.clamp_(…)`, or to `half.parameters()`.",
-        stacklevel=2,
+        stacklevel=level_of_caller(),
     )

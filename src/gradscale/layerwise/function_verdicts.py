@@ -76,7 +76,7 @@ class FunctionVerdicts:
     @property
     def wanted(self) -> bool:
         """Whether a scaler without plans has to `attach` its losses, or results are under way."""
-        return self._looks > 0 or self._entry is not None or bool(self._probings)
+        return bool(self._looks or self._entry or self._probings)
 
     def attach(self, loss: Tensor, scale: Tensor) -> Tensor:
         """The same loss of a scaler without plans; looked through in the first steps."""

@@ -38,7 +38,7 @@ from gradscale.layerwise.tracks import Tracks
 from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.planner import Planner
-from gradscale.plans.windows import Windows
+from gradscale.plans.planner_given import PlannerArgument, planner_given
 from gradscale.ranks import Ranks
 from gradscale.torch_types import StateDict
 
@@ -57,7 +57,7 @@ class Layerwise:
     A step that neither measures nor has a plan walks nothing and costs nothing.
 
     Args:
-        planner: decides the exponents.
+        planner: decides the exponents: True for `Windows`, or what `GradScaler(layerwise=)` takes.
         measure_every: steps between two measurements; the first steps measure more often. None for
             100, or as many times more as a measurement costs steps, where that is more than one.
         keep: how many graph structures are remembered; the one unused for longest is forgotten.
@@ -83,7 +83,7 @@ class Layerwise:
 
     def __init__(
         self,
-        planner: Planner | None = None,
+        planner: PlannerArgument = True,
         *,
         measure_every: int | None = None,
         keep: int = 8,
@@ -91,7 +91,7 @@ class Layerwise:
         linear: Iterable[type[torch.autograd.Function] | str] = (),
     ) -> None:
         self.timing = Timing(Calendar(measure_every))
-        self.planning = Planning(planner if planner is not None else Windows(), keep)
+        self.planning = Planning(planner_given(planner, "Layerwise(planner={})"), keep)
         self.process_group = process_group
         self.linear = tuple(linear)
         self.functions = FunctionVerdicts(naming=self.planning.naming)

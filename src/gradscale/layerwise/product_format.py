@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch.autograd.graph import Node
 
 from gradscale.emulation import emulating
-from gradscale.plans.planner import Excluding, Planner
+from gradscale.plans.excluding import Excluding
+from gradscale.plans.planner import Planner
 from gradscale.plans.windows import Windows
 
 

@@ -109,16 +109,6 @@ class Evidence:
         if self._first_inner is not None:
             self._first_inner = max(0, self._first_inner - losses)
 
-    def release(self) -> None:
-        """Lets go of losses and inputs: nobody will ask for them any more."""
-        self.losses.clear()
-        self.graphs.clear()
-        self._below.clear()
-        if self.inputs:
-            self.inputs.clear()
-        if self.left_over:
-            self.left_over = {}
-
     def bears_witness(self, number: int) -> bool:
         """Whether this loss says something that does not depend on the scale."""
         depends = int(self.depends)

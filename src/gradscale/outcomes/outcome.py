@@ -61,7 +61,6 @@ class OptimizerOutcome:
     _skipped = False
     _reason: Reason | None = None
     _culprits: tuple[Culprit, ...] = ()
-    _explained = False
 
     def __init__(
         self,
@@ -73,12 +72,13 @@ class OptimizerOutcome:
         self._optimizer = ref(optimizer)
         self._found_inf = found_inf
         self._scale: Tensor | float = scale
-        self._evidence = evidence
+        self._evidence: Evidence | None = evidence  # until nobody will ask it any more
 
     def settle(self, skipped: bool, scale: float, process_group: Ranks | None) -> None:
         """Records what the host has read. Of a skipped step, finds out why: a collective."""
         self.settled, self._skipped, self._scale = True, skipped, scale
         if not skipped:
+            self._evidence = None
             return
         optimizer = self._optimizer()
         if optimizer is None:
@@ -99,6 +99,8 @@ class OptimizerOutcome:
     def arrive(self, skipped: bool) -> None:
         """Records the flag alone, once it has reached the host by itself."""
         self.settled, self._skipped = True, skipped
+        if not skipped:
+            self._evidence = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -159,23 +161,23 @@ class OptimizerOutcome:
         return self._culprits
 
     def _explain(self) -> None:
-        if self._explained or not self.skipped:
+        evidence = self._evidence
+        if evidence is None or not self.skipped:
             return
         optimizer = self._optimizer()
         parameters = trained_by(optimizer) if optimizer else []
-        witnesses, others = self._evidence.of(parameters)
-        left_over = self._evidence.left_over.get(id(optimizer))
+        witnesses, others = evidence.of(parameters)
+        left_over = evidence.left_over.get(id(optimizer))
         flags = [] if left_over is None else list(left_over.flags.values())
-        inputs = self._evidence.inputs
-        self._reason = find_reason(parameters, witnesses, inputs, others=others, left_over=flags)
+        self._reason = find_reason(
+            parameters, witnesses, evidence.inputs, others=others, left_over=flags
+        )
         self.suspected = self._reason == "overflow" and not all_finite(others)
         if self._reason == "overflow" and self.blame is not None:
             self._reason = self.blame.reason  # another rank's, whose losses this one does not hold
         if optimizer is not None:
-            self._culprits = tuple(
-                find_culprits(optimizer, self._evidence.names, self._evidence.learn)
-            )
-        self._explained = True
+            self._culprits = tuple(find_culprits(optimizer, evidence.names, evidence.learn))
+        self._evidence = None
 
     def __repr__(self) -> str:
         if not self.settled:

@@ -3,7 +3,7 @@
 from gradscale.backward.plan import ScalePlan as ScalePlan
 from gradscale.plans.adaptive import Adaptive as Adaptive
 from gradscale.plans.decision import Decision as Decision
-from gradscale.plans.planner import Excluding as Excluding
+from gradscale.plans.excluding import Excluding as Excluding
 from gradscale.plans.planner import Planner as Planner
 from gradscale.plans.planner import UserGiven as UserGiven
 from gradscale.plans.planner import fixed as fixed

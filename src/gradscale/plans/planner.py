@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,49 +93,3 @@ def fixed(plan: ScalePlan) -> UserGiven:
         True
     """
     return UserGiven(lambda graph, measurements: plan)
-
-
-@dataclass(frozen=True)
-class Excluding:
-    """Another planner, except that the nodes of some modules stay at the loss scale.
-
-    Args:
-        planner: decides for the other nodes.
-        modules: names as in `model.named_modules()`; a name includes everything below it.
-    """
-
-    planner: Planner
-    modules: Collection[str]
-
-    @property
-    def moments(self) -> bool:
-        """Whether the other planner needs moments."""
-        return self.planner.moments
-
-    @property
-    def products(self) -> bool:
-        """Whether the other planner needs every product counted."""
-        return self.planner.products
-
-    def decide(self, situation: Situation) -> Decision:
-        """The other planner's decision with the nodes of the modules pinned.
-
-        Raises:
-            ValueError: if a module has no node in the graph.
-        """
-        names = situation.names
-        pinned: set[int] = set()
-        for module in self.modules:
-            nodes = [node for node, name in names.items() if _within(name, module)]
-            if not nodes:
-                known = ", ".join(sorted({name.split(".")[0] for name in names.values()}))
-                raise ValueError(
-                    f"`Excluding(modules={list(self.modules)})`: no node of this graph belongs to "
-                    f"{module!r}. The modules with nodes are below: {known or 'none'}."
-                )
-            pinned.update(nodes)
-        return self.planner.decide(situation.pinning(pinned))
-
-
-def _within(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")

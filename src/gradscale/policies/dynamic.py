@@ -219,6 +219,8 @@ class Dynamic(Policy):
     def _count_overflows(self, state: DynamicState, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         steps, overflows = state.steps_since_rescale, state.overflows_since_backoff
         if self.tolerance == 0:
+            # Nothing is tolerated, so nothing need be counted: the fast path leaves both as they
+            # are, too.
             return steps, overflows, torch.zeros_like(found)
         steps, overflows = steps + 1, overflows + found.to(torch.int32)
         return steps, overflows, overflows / steps < self.tolerance

@@ -105,6 +105,7 @@ def advance(policy: Policy, state: S, observation: Observation, ignore: Tensor |
         return after
     keep = ignore > 0
     fields = [
+        # A field may have dimensions behind `losses`, such as a ring of maxima.
         torch.where(keep.reshape(keep.shape + (1,) * (new.dim() - keep.dim())), old, new)
         for old, new in zip(state, after, strict=True)
     ]

@@ -143,5 +143,6 @@ class Quantile(Policy):
         most = math.floor((self.window + 1) * self.overflow_share + 1e-5)
         # As many as a full ring asks for: a number of the host's, so that shapes stay the same.
         largest = torch.topk(recent, most, dim=-1).values
+        # While not one may overflow yet the rank is 0: then the largest counts, with room above it.
         top = torch.gather(largest, -1, (rank - 1).clamp(min=0)[..., None])[..., 0]
         return top + _FIRST_ROOM * (1.0 - allowed).clamp(min=0.0)

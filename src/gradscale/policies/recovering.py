@@ -106,6 +106,7 @@ class Recovering(Policy):
                 "Write `below=((100, 8.0),)`."
             )
         highest = MAX_FLOAT32 / self.policy.growth_factor
+        # A scale just below a bound is multiplied once, and must stay finite.
         fits = all(every >= 1 and 0 < bound <= highest for every, bound in self.below)
         rule = "must hold pairs of at least 1 step and a positive scale that can still be raised"
         check(self, "below", bool(self.below) and fits, rule, "Write `below=((100, 8.0),)`.")
@@ -129,6 +130,7 @@ class Recovering(Policy):
 
     @property
     def _period(self) -> int:
+        # After so many steps every entry of `below` comes round at once: the count may begin anew.
         return math.lcm(*(int(every) for every, _ in self.below))
 
     def init(

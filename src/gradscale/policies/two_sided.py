@@ -113,10 +113,12 @@ class TwoSided(Policy):
         return ScaleState((state.scale * factor).clamp(self.min_scale, self.max_scale))
 
     def _upper(self, counts: Tensor, log2_scale: Tensor) -> Tensor:
+        # Octave e holds [2^e, 2^(e+1)): the format's topmost one is its largest exponent.
         first = FloatFormat.of(self.format).max_exponent + 1 - self.upper_octaves
         return _share(counts, _octaves(counts) + log2_scale[..., None] >= first)
 
     def _lost(self, counts: Tensor, log2_scale: Tensor) -> Tensor:
+        # What is flushed and what is rounded coarsely alike: both lie below the smallest normal.
         smallest = FloatFormat.of(self.format).min_exponent
         return _share(counts, _octaves(counts) + log2_scale[..., None] < smallest)
 

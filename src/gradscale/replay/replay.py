@@ -43,6 +43,7 @@ def replay(
         on_step: called with the number of steps done, now and then.
 
     Raises:
+        TypeError: if it is no recording, such as the path of one.
         ValueError: if the recording has no steps or no scaler, or lacks what the policy needs; the
             message says how to record it.
 
@@ -62,6 +63,11 @@ def replay(
         >>> found.skipped, found.steps[0].certain, found.first("counterfactual")
         (3, False, 0)
     """
+    if not isinstance(recording, Recording):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"`replay({recording!r})` must be given a recording. Pass "
+            "`gradscale.recording.read(path)`."
+        )
     description = recording.header.policy
     own = None if description is None else policy_of(description)
     if policy is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradscale.gradients.flags import combined
+from gradscale.outcomes.evidence import Blame
 from gradscale.scaler.blaming import blamed_on_device
 from gradscale.scaler.books import Books
 from gradscale.scaler.current_step import CurrentStep
@@ -63,7 +64,6 @@ def _refuse_in_between(step: CurrentStep, new_scale: float | Tensor | None) -> N
 def _advance(step: CurrentStep, books: Books, scale: Tensor) -> None:
     held = step.held
     flags: list[Tensor] = []
-    beyond: list[Tensor] = []  # flags of quotients that their dtype does not hold
     settled, skipped, blamed, dropped = True, False, False, False
     for record in step.records.values():
         flags += record.flags.values()
@@ -73,7 +73,6 @@ def _advance(step: CurrentStep, books: Books, scale: Tensor) -> None:
         outcome = record.outcome
         if outcome is None or not outcome.settled:
             settled = False
-            beyond += [] if record.beyond is None else [record.beyond]
         elif outcome.skipped:
             skipped, blamed = True, blamed or outcome.blames_scale
     if not flags:
@@ -85,15 +84,11 @@ def _advance(step: CurrentStep, books: Books, scale: Tensor) -> None:
     blame, ignore, at_fault = None, None, found_inf
     if not settled:
         books.note_unsettled(step, scale)
-    if not settled or books.device_patience is not None:
+    patience = books.device_patience
+    if not settled or patience is not None:
         blame = blamed_on_device(step, found_inf)
-    if settled:
-        step.evidence.release()
-    elif blame is not None:
-        at_fault, ignore = blame.scaling, found_inf > blame.scaling
-    if beyond:  # no scale helps; unless another gradient overflowed, the policy is not asked
-        lost = combined(beyond, scale.device) > at_fault
-        ignore = lost if ignore is None else ignore | lost
+        if not settled:
+            at_fault, ignore = _shown_to_policy(step, found_inf, blame)
     # Where the device decides nobody knows, so the next step looks what was left, too.
     step.after_skip = skipped or not settled
     observation = step.gradients.observation(at_fault)
@@ -104,12 +99,29 @@ def _advance(step: CurrentStep, books: Books, scale: Tensor) -> None:
         held.layerwise.update(step.outcome)
     elif held.functions.wanted:
         held.functions.end_step()
-    patience = books.device_patience if blame is not None else None
     if patience is not None and blame is not None:
         patience.count(found_inf, blame, scale)
     # Lost to bad data in all its optimizers: the policy is not to see such a step.
-    if not (settled and skipped and not blamed):
+    if blamed or not (settled and skipped):
         held.decide(scale, observation, ignore, settled and not (skipped or dropped))
-    if patience is not None:
+    if patience is not None and blame is not None:
         patience.act(scale, max(TRIAL, held.floor), held.backoff_factor)
         step.depends = patience.depends
+
+
+def _shown_to_policy(
+    step: CurrentStep, found_inf: Tensor, blame: Blame | None
+) -> tuple[Tensor, Tensor | None]:
+    """Of a step that the host does not know: the flag to decide by, and whether to ignore it."""
+    at_fault, ignore = found_inf, None
+    if blame is not None:
+        at_fault, ignore = blame.scaling, found_inf > blame.scaling
+    records = step.records.values()
+    unknown = [each for each in records if each.outcome is None or not each.outcome.settled]
+    # Flags of quotients that their dtype does not hold: no scale helps, so unless another gradient
+    # overflowed, the policy is not asked.
+    beyond = [each.beyond for each in unknown if each.beyond is not None]
+    if beyond:
+        lost = combined(beyond, found_inf.device) > at_fault
+        ignore = lost if ignore is None else ignore | lost
+    return at_fault, ignore

@@ -42,8 +42,8 @@ class AskedScaler(torch.amp.GradScaler):
     _books: Books
     _undo: Undo
 
-    _scale: Any = View("_held.tensor")
-    _growth_tracker: Any = View("_held.tracker")
+    _scale: Any = View("_held.tensor", then=HeldScale.rebind)
+    _growth_tracker: Any = View("_held.tracker", then=HeldScale.rebind)
     _init_scale: Any = View("_held.init_scale")
     _init_growth_tracker: Any = View("_held.init_growth_tracker")
     _per_optimizer_states: Any = View("_step.records", Records)

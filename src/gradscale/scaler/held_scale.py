@@ -82,16 +82,13 @@ class HeldScale:
         """A bound of S from below that costs nothing: from 1 on no quotient overflows."""
         return scale.item() if scale.is_cpu else self.known.at_least(scale)
 
-    def rebound(self) -> Any:
-        """The policy's state, with tensors that other code has put into torch's attributes."""
-        state = self.state
-        if state.scale is not self.tensor:
-            state = state._replace(scale=self.tensor)
-        tracker: Tensor | None = getattr(state, "growth_tracker", None)
-        if tracker is not None and tracker is not self.tracker:
-            state = state._replace(growth_tracker=self.tracker)
-        self.state = state
-        return state
+    def rebind(self) -> None:
+        """Other tensors have been put in the place of torch's two: the state is made of them."""
+        if self.state is None:
+            return
+        self.state = self.state._replace(scale=self.tensor)
+        if hasattr(self.state, "growth_tracker"):
+            self.state = self.state._replace(growth_tracker=self.tracker)
 
     def decide(
         self, scale: Tensor, observation: Observation, ignore: Tensor | None, clean: bool
@@ -104,7 +101,7 @@ class HeldScale:
             ignore: above 0 if it is to see nothing, as a flag; None if the host knows that it may.
             clean: whether the host knows that nothing overflowed.
         """
-        state, policy = self.rebound(), self.policy
+        state, policy = self.state, self.policy
         known = None if scale.is_cpu else self.known
         before = 0.0 if known is None else known.at_least(scale)
         if isinstance(policy, Dynamic):
@@ -150,7 +147,7 @@ class HeldScale:
     def saved_fields(self) -> Fields:
         """The policy's state as plain values. Reads the device."""
         if self.state is not None:
-            return dump_state(self.rebound())
+            return dump_state(self.state)
         state = self.policy.init()
         fill_state_(state, {**(self.loaded or {}), "scale": self.init_scale})
         return dump_state(state)
@@ -166,14 +163,14 @@ class HeldScale:
             return
         # The tensors stay the same ones, because captured graphs hold them.
         self.begin_on(scale.device)
-        made = self.rebound()
+        made = self.state
         if before is not None and type(before) is type(made):
             copy_state_(before, made)
             self.state = before
         scale.copy_(made.scale)
         tracker.fill_(self.init_growth_tracker)
         self.tensor, self.tracker = scale, tracker
-        self.rebound()
+        self.rebind()
 
     def __getstate__(self) -> StateDict:
         """Numbers instead of tensors, so that a copy begins on whatever device it is used."""

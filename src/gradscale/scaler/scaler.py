@@ -10,10 +10,11 @@ from torch import Tensor
 
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.function_verdicts import FunctionVerdicts, Injected
-from gradscale.layerwise.planner_argument import PlannerArgument, layerwise_of
+from gradscale.layerwise.planner_argument import layerwise_of
 from gradscale.outcomes.alarm import Alarm
 from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.schedule import Follower, step_if_taken
+from gradscale.plans.planner_given import PlannerArgument
 from gradscale.policies.policy import Policy
 from gradscale.ranks import Ranks
 from gradscale.scaler.advancing import end_step
@@ -25,6 +26,7 @@ from gradscale.scaler.eager import eager
 from gradscale.scaler.gradient_verbs import GradientVerbs
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
+from gradscale.scaler.record import DIVIDED
 from gradscale.scaler.scaling import scale_without_loss, scaled
 from gradscale.scaler.settings import (
     TORCH_NUMBERS,
@@ -192,13 +194,13 @@ class GradScaler(GradientVerbs):
             scale_without_loss(step, optimizer, "step")
         step.open()
         record = step.records[id(optimizer)]
-        untouched, fused = record.untouched, steps_fused(optimizer)
-        if not untouched:
+        at, fused = record.at, steps_fused(optimizer)
+        if at > DIVIDED:  # no place before is refused
             refuse(record, "step")
         if fused and takes_scaler(optimizer):
             call = step_call(optimizer, args, {**kwargs, "grad_scaler": self})
             return step_of_its_own(step, optimizer, record, call)
-        if untouched and closure is None and divided_first(step, optimizer, record):
+        if at < DIVIDED and closure is None and divided_first(step, optimizer, record):
             self.unscale_(optimizer)
         if closure is not None:
             return ClosureStep(step, optimizer, record).take(closure, args, kwargs)

@@ -15,10 +15,16 @@ class View:
     Args:
         place: the part and its attribute, with a dot between.
         made_of: turns what other code puts there into what the part keeps.
+        then: what the part does once something was put there.
     """
 
-    def __init__(self, place: str, made_of: Callable[[Any], Any] | None = None) -> None:
-        self._made_of = made_of
+    def __init__(
+        self,
+        place: str,
+        made_of: Callable[[Any], Any] | None = None,
+        then: Callable[[Any], object] | None = None,
+    ) -> None:
+        self._made_of, self._then = made_of, then
         self._part, _, self._name = place.partition(".")
         self._read = attrgetter(place)
 
@@ -26,8 +32,10 @@ class View:
         return self if scaler is None else self._read(scaler)
 
     def __set__(self, scaler: Any, value: Any) -> None:
-        value = value if self._made_of is None else self._made_of(value)
-        setattr(getattr(scaler, self._part), self._name, value)
+        part = getattr(scaler, self._part)
+        setattr(part, self._name, value if self._made_of is None else self._made_of(value))
+        if self._then is not None:
+            self._then(part)
 
 
 class PolicySetting:

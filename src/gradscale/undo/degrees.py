@@ -116,6 +116,7 @@ SCALE_FREE: dict[type[torch.optim.Optimizer], Degrees] = {
     torch.optim.RMSprop: Degrees(
         state={"square_avg": 2, "grad_avg": 1}, settings={"eps": 1, "weight_decay": 1}
     ),
+    # Its second moments are none: the update is orthogonalised, and forgets the gradient's size.
     torch.optim.Muon: Degrees(state={"momentum_buffer": 1}, settings={"eps": 1}),
 }
 """Optimizers whose step does not depend on the gradient's scale, once eps and moments follow it."""

@@ -32,7 +32,8 @@ def table(rows: Sequence[Row], most: int, steps: Sequence[int], notes: Iterable[
     """
     if not rows:
         return (
-            "Nothing has been measured yet: no backward pass has reached a parameter of the model."
+            "Nothing has been measured: no backward pass has reached a parameter of the model "
+            "while it was watched, inside `with gradscale.watch(model) as watch:`."
         )
     every = [row for row in rows if not row.negligible]
     # Beside narrower ones, what is in float32 loses nothing that a scale could save.

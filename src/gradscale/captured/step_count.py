@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 
-class Tally:
+class StepCount:
     """How many steps were asked for and how many skipped, as one tensor.
 
     Attributes:
         counts: int64 of shape `(2,)`, changed in place.
 
     Example:
-        >>> tally = Tally("cpu")
+        >>> steps = StepCount("cpu")
         >>> for found_inf in (0.0, 1.0):
-        ...     tally.count(torch.tensor(found_inf))
-        >>> tally.counts
+        ...     steps.count(torch.tensor(found_inf))
+        >>> steps.counts
         tensor([2, 1])
     """
 
