@@ -45,9 +45,11 @@ class StepPasses:
         """The only graph that the passes can have run through, if nobody measured there."""
         if self.measurings:
             return None
+        if self.walked:
+            return next(iter(self.signatures)) if len(self.signatures) == 1 else None
         # Nothing is walked while no plan is followed: where one structure is known, it was that.
-        seen = self.signatures if self.walked else {track.graph.signature for track in tracks}
-        return next(iter(seen)) if len(seen) == 1 else None
+        only = tracks.latest if len(tracks) == 1 else None
+        return None if only is None else only.graph.signature
 
     def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those with a gradient that no walked graph leads to."""
