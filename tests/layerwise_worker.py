@@ -152,7 +152,10 @@ def spoiled_on_rank_one(
     for step in range(at + 4):
         trial.step(weight=weight if rank == 1 and step == at else 1.0)
         states.append(trial.state())
-    return states
+    layerwise = trial.scaler.layerwise
+    assert layerwise is not None
+    layerwise.begin_step(torch.tensor(trial.scaler.get_scale()))
+    return [*states, [(track.outliers, track.frozen) for track in layerwise.tracks]]
 
 
 class Branching(nn.Module):

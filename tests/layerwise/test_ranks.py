@@ -51,6 +51,8 @@ def test_ranks_with_different_data_plan_alike(build: Build) -> None:
 def test_an_overflow_on_one_rank_lowers_all_alike(build: Build, grouped: bool, at: int) -> None:
     first, second = on_two_ranks(spoiled_on_rank_one, build, at, 2.0**30, grouped)
     assert first == second
+    *first, [(outliers, frozen)] = first
+    assert outliers.reach > 0 and outliers.step == at and frozen is None
     assert [skipped for _, _, skipped in first] == [step == at for step in range(at + 4)]
     before, after = absolute(first[at - 1]), absolute(first[at + 1])
     changes = {a - b for a, b in zip(after, before, strict=True)}
@@ -68,6 +70,8 @@ def absolute(state: Any) -> list[float]:
 def test_a_bad_loss_on_one_rank_moves_no_plan_anywhere(grouped: bool, at: int) -> None:
     first, second = on_two_ranks(spoiled_on_rank_one, ddp, at, float("nan"), grouped)
     assert first == second
+    *first, [(outliers, _)] = first
+    assert not any(outliers)
     assert [skipped for _, _, skipped in first] == [step == at for step in range(at + 4)]
     assert any(first[at - 1][0][0][0])
     assert first[at - 1][0] == first[at + 1][0]

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,7 +70,10 @@ def on_any_rank(flag: bool, groups: Sequence[ProcessGroup], device: torch.device
     return bool(flags.item())
 
 
-class Wishes:
+Step = TypeVar("Step")
+
+
+class Wishes(Generic[Step]):
     """Asks at the end of every step whether some rank wants to measure again.
 
     All ranks must measure the same steps, or they would wait for each other. On an accelerator the
@@ -78,32 +81,42 @@ class Wishes:
     """
 
     def __init__(self) -> None:
-        self._under_way: deque[HostCopies[Tensor]] = deque()
+        self._under_way: deque[tuple[HostCopies[Tensor], Step]] = deque()
 
-    def ask(self, wish: bool, flags: Sequence[Tensor], groups: Sequence[ProcessGroup]) -> bool:
+    def ask(
+        self, wish: bool, flags: Sequence[Tensor], groups: Sequence[ProcessGroup], step: Step
+    ) -> tuple[bool, Step | None]:
         """A collective.
 
         Args:
             wish: whether this rank wants to, for what the host knows.
             flags: float32, above 0 if an optimizer of this rank met a non-finite gradient.
             groups: the process groups.
+            step: what this rank knows of the step that ends.
+
+        Returns:
+            Whether all ranks measure; and what was passed for the step that is answered for, if
+            some rank met a non-finite gradient in it.
         """
         device = flags[0].device if flags else torch.device("cpu")
         wishes = torch.full((), float(wish), device=device)
         for flag in flags:
-            wishes = torch.maximum(wishes, flag.to(device, torch.float32).reshape(()))
+            met = flag.to(device, torch.float32).reshape(()) > 0
+            wishes = torch.maximum(wishes, _MET_NONFINITE * met)
         reduce_max_([wishes], groups)
-        if device.type == "cpu":
-            return bool(wishes.item())
-        return self._asked_before(wishes)
+        if device.type != "cpu":
+            self._under_way.append((HostCopies([wishes]), step))
+            if len(self._under_way) < 2:
+                return False, None
+            copies, step = self._under_way.popleft()
+            copies.wait()
+            (wishes,) = copies.tensors
+        answer = wishes.item()
+        return answer > 0, step if answer == _MET_NONFINITE else None
 
-    def _asked_before(self, wishes: Tensor) -> bool:
-        self._under_way.append(HostCopies([wishes]))
-        if len(self._under_way) < 2:
-            return False
-        before = self._under_way.popleft()
-        before.wait()
-        return bool(before.tensors[0].item())
+
+_MET_NONFINITE = 2.0
+"""More than a wish, so that the largest of all ranks tells it."""
 
 
 def same_on_all_ranks(

@@ -33,7 +33,7 @@ from gradscale.layerwise.own_exponents import freed, with_held_exponents
 from gradscale.layerwise.planning import Planning
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
-from gradscale.layerwise.timing import Timing, has_bad_data
+from gradscale.layerwise.timing import EndedStep, Timing, has_bad_data
 from gradscale.layerwise.tracks import Tracks
 from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
@@ -174,10 +174,9 @@ class Layerwise:
             self.functions.end_step()
             bad = on_any_rank(has_bad_data(last_step), groups, scale.device) if groups else None
             self._measured = MeasuredStep(measurings, last_step, scale, bad)
-        if groups:
-            self.timing.ask_ranks(last_step, groups)
-        else:
-            self._watch_outcomes(last_step, passes)
+        ended = EndedStep(last_step, self.timing.steps, passes.unmeasured(self.tracks))
+        for step in self.timing.lost_steps(ended, groups):
+            self.planning.overflowed_unmeasured(step, gradients=step is ended and not groups)
         self.timing.next_step()
 
     def _begin_pass(self, walk: Walk) -> None:
@@ -232,13 +231,6 @@ class Layerwise:
         )
         return []
 
-    def _watch_outcomes(self, last_step: StepOutcome, passes: StepPasses) -> None:
-        """After an overflow: those groups go down at once, and the next step measures again."""
-        for step in self.timing.lost_steps(last_step):
-            alone = len(passes.signatures) == 1  # else it may have been another graph's
-            if step is last_step and not passes.measurings and alone:
-                self.planning.lower_at_once(step)
-
     def _plan(self, scale: Tensor, measured: MeasuredStep) -> None:
         """Turns what a step measured into plans, and sets the loss scale they ask for."""
         self._measured = None
@@ -249,7 +241,8 @@ class Layerwise:
             return
         for track in self.tracks:
             track.graph = track.graph.proving(self.functions.proven(track.graph.signature))
-        self.timing.now |= self.planning.decide(merged, float(measured.scale), scale)
+        step, before = self.timing.steps, float(measured.scale)
+        self.timing.now |= self.planning.decide(merged, before, scale, step)
         ranks = ranks_of(rank_groups(self.process_group))
         self.timing.measuring_costs(measured.cost_in_steps(merged, self.tracks, ranks))
 

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
+from gradscale.backward.graph import BackwardGraph
 from gradscale.gradients.unscale import gradient_values
 from gradscale.layerwise.track import Track
 from gradscale.plans.windows_overflow import lowered, suspects
 
 
-def lower_suspects(track: Track, log2_scale: int) -> int | None:
-    """Lowers the groups that must have overflowed by an octave; the others stay.
+def nonfinite_leaves(graph: BackwardGraph) -> list[int]:
+    """The leaves whose gradient is infinite or NaN, while a skipped step has left it in place.
 
-    Judged by which parameters' gradients are finite, while a skipped step has left them in place:
-    what is infinite stays so on its way down. Reads the host.
+    Reads the host once for each parameter: after an overflow only, a good step pays nothing.
+    """
+    return [
+        leaf
+        for leaf, parameter in graph.parameters().items()
+        if parameter is not None
+        and (values := gradient_values(parameter)) is not None
+        and not bool(torch.isfinite(values).all())
+    ]
+
+
+def lower_suspects(track: Track, nonfinite: Collection[int], log2_scale: int) -> int | None:
+    """Lowers the groups that must have overflowed by an octave; the others stay.
 
     Args:
         track: its plan is changed, unless it is uniform (then the policy's backoff says it all).
+        nonfinite: the leaves whose gradient was; what is infinite stays so on its way down.
         log2_scale: the exponent of the loss scale at which the step overflowed.
 
     Returns:
@@ -24,15 +39,7 @@ def lower_suspects(track: Track, log2_scale: int) -> int | None:
     """
     if track.plan.is_uniform:
         return None
-    leaves = [
-        leaf
-        for leaf, parameter in track.graph.parameters().items()
-        if parameter is not None
-        and (values := gradient_values(parameter)) is not None
-        and not bool(torch.isfinite(values).all())
-    ]
-    # Host reads, after an overflow only: a good step pays nothing.
-    nodes = suspects(track.graph, leaves)
+    nodes = suspects(track.graph, nonfinite)
     if not nodes:
         return None
     plan, log2_lowered = lowered(track.graph, track.plan, log2_scale, nodes, 1)

@@ -13,12 +13,12 @@ from gradscale.backward.measurements import Measurements
 from gradscale.exponents import floor_exponent
 from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
-from gradscale.layerwise.overflow_suspects import lower_suspects
+from gradscale.layerwise.overflow_suspects import lower_suspects, nonfinite_leaves
 from gradscale.layerwise.product_format import fitted
 from gradscale.layerwise.saved_plans import SavedPlans
+from gradscale.layerwise.timing import EndedStep
 from gradscale.layerwise.track import Track
 from gradscale.layerwise.tracks import Tracks
-from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.decision import Decision
 from gradscale.plans.planner import Planner, UserGiven
 from gradscale.plans.situation import Situation
@@ -46,28 +46,39 @@ class Planning:
         products, moments = self._fitted.products, self._fitted.moments
         return measure(walk, exponents, scale, products=products, moments=moments)
 
-    def lower_at_once(self, step: StepOutcome) -> None:
-        """After an overflow that nobody measured: the groups that must be to blame go down.
+    def overflowed_unmeasured(self, step: EndedStep, *, gradients: bool) -> None:
+        """After an overflow that nobody measured: it is remembered, and who is to blame goes down.
 
-        Not those of a plan that somebody gave: it stays, and the policy lowers the scale.
+        Not in a plan that somebody gave: it stays, and the policy lowers the scale.
+
+        Args:
+            step: the one that was lost.
+            gradients: whether they are still there, to tell the groups that must be to blame.
         """
-        track = self.tracks.latest
-        if track is not None and not isinstance(self.planner, UserGiven):
-            self._lowered = lower_suspects(track, floor_exponent(step.scale))
+        if step.signature is None or step.signature not in self.tracks:
+            return
+        track, log2_scale = self.tracks[step.signature], floor_exponent(step.outcome.scale)
+        leaves = nonfinite_leaves(track.graph) if gradients else []
+        track.lose(step.number, log2_scale, leaves=leaves)
+        if gradients and not isinstance(self.planner, UserGiven):
+            self._lowered = lower_suspects(track, leaves, log2_scale)
 
     def carry_out_lowering(self, scale: Tensor) -> None:
-        """Sets the loss scale that `lower_at_once` asked for."""
+        """Sets the loss scale that `overflowed_unmeasured` asked for."""
         if self._lowered is not None:
             scale.fill_(2.0**self._lowered)
             self._lowered = None
 
-    def decide(self, merged: Mapping[str, Measurements], before: float, scale: Tensor) -> bool:
+    def decide(
+        self, merged: Mapping[str, Measurements], before: float, scale: Tensor, step: int
+    ) -> bool:
         """Plans anew for all graphs that were measured.
 
         Args:
             merged: by signature, what was measured.
             before: the loss scale at which it was.
             scale: changed in place into the lowest that the plans ask for.
+            step: the number of the one that begins.
 
         Returns:
             Whether one of them overflowed, so that its new plan wants to be measured at once.
@@ -81,7 +92,7 @@ class Planning:
             return False
         log2_scale = floor_exponent(before)
         lowest = min(
-            self._decide(self.tracks[key], measurements, log2_scale).log2_scale
+            self._decide(self.tracks[key], measurements, log2_scale, step).log2_scale
             for key, measurements in open_to_change.items()
         )
         # No scale is ever below the smallest normal float32, nor infinite.
@@ -90,16 +101,22 @@ class Planning:
             track.anchor_at(lowest)
         return any(measurements.overflowed for measurements in open_to_change.values())
 
-    def _decide(self, track: Track, measurements: Measurements, log2_scale: int) -> Decision:
+    def _decide(
+        self, track: Track, measurements: Measurements, log2_scale: int, step: int
+    ) -> Decision:
         overflowed = measurements.overflowed
         seen = measurements if overflowed else measurements.with_maxima(track.history)
         names = self.naming.of(track)
         known = track.history[-1] if track.history else None
+        tail, lost = track.outliers.tail(step), track.lost
         situation = Situation(
-            track.graph, seen, track.plan, log2_scale, names, known, track.overflows
+            track.graph, seen, track.plan, log2_scale, names, known, track.overflows, tail, lost
         )
         decision = self._fitted.decide(situation)
-        if not overflowed:
+        if overflowed:
+            track.lose(step - 1, log2_scale, origins=decision.overflowed)
+        else:
+            track.learn(tail, decision)
             track.history.append(measurements)
         track.adopt(decision)
         return decision

@@ -12,6 +12,8 @@ from gradscale.backward.plan import LARGEST_EXPONENT, ScalePlan
 from gradscale.entries import MOST, Entries
 from gradscale.formats import FloatFormat
 from gradscale.layerwise.measuring_cost import MOST as MOST_STEPS
+from gradscale.layerwise.outliers import Outliers
+from gradscale.plans.tail import FARTHEST, LostStep
 
 _KINDS = ("arrived", "produced", "weight")
 _FARTHEST = 2**12  # octaves: float64 has 2,098 of them
@@ -26,6 +28,9 @@ class SavedTrack(NamedTuple):
     anchor: int
     overflows: int
     history: tuple[Measurements, ...]
+    outliers: Outliers = Outliers()
+    lost: LostStep | None = None
+    lost_at: int = 0
 
     def fits(self, graph: BackwardGraph) -> bool:
         """Whether all that it speaks of is in `graph`."""
@@ -33,12 +38,19 @@ class SavedTrack(NamedTuple):
         places |= {(node, -1) for node in range(len(graph))}
         records = (record for measured in self.history for record in measured.records)
         known = all((record.node, record.target) in places for record in records)
+        lost = self.lost
+        if lost is not None:
+            known &= len(lost.exponents) == len(graph)
+            known &= all(node < len(graph) for node in lost.origins)
+            known &= set(graph.leaves).issuperset(lost.leaves)
         return known and len(self.plan.exponents) == len(graph)
 
     def as_dict(self) -> dict[str, object]:
         """What was saved."""
         history = [measurements.as_dict() for measurements in self.history]
-        return {**self._asdict(), "plan": self.plan.to_dict(), "history": history}
+        lost = None if self.lost is None else lost_as_dict(self.lost)
+        learned = {"outliers": self.outliers._asdict(), "lost": lost}
+        return {**self._asdict(), "plan": self.plan.to_dict(), "history": history, **learned}
 
 
 class SavedPlans(NamedTuple):
@@ -123,7 +135,34 @@ def _track(held: Entries, signature: str) -> SavedTrack:
         anchor=held.count("anchor", -_FARTHEST, _FARTHEST),
         overflows=held.count("overflows", most=_LARGEST_INT32),
         history=tuple(read_measurements(part, signature) for part in held.each("history")),
+        # A file of before they were remembered has neither.
+        outliers=_outliers(held.within("outliers")),
+        lost=_lost(held.entries("lost")) if held.has("lost") else None,
+        lost_at=held.count("lost_at", most=_LARGEST_INT32) if held.has("lost_at") else 0,
     )
+
+
+def _outliers(held: Entries) -> Outliers:
+    if not held.held:
+        return Outliers()
+    return Outliers(
+        reach=held.count("reach", most=FARTHEST),
+        times=held.count("times", most=_LARGEST_INT32),
+        step=held.count("step", most=_LARGEST_INT32),
+    )
+
+
+def _lost(held: Entries) -> LostStep:
+    return LostStep(
+        exponents=held.counts("exponents", -_FARTHEST, _FARTHEST),
+        origins=held.counts("origins"),
+        leaves=held.counts("leaves"),
+    )
+
+
+def lost_as_dict(lost: LostStep) -> dict[str, list[int]]:
+    """Plain lists, for a checkpoint."""
+    return {name: list(entries) for name, entries in lost._asdict().items()}
 
 
 def read_measurements(held: Entries, signature: str) -> Measurements:

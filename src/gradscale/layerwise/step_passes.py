@@ -41,6 +41,16 @@ class StepPasses:
         self.signatures.add(graph.signature)
         self._graphs.append(graph)
 
+    def unmeasured(self, tracks: Tracks) -> str | None:
+        """The only graph that the passes can have run through, if nobody measured there."""
+        if self.measurings:
+            return None
+        if self.walked:
+            return next(iter(self.signatures)) if len(self.signatures) == 1 else None
+        # Nothing is walked while no plan is followed: where one structure is known, it was that.
+        only = tracks.latest if len(tracks) == 1 else None
+        return None if only is None else only.graph.signature
+
     def missed(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those with a gradient that no walked graph leads to."""
         seen = {id(leaf) for graph in self._graphs for leaf in graph.parameters().values()}

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from gradscale.layerwise.agreement import Wishes
+import torch
+
+from gradscale.layerwise.agreement import Wishes, on_any_rank, same_on_all_ranks
 from gradscale.layerwise.calendar import Calendar
 from gradscale.outcomes.outcome import StepOutcome
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class EndedStep(NamedTuple):
+    """A step that has ended.
+
+    Attributes:
+        outcome: what became of it, which the host may hear of later.
+        number: of the step.
+        signature: of the only graph that it ran through, if nobody measured it there.
+    """
+
+    outcome: StepOutcome
+    number: int
+    signature: str | None
 
 
 class Timing:
@@ -32,8 +48,8 @@ class Timing:
         self.calendar = calendar
         self.steps = 0
         self.again = False
-        self._unsettled: list[StepOutcome] = []
-        self._wishes = Wishes()
+        self._unsettled: list[EndedStep] = []
+        self._wishes: Wishes[EndedStep] = Wishes()
         self._begin()
 
     def at_once(self) -> None:
@@ -49,19 +65,38 @@ class Timing:
         self.steps += 1
         self._begin()
 
-    def lost_steps(self, last_step: StepOutcome) -> Iterator[StepOutcome]:
-        """Steps that a smaller scale would have saved, as soon as that is known; each measures."""
-        self._unsettled.append(last_step)
-        while self._unsettled and all(outcome.settled for outcome in self._unsettled[0]):
+    def lost_steps(
+        self, last: EndedStep, groups: Sequence[ProcessGroup] = ()
+    ) -> Iterator[EndedStep]:
+        """Steps that a smaller scale would have saved, as soon as that is known.
+
+        After each of them the next step measures. With `groups` a collective: all ranks measure if
+        some rank wants to, or lost its step to anything, and all name the same steps.
+        """
+        if groups:
+            yield from self._lost_on_ranks(last, groups)
+            return
+        self._unsettled.append(last)
+        while self._unsettled and all(outcome.settled for outcome in self._unsettled[0].outcome):
             step = self._unsettled.pop(0)
-            if lost_to_scale(step):
+            if lost_to_scale(step.outcome):
                 self.again = True
                 yield step
 
-    def ask_ranks(self, last_step: StepOutcome, groups: Sequence[ProcessGroup]) -> None:
-        """All ranks measure if some rank wants to, or lost its step. A collective."""
-        flags = [flag for outcome in last_step for flag in outcome.found_inf]
-        self.again = self._wishes.ask(self.again, flags, groups)
+    def _lost_on_ranks(
+        self, last: EndedStep, groups: Sequence[ProcessGroup]
+    ) -> Iterator[EndedStep]:
+        flags = [flag for outcome in last.outcome for flag in outcome.found_inf]
+        self.again, lost = self._wishes.ask(self.again, flags, groups, last)
+        if lost is None:
+            return
+        # More collectives, and host reads, after such a step only.
+        device = flags[0].device if flags else torch.device("cpu")
+        same = same_on_all_ranks([lost.signature or ""], groups, device)
+        skipped = any(outcome.skipped for outcome in lost.outcome)
+        otherwise = skipped and not lost_to_scale(lost.outcome)
+        if not on_any_rank(otherwise, groups, device) and same:
+            yield lost
 
     def resume(self, steps: int, measures: bool, cost: int) -> None:
         """Goes on where another run stopped, before a step that measures or does not."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
-from gradscale.layerwise.saved_plans import SavedTrack
+from gradscale.layerwise.outliers import Outliers
+from gradscale.layerwise.saved_plans import SavedTrack, lost_as_dict
 from gradscale.plans.decision import Decision
 from gradscale.plans.groups import shifted
+from gradscale.plans.tail import LostStep, Tail
 
 HISTORY = 4
 """Earlier measurements whose maxima still count: gradients that were large once will be again."""
@@ -38,6 +41,9 @@ class Track:
         frozen: why the structure stays at one scale whatever is measured; None if it does not.
         anchor: the exponent of the loss scale that the plan was made for.
         overflows: measurements in a row in which something overflowed.
+        outliers: what overflows have taught.
+        lost: the last overflow, if no measurement has explained it yet.
+        lost_at: the number of its step.
     """
 
     def __init__(self, graph: BackwardGraph) -> None:
@@ -46,6 +52,9 @@ class Track:
         self.decision: Decision | None = None
         self.frozen: str | None = None
         self.anchor = self.overflows = 0
+        self.outliers = Outliers()
+        self.lost: LostStep | None = None
+        self.lost_at = 0
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
         self._factors: dict[tuple[frozenset[int], frozenset[int]], _Factors] = {}
 
@@ -59,7 +68,26 @@ class Track:
     def situation(self) -> tuple[object, ...]:
         """What the next plan depends on, besides the measurements."""
         history = len(self.history)
-        return self.plan.exponents, self.frozen, self.anchor, history, self.overflows
+        learned = self.outliers, self.lost, self.lost_at
+        return self.plan.exponents, self.frozen, self.anchor, history, self.overflows, learned
+
+    def lose(
+        self, step: int, log2_scale: int, origins: Sequence[int] = (), leaves: Sequence[int] = ()
+    ) -> None:
+        """An overflow, for the next measurement to explain; see `LostStep`.
+
+        Of a structure that was never measured whole nothing is known that it could go beyond.
+        """
+        if self.history:
+            exponents = tuple(log2_scale + exponent for exponent in self.plan.exponents)
+            self.lost = LostStep(exponents, tuple(origins), tuple(leaves))
+            self.lost_at = step
+
+    def learn(self, told: Tail, decision: Decision) -> None:
+        """After a measurement in which nothing overflowed: what the planner made of the last."""
+        if decision.tail not in (None, told):
+            self.outliers = Outliers(decision.tail.reach, decision.tail.times, self.lost_at)
+        self.lost = None
 
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
@@ -106,6 +134,9 @@ class Track:
             "frozen": self.frozen,
             "anchor": self.anchor,
             "overflows": self.overflows,
+            "outliers": self.outliers._asdict(),
+            "lost": None if self.lost is None else lost_as_dict(self.lost),
+            "lost_at": self.lost_at,
             "history": [measurements.as_dict() for measurements in self.history],
         }
 
@@ -113,6 +144,7 @@ class Track:
     def restored(graph: BackwardGraph, saved: SavedTrack) -> Track:
         """A track that goes on where the saved one stopped."""
         track = Track(graph)
-        track.plan, track.frozen, track.anchor, track.overflows, history = saved
-        track.history.extend(history)
+        track.plan, track.frozen, track.anchor, track.overflows = saved[:4]
+        track.outliers, track.lost, track.lost_at = saved.outliers, saved.lost, saved.lost_at
+        track.history.extend(saved.history)
         return track

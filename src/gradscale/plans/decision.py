@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gradscale.backward.plan import ScalePlan
+from gradscale.plans.tail import Tail
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Decision:
             at the loss scale, belong to none.
         losses: nodes that lose more than the target whatever the exponent.
         overflowed: the nodes at which an overflow began, if one made this decision.
+        tail: what overflows have taught, with the last of them; None if the planner does not ask.
         changed: whether plan or loss scale differ from those before.
         notes: what else the reader should know, one sentence each.
     """
@@ -61,6 +63,7 @@ class Decision:
     groups: tuple[Group, ...] = ()
     losses: tuple[Loss, ...] = ()
     overflowed: tuple[int, ...] = ()
+    tail: Tail | None = None
     changed: bool = True
     notes: tuple[str, ...] = field(default=())
 

@@ -10,6 +10,7 @@ from gradscale.backward.measurements import Measurements
 from gradscale.backward.plan import ScalePlan
 from gradscale.plans.decision import Decision, Group
 from gradscale.plans.groups import bounded
+from gradscale.plans.tail import NO_TAIL, LostStep, Tail
 
 Names = Mapping[int, str]
 
@@ -26,6 +27,8 @@ class Situation:
         names: for each node the module that it belongs to, as far as known.
         known: the latest measurements of this graph in which nothing overflowed, if there are any.
         overflows: how many measurements in a row before this one overflowed.
+        tail: what overflows of this graph have taught since it was first measured whole.
+        lost: a step that overflowed since the last measurement in which nothing did.
 
     Example:
         >>> import torch
@@ -43,6 +46,8 @@ class Situation:
     names: Names = field(default_factory=dict[int, str])
     known: Measurements | None = None
     overflows: int = 0
+    tail: Tail = NO_TAIL
+    lost: LostStep | None = None
 
     def pinning(self, nodes: Iterable[int]) -> Situation:
         """The same with more nodes pinned to the loss scale."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gradscale.backward.measurements import Counts
 from gradscale.exponents import ceil_exponent
 from gradscale.formats import FloatFormat
+from gradscale.plans.tail import NO_TAIL, Tail
 
 FAR = 63
 """Windows are cut to ±FAR: float32, in which unlimited nodes work, holds gradients so scaled."""
@@ -51,25 +52,31 @@ def window_of(
     *,
     flushed: float = 1e-3,
     headroom: int = 4,
+    tail: Tail = NO_TAIL,
 ) -> Window:
     """The window of one tensor.
 
         lo = min e: the share with |x| * 2^e <= format.flush_threshold is at most `flushed`
-        hi = max e: amax * 2^(e + headroom) < format.overflow_threshold
+        hi = max e: amax * 2^(e + headroom + tail.reach) < format.overflow_threshold
 
-    If `lo` is above `hi` the headroom shrinks, to one octave at least; if that is not enough,
-    overflow is avoided first: the window is the single exponent `hi`, and `lost` is the price.
+    If `lo` is above `hi` what is kept free above `amax` shrinks, to one octave at least; if that is
+    not enough, overflow is avoided first: the window is the single exponent `hi`, and `lost` is the
+    price. It shrinks no further than loses `tail.share` more: no smaller share of the gradient is
+    given for small elements than of the steps is lost to large ones.
 
     Args:
         counts: what the tensor held, unscaled; see `with_flushed` for one that had lost some.
         format: what holds it.
         flushed: the share of non-zero elements that may be lost.
         headroom: octaves to keep free above `amax`, at least 1.
+        tail: what overflows have taught beyond these counts.
 
     Example:
         >>> half = FloatFormat.of("fp16")
         >>> window_of(Counts(1.5, octaves=(900, 100), lowest=-1), half)
         Window(lo=-24, hi=11, limit=13, lost=0.0, extrapolated=False)
+        >>> window_of(Counts(1.5, octaves=(900, 100), lowest=-1), half, tail=Tail(5, 1)).hi
+        6
     """
     if not counts.octaves:
         return Window()
@@ -77,11 +84,17 @@ def window_of(
     top = highest_exponent(counts.amax, format)
     # To keep the share that is flushed, the headroom gives way, down to one octave.
     hi = max(min(lo, top - 1), top - headroom)
+    limit = min(top - 1, max(hi, top - headroom // 2))
+    if tail.reach:
+        bearable = max(flushed, flushed_share(counts, format, hi) + tail.share)
+        top -= tail.reach
+        hi = min(hi, max(top - headroom, lowest_exponent(counts, format, bearable)))
+        limit = min(limit, max(hi, top - headroom // 2))
     lost = flushed_share(counts, format, hi) if lo > hi else 0.0
     return Window(
         max(-FAR, min(lo, hi)),
         max(-FAR, min(hi, FAR)),
-        max(-FAR, min(top - 1, max(hi, top - headroom // 2), FAR)),
+        max(-FAR, min(limit, FAR)),
         lost,
     )
 

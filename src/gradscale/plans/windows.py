@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gradscale.backward.graph import BackwardGraph
@@ -12,6 +12,7 @@ from gradscale.formats import FloatFormat
 from gradscale.plans.decision import Decision, Group, Loss
 from gradscale.plans.groups import connected_groups, members
 from gradscale.plans.situation import Situation
+from gradscale.plans.tail import NO_TAIL, Tail, room_left
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows_anchor import anchored, loss_exponent
 from gradscale.plans.windows_nodes import node_windows
@@ -26,6 +27,8 @@ class Windows:
         overflow      the groups in which it began go down by `backoff`, or into their windows of
                       before, if those are lower; the others stay. A graph that has no windows yet
                       goes down as a whole, by twice as much each time
+        next measured what it does not explain is taken for a heavy step: windows keep free how far
+                      that went beyond all that was measured, and forget it slowly
         all in place  keep the plan
         otherwise     the groups with a node outside its window are formed anew, the others stay,
                       unless forming all anew takes fewer groups
@@ -85,13 +88,14 @@ class Windows:
         graph, current = situation.graph, situation.current
         if situation.measurements.overflowed:
             return self.overflowed(situation, overflow_origins(graph, situation.measurements))
-        windows = self.windows(graph, situation.measurements)
+        tail = self._learned(situation)
+        windows = self.windows(graph, situation.measurements, tail)
         plan, scale = current, situation.log2_scale
         if not _in_place(windows, current, scale):
             plan, scale = _replanned(situation, windows, self.headroom)
         decision = situation.decision(plan, scale, _described(graph, windows, plan, scale))
-        notes = _notes(graph, windows, scale)
-        return replace(decision, losses=_losses(windows), notes=notes)
+        notes = (*_notes(graph, windows, scale), *_told(tail))
+        return replace(decision, losses=_losses(windows), tail=tail, notes=notes)
 
     def overflowed(self, situation: Situation, origins: Collection[int]) -> Decision:
         """The decision after an overflow that began at `origins`, measured or suspected."""
@@ -103,20 +107,42 @@ class Windows:
             # of it does, or each node would overflow in its turn.
             scale = log2_scale - (self.backoff << min(situation.overflows, _MOST_DOUBLINGS))
         else:
-            windows = () if known is None else self.windows(graph, known)
+            windows = () if known is None else self.windows(graph, known, situation.tail)
             plan, scale = lowered(graph, plan, log2_scale, origins, self.backoff, windows)
         return situation.decision(plan, scale, connected_groups(graph, plan, scale), origins)
 
-    def windows(self, graph: BackwardGraph, measurements: Measurements) -> list[Window]:
+    def windows(
+        self, graph: BackwardGraph, measurements: Measurements, tail: Tail = NO_TAIL
+    ) -> list[Window]:
         """The window of every node."""
+        return self._windows(graph, measurements, self.flushed, self.headroom, tail)
+
+    def _learned(self, situation: Situation) -> Tail:
+        """The tail, with the step that was lost since the last measurement."""
+        if situation.lost is None:
+            return situation.tail
+        # Whatever these lose, an octave is kept: that is where windows that lose all of it end.
+        loosest = self._windows(situation.graph, situation.measurements, 1.0, 1, NO_TAIL)
+        tops = {node: w.hi + 1 for node, w in enumerate(loosest) if not w.free}
+        return situation.tail.after(room_left(situation.graph, situation.lost, tops))
+
+    def _windows(
+        self,
+        graph: BackwardGraph,
+        measurements: Measurements,
+        flushed: float,
+        headroom: int,
+        tail: Tail,
+    ) -> list[Window]:
         narrow, made = self.product_format, self.result_format
         return node_windows(
             graph,
             measurements,
-            flushed=self.flushed,
-            headroom=self.headroom,
+            flushed=flushed,
+            headroom=headroom,
             product_format=None if narrow is None else FloatFormat.of(narrow),
             result_format=None if made is None else FloatFormat.of(made),
+            tail=tail,
         )
 
 
@@ -218,6 +244,16 @@ def _losses(windows: Sequence[Window]) -> tuple[Loss, ...]:
         for node, window in enumerate(windows)
         if window.lost > 0
     )
+
+
+def _told(tail: Tail) -> Iterator[str]:
+    """Why groups are lower than what was measured asks for."""
+    if tail.reach:
+        yield (
+            f"after an overflow gradients are expected up to 2^{tail.reach} times as large as any "
+            "that was measured: groups keep so much more room, where that does not flush more of "
+            "their gradients than steps were lost"
+        )
 
 
 def _notes(graph: BackwardGraph, windows: Sequence[Window], log2_scale: int) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from gradscale.backward.measure_places import format_name, is_reduced, multiplie
 from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.backward.topology import CAST, Edge
 from gradscale.formats import FloatFormat
+from gradscale.plans.tail import NO_TAIL, Tail
 from gradscale.plans.window import (
     FAR,
     Window,
@@ -30,6 +31,7 @@ def node_windows(
     headroom: int,
     product_format: FloatFormat | None = None,
     result_format: FloatFormat | None = None,
+    tail: Tail = NO_TAIL,
 ) -> list[Window]:
     """One window for each node.
 
@@ -45,8 +47,9 @@ def node_windows(
         product_format: the format in which matrix products read their gradient, if that is
             narrower than the tensor that carries it.
         result_format: the format to which they round what they make, likewise.
+        tail: see `window_of`.
     """
-    finder = _Finder(graph, measurements, flushed, headroom)
+    finder = _Finder(graph, measurements, flushed, headroom, tail)
     found: list[list[Window]] = [[] for _ in range(len(graph))]
     for node, record in finder.arrived.items():
         if any(is_reduced(arrival.dtype) for arrival in graph.arrives[node]):
@@ -111,12 +114,18 @@ class _Finder:
     """Looks records up, and remembers what each says."""
 
     def __init__(
-        self, graph: BackwardGraph, measurements: Measurements, flushed: float, headroom: int
+        self,
+        graph: BackwardGraph,
+        measurements: Measurements,
+        flushed: float,
+        headroom: int,
+        tail: Tail,
     ) -> None:
         self._names = graph.names
         self._leaves = set(graph.leaves)
         self._flushed = flushed
         self._headroom = headroom
+        self._tail = tail
         # By `id` of a record, of which the measurements hold each.
         self._known: dict[tuple[int, str], Window] = {}
         self._whole: dict[int, Counts] = {}
@@ -157,7 +166,11 @@ class _Finder:
         if key not in self._known:
             counts = self._counts(record, stored or _named(record.format))
             window = window_of(
-                counts, _named(format), flushed=self._flushed, headroom=self._headroom
+                counts,
+                _named(format),
+                flushed=self._flushed,
+                headroom=self._headroom,
+                tail=self._tail,
             )
             guessed = counts is not record.counts
             self._known[key] = replace(window, extrapolated=True) if guessed else window
