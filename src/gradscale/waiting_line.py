@@ -10,7 +10,7 @@ LONGEST_LINE = 64
 """Things that may wait. A device that is further behind is waited for: so memory stays bounded."""
 
 
-class Arriving(Protocol):
+class Arrives(Protocol):
     """What stands in a line, usually around a `HostCopies`."""
 
     @property
@@ -23,7 +23,7 @@ class Arriving(Protocol):
         ...
 
 
-Thing = TypeVar("Thing", bound=Arriving)
+Thing = TypeVar("Thing", bound=Arrives)
 
 
 class WaitingLine(Generic[Thing]):
