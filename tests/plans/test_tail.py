@@ -12,7 +12,7 @@ from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.backward.plan import ScalePlan
 from gradscale.formats import FloatFormat
 from gradscale.plans.decision_report import structure_report
-from gradscale.plans.planner import Excluding
+from gradscale.plans.excluding import Excluding
 from gradscale.plans.situation import Situation
 from gradscale.plans.tail import NO_TAIL, LostStep, Tail, room_left
 from gradscale.plans.window import (
