@@ -115,6 +115,7 @@ bench: $(READY)
 # In the trainers' environment: two tasks are models of transformers.
 experiments: $(HOSTS)/.ready
 	$(HOSTS)/bin/python experiments/edge/edge.py
+	$(HOSTS)/bin/python experiments/edge/edge.py --close
 	$(BIN)/python experiments/edge/pages.py
 	$(HOSTS)/bin/python experiments/edge/verdicts.py
 

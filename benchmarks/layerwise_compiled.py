@@ -1,9 +1,10 @@
 """Cost of a plan inside compiled graphs, against the same model compiled without one.
 
-Run it as ``python benchmarks/layerwise_compiled.py`` (a few minutes, most of them compiling; only
-ratios mean anything on a shared machine). A round is one whole training step of every arm, in
-changing order. The first arm is ``torch.compile(model)`` with torch.amp.GradScaler, compiled before
-any plan was asked for; the others run the same model compiled for a plan:
+Run it as ``python benchmarks/layerwise_compiled.py`` (some minutes a row, most of them compiling;
+only ratios mean anything on a shared machine), or row by row with ``--rows``: a row is saved as
+soon as it is taken, and stays until it is taken again. A round is one whole training step of every
+arm, in changing order. The first arm is ``torch.compile(model)`` with torch.amp.GradScaler,
+compiled before any plan was asked for; the others run the same model compiled for a plan:
 
     again         the first arm a second time: the noise of this machine
     uniform       layerwise=True between measurements, one group
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +90,7 @@ def row(name: str, device: str, rounds: int) -> dict[str, Any]:
     plain = Arm(MODELS[name], device)
     theirs = torch.amp.GradScaler(device)
     for _ in range(3):
-        plain.step(theirs)
+        say(f"{name}, plain: a step of {plain.step(theirs):.1f} s")
     scalers = {
         "uniform": GradScaler(device, layerwise=Layerwise(measure_every=NEVER)),
         # Far from overflow, after which every step would measure.
@@ -95,9 +98,9 @@ def row(name: str, device: str, rounds: int) -> dict[str, Any]:
         "measuring": GradScaler(device, layerwise=Layerwise(measure_every=1)),
     }
     ours = Arm(MODELS[name], device)
-    for scaler in scalers.values():
+    for arm, scaler in scalers.items():
         for _ in range(6):  # the fast start measures steps 0, 1, 2 and 4
-            ours.step(scaler)
+            say(f"{name}, {arm}: a step of {ours.step(scaler):.1f} s")
     for arm in ("uniform", "planned"):
         fix(scalers[arm], measures=False)
 
@@ -136,7 +139,9 @@ def captured(name: str, device: str, layerwise: Any) -> Callable[[], float]:
         policy=Dynamic(init_scale=16.0), layerwise=layerwise,
     )  # fmt: skip
     for _ in range(6):
+        begin = now(device)
         step.step(batch)
+        say(f"{whole(name)}: a step of {now(device) - begin:.1f} s")
     if step.scaler.layerwise is not None:
         fix(step.scaler, measures=False)
 
@@ -153,39 +158,72 @@ def whole_row(name: str, device: str, rounds: int) -> dict[str, Any]:
     """The whole step with a plan of four groups over the same step without one."""
     plain, planned = captured(name, device, False), captured(name, device, quarters)
     times = in_turns({"plain": plain, "again": plain, "planned": planned}, rounds)
-    result: dict[str, Any] = {"model": f"{name}, whole step", "rounds": rounds}
+    result: dict[str, Any] = {"model": whole(name), "rounds": rounds}
     result["plain_ms"] = 1e3 * statistics.median(times["plain"])
     return result | {arm: quartiles(times[arm], times["plain"]) for arm in ("again", "planned")}
 
 
-def markdown(where: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def whole(name: str) -> str:
+    """What the row of a whole step is called."""
+    return f"{name}, whole step"
+
+
+def say(progress: str) -> None:
+    """Tells at once how far it is."""
+    print(progress, file=sys.stderr, flush=True)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
     """The table that goes into the documentation."""
     arms = ("again", "uniform", "planned", "measuring")
     lines = [
-        "# A plan inside compiled graphs", "", f"{in_words(where)}.",
+        "# A plan inside compiled graphs", "",
         "Step time as a ratio to the model compiled without a plan: median of interleaved rounds "
         "[quartiles].", "",
-        f"| model | nodes, inside | step ms | {' | '.join(arms)} |",
-        "|---|--:|--:|" + "--:|" * len(arms),
+        f"| model | nodes, inside | step ms | {' | '.join(arms)} | taken on |",
+        "|---|--:|--:|" + "--:|" * len(arms) + "---|",
     ]  # fmt: skip
     for found in rows:
         cells = " | ".join(bracketed(*found[arm]) if arm in found else "" for arm in arms)
         inside = f"{found['nodes']}, {found['inside']}" if "nodes" in found else ""
-        lines.append(f"| {found['model']} | {inside} | {found['plain_ms']:.0f} | {cells} |")
+        lines.append(
+            f"| {found['model']} | {inside} | {found['plain_ms']:.0f} | {cells} | "
+            f"{in_words(found['where'])}, {found['rounds']} rounds |"
+        )
     return "\n".join(lines) + "\n"
 
 
+def rows_of() -> dict[str, Callable[[str, int], dict[str, Any]]]:
+    """By its name, what takes a row on a device in so many rounds."""
+    found: dict[str, Callable[[str, int], dict[str, Any]]] = {}
+    for name in MODELS:
+        found |= {name: partial(row, name), whole(name): partial(whole_row, name)}
+    return found
+
+
+def taken_before(file: Path) -> dict[str, dict[str, Any]]:
+    """By name the rows that a file of results holds; each says where it was taken."""
+    if not file.exists():
+        return {}
+    saved = json.loads(file.read_text())
+    return {row["model"]: {"where": saved.get("where"), **row} for row in saved["rows"]}
+
+
 def main() -> None:
-    given = began(arguments(__doc__, rounds=31, threads=1), MODELS)
-    rows: list[dict[str, Any]] = []
-    for name in given.models:
-        for make in (row, whole_row):
-            rows.append(make(name, given.device, given.rounds))
-            print(json.dumps(rows[-1]), flush=True)
-    where = describe(given.device)
-    page = markdown(where, rows)
-    save(given.output, f"layerwise_compiled_{given.device}", {"where": where, "rows": rows}, page)
-    print(page)
+    makes = rows_of()
+    parser = arguments(__doc__, rounds=15, threads=1)
+    parser.add_argument("--rows", nargs="+", default=list(makes), choices=list(makes))
+    given = began(parser)
+    name = f"layerwise_compiled_{given.device}"
+    rows = taken_before(given.output / f"{name}.json")
+    for wanted in given.rows:
+        begin = time.perf_counter()
+        where = describe(given.device)
+        rows[wanted] = {"where": where, **makes[wanted](given.device, given.rounds)}
+        data = [rows[known] for known in makes if known in rows]
+        save(given.output, name, {"rows": data}, markdown(data))
+        say(f"{wanted}: {time.perf_counter() - begin:.0f} s in all, saved")
+    print(markdown([rows[known] for known in makes if known in rows]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     FAST=1 python experiments/edge/edge.py          three strategies, few values, one seed
     python experiments/edge/edge.py units --seeds 5
     python experiments/edge/edge.py --drawn         only the strategies that figures show
+    python experiments/edge/edge.py --close         five seeds where three do not tell
 
 Every training is one line of ``experiments/results/edge/TASK.jsonl``, written when it has ended; of
 another folder if `OUT` names one. What stands there is not trained again, so a run that was stopped
@@ -23,7 +24,8 @@ from pathlib import Path
 
 import torch
 
-from strategy import CONSTANTS, DRAWN, FAST, LINES, Strategy
+from strategy import CONSTANTS, DRAWN, FAST, LINES, TRUTH, Strategy
+from summary import Found, is_close, read
 from task import Task
 from tasks import TASKS
 from training import train
@@ -46,6 +48,17 @@ def planned(
         for value in (task.values[0], task.values[len(task.values) // 2]):
             for strategy in CONSTANTS:
                 yield value, strategy, 0
+
+
+def close(task: Task, found: Found) -> Iterator[Planned]:
+    """Two seeds more of what figures show, where three leave open whether it is as good."""
+    truth = found.cells[TRUTH.label]
+    for strategy in DRAWN:
+        for value, cell in found.cells.get(strategy.label, {}).items():
+            if is_close(cell, truth[value].score, task.chance):
+                for seed in (3, 4):
+                    yield value, TRUTH, seed
+                    yield value, strategy, seed
 
 
 def trained(path: Path) -> set[tuple[float, str, int]]:
@@ -73,6 +86,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=[], help=", ".join(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--drawn", action="store_true", help="only the strategies of the figures")
+    parser.add_argument("--close", action="store_true", help="two seeds more where it is close")
     given = parser.parse_args()
     for name in given.tasks:
         if name not in TASKS:
@@ -85,6 +99,11 @@ def main() -> None:
     names = given.tasks or [name for name, task in TASKS.items() if not task.missing]
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if given.close:
+        for task in (TASKS[name] for name in names):
+            if (path := RESULTS / f"{task.name}.jsonl").exists():
+                _run(task, close(task, read(path, worst=task.chance)))
+        return
     for seeds in range(1, given.seeds + 1):  # all tasks with one seed, then the next
         for name in names:
             lines = DRAWN if given.drawn else LINES
@@ -99,6 +118,7 @@ def _run(task: Task, plan: Iterator[Planned]) -> None:
     for value, strategy, seed in plan:
         if (value, strategy.label, seed) in done:
             continue
+        done.add((value, strategy.label, seed))
         result = train(task, value, strategy, seed)
         with path.open("a") as file:
             file.write(json.dumps(result.to_json()) + "\n")

@@ -65,7 +65,10 @@ class Found:
 
 
 def read(path: Path, worst: float) -> Found:
-    """The file's trainings, gathered; scores that are not finite count as `worst`."""
+    """The file's trainings, gathered; scores that are not finite count as `worst`.
+
+    Those at values at which float32 was not trained yet have nothing to be held against: left out.
+    """
     first, *lines = path.read_text().splitlines()
     runs: dict[tuple[str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for line in lines:
@@ -75,7 +78,8 @@ def read(path: Path, worst: float) -> Found:
         runs[run["strategy"], run["value"]][run["seed"]] = run
     cells: dict[str, dict[float, Cell]] = defaultdict(dict)
     for (strategy, value), by_seed in sorted(runs.items()):
-        cells[strategy][value] = _cell(by_seed, runs[TRUTH, value])
+        if (TRUTH, value) in runs:
+            cells[strategy][value] = _cell(by_seed, runs[TRUTH, value])
     return Found(json.loads(first), dict(cells))
 
 
@@ -120,6 +124,12 @@ def interval_of(differences: Sequence[float]) -> tuple[float, float]:
 def is_near(score: float, truth: float, chance: float) -> bool:
     """Whether at most a `TOLERANCE` of what float32 learned is missing."""
     return score >= truth - TOLERANCE * abs(truth - chance)
+
+
+def is_close(cell: Cell, truth: float, chance: float) -> bool:
+    """Whether its seeds, three or more, leave open on which side of `is_near` it is."""
+    bound = -TOLERANCE * abs(truth - chance)
+    return len(cell.scores) >= 3 and abs(cell.difference - bound) < cell.interval
 
 
 def _mean(values: Iterable[float]) -> float:

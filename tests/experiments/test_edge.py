@@ -18,7 +18,7 @@ import gradscale
 from claims import BEST, learned
 from claims import table as claims
 from details import details
-from edge import planned, trained
+from edge import close, planned, trained
 from gradscale.backward import BackwardGraph
 from gradscale.formats import FloatFormat
 from gradscale.policies import Static
@@ -26,6 +26,7 @@ from gradscale.truth import Gradients
 from hosts import host
 from lamb import Lamb
 from lost import gradients, lost_shares
+from pages import section
 from scaled_flow import TARGET, ScaledFlow
 from strategy import OWN, RULES, TRUTH, Strategy
 from summary import is_near, read
@@ -252,11 +253,49 @@ def test_claims_count_what_three_seeds_tell_apart(tmp_path):
     assert f"| {BEST} | 1 of 1 | | | | | | |" in rows
 
 
+def test_what_float32_was_not_trained_at_is_left_out(tmp_path):
+    path = tmp_path / "some.jsonl"
+    lone = json.dumps({**json.loads(line("fp16 torch", 0, 0.9)), "value": 16})
+    path.write_text("\n".join(["{}", line("fp32", 0, 0.5), lone]) + "\n")
+    found = read(path, worst=0.0)
+    assert set(found.cells) == {"fp32"}
+    assert "fp16 torch" not in section(TASKS["units"], found)
+
+
 def test_nothing_is_claimed_of_values_at_which_float32_learns_nothing(tmp_path):
     ((task, found),) = results(tmp_path, {"fp32": (0.9,), "fp16 torch": (0.0,)})
     truth = found.cells["fp32"]
     both = {8.0: truth[8], 16.0: replace(truth[8], scores=(0.05,))}
     assert [learned(task, both, value) for value in both] == [True, False]
+
+
+def test_five_seeds_are_planned_where_three_leave_it_open(tmp_path):
+    scores = {
+        "fp32": (0.80, 0.80, 0.80),
+        "bf16": (0.70, 0.82),
+        "fp16 torch": (0.70, 0.76, 0.82),
+        "fp16 guarded": (0.80, 0.79, 0.80),
+        "fp16 layerwise": (0.50, 0.49, 0.50),
+    }
+    ((task, found),) = results(tmp_path, scores)
+    plan = [(value, strategy.label, seed) for value, strategy, seed in close(task, found)]
+    assert plan == [(8, label, seed) for seed in (3, 4) for label in ("fp32", "fp16 torch")]
+
+
+def test_a_section_shows_every_statistic(tmp_path):
+    path = tmp_path / "some.jsonl"
+    losing = Result(8, "fp16 layerwise", 1, 0.7, 1.0, 5, 0.0, 3, 4.0, 2.5, (4, 3, 2, 1), 0.25, 0.5)
+    lines = [
+        *(line("fp32", seed, 0.5, (4, 3, 2, 1)) for seed in (0, 1)),
+        json.dumps(replace(losing, seed=0, score=0.5).to_json()),
+        json.dumps(losing.to_json()),
+    ]
+    path.write_text("\n".join(["{}", *lines]) + "\n")
+    shown = section(TASKS["units"], read(path, worst=0.0))
+    assert "2 seeds" in shown
+    assert "| fp16 layerwise | 0.600 (+0.100 ± 1.271) | 4.0 | 2.5 |" in shown
+    assert "| | steps to target | skipped | lost, weights | lost, inputs | scales |" in shown
+    assert "| fp16 layerwise | 75 % | 5 | 25 % | 50 % | 3 |" in shown
 
 
 @pytest.mark.parametrize("chance", [0.0, -7.0])

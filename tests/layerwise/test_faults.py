@@ -7,6 +7,7 @@ from torch import nn
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
+from gradscale.layerwise.timing import EndedStep
 from gradscale.plans.groups import connected
 from gradscale.plans.planner import UserGiven
 from gradscale.plans.windows import Windows
@@ -147,7 +148,7 @@ def test_an_overflow_that_the_host_hears_of_late_is_measured_all_the_same():
     late._evidence.losses.append(torch.zeros(()))
     step = type(trial.scaler.last_step)()
     step.add(late)
-    layerwise.timing._unsettled.append(step)
+    layerwise.timing._unsettled.append(EndedStep(step, 9, None))
     assert not trial.step()
     assert not layerwise.timing.now
     late.arrive(True)

@@ -171,6 +171,30 @@ def test_an_overflow_lowers_the_plan_and_training_recovers(batch):
     assert set(scaler.counters.reasons) == {"overflow"}
 
 
+def fifth_power_of_two(graph, measurements):
+    """A plan that raises all but the loss: what it lets through depends on the scale alone."""
+    return {node: 5 for node in range(len(graph))}
+
+
+@pytest.mark.parametrize("planner", [fifth_power_of_two, lambda graph, measurements: {}])
+def test_under_a_plan_of_ones_own_the_scale_falls_after_an_overflow(batch, planner):
+    scaler = GradScaler("cpu", init_scale=2.0**24, layerwise=planner)
+    train(scaler, batch, 30)
+    assert 0 < scaler.counters.skipped < 20 and not scaler.last_step.skipped
+    assert scaler.get_scale() < 2.0**24
+
+
+def test_a_scale_that_grew_too_far_falls_under_a_plan_of_ones_own(batch):
+    scaler = GradScaler("cpu", growth_interval=8, layerwise=fifth_power_of_two)
+    model, _ = train(scaler, batch, 120)
+    before = scaler.counters.skipped
+    train(scaler, batch, 80, model=model)
+    # Of nine steps one is too high, as under any dynamic scale.
+    assert 0 < scaler.counters.skipped - before <= 12
+    (track,) = scaler.layerwise.tracks
+    assert set(track.plan.exponents) == {0, 5}
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(batch):
     whole = GradScaler("cpu", init_scale=2.0**15, layerwise=Layerwise(measure_every=4))
     model, _ = train(whole, batch, 5)

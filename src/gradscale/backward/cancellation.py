@@ -106,6 +106,7 @@ class _Sum:
 
     def __init__(self, parameter: Tensor) -> None:
         self._shape = parameter.shape
+        # A row each: the sum of the terms, of their sizes, of their squares.
         self._total = torch.zeros(3, parameter.numel(), device=parameter.device)
         self._roundoff = 0.0
         self._is_sum: Tensor | bool = True
@@ -122,6 +123,7 @@ class _Sum:
         if start + len(total) > self._total.shape[1]:
             self._is_sum = False  # FSDP holds a shard of it until the pass needs the whole
             return
+        # Rounding to nearest errs by half a unit in the last place at most.
         self._roundoff = max(self._roundoff, torch.finfo(terms.dtype).eps / 2)
         # The node's own sum may have been taken in another order, and then rounded.
         found = produced.detach().reshape(-1).to(wide.dtype)

@@ -106,6 +106,7 @@ class _Correction:
         by = self._owed.to(returned.device, wide)
         alone = added.to(wide) * by
         sum_ = returned.to(wide) + (alone - added.to(wide)) if true is None else true.to(wide) * by
+        # Where all of it is its own the product is with a power of two, and exact.
         scaled = torch.where(returned == added, alone, sum_).to(returned.dtype)
         return torch.where((added == 0) | (by == 1), returned, scaled)
 

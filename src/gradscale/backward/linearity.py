@@ -204,6 +204,7 @@ def _follows(
     if not found.numel():
         return torch.ones((), dtype=torch.bool, device=found.device)
     apart = (found - own - factor * (base - own)).abs().max()
+    # Rounding errors are of the size of the terms, however small their difference.
     size = factor * base.abs().max() + found.abs().max() + (1 + factor) * own.abs().max()
     # What is stored below the normal range is off by up to half the smallest subnormal.
     least = (1 + factor) * format.smallest_normal * format.eps

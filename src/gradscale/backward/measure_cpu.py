@@ -78,6 +78,7 @@ def _count_patterns(row: Tensor, flat: Tensor, *, ceil: bool) -> None:
     patterns = flat.view(torch.int16) & 0x7FFF if wide else flat.view(torch.uint8)
     counts = torch.bincount(patterns)
     columns, magnitudes = _meaning(flat.dtype, ceil)
+    # `bincount` ends at the largest pattern that occurs.
     row.index_add_(0, columns[: len(counts)], counts)
     # The last pattern is the largest magnitude, unless patterns are signed or not finite.
     largest = magnitudes[len(counts) - 1]
@@ -95,6 +96,7 @@ def _count_fields(row: Tensor, flat: Tensor, *, ceil: bool) -> bool:
     if not ceil:
         zeros = bits.numel() - torch.count_nonzero(bits)
         fields = torch.bincount(bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=_FIELDS)
+        # Field 0 holds zeros, and what lies below the normal range.
         low, normal = fields[0] - zeros, fields[1:-1]
     else:
         # Rounded up, all but powers of two move one field on, and nothing but zeros stays in 0.

@@ -27,6 +27,7 @@ class Fetched:
 
     def __init__(self, parts: Sequence[Part], scale: float | Tensor) -> None:
         self._parts = parts
+        # A number as it is: float64 holds what Python's floats hold.
         known = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64)
         used = [part.rows[: len(part.places)] for part in parts]
         sums = [p.moments[: len(p.places)] for p in parts if p.moments is not None]

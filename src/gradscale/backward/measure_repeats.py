@@ -47,11 +47,13 @@ class Repeats:
         self.sources.pop(row, None)
         if type(tensor) is not Tensor or not _dense(tensor):
             return None
+        # Dense, so that these three name the same elements, in whatever shape a view shows them.
         key = tensor.data_ptr(), tensor.numel(), tensor.dtype
         known, version = self._seen.get(key), tensor._version
         if known is None or known.storage.expired() or known.version != version:
             storage = StorageWeakRef(tensor.untyped_storage())
             self._seen[key] = _Known(storage, version, row)
+        # A row into which more was counted is not the counts of this tensor alone.
         elif known.row != row and self._counted[known.row] == 1:
             if times == 0:
                 self.sources[row] = known.row

@@ -57,11 +57,15 @@ class Segments:
         columns = columns_of(bits, ceil=ceil).to(torch.int64)
         first, end = _reached(columns)
         rows = empty_counts(self._number, bits.device, OCTAVES + end - first)
+        # Octaves below the first that is reached have no column, so those above move down; the
+        # columns in front of the octaves stay.
         if first > OCTAVES:
             columns = torch.where(columns < OCTAVES, columns, columns - (first - OCTAVES))
+        # A row and a column as one number: a single scatter counts every element of every tensor.
         places = self._segments * rows.shape[1] + columns
         rows.view(-1).scatter_add_(0, places, torch.ones_like(places))
         amax = torch.zeros(self._number, dtype=bits.dtype, device=bits.device)
+        # As bits: of positive floats the larger has the larger ones, so integers will do.
         rows[:, AMAX] = amax.scatter_reduce_(0, self._segments, finite_bits(bits), "amax")
         return rows, MIN_OCTAVE + first - OCTAVES
 
@@ -82,6 +86,7 @@ def _begun(lengths: Tensor, device: torch.device) -> Tensor:
 
 def _reached(columns: Tensor) -> tuple[int, int]:
     """From the first column of an octave that is reached to behind the last."""
+    # To ask an accelerator would wait for it: there all octaves have a column.
     if columns.device.type != "cpu":
         return OCTAVES, WIDTH
     inside = torch.where(columns < OCTAVES, WIDTH, columns)

@@ -66,6 +66,7 @@ class Tally:
         """Adds to the row of `target` that of `source`, into which one tensor was counted."""
         (slab, row), (other, into) = self._row_of(source), self._row_of(target)
         amax = torch.maximum(slab.rows[row, AMAX], other.rows[into, AMAX])
+        # All columns add up but the maximum, which is put back behind it.
         other.rows[into] += slab.rows[row]
         other.rows[into, AMAX] = amax
         if slab.moments is not None and other.moments is not None:
@@ -117,6 +118,7 @@ class Tally:
         for part in self.parts:
             rows = part.rows[: len(part.places)]
             into = torch.tensor([order[place] for place in part.places], device=self.device)
+            # Read before the sums below, which run over its column, too.
             amax = whole.rows[:, AMAX].scatter_reduce(0, into, rows[:, AMAX], "amax")
             first = OCTAVES + part.lowest - MIN_OCTAVE
             width = rows.shape[1] - OCTAVES

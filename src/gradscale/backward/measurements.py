@@ -286,6 +286,7 @@ def _unscaled_moments(sums: Sequence[float], nonzero: int, log_scale: float) -> 
     return (
         total * inverse,
         squares * inverse * inverse,
+        # ln(x / S) = ln x - ln S, summed over the non-zero x; below, its square.
         logs - nonzero * log_scale,
         log_squares - 2 * log_scale * logs + nonzero * log_scale * log_scale,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.multiply import WORTH_ASKING
+from gradscale.backward.new_gradients import is_new
 from gradscale.backward.plan import ScalePlan
 from gradscale.capturing import capturing
 
@@ -25,12 +26,14 @@ class Factor(NamedTuple):
         is_float32: whether the gradient is, which the engine sees to.
         large: whether it was worth overwriting when its structure was first walked, and torch's
             own: a custom function may hand out what it keeps.
+        new: whether its node has just made it, so that it may be overwritten without asking.
     """
 
     output: int
     by: Tensor
     is_float32: bool
     large: bool
+    new: bool
 
 
 class Multipliers:
@@ -138,11 +141,12 @@ class Multipliers:
                 self._by_place[place],
                 arrival.dtype is torch.float32,
                 edge.source not in custom and math.prod(arrival.shape) >= WORTH_ASKING,
+                is_new(self._graph, edge),
             )
             sources.setdefault(edge.source, []).append(factor)
-        # The large ones first: a small one before them makes a list, which would hold them.
+        # What is overwritten first: what is not makes a list, which would hold them all.
         return tuple(
-            (source, tuple(sorted(factors, key=lambda factor: not factor.large)))
+            (source, tuple(sorted(factors, key=lambda factor: not (factor.new or factor.large))))
             for source, factors in sources.items()
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import TracebackType
 from typing import cast
 
 import torch
@@ -25,6 +24,8 @@ Grads = Sequence[Tensor | None]
 Scaled = tuple[Tensor | None, ...]
 CLAIM = "gradscale.rescale"
 _running = torch._C._current_graph_task_id
+_differentiating = torch.is_grad_enabled
+_DENSE = torch.strided
 
 
 class Rescaled:
@@ -51,12 +52,7 @@ class Rescaled:
     def __enter__(self) -> Rescaled:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
     def __repr__(self) -> str:
@@ -169,11 +165,15 @@ def _root_hook(
 
 
 def _hook_edges(walked: Walk, gate: PassGate, multipliers: Multipliers) -> list[RemovableHandle]:
-    nodes = walked.nodes
-    return [
-        nodes[source].register_hook(partial(_scale_outputs, gate, factors))
-        for source, factors in multipliers.of_sources
-    ]
+    handles: list[RemovableHandle] = []
+    for source, factors in multipliers.of_sources:
+        handle = walked.nodes[source].register_hook(partial(_scale_outputs, gate, factors))
+        hooks = handle.hooks_dict_ref()
+        if hooks is not None and len(hooks) > 1:  # who sees a gradient before may keep it
+            seen = [factor._replace(new=False) for factor in factors]
+            hooks[handle.id] = partial(_scale_outputs, gate, seen)
+        handles.append(handle)
+    return handles
 
 
 def _scale_inside(walked: Walk, gate: PassGate, multipliers: Multipliers) -> None:
@@ -195,9 +195,12 @@ def _scale_outputs(
     if gate.open_in != _running():
         return None
     scaled: list[Tensor | None] | None = None  # a list would hold what may be overwritten
-    for output, by, is_float32, large in factors:
+    for output, by, is_float32, large, new in factors:
         grad = produced[output]
         if grad is None:
+            continue
+        if new and type(grad) is Tensor and grad.layout is _DENSE and not _differentiating():
+            grad.mul_(by)
             continue
         if large and is_unshared(grad):
             multiply_gradient(grad, by, may_overwrite=True)

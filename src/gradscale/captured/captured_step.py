@@ -110,10 +110,8 @@ class CapturedStep:
         # Skipping on the device, because a graph cannot stop for a host that reads a flag.
         self.scaler = GradScaler(device.type, policy=policy, sync_free=True, layerwise=layerwise)
         self._micro_batches, self._warmup = micro_batches, warmup
-        self._step_count = StepCount(device)
-        self._written = EagerStep(
-            model, loss_fn, optimizer, self.scaler, max_norm, self._step_count
-        )
+        self._steps = StepCount(device)
+        self._written = EagerStep(model, loss_fn, optimizer, self.scaler, max_norm, self._steps)
         self._stream = torch.cuda.Stream(device) if mode == "cuda_graph" else None
         self._trained: list[int] | None = None
         self._learning: list[bool] = []
@@ -191,18 +189,18 @@ class CapturedStep:
     @property
     def steps(self) -> Tensor:
         """How many steps were asked for, int64 0-d, on the device."""
-        return self._step_count.counts[0]
+        return self._steps.counts[0]
 
     @property
     def skipped_steps(self) -> Tensor:
         """How many of them were skipped, int64 0-d, on the device."""
-        return self._step_count.counts[1]
+        return self._steps.counts[1]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the states of model and optimizer. Reads the device."""
         return {
             "scaler": self.scaler.state_dict(),
-            "steps": self._step_count.counts.tolist(),
+            "steps": self._steps.counts.tolist(),
             "trained": None if self._trained is None else list(self._trained),
             "requires_grad": list(self._learning),
         }
@@ -218,7 +216,7 @@ class CapturedStep:
         """
         check_saved_step(state_dict, len(self._parameters))
         self.scaler.load_state_dict(state_dict["scaler"])
-        self._step_count.counts.copy_(torch.tensor(state_dict["steps"], device="cpu"))
+        self._steps.counts.copy_(torch.tensor(state_dict["steps"], device="cpu"))
         self._trained, self._learning = state_dict["trained"], list(state_dict["requires_grad"])
         self.recapture()
 

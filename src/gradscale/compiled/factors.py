@@ -69,9 +69,8 @@ def _product(graph: fx.Graph, value: fx.Node, factors: fx.Node, place: int) -> f
         factor = _converted(graph, factor, parts.meta["val"].dtype)
         product = _call(graph, aten.mul.Tensor, parts, factor)
         return _call(graph, aten.view_as_complex.default, product)
-    wide = torch.promote_types(dtype, torch.float32)
-    if dtype.itemsize < 4:
-        wide = torch.float32
+    # Not by `promote_types`, which knows no formats of 8 bits.
+    wide = dtype if dtype.itemsize > 4 else torch.float32
     value = _converted(graph, value, wide)
     product = _call(graph, aten.mul.Tensor, value, _converted(graph, factor, wide))
     return _converted(graph, product, dtype)

@@ -112,6 +112,7 @@ def is_linear(node: fx.Node, gradients: Collection[fx.Node]) -> bool:
     name = operator_name(node)
     given = _arguments(node) if name else {}
     if "_backward" in name:
+        # Torch wrote these to be linear in what it calls a gradient.
         terms, factors = tuple(key for key in given if key.startswith("grad")), ()
         given = {key: _nodes_only(value) for key, value in given.items()}
     elif name in _FACTORS:
@@ -133,6 +134,7 @@ def _adds_up(
     if terms == ("",):
         terms = tuple(given)[:1]
     inside = {key for key, value in given.items() if any(n in gradients for n in _nodes(value))}
+    # `copy` writes over `self`, so what was there need not be zero.
     overwritten = {"self"} if "src" in terms and "self" not in terms else set[str]()
     if not inside <= {*terms, *factors, *overwritten}:
         return False

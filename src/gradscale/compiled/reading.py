@@ -31,6 +31,7 @@ def read_part(
     if not gradients.held:
         return Closed("it passes no gradient on")
     if len(devices) > 1:
+        # The factors are one tensor, on one device.
         return Closed("its gradients are on several devices")
     reader = _Reader(gradients, regions_of(gradients, backward), names)
     reader.read(backward, arguments)

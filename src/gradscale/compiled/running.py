@@ -33,6 +33,7 @@ def following_plans(part: CompiledPart, plain: Boxed, watched: Callable[[], Boxe
             if not ones:
                 ones.append(torch.ones(len(part.crossings), device=part.device))
             factors = ones[0]
+        # The last input of the graph, where `multiply_crossings` has put its placeholder.
         arguments.append(factors)
         if note is not None and note.watched:
             return watched()(arguments)

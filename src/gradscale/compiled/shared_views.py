@@ -22,6 +22,8 @@ def unshare_views(graph: fx.Graph) -> None:
         graph: a traced backward pass; changed in place, not in what it computes.
     """
     held = TracedGradients(graph).held
+    # From the last view up: the copy of one reads the original of the one before, which is copied
+    # in turn.
     for node in reversed(held):
         if operator_name(node) not in _VIEWS:
             continue

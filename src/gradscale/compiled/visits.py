@@ -30,12 +30,14 @@ def with_visits(module: fx.GraphModule, part: CompiledPart) -> fx.GraphModule:
         arrived = _arrived(part, inner, nodes, products)
         produced = [nodes[part.crossings[place].value] for place in part.leaving[inner]]
         if arrived or produced:
+            # Where everything that it shows has been computed.
             last = max(arrived + produced, key=lambda node: order[node])
             with graph.inserting_before(_following(last)):
                 shown.append(graph.call_function(VISIT, (arrived, produced, inner)))
     for node in shown:
         node.meta["val"] = VISIT(*map_arg(node.args, traced_value))
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    # Among the results, or a compiler would drop calls that nobody reads.
     output.args = ((*output.args[0], *shown),)  # type: ignore[misc]
     return fx.GraphModule(module, graph)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from contextlib import ContextDecorator, contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -91,16 +90,11 @@ class emulate(ContextDecorator):
         self._entered.append((mode, outer, next_number()))
         return self.precision
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         mode, outer, first = self._entered.pop()
         if outer is not None:
             outer.silent -= 1
-        mode.__exit__(exc_type, exc_value, traceback)
+        mode.__exit__(*exception)
         overrides.release()
         if outer is None and not mode.rounding.silent:
             remember(mode, first)

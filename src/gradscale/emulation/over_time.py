@@ -62,16 +62,19 @@ def over_time(
         outputs: list[list[Tensor]] = []
         for direction in range(directions):
             number = layer * directions + direction
+            # torch's order: layer by layer, in each forwards and then backwards.
             weights = params[number * own : (number + 1) * own]
             state: Sequence[Tensor] = [each[number : number + 1] for each in states]
             found: list[Tensor] = []
             for now in reversed(times) if direction else times:
                 output, state = one_step(now, state, weights)
                 found.append(output)
+            # Back into the order of time, because both directions are joined time by time.
             outputs.append(found[::-1] if direction else found)
             last.append(state)
         both = zip(*outputs, strict=True)
         times = [torch.cat(parts, -1) if directions > 1 else parts[0] for parts in both]
+        # As torch's: between layers, not behind the last.
         if dropout and layer < layers - 1:
             times = _dropped(times, dropout)
     ends = [torch.cat(each) for each in zip(*last, strict=True)]

@@ -99,6 +99,7 @@ class _Keeping:
     def _original_of(self, tensor: Tensor) -> Tensor | None:
         """What stands for a saved tensor, if that is the float32 copy or another shape of it."""
         copy = self._copy
+        # By address, because a layer saves views of what it was given, which are other objects.
         if copy is None or tensor.dtype != copy.dtype or tensor.data_ptr() != copy.data_ptr():
             return None
         if tensor.shape == copy.shape and tensor.stride() == copy.stride():

@@ -25,6 +25,7 @@ def floating(tensor: Tensor) -> bool:
 def rounded_to(values: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
     """Values in a dtype, to nearest, ties to even; at the end of its range clamped, or infinite."""
     if saturate:
+        # Before the cast, which would make infinite what is to be clamped.
         limit = torch.finfo(dtype).max
         values = values.clamp(-limit, limit)
     return values.to(dtype)

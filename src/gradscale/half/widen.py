@@ -70,6 +70,7 @@ def widen(
         later = None if divided_later is None else divided_later.to(device, non_blocking=True)
         pass_over(jobs, factor, flag, later)
         for place, job in zip(places, jobs, strict=True):
+            # The half is let go of here; what stands in its place is at no exponent of its own.
             sources[place] = job.target, 0
             take(place, job.target)
         # Or the halves of this portion would live on while the next one's targets are made.
@@ -122,6 +123,7 @@ def pass_over(
 
         widen_on_gpu(jobs, factor, flag, later)
         return
+    # A launch has one factor for all of its tensors.
     for exponent in sorted({job.exponent for job in jobs}):
         by = _times_power(factor, -exponent, jobs[0].target.device)
         of_exponent = [job for job in jobs if job.exponent == exponent]
@@ -176,6 +178,7 @@ def _pieces(job: Widening) -> Iterator[tuple[Tensor, Tensor]]:
     if job.source.numel() <= BLOCK:
         yield job.target, job.source
         return
+    # Flat views pair up the same elements only where both lie in the same order.
     source, target = in_memory_order(job.source), in_memory_order(job.target)
     if source is None or target is None or job.source.stride() != job.target.stride():
         yield job.target, job.source

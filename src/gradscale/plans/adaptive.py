@@ -64,6 +64,7 @@ from gradscale.plans.windows_overflow import lowered, overflow_origins
 
 Rule = Literal["product", "gradient", "output"]
 CastRule = Literal["lognormal", "gradient"]
+# `addmm(bias, input, weight)`: the input's gradient is the second; of any other product the first.
 _INPUT_OUTPUT = {"AddmmBackward0": 1, "BaddbmmBackward0": 1}
 
 
@@ -204,6 +205,7 @@ class _Chain:
             record = self._records.get((edge.source, "produced", node)) or self._arrived(node)
             maxima.append(math.ldexp(record.counts.amax, exponent) if record else 0.0)
         arrivals = self._graph.arrives[node]
+        # A sum in reduced precision must stay below float16's maximum while it is added up.
         reduced = any(is_reduced(arrival.dtype) for arrival in arrivals)
         limit = OVERFLOW if reduced else FloatFormat.of("fp32").max
         return fork_exponent(branches, maxima, limit)

@@ -88,6 +88,7 @@ def _mean_and_std(total: float, squares: float, count: int) -> tuple[float, floa
     if count == 0:
         return 0.0, 0.0
     mean = total / count
+    # Of equal numbers the difference of two roundings may fall below zero.
     return mean, math.sqrt(max(0.0, squares / count - mean * mean))
 
 

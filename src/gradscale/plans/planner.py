@@ -59,8 +59,12 @@ class UserGiven:
         return False
 
     def decide(self, situation: Situation) -> Decision:
-        """The function's plan, at the loss scale as it is."""
-        graph, log2_scale = situation.graph, situation.log2_scale
+        """The function's plan, at the loss scale as it is; after an overflow an octave lower.
+
+        The plan is what was asked for, so the scale alone can give way.
+        """
+        graph = situation.graph
+        log2_scale = situation.log2_scale - situation.measurements.overflowed
         given = self.function(graph, situation.measurements)
         plan = given if isinstance(given, ScalePlan) else _plan_from(graph, given)
         if plan.signature == graph.signature:

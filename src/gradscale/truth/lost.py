@@ -191,5 +191,6 @@ def _lost(
     places: list[RowTensors], format: FloatFormat, scale: float, method: Way, judge: Judge
 ) -> Lost:
     rows = [row_of(place, format, scale, method, judge) for place in places]
+    # Noise last, however much of it was lost: whoever reads the first rows looks for a cause.
     rows.sort(key=lambda row: (row.negligible, -row.flushed))
     return Lost(tuple(rows), method, format.name, scale)
