@@ -147,7 +147,7 @@ def test_an_overflow_that_the_host_hears_of_late_is_measured_all_the_same():
     )
     step = type(trial.scaler.last_step)()
     step.add(late)
-    layerwise.timing._unsettled.append(EndedStep(step, layerwise.timing.steps, None))
+    layerwise.timing._unsettled.append(EndedStep(step, 9, None))
     assert not trial.step()
     assert not layerwise.timing.now
     late.arrive(True)

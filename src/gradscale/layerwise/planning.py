@@ -49,13 +49,14 @@ class Planning:
     def overflowed_unmeasured(self, step: EndedStep, *, gradients: bool) -> None:
         """After an overflow that nobody measured: it is remembered, and who is to blame goes down.
 
-        Not in a plan that somebody gave: it stays, and the policy lowers the scale.
+        Not those of a plan that somebody gave: it stays, and the policy lowers the scale.
 
         Args:
             step: the one that was lost.
             gradients: whether they are still there, to tell the groups that must be to blame.
         """
-        if step.signature is None or step.signature not in self.tracks:
+        given = isinstance(self.planner, UserGiven)
+        if given or step.signature is None or step.signature not in self.tracks:
             return
         track, log2_scale = self.tracks[step.signature], floor_exponent(step.outcome.scale)
         leaves = nonfinite_leaves(track.graph) if gradients else []
