@@ -114,6 +114,14 @@ def test_a_scale_that_began_far_too_high_teaches_nothing(scale):
     assert run.track.outliers == Outliers() and run.track.lost is None
 
 
+def test_an_overflow_before_anything_was_measured_whole_teaches_nothing():
+    run = Run(False)
+    run.step(0, 2.0**9)
+    run.steps(1, 4)
+    assert run.skipped == [0] and run.track.history
+    assert run.track.outliers == Outliers() and run.track.lost is None
+
+
 def test_a_loss_that_stays_heavy_is_measured_and_no_outlier():
     run = Run(False).steps(0, 17)
     run.steps(17, 30, lambda number: 2.0**9)
