@@ -37,14 +37,15 @@ tails = st.builds(Tail, st.integers(1, 20), st.integers(0, 200), st.just(1000))
 
 
 @given(counts=some_counts, format=formats, tail=tails, headroom=st.integers(1, 6))
-def test_room_is_kept_until_more_is_flushed_than_steps_were_lost(
+def test_room_is_kept_until_it_would_cost_more_than_it_may(
     counts: Counts, format: FloatFormat, tail: Tail, headroom: int
 ) -> None:
     without = window_of(counts, format, headroom=headroom)
     window = window_of(counts, format, headroom=headroom, tail=tail)
     assert window.hi <= without.hi and window.lo <= window.hi <= window.limit <= without.limit
     wanted = highest_exponent(counts.amax, format) - tail.reach - headroom
-    bearable = max(1e-3, flushed_share(counts, format, without.hi) + tail.share)
+    lost = flushed_share(counts, format, without.hi)
+    bearable = lost + tail.share if without.lost else 1e-3
     if max(-FAR, min(wanted, FAR)) == window.hi:
         return  # all the room that a heavy step takes
     assert window.hi > wanted
@@ -104,14 +105,16 @@ def test_a_group_in_place_goes_down_by_the_reach_and_the_report_says_why() -> No
     assert "gradients are expected up to 2^5 times as large as any that was measured" in text
 
 
-def test_a_window_as_wide_as_the_format_goes_down_only_as_far_as_steps_were_lost() -> None:
+def test_a_window_goes_down_as_far_as_nothing_is_lost() -> None:
     # 36 of float16's 41 octaves: there is headroom, and an octave more.
-    wide = situation(Tail(9, 6), octaves=36)
     lowest = Windows().decide(situation(NO_TAIL, octaves=36)).scales[0]
-    # Of 36 octaves two are less than 6%.
-    assert Windows().decide(wide).scales[0] == lowest - 1 - 2
-    assert Windows().decide(replace(wide, tail=Tail(9, 0))).scales[0] == lowest - 1
-    assert Windows().decide(wide).losses
+    assert Windows().decide(situation(Tail(9, 6), octaves=36)).scales[0] == lowest - 1
+
+
+def test_a_window_wider_than_the_format_goes_down_only_as_far_as_steps_were_lost() -> None:
+    lowest = Windows().decide(situation(NO_TAIL, octaves=45)).scales[0]
+    # Of 45 octaves two are less than 6%.
+    assert Windows().decide(situation(Tail(9, 6), octaves=45)).scales[0] == lowest - 2
 
 
 TOP = highest_exponent(2.0**-10, FloatFormat.of("fp16"))

@@ -8,6 +8,7 @@ from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Counts, Kind, Measurements, PlaceRecord
 from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
+from gradscale.plans.tail import Tail
 from gradscale.plans.window import FAR, Window, highest_exponent, window_of
 from gradscale.plans.windows_nodes import node_windows
 
@@ -98,6 +99,17 @@ def test_products_may_read_a_narrower_format_than_carries_the_gradient(attention
     narrow = FloatFormat.of("e4m3")
     found = node_windows(graph, measurements, flushed=0.0, headroom=4, product_format=narrow)
     assert found[node].hi == highest_exponent(1.0, narrow) - 4 < FAR
+
+
+@pytest.mark.parametrize("reach", [1, 5, 16, 17, 27, 60])
+def test_heavy_steps_take_no_room_that_another_window_of_the_node_needs(reach: int) -> None:
+    graph = graph_of()
+    records = (record(1, 0), record(1, -20, "produced", 2))
+    measurements, tail = Measurements(graph.signature, records), Tail(reach, 2)
+    found = node_windows(graph, measurements, flushed=0.0, headroom=4, tail=tail)[1]
+    lo = window(-20).lo
+    assert (found.lo, found.hi) == (lo, max(lo, window(0).hi - reach))
+    assert found.hi <= found.limit <= window(0).limit
 
 
 def zeros(node: int) -> PlaceRecord:

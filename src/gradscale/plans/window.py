@@ -61,8 +61,8 @@ def window_of(
 
     If `lo` is above `hi` what is kept free above `amax` shrinks, to one octave at least; if that is
     not enough, overflow is avoided first: the window is the single exponent `hi`, and `lost` is the
-    price. It shrinks no further than loses `tail.share` more: no smaller share of the gradient is
-    given for small elements than of the steps is lost to large ones.
+    price. The reach takes nothing where `lo` can be kept. Where it cannot, it takes `tail.share`
+    more: no larger share of the gradient is given for heavy steps than of the steps was lost.
 
     Args:
         counts: what the tensor held, unscaled; see `with_flushed` for one that had lost some.
@@ -86,9 +86,12 @@ def window_of(
     hi = max(min(lo, top - 1), top - headroom)
     limit = min(top - 1, max(hi, top - headroom // 2))
     if tail.reach:
-        bearable = max(flushed, flushed_share(counts, format, hi) + tail.share)
+        least = lo
+        if lo > hi:
+            bearable = flushed_share(counts, format, hi) + tail.share
+            least = lowest_exponent(counts, format, bearable)
         top -= tail.reach
-        hi = min(hi, max(top - headroom, lowest_exponent(counts, format, bearable)))
+        hi = min(hi, max(top - headroom, least))
         limit = min(limit, max(hi, top - headroom // 2))
     lost = flushed_share(counts, format, hi) if lo > hi else 0.0
     return Window(

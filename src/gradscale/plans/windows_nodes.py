@@ -47,9 +47,41 @@ def node_windows(
         product_format: the format in which matrix products read their gradient, if that is
             narrower than the tensor that carries it.
         result_format: the format to which they round what they make, likewise.
-        tail: see `window_of`.
+        tail: see `window_of`; at a node, too, what lost nothing loses nothing to it.
     """
-    finder = _Finder(graph, measurements, flushed, headroom, tail)
+    finder = _Finder(graph, measurements, flushed, headroom, NO_TAIL)
+    limits = _limits(graph, finder, product_format, result_format)
+    if not tail.reach:
+        found = [intersection(windows) for windows in limits]
+    else:
+        reaching = _Finder(graph, measurements, flushed, headroom, tail)
+        lower = _limits(graph, reaching, product_format, result_format)
+        found = [_reaching(*windows) for windows in zip(limits, lower, strict=True)]
+    return _followed(graph, finder, found)
+
+
+def _reaching(windows: Sequence[Window], lower: Sequence[Window]) -> Window:
+    """A node's window with room for heavy steps.
+
+    Args:
+        windows: what limits the node without them.
+        lower: each of these with room.
+    """
+    whole, low = intersection(windows), intersection(lower)
+    # Each was lowered as far as it bears alone; here one stands beside others.
+    least = max((window.lo for window in windows if not window.lost), default=-FAR)
+    hi = min(whole.hi, max(low.hi, least))
+    lo = min(hi, max((window.lo for window in lower), default=-FAR))
+    return replace(low, lo=lo, hi=hi, limit=min(whole.limit, max(low.limit, hi)))
+
+
+def _limits(
+    graph: BackwardGraph,
+    finder: _Finder,
+    product_format: FloatFormat | None,
+    result_format: FloatFormat | None,
+) -> list[list[Window]]:
+    """For every node, all that limits it, in the same order for every tail."""
     found: list[list[Window]] = [[] for _ in range(len(graph))]
     for node, record in finder.arrived.items():
         if any(is_reduced(arrival.dtype) for arrival in graph.arrives[node]):
@@ -78,7 +110,7 @@ def node_windows(
             found[edge.target].append(room)
         if finder.is_leaf(edge.target):
             found[edge.target].append(window)
-    return _followed(graph, finder, [intersection(limits) if limits else _FREE for limits in found])
+    return found
 
 
 def _followed(graph: BackwardGraph, finder: _Finder, windows: Sequence[Window]) -> list[Window]:
@@ -103,7 +135,6 @@ def _followed(graph: BackwardGraph, finder: _Finder, windows: Sequence[Window]) 
     return found
 
 
-_FREE = Window()
 _named = cache(FloatFormat.of)  # asked some times of every place
 # A product of nothing but zeros, made from a gradient this close to the format's lower end, may
 # have been flushed whole: its node goes up by so much at a time until something of it is seen.
