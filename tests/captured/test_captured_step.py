@@ -23,8 +23,6 @@ from captured.steps import (
 from gradscale import CapturedStep, Dynamic
 from gradscale.captured import refusals
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-
 QUICK = Dynamic(init_scale=2.0**10, growth_interval=2)
 DATA = (1.0, HUGE, 1.0, 0.5, HUGE, 1.0)
 

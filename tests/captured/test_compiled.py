@@ -19,9 +19,6 @@ from captured.steps import (
 )
 from gradscale import Band, Dynamic, Guarded, LastMaximum, LogNormal, Quantile, Static
 
-# Torch imports a deprecated module of its own while it traces an optimizer.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-
 NAN = float("nan")
 WEIGHTS = (1.0, 0.5, HUGE, 1.0, HUGE, HUGE, 2.0, NAN, 1.0)
 QUICK = Dynamic(init_scale=2.0**10, growth_interval=2)

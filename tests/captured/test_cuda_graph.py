@@ -158,7 +158,6 @@ def test_a_scaler_that_has_trained_long_can_be_recorded():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_the_compiled_step_takes_the_same_decisions_on_a_gpu(monkeypatch):
     eager = on_cuda(monkeypatch, "mlp", "adam", mode="eager", policy=QUICK)
     compiled = on_cuda(monkeypatch, "mlp", "adam", mode="compile", policy=QUICK)

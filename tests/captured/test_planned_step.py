@@ -25,9 +25,6 @@ from gradscale.captured.planned_step import PlannedStep
 from gradscale.layerwise import layerwise as acting
 from gradscale.plans import ScalePlan, UserGiven
 
-# Torch imports a deprecated module of its own while it traces an optimizer.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-
 QUICK = Dynamic(init_scale=2.0**10, growth_interval=20)
 
 

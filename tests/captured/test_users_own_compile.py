@@ -8,11 +8,8 @@ from assertions import assert_same_bits
 from captured.steps import HUGE, MODELS, batches
 from gradscale import GradScaler
 
-# Both warnings are dynamo's own: of what it imports, and of how it looks at a loss.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+# Dynamo's own, of how it looks at a loss.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
 def training(compile_it):

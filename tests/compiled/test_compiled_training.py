@@ -16,10 +16,7 @@ from gradscale import GradScaler, Layerwise
 from gradscale.backward import rescale, walk
 from gradscale.plans import ScalePlan
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 Compile = Callable[[nn.Module], nn.Module]
 compile: Any = torch.compile
