@@ -100,6 +100,7 @@ def test_convolutions_are_trained_in_every_way(name, way, fused):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("way", ["fp16, layerwise", "half model, gradscale"])
 def test_compiled_models_are_trained_too(way):
     found = row_of(TOYS["GPT-2-124M"], WAY[way], compiled=True)
