@@ -312,6 +312,7 @@ def test_a_layer_that_was_frozen_from_the_start_is_trained_once_it_is_unfrozen()
         assert not torch.equal(old, new)
 
 
+@pytest.mark.slow
 def test_parameters_that_were_added_are_noticed():
     step = compiled()
     data = data_of((1.0,) * 4)
@@ -323,6 +324,7 @@ def test_parameters_that_were_added_are_noticed():
     run(step, data[2:])
 
 
+@pytest.mark.slow
 def test_a_run_with_a_frozen_layer_resumes_bit_for_bit():
     whole, first, second = (compiled() for _ in range(3))
     data = data_of()

@@ -58,6 +58,7 @@ def test_a_compiled_step_has_the_bits_of_the_eager_one(optimizer, max_norm):
     assert compiled.skipped_steps.item() == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_adam_has_the_bits_of_a_compiled_adam(optimizer):
     eager, compiled = pair("mlp", optimizer, policy=QUICK, max_norm=0.5)

@@ -14,7 +14,16 @@ from gradscale.training import COMPARED
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_default_comparison_shows_what_scaling_is_for(tmp_path):
-    arguments = ["compare", "--device", "cpu", "--json", "--out", str(tmp_path / "run")]
+    arguments = [
+        "compare",
+        "--device",
+        "cpu",
+        "--json",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     result = CliRunner().invoke(gradscale, arguments)
     assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout)["rows"]

@@ -43,6 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return contents(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
 def test_a_comparison_stopped_in_the_middle_resumes_bit_for_bit(number, whole, tmp_path):
     path = tmp_path / "run"

@@ -41,6 +41,7 @@ def input_gradient(model: Recall, scaler: torch.amp.GradScaler | None) -> Tensor
     return model.layer.weight_ih_l0.grad.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", (nn.GRU, nn.LSTM))
 def test_the_earliest_time_is_kept(kind: type[nn.RNNBase]) -> None:
     torch.manual_seed(0)

@@ -73,8 +73,7 @@ def kept(path: Path) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [1, 100])
-@pytest.mark.parametrize("histogram", [False, True])
+@pytest.mark.parametrize(("every", "histogram"), [(1, False), (100, True)])
 def test_a_hundred_thousand_steps_of_five_hundred_rows_stay_under_fifty_megabytes(
     every, histogram, tmp_path
 ):

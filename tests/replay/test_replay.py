@@ -138,7 +138,7 @@ def test_another_policy_does_what_it_did_in_a_real_run_on_the_same_gradients(nam
     assert found.first("counterfactual") == (overflows[0] if overflows else None)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(-20, 15), min_size=1, max_size=30), st.integers(0, 30))
 def test_whatever_the_gradients_a_policy_that_sees_them_all_is_replayed_exactly(
     tmp_path_factory, exponents, log2_scale

@@ -356,8 +356,8 @@ def test_any_change_of_a_real_state_is_taken_whole_or_refused(data: st.DataObjec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_thousands_of_hostile_states_are_taken_whole_or_refused(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_hundreds_of_hostile_states_are_taken_whole_or_refused(seed: int) -> None:
     chance = random.Random(seed)
     accepted = 0
     for trial in range(400):
