@@ -39,7 +39,7 @@ from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.planner import Planner
 from gradscale.plans.planner_given import PlannerArgument, planner_given
-from gradscale.ranks import Ranks
+from gradscale.ranks import Ranks, check_process_group
 from gradscale.torch_types import StateDict
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Layerwise:
         process_group: Ranks | None = None,
         linear: Iterable[type[torch.autograd.Function] | str] = (),
     ) -> None:
+        check_process_group("Layerwise", process_group)
         self.timing = Timing(Calendar(measure_every))
         self.planning = Planning(planner_given(planner, "Layerwise(planner={})"), keep)
         self.process_group = process_group
