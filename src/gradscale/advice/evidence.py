@@ -26,7 +26,7 @@ LIMITS: tuple[tuple[Level, float], ...] = (("safe", 0.5), ("risky", 0.1))
 """The least that may be left of any module's update: half the learning rate, a tenth of it."""
 
 ASTRAY = 0.9
-"""A cosine below it is another direction."""
+"""A cosine below it is another direction: what is lost at the top shows in nothing else."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ScalingEvidence:
 
     Attributes:
         lost_share: the share of gradient elements that were flushed, over modules and parameters.
-        cosine: between all parameters' gradients and the true ones.
+        cosine: between the gradients of what the optimizer moves and the true ones, all together.
         worst: what is left of the optimizer's update of a module, at worst: 1 is the update of
             float32, a half is half of the learning rate. Modules that the optimizer hardly moves in
             float32 do not count: less than a hundredth as far as others.
@@ -43,6 +43,8 @@ class ScalingEvidence:
         overflowed: whether nothing finite came of it, or of a step that nobody skips.
         frozen: modules of whose update less than a tenth is left.
         spared: modules whose gradients are astray, but which the optimizer hardly moves.
+        clipped_share: the share of gradient elements beyond the largest number of a format that
+            has no infinity, where products read them.
     """
 
     lost_share: float
@@ -52,6 +54,7 @@ class ScalingEvidence:
     overflowed: bool
     frozen: tuple[str, ...] = ()
     spared: tuple[str, ...] = ()
+    clipped_share: float = 0.0
 
     def to_dict(self) -> JsonObject:
         """Plain numbers and strings."""
@@ -97,6 +100,8 @@ class Collected:
     skips: bool = True
     flushed: int = 0
     nonzero: int = 0
+    clipped: int = 0
+    read: int = 0
     cosines: list[float] = field(default_factory=list[float])
     modules: dict[str, list[_Module]] = field(default_factory=dict[str, list[_Module]])
     overflowed: bool = False
@@ -109,9 +114,11 @@ class Collected:
         lost = compared(true.gradients, held, format)
         self.flushed += lost.flushed
         self.nonzero += lost.nonzero
+        self._count_clipped(held, format)
         gradients = agreements(true.gradients, held)
         updates = agreements(true.moves, true.moved_by(held))
-        self.cosines.append(total(gradients.values()).cosine)
+        moved = {n: a for n, a in gradients.items() if true.reaches.get(n, 0.0) >= NEGLIGIBLE}
+        self.cosines.append(total((moved or gradients).values()).cosine)
         for name in gradients | updates:
             seen = _Module(
                 gradients.get(name, Agreement()).cosine,
@@ -119,6 +126,14 @@ class Collected:
                 true.reaches.get(name, 0.0) >= NEGLIGIBLE,
             )
             self.modules.setdefault(name, []).append(seen)
+
+    def _count_clipped(self, held: Gradients, format: FloatFormat) -> None:
+        if format.overflow != "saturate":
+            return
+        for output in held.products & held.modules.keys():
+            grad = held.modules[output]
+            self.clipped += int((grad.abs() > format.max).sum())
+            self.read += int(grad.count_nonzero())
 
     @property
     def evidence(self) -> ScalingEvidence | None:
@@ -142,4 +157,5 @@ class Collected:
             False,
             tuple(name for name, left in moving.items() if left < LIMITS[-1][1]),
             tuple(name for name in self.modules if astray[name] and name not in moving),
+            self.clipped / max(1, self.read),
         )

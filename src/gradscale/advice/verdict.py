@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from gradscale.advice.activations import Largest
-from gradscale.advice.evidence import LIMITS, NOTHING, Level, Scaling, ScalingEvidence
+from gradscale.advice.evidence import ASTRAY, LIMITS, NOTHING, Level, Scaling, ScalingEvidence
 from gradscale.advice.format_trial import FormatTrial, Moment
 from gradscale.advice.planned_passes import ScaleGroup
 from gradscale.emulation.computing import EIGHT_BIT
@@ -31,9 +31,9 @@ class Verdict:
 
     Attributes:
         format: ``"fp16"``, ``"bf16"``, ``"e5m2"`` or ``"e4m3"``.
-        level: ``"safe"``: nothing overflows, and at least half is left of the update of every
-            module that the optimizer really moves; ``"risky"``: a tenth; ``"unsafe"`` otherwise;
-            ``"unknown"`` if it could not run.
+        level: ``"safe"``: nothing overflows, at least half is left of the update of every module
+            that the optimizer really moves, and their gradients point where float32's do;
+            ``"risky"``: a tenth is left; ``"unsafe"`` otherwise; ``"unknown"`` if it could not run.
         scaling: the least that reaches this level.
         log2_default: the exponent to which `GradScaler()` has come.
         log2_scale: that of the best single scale.
@@ -184,11 +184,15 @@ def level_of(evidence: ScalingEvidence | None) -> Level:
         'safe'
         >>> level_of(ScalingEvidence(0.001, 0.999, 0.02, "head", overflowed=False))
         'unsafe'
+        >>> level_of(ScalingEvidence(0.0, 0.54, 0.58, "head", overflowed=False, clipped_share=0.3))
+        'risky'
     """
     if evidence is None or evidence.overflowed:
         return "unsafe"
     reached: list[Level] = [level for level, least in LIMITS if evidence.worst >= least]
-    return reached[0] if reached else "unsafe"
+    level = reached[0] if reached else "unsafe"
+    # An optimizer that counts all gradients alike hides that the largest of a module are clipped.
+    return "risky" if level == "safe" and evidence.cosine < ASTRAY else level
 
 
 def _least(ways: Mapping[Scaling, ScalingEvidence | None], format: str) -> tuple[Level, Scaling]:

@@ -104,8 +104,11 @@ def _scales(scales: Sequence[int]) -> str:
 def _numbers(evidence: ScalingEvidence) -> str:
     if evidence.overflowed:
         return "overflows"
-    lost = f"{percent(evidence.lost_share, LEAST)} lost, cosine {evidence.cosine:.4f}"
-    return f"{lost}, {left_of(evidence)} left of the update of {evidence.where}"
+    lost = f"{percent(evidence.lost_share, LEAST)} lost"
+    if evidence.clipped_share:
+        lost += f", {percent(evidence.clipped_share, LEAST)} clipped"
+    left = f"{left_of(evidence)} left of the update of {evidence.where}"
+    return f"{lost}, cosine {evidence.cosine:.4f}, {left}"
 
 
 def left_of(evidence: ScalingEvidence) -> str:

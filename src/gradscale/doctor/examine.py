@@ -35,7 +35,8 @@ def examine(
     """Says what the scaler state in a file means and what is wrong with it.
 
     Reads checkpoints of gradscale, torch, DeepSpeed, Megatron, fairseq, apex, Keras, Paddle and
-    flax wherever they keep the state, recordings, and folders of `gradscale train` and `compare`.
+    flax wherever they keep the state, recordings, and folders of `gradscale train` and `compare`;
+    of `gradscale inspect`, which has no scaler, it repeats the words.
     Pickled objects are read as names and plain data: nothing that the file holds is run, and no
     tensor is made. The bytes of floats beside a scaler are looked through for infinities and NaN.
 
@@ -93,8 +94,7 @@ def examine(
 
 def _examine_part(part: Path, name: str) -> tuple[list[Patient], list[Finding]]:
     if is_run(part):
-        patient, findings = examine_run(part, name)
-        return [patient], findings
+        return examine_run(part, name)
     try:
         tree = read_file(part)
     except ValueError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from gradscale.doctor.examined_scaler import Patient, Skips
 from gradscale.doctor.finding import Finding
 from gradscale.doctor.inert.reading import read_file
+from gradscale.doctor.inspection import inspected
 from gradscale.doctor.run_arguments import RunArguments
 from gradscale.doctor.run_course import Course, course_of
 from gradscale.doctor.saved_state import examined, settings_in
@@ -33,8 +34,8 @@ def is_run(path: Path) -> bool:
     return path.suffix == ".jsonl"
 
 
-def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
-    """The scaler of a run, and what only a run can say.
+def examine_run(path: Path, where: str) -> tuple[list[Patient], list[Finding]]:
+    """The scaler of a run, none if it is of `gradscale inspect`, and what only a run can say.
 
     Args:
         path: a recording, or a folder with one.
@@ -45,6 +46,9 @@ def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
         OSError: if it cannot be read.
     """
     recording = read(path)
+    said = inspected(recording, where)
+    if said is not None:
+        return [], [said]
     course = course_of(recording.steps)
     folder = path if path.is_dir() else path.parent
     settings, unread = json_beside(folder / "settings.json")
@@ -65,7 +69,7 @@ def examine_run(path: Path, where: str) -> tuple[Patient, list[Finding]]:
     # `gradscale train` writes no last line into its own steps.
     unclosed = recording.path.name != STEPS and recording.end is None
     notes = [*unread, _not_closed(recording, where)] if unclosed else unread
-    return dataclasses.replace(patient, **changes), notes
+    return [dataclasses.replace(patient, **changes)], notes
 
 
 def _not_closed(recording: Recording, where: str) -> Finding:
