@@ -1,4 +1,4 @@
-"""A product laid out in memory like what was multiplied: kernels take sums in another order else."""
+"""A product that lies in memory like what was multiplied, so that sums over it keep their order."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _placeholder(graph: fx.Graph, part: CompiledPart) -> fx.Node:
 
 
 def _product(graph: fx.Graph, value: fx.Node, factors: fx.Node, place: int) -> fx.Node:
-    """The product; of an expanded gradient expanded, or a sum over it would run in another order."""
+    """The product; of an expanded gradient expanded, so that a sum over it keeps its order."""
     if value.target in _VIEWS and 0 in value.meta["val"].stride():
         product = _product(graph, cast(fx.Node, value.args[0]), factors, place)
         return _call(graph, cast(OpOverload, value.target), product, *value.args[1:])
