@@ -335,8 +335,13 @@ def test_names_of_excluded_modules_are_no_string():
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="measure_every=0"):
         Layerwise(measure_every=0)
-    with pytest.raises(ValueError, match="keep=0"):
-        Layerwise(Windows(), keep=0)
+    for keep in (0, 2.5, True, "all"):
+        with pytest.raises(ValueError, match=f"keep={keep!r}.*must be a whole number"):
+            Layerwise(Windows(), keep=keep)
+    for linear in ("Double", torch.autograd.Function, ["Double", 3], [torch.nn.Linear], None):
+        with pytest.raises(TypeError, match=r"`Layerwise\(linear=.*must be several"):
+            Layerwise(linear=linear)
+    assert Layerwise(linear=["Double", torch.autograd.Function]).linear[0] == "Double"
 
 
 def test_gradients_read_in_eight_bits_are_planned_for_eight_bits(batch):

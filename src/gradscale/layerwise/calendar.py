@@ -33,7 +33,8 @@ class Calendar:
 
     def __post_init__(self) -> None:
         every = self.every
-        if every is not None and not (isinstance(every, int) and every >= 1):  # pyright: ignore
+        whole = isinstance(every, int) and not isinstance(every, bool)  # to Python True is 1
+        if every is not None and not (whole and every >= 1):
             raise ValueError(
                 f"`Layerwise(measure_every={every!r})` must be a whole number of at least 1. "
                 "To measure at every step, pass 1; None leaves it to what measuring costs."
