@@ -49,6 +49,16 @@ class Calendar:
         """The same calendar, where a measurement costs so many steps."""
         return replace(self, cost=steps)
 
+    def next(self, step: int) -> int:
+        """The first measuring step from `step` on.
+
+        Example:
+            >>> Calendar(every=10).next(5), Calendar(every=10).next(9), Calendar(every=10).next(11)
+            (8, 10, 20)
+        """
+        power = 1 << (step - 1).bit_length() if step > 1 else step
+        return power if power < self.interval else -(-step // self.interval) * self.interval
+
     def due(self, step: int) -> bool:
         """Whether `step`, counted from 0, is a measuring step."""
         if step >= self.interval:

@@ -83,6 +83,8 @@ class Layerwise:
         >>> scaler.scale(model(torch.ones(2, 4)).mean()).backward()
         >>> scaler.step(optimizer)
         >>> scaler.update()
+        >>> scaler.layerwise
+        Layerwise(Windows: no plan yet, measures in this step, 1)
     """
 
     def __init__(
@@ -107,6 +109,10 @@ class Layerwise:
         self.passes = StepPasses()
         self._measured: MeasuredStep | None = None
         self._warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        """The planner, the plan in force, when it measures next: in a line, from the host alone."""
+        return f"Layerwise({self.planning}, {self.timing})"
 
     @property
     def planner(self) -> Planner:

@@ -31,7 +31,7 @@ class Excluding:
     def __post_init__(self) -> None:
         planner = planner_given(self.planner, "Excluding(planner={})")
         object.__setattr__(self, "planner", planner)
-        given: object = self.modules
+        given = cast(object, self.modules)
         if isinstance(given, str):
             raise TypeError(
                 f"`Excluding(modules={given!r})` must be names, not one string. Pass "

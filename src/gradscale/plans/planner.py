@@ -56,6 +56,10 @@ class UserGiven:
                 "measurements). For a plan that stays, use `fixed(plan)`."
             )
 
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", None) or repr(self.function)
+        return f"UserGiven({name})"
+
     @property
     def moments(self) -> bool:
         """A function of the user's may look at anything, but moments are for `Adaptive`."""
@@ -111,4 +115,15 @@ def fixed(plan: ScalePlan) -> UserGiven:
         raise TypeError(
             f"`fixed(plan={plan!r})` must be a `ScalePlan`. Make one with `ScalePlan.of(graph, …)`."
         )
-    return UserGiven(lambda graph, measurements: plan)
+    return UserGiven(_Always(plan))
+
+
+@dataclass(frozen=True)
+class _Always:
+    plan: ScalePlan
+
+    def __call__(self, graph: BackwardGraph, measurements: Measurements) -> ScalePlan:
+        return self.plan
+
+    def __repr__(self) -> str:
+        return f"always {self.plan}"
