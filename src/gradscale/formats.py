@@ -91,7 +91,8 @@ class FloatFormat:
         if isinstance(format, str) and format in _BY_NAME:
             return _BY_NAME[format]
         dtype = getattr(torch, format, None) if isinstance(format, str) else format
-        found = _BY_DTYPE.get(cast(torch.dtype, dtype)) or _spelled(str(format))
+        known = isinstance(dtype, torch.dtype) and _BY_DTYPE.get(dtype)
+        found = known or _spelled(str(format))
         if found is None:
             raise ValueError(
                 f"`FloatFormat.of({format!r})` is not a known format. Pass one of "

@@ -44,6 +44,31 @@ class NoteStore(Protocol):
         ...
 
 
+def check_process_group(call: str, process_group: object) -> None:
+    """Refuses what stands for no ranks; where there is only this one nothing else would notice.
+
+    Raises:
+        TypeError: if it is neither a process group nor a device mesh.
+
+    Example:
+        >>> check_process_group("watch", 3)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        TypeError: `watch(process_group=3)` must be a process group or a device mesh. Pass ...
+    """
+    if process_group is None or hasattr(process_group, "get_all_groups"):
+        return
+    # A rank outside of a new group is given a number in its place.
+    if not _BUILT_IN or not (
+        isinstance(process_group, dist.ProcessGroup)
+        or process_group == dist.GroupMember.NON_GROUP_MEMBER
+    ):
+        raise TypeError(
+            f"`{call}(process_group={process_group!r})` must be a process group or a device mesh. "
+            "Pass what `torch.distributed.new_group(ranks)` or `init_device_mesh(…)` returns."
+        )
+
+
 def distributed() -> bool:
     """Whether there is more than this one rank."""
     return _BUILT_IN and dist.is_initialized() and dist.get_world_size() > 1

@@ -411,7 +411,7 @@ def test_what_cannot_be_advised_on_is_refused_in_words(given, kind, words):
         ({"formats": []}, r"must name one or more"),
         ({"formats": "fp61"}, r"formats='fp61'\)` must name one or more of fp16, bf16"),
         ({"formats": torch.float32}, r"formats=torch.float32\)` must name one or more"),
-        ({"steps": 0}, r"`advise\(steps=0\)` must be at least 1"),
+        ({"steps": 0}, r"`advise\(steps=0\)` must be a whole number of at least 1"),
         ({"emulate": "yes"}, r"emulate='yes'\)` must be 'auto', 'on' or 'off'"),
     ],
 )

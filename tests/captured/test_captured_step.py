@@ -192,8 +192,11 @@ def linear(make=lambda p: torch.optim.SGD(p, lr=0.1), **options):
     [
         ({"mode": "graph"}, r"mode='graph'\)` must be 'cuda_graph', 'compile' or 'eager'"),
         ({"max_norm": -1.0}, r"max_norm=-1\.0\)` must be 0 or more.*Pass None to clip nothing"),
-        ({"micro_batches": 0}, r"micro_batches=0\)` must be at least 1\. Leave it out"),
-        ({"warmup": 0}, r"warmup=0\)` must be at least 1\. Leave it out"),
+        (
+            {"micro_batches": 0},
+            r"micro_batches=0\)` must be a whole number of at least 1\. Leave it out",
+        ),
+        ({"warmup": 0}, r"warmup=0\)` must be a whole number of at least 1\. Leave it out"),
     ],
 )
 def test_what_cannot_be_captured_is_refused_with_the_way_out(options, words):

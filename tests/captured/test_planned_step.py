@@ -105,6 +105,38 @@ def test_two_hundred_steps_of_changing_plans_and_overflows_compile_each_form_onc
     assert counters["stats"]["unique_graphs"] == 2  # one that measures, one that does not
 
 
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.7]))
+
+    def forward(self, x):
+        return x + self.weight
+
+
+def test_a_gradient_that_the_loss_expands_keeps_its_bits_under_a_compiled_plan():
+    needs_compiled_backward()
+    torch.manual_seed(0)
+    inputs = [(torch.randn(16, 33),) for _ in range(6)]
+    found = []
+    for mode in ("eager", "compile"):
+        model, planner = Gain(), Wandering()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = CapturedStep(
+            model,
+            lambda model, batch: model(batch[0]).sum() * 0.3,
+            optimizer,
+            layerwise=Layerwise(UserGiven(planner), measure_every=1),
+            mode=mode,
+            backend="aot_eager",
+        )
+        for batch in inputs:
+            step.step(batch)
+        assert len(planner.shown) >= 3
+        found.append(model.weight.detach().clone())
+    assert_same_bits(*found)
+
+
 @pytest.mark.slow
 def test_the_planner_finds_the_scales_that_it_finds_in_the_eager_steps():
     eager = deep_step(mode="eager")

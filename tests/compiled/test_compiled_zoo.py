@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from assertions import assert_same_gradients
 from gradscale.backward import BackwardGraph, ScalePlan, Walk, rescale, walk
@@ -53,6 +55,41 @@ def test_random_plans_inside_give_the_bits_of_random_plans_in_the_eager_run(name
         # torch leaves some of the zoo's losses to the eager run: cuDNN-like recurrences.
         assert name == "lstm" or len(walked.graph.structure.inner_edges) > 0
         assert "CompiledFunctionBackward" not in walked.graph.names
+        assert_same_gradients(found, expected)
+
+
+class Gain(nn.Module):
+    """A parameter whose gradient is the sum of all elements of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.7]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+EXPANDING: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda y: y.sum() * 0.3,
+    "rows": lambda y: y.sum(0).sin().sum(),
+    "channels": lambda y: y.sum(1, keepdim=True).sin().sum(),
+    "behind views": lambda y: y.flatten(1).t().sum() / 3,
+}
+
+
+@pytest.mark.parametrize("loss", EXPANDING)
+@pytest.mark.parametrize("behind", [Gain, partial(nn.BatchNorm2d, 6)], ids=["gain", "norm"])
+def test_expanded_gradients_inside_keep_their_bits(
+    behind: Callable[[], nn.Module], loss: str
+) -> None:
+    torch.manual_seed(0)
+    model, x = behind(), torch.randn(4, 6, 5, 7)
+    eager = Trial(list(model.parameters()), lambda: [EXPANDING[loss](model(x))])
+    torch.autograd.backward(eager.losses())
+    expected, inside = eager.gradients(), compiled(eager)
+    for seed in range(3):
+        found, walked = planned(inside, seed)
+        assert len(walked.graph.structure.inner_edges) > 0
         assert_same_gradients(found, expected)
 
 

@@ -118,7 +118,13 @@ def test_the_cost_is_that_of_one_pass_on_one_rank(
     assert 1 <= one <= MOST
 
 
-@pytest.mark.parametrize("every", [0, -1, 2.5, "often"])
+@pytest.mark.parametrize("every", [0, -1, 2.5, float("nan"), True, "often"])
 def test_an_interval_is_a_whole_number(every: object) -> None:
     with pytest.raises(ValueError, match=r"must be a whole number of at least 1.*None leaves it"):
         Layerwise(measure_every=every)  # type: ignore[arg-type]
+
+
+@given(every=st.integers(1, 200), step=st.integers(0, 1000))
+def test_the_next_measuring_step_is_the_first_that_is_due(every: int, step: int) -> None:
+    calendar = Calendar(every=every)
+    assert calendar.next(step) == next(s for s in range(step, step + 500) if calendar.due(s))

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
@@ -335,8 +336,13 @@ def test_names_of_excluded_modules_are_no_string():
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="measure_every=0"):
         Layerwise(measure_every=0)
-    with pytest.raises(ValueError, match="keep=0"):
-        Layerwise(Windows(), keep=0)
+    for keep in (0, 2.5, True, "all"):
+        with pytest.raises(ValueError, match=f"keep={keep!r}.*must be a whole number"):
+            Layerwise(Windows(), keep=keep)
+    for linear in ("Double", torch.autograd.Function, ["Double", 3], [torch.nn.Linear], None):
+        with pytest.raises(TypeError, match=r"`Layerwise\(linear=.*must be several"):
+            Layerwise(linear=linear)
+    assert Layerwise(linear=["Double", torch.autograd.Function]).linear[0] == "Double"
 
 
 def test_gradients_read_in_eight_bits_are_planned_for_eight_bits(batch):
@@ -401,3 +407,41 @@ def test_a_report_names_the_modules_and_excluded_ones_stay_at_the_loss_scale(bat
     assert outside and not any(outside) and not track.plan.is_uniform
     assert "loss scales are needed" in str(scaler.layerwise.report())
     assert "after " in str(scaler.layerwise.report())
+
+
+class NoOperator(TorchDispatchMode):
+    """Refuses every operator, a read of the host included."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise AssertionError(func)
+
+
+def test_its_repr_tells_planner_plan_and_next_measurement_in_a_line_without_an_operator():
+    def tilted(graph, measurements):
+        return {node: 3 for node in range(1, len(graph))}
+
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)), torch.ones(2, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    found = []
+    for planner in (True, tilted):
+        scaler = GradScaler("cpu", layerwise=Layerwise(planner, measure_every=6))
+        for _ in range(8):
+            with NoOperator():
+                found.append(repr(scaler.layerwise))
+            scaler.scale(model(x).mean()).backward()
+            with NoOperator():
+                assert "\n" not in repr(scaler.layerwise)
+            scaler.step(optimizer)
+            scaler.update()
+    assert found[0] == "Layerwise(Windows: no plan yet, measures in this step, 0)"
+    assert found[3] == "Layerwise(Windows: one loss scale, measures in step 4)"
+    assert found[4] == "Layerwise(Windows: one loss scale, measures in this step, 4)"
+    edges = scaler.layerwise.tracks.latest.factors(scaler.layerwise.tracks.latest.graph)[1]
+    told = f"2 loss scales, {edges.multiplied} edges multiplied"
+    assert found[15] == f"Layerwise(UserGiven: {told}, measures in step 12)"
+    assert repr(scaler.layerwise.planner).endswith(".tilted)")
+    plan = scaler.layerwise.tracks.latest.plan
+    assert repr(Layerwise(plan).planner) == f"UserGiven(always {plan})"
+    scaler.layerwise.tracks.latest.freeze("ranks run different graphs")
+    assert "one loss scale, as ranks run different graphs" in repr(scaler.layerwise)

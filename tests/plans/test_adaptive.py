@@ -162,9 +162,18 @@ def test_measurements_without_moments_are_refused() -> None:
         ({"threshold": 0.0}, "between 0 and 1"),
         ({"scale_upper_bound": 0.0}, "positive and finite"),
         ({"accum_upper_bound": float("inf")}, "Pass None for none"),
-        ({"backoff": 0}, "at least 1 octave"),
+        ({"backoff": 0}, "at least 1 .*octaves"),
+        ({"threshold": float("nan")}, "between 0 and 1"),
+        ({"scale_upper_bound": float("nan")}, "positive and finite"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings_: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Adaptive(**settings_)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["threshold", "scale_upper_bound", "accum_upper_bound", "backoff"])
+@pytest.mark.parametrize("value", [True, "4"])
+def test_settings_of_another_kind_are_refused(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"`Adaptive\({name}=.*must be an? (number|int)"):
+        Adaptive(**{name: value})  # type: ignore[arg-type]

@@ -316,8 +316,39 @@ def test_excluded_modules_stay_at_the_loss_scale() -> None:
 
 @pytest.mark.parametrize(
     ("settings_", "words"),
-    [({"flushed": 1.0}, "share"), ({"headroom": 0}, "at least 1"), ({"backoff": 0}, "at least 1")],
+    [
+        ({"flushed": 1.0}, "share"),
+        ({"flushed": float("nan")}, "share"),
+        ({"flushed": -1e-3}, "flushed=-0.001"),
+        ({"headroom": 0}, "at least 1"),
+        ({"backoff": 0}, "at least 1"),
+        ({"product_format": "fp15"}, r"`Windows\(product_format='fp15'\)` must be a number format"),
+        (
+            {"result_format": "float64"},
+            r"`Windows\(result_format='float64'\)` must be a number format",
+        ),
+        ({"product_format": ["e5m2"]}, "must be a number format"),
+        ({"product_format": torch.int8}, "must be a number format"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings_: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Windows(**settings_)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["flushed", "headroom", "backoff"])
+@pytest.mark.parametrize("value", [True, "4", None, torch.tensor(4.0)], ids=str)
+def test_settings_of_another_kind_are_refused(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"`Windows\({name}=.*must be an? (number|int)"):
+        Windows(**{name: value})  # type: ignore[arg-type]
+
+
+def test_what_a_planner_is_made_of_is_checked_when_it_is_made() -> None:
+    with pytest.raises(TypeError, match=r"`UserGiven\(function=3\)` must be a function of"):
+        UserGiven(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`fixed\(plan=\{1: 5\}\)` must be a `ScalePlan`"):
+        fixed({1: 5})  # type: ignore[arg-type]
+    for wrong in (3, None, ["head", 4]):
+        with pytest.raises(TypeError, match=r"`Excluding\(modules=.*must be names of modules"):
+            Excluding(Windows(), wrong)  # type: ignore[arg-type]
+    assert Excluding(Windows(), (name for name in "ab")).modules == ("a", "b")  # type: ignore[arg-type]

@@ -1,15 +1,26 @@
 """Which records limit which nodes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Counts, Kind, Measurements, PlaceRecord
 from gradscale.emulation import emulate
 from gradscale.formats import FloatFormat
-from gradscale.plans.tail import Tail
-from gradscale.plans.window import FAR, Window, highest_exponent, window_of
+from gradscale.plans.tail import NO_TAIL, Tail
+from gradscale.plans.window import (
+    FAR,
+    Window,
+    highest_exponent,
+    intersection,
+    window_of,
+    with_flushed,
+)
 from gradscale.plans.windows_nodes import node_windows
 
 HALF = FloatFormat.of("fp16")
@@ -133,3 +144,55 @@ def test_what_was_seen_ends_it() -> None:
 def test_zeros_behind_a_node_without_a_limit_are_free() -> None:
     graph = graph_of()
     assert windows(graph, zeros(1), zeros(2)) == [Window()] * 4
+
+
+def slow_windows(graph: BackwardGraph, measurements: Measurements, tail: Tail) -> list[Window]:
+    """A chain's windows: every place counted and limited anew, once for each tail."""
+    arrived = {r.node: r for r in measurements.records if r.kind == "arrived"}
+    produced = {r.node: r for r in measurements.records if r.kind == "produced"}
+
+    def limits(node: int, tail: Tail) -> list[Window]:
+        found: list[Window] = []
+        below = produced.get(node, arrived.get(node + 1))
+        above = produced.get(node - 1, arrived.get(node)) if node == len(graph) - 1 else None
+        for place in (arrived.get(node), below if node < len(graph) - 1 else above):
+            if place is not None:
+                counts = with_flushed(place.counts, HALF, place.exponent)
+                w = window_of(counts, HALF, flushed=0.01, headroom=4, tail=tail)
+                guessed = counts is not place.counts
+                found.append(replace(w, extrapolated=True) if guessed else w)
+        return found
+
+    windows: list[Window] = []
+    for node in range(len(graph)):
+        whole, low = limits(node, NO_TAIL), limits(node, tail)
+        one, other = intersection(whole), intersection(low)
+        if tail.reach:
+            least = max((w.lo for w in whole if not w.lost), default=-FAR)
+            hi = min(one.hi, max(other.hi, least))
+            lo = min(hi, max((w.lo for w in low), default=-FAR))
+            one = replace(other, lo=lo, hi=hi, limit=min(one.limit, max(other.limit, hi)))
+        windows.append(one)
+    return windows
+
+
+some_octaves = st.lists(st.integers(0, 1000), min_size=1, max_size=30).filter(lambda o: o[-1] > 0)
+
+
+@given(data=st.data(), reach=st.integers(0, 30), times=st.integers(1, 20))
+def test_windows_with_and_without_a_reach_are_those_of_the_slow_walk(
+    data: st.DataObject, reach: int, times: int
+) -> None:
+    graph = graph_of()
+    records: list[PlaceRecord] = []
+    for node, kind, target in [(0, "produced", 1), (1, "arrived", -1), (2, "arrived", -1)]:
+        if data.draw(st.booleans()):
+            octaves = tuple(data.draw(some_octaves))
+            lowest = data.draw(st.integers(-40, 0))
+            amax = 1.5 * 2.0 ** (lowest + len(octaves) - 1)
+            counts = Counts(amax, data.draw(st.integers(0, 50)), 0, lowest, octaves)
+            stored = data.draw(st.integers(12, 20))
+            records.append(PlaceRecord(node, kind, target, "fp16", stored, counts))  # type: ignore[arg-type]
+    measurements, tail = Measurements(graph.signature, tuple(records)), Tail(reach, times)
+    found = node_windows(graph, measurements, flushed=0.01, headroom=4, tail=tail)
+    assert found == slow_windows(graph, measurements, tail)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gradscale import policies
 from gradscale.policies import Dynamic, Guarded, LastMaximum, Static
+from gradscale.policies.by_name import BY_NAME
 from gradscale.scaler import GradScaler
 from gradscale.training import COMPARED, SCALINGS, SYSTEMS, settings_for
 from gradscale.training.precision import is_emulated
@@ -53,7 +55,21 @@ def test_every_name_makes_a_scaler():
         assert (scaler is None) == (name == "none")
         assert isinstance(scaler, GradScaler) == (name not in ("none", "torch"))
     assert {"apex", "deepspeed", "openseq2seq-logmax"} < set(SYSTEMS)
-    assert len(set(SCALINGS)) == len(COMPARED) + len(SYSTEMS) + 1  # adaptive
+    assert len(set(SCALINGS)) == len(COMPARED) + len(SYSTEMS) + 2  # recovering, adaptive
+
+
+def test_every_public_policy_and_preset_can_be_chosen_by_a_name():
+    """`Recovering` could not: it had been added beside the list."""
+    kinds = {
+        kind
+        for kind in vars(policies).values()
+        if isinstance(kind, type) and issubclass(kind, policies.Policy)
+    } - {policies.Policy}
+    chosen = {name: make_policy(name, None) for name in SCALINGS if name in BY_NAME}
+    assert kinds == {type(policy) for policy in chosen.values()}
+    assert set(policies.presets.PRESETS) <= {name.replace("-", "_") for name in SCALINGS}
+    own = {type(policy) for name, policy in chosen.items() if name not in SYSTEMS}
+    assert own == kinds, "a policy that only another system's name leads to is not named"
 
 
 @pytest.mark.parametrize("name", sorted(set(SCALINGS) - {"none", "torch"}))

@@ -22,7 +22,7 @@ FROZEN = nn.Linear(1, 1).requires_grad_(False)
         ([nn.Linear(1, 1)], {"every": 0}, ValueError, r"`watch\(every=0\)` must be a whole number"),
         ([nn.Linear(1, 1)], {"every": 2.5}, ValueError, r"`watch\(every=2.5\)`.*pass 1"),
         ([nn.Linear(1, 1)], {"keep": 0}, ValueError, r"`watch\(keep=0\)` must be.*at least 1"),
-        ([nn.Linear(1, 1)], {"format": "fp17"}, ValueError, r"`FloatFormat.of\('fp17'\)`"),
+        ([nn.Linear(1, 1)], {"format": "fp17"}, ValueError, r"`watch\(format=.fp17.\)`"),
     ],
 )  # fmt: skip
 def test_watch_refuses(

@@ -17,6 +17,7 @@ from gradscale.advice.format_trial import FormatTrial
 from gradscale.advice.model_step import ModelStep
 from gradscale.advice.updates import Updates, step_with
 from gradscale.advice.verdict import verdict_of
+from gradscale.argument_checks import check_whole
 from gradscale.formats import FloatFormat
 from gradscale.random_state import same_random_numbers
 from gradscale.truth import Gradients, find_nonfinite, reference
@@ -83,7 +84,8 @@ def advise(
         with torch.autocast("cpu", torch.bfloat16):  # no scaler
     """
     formats = _named(formats)
-    _check(steps, emulate)
+    _check(steps, emulate, seed, progress)
+    device = _device(device)
     step = ModelStep.of(model_step)
     with same_random_numbers(), torch.inference_mode(False), torch.enable_grad(), eagerly():
         torch.manual_seed(seed)
@@ -93,24 +95,38 @@ def advise(
 
 
 def _named(formats: NamedFormat | Sequence[NamedFormat]) -> tuple[str, ...]:
-    given = [formats] if isinstance(formats, str | torch.dtype | FloatFormat) else list(formats)
+    alone = isinstance(formats, str | torch.dtype | FloatFormat)
     try:
+        given = [formats] if alone else list(formats)
         names = tuple(FloatFormat.of(format).name for format in given)
     except (TypeError, ValueError):
         names = ()
     if not names or not set(names) <= set(FORMATS):
-        shown = repr(formats) if isinstance(formats, str | torch.dtype) else given
         raise ValueError(
-            f"`advise(formats={shown})` must name one or more of {', '.join(FORMATS)}."
+            f"`advise(formats={formats!r})` must name one or more of {', '.join(FORMATS)}."
         )
     return names
 
 
-def _check(steps: int, emulate: str) -> None:
-    if steps < 1:
-        raise ValueError(f"`advise(steps={steps})` must be at least 1.")
+def _check(steps: int, emulate: str, seed: int, progress: object) -> None:
+    check_whole("advise", "steps", steps, 1, "Each is a step of float32 training.")
+    check_whole("advise", "seed", seed, 0, "The same seed gives the same advice.")
+    if not (progress is None or callable(progress)):
+        raise TypeError(f"`advise(progress={progress!r})` must be a function of three arguments.")
     if emulate not in ("auto", "on", "off"):
         raise ValueError(f"`advise(emulate={emulate!r})` must be 'auto', 'on' or 'off'.")
+
+
+def _device(device: object) -> torch.device | str | None:
+    if device is None or isinstance(device, torch.device):
+        return device
+    try:
+        return torch.device(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f'`advise(device={device!r})` must be a device that torch knows, such as "cuda". '
+            "Leave it out to run where the model is."
+        ) from None
 
 
 def _float32_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:

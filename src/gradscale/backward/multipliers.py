@@ -23,7 +23,8 @@ class Factor(NamedTuple):
     Attributes:
         output: which of the node's gradients.
         by: the power of two, shape `()`.
-        is_float32: whether the gradient is, which the engine sees to.
+        plain: whether it may be multiplied without being asked: float32, which the engine sees to,
+            and on its way to a leaf, which adds up element by element, whatever their layout.
         large: whether it was worth overwriting when its structure was first walked, and torch's
             own: a custom function may hand out what it keeps.
         new: whether its node has just made it, so that it may be overwritten without asking.
@@ -31,7 +32,7 @@ class Factor(NamedTuple):
 
     output: int
     by: Tensor
-    is_float32: bool
+    plain: bool
     large: bool
     new: bool
 
@@ -131,7 +132,7 @@ class Multipliers:
     @cached_property
     def of_sources(self) -> tuple[tuple[int, tuple[Factor, ...]], ...]:
         """For each node that a hooked edge leaves the factors of its outputs."""
-        custom = frozenset(self._graph.custom)
+        custom, leaves = frozenset(self._graph.custom), frozenset(self._graph.leaves)
         sources: dict[int, list[Factor]] = {}
         for place, number in enumerate(self.edges, len(self._graph.roots)):
             edge = self._graph.edges[number]
@@ -139,7 +140,7 @@ class Multipliers:
             factor = Factor(
                 edge.output,
                 self._by_place[place],
-                arrival.dtype is torch.float32,
+                arrival.dtype is torch.float32 and edge.target in leaves,
                 edge.source not in custom and math.prod(arrival.shape) >= WORTH_ASKING,
                 is_new(self._graph, edge),
             )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+
+from gradscale.backward.memory_layout import in_its_layout
 
 REDUCED = (torch.float16, torch.bfloat16)
 
@@ -44,8 +47,9 @@ UNSHARED = _held_as_in_a_hook()
 def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) -> Tensor:
     """`grad * by`, computed in float32 at least and rounded once to the dtype of `grad`.
 
-    Autograd-differentiable when gradients are being recorded. Sparse gradients keep their indices;
-    complex ones are multiplied part by part, so that signs of zero survive.
+    Autograd-differentiable when gradients are being recorded. Sparse gradients keep their indices,
+    expanded ones stay expanded (`in_its_layout`); complex ones are multiplied part by part, so that
+    signs of zero survive.
 
     Args:
         grad: any dense, sparse COO, complex or subclassed tensor.
@@ -59,6 +63,10 @@ def multiply_gradient(grad: Tensor, by: Tensor, *, may_overwrite: bool = False) 
     """
     if may_overwrite and grad.layout == torch.strided and not grad.is_complex():
         return _on_device(grad, by, grad) if _needs_float32(grad) else grad.mul_(by)
+    return in_its_layout(grad, partial(_product, by=by))
+
+
+def _product(grad: Tensor, by: Tensor) -> Tensor:
     if grad.dtype is torch.float32:  # nearly always; sparse ones keep their indices
         return grad * by
     if grad.layout == torch.sparse_coo:

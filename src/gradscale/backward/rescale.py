@@ -195,7 +195,7 @@ def _scale_outputs(
     if gate.open_in != _running():
         return None
     scaled: list[Tensor | None] | None = None  # a list would hold what may be overwritten
-    for output, by, is_float32, large, new in factors:
+    for output, by, plain, large, new in factors:
         grad = produced[output]
         if grad is None:
             continue
@@ -206,5 +206,5 @@ def _scale_outputs(
             multiply_gradient(grad, by, may_overwrite=True)
             continue
         scaled = scaled or list(produced)
-        scaled[output] = grad * by if is_float32 else multiply_gradient(grad, by)
+        scaled[output] = grad * by if plain else multiply_gradient(grad, by)
     return None if scaled is None else tuple(scaled)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -12,6 +12,8 @@ _TRUSTED = ("torch.", "gradscale.")
 # Here torch wraps what a user registered with `custom_op(…).register_autograd(…)`, and what is
 # called within `torch.func`.
 _WRAPPED = ("torch._library.", "torch._functorch.autograd_function.")
+Function: TypeAlias = type[torch.autograd.Function] | str
+"""A custom function, as its class or by name."""
 _FROM_C = "CppNode<"
 
 
@@ -54,7 +56,37 @@ def function_name(node: Any) -> str:
     return name.removeprefix("GeneratedBackwardFor_").removesuffix("Generated")
 
 
-def is_one_of(node: Any, functions: Sequence[type[torch.autograd.Function] | str]) -> bool:
+def is_one_of(node: Any, functions: Sequence[Function]) -> bool:
     """Whether a node's function is among these, given as classes or by name."""
     written: Any = getattr(node, "_forward_cls", None)
     return written in functions or function_name(node) in functions
+
+
+def functions_given(given: object, call: str) -> tuple[Function, ...]:
+    """Functions that a user has named.
+
+    Args:
+        given: what was passed.
+        call: how, with a pair of braces in its place.
+
+    Raises:
+        TypeError: if that is one alone, or holds anything else.
+
+    Example:
+        >>> functions_given(["Double"], "Layerwise(linear={})")
+        ('Double',)
+    """
+    several = isinstance(given, Iterable) and not isinstance(given, str | type)
+    functions = tuple(cast("Iterable[object]", given)) if several else ()
+    if not several or not all(map(_is_function, functions)):
+        raise TypeError(
+            f"`{call.format(repr(given))}` must be several `torch.autograd.Function`s, as classes "
+            "or by name, such as `[MyFunction]`."
+        )
+    return cast("tuple[Function, ...]", functions)
+
+
+def _is_function(one: object) -> bool:
+    return isinstance(one, str) or (
+        isinstance(one, type) and issubclass(one, torch.autograd.Function)
+    )

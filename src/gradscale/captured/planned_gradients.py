@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from gradscale.backward.graph import BackwardGraph, Walk, walk
 from gradscale.backward.loss_entry import enter
+from gradscale.backward.memory_layout import each_once
 from gradscale.backward.multipliers import write_powers
 from gradscale.captured.traced_counts import TracedCounts
 from gradscale.layerwise import Layerwise
@@ -184,7 +185,7 @@ def _multiplying(
         for output, by in outputs:
             grad = scaled[output]
             if grad is not None:
-                scaled[output] = _product(grad, by)
+                scaled[output] = _product(each_once(grad), by).expand(grad.shape)
         return tuple(scaled)
 
     return hook

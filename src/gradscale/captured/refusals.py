@@ -8,8 +8,10 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
+from gradscale.argument_checks import check_whole
 from gradscale.captured.compiled import can_compile_backward
 from gradscale.gradients.master_weights import masters_of, trained_by
+from gradscale.scaler.settings import check_real
 
 Mode = Literal["cuda_graph", "compile", "eager"]
 
@@ -31,18 +33,18 @@ def check_numbers(max_norm: float | None, micro_batches: int, warmup: int) -> No
     """Refuses numbers that mean nothing.
 
     Raises:
-        ValueError: if one is out of range.
+        TypeError: if `max_norm` is no number.
+        ValueError: if one is out of range, or no whole number.
     """
+    if max_norm is not None:
+        check_real("CapturedStep", "max_norm", max_norm)
     if max_norm is not None and not max_norm >= 0:
         raise ValueError(
             f"`CapturedStep(max_norm={max_norm})` must be 0 or more; it bounds the unscaled "
             "gradients. Pass None to clip nothing."
         )
     for name, value in (("micro_batches", micro_batches), ("warmup", warmup)):
-        if value < 1:
-            raise ValueError(
-                f"`CapturedStep({name}={value})` must be at least 1. Leave it out for the default."
-            )
+        check_whole("CapturedStep", name, value, 1, "Leave it out for the default.")
 
 
 def check_arguments(model: object, loss_fn: object, optimizer: object) -> None:

@@ -77,6 +77,7 @@ def train_command(context: click.Context, **given: Unpack[TrainOptions]) -> None
       last-maximum, lognormal, quantile, band, two-sided
                          by the size of the gradients measured so far
       guarded            last-maximum, under a ceiling that overflows lower
+      recovering         dynamic, that climbs faster while its scale is below 1
       layerwise          a scale for every part of the network that needs one
       adaptive           a scale for every layer, by the published rule
       torch              torch.amp.GradScaler

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import fx
 from torch._ops import OpOverload
@@ -12,6 +14,15 @@ from gradscale.compiled.part import CompiledPart, Crossing
 aten = torch.ops.aten
 # torch tells saved tensors, which keep their place in memory, from gradients by this word.
 FACTORS = "tangents_gradscale_factors"
+_VIEWS = (
+    aten.expand.default,
+    aten.permute.default,
+    aten.squeeze.dims,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+)
 
 
 def multiply_crossings(graph: fx.Graph, part: CompiledPart) -> list[fx.Node]:
@@ -62,6 +73,10 @@ def _placeholder(graph: fx.Graph, part: CompiledPart) -> fx.Node:
 
 
 def _product(graph: fx.Graph, value: fx.Node, factors: fx.Node, place: int) -> fx.Node:
+    """The product; of an expanded gradient expanded, so that a sum over it keeps its order."""
+    if value.target in _VIEWS and 0 in value.meta["val"].stride():
+        product = _product(graph, cast(fx.Node, value.args[0]), factors, place)
+        return _call(graph, cast(OpOverload, value.target), product, *value.args[1:])
     dtype = value.meta["val"].dtype
     factor = _call(graph, aten.select.int, factors, 0, place)
     if dtype.is_complex:  # part by part, so that signs of zero survive

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradscale.formats import FloatFormat
+from gradscale.argument_checks import check_switch, format_given
 from gradscale.half.half_model import HalfPrecision
 from gradscale.half.kept import Keep, kept_of
 from gradscale.half.refusals import (
@@ -75,7 +75,8 @@ def half_precision(
         >>> model[0].weight.dtype, optimizer.param_groups[0]["params"][0].dtype
         (torch.float16, torch.float32)
     """
-    format, gradients = _dtype(format), _dtype(gradients)
+    check_switch("half_precision", "saturate", saturate)
+    format, gradients = _dtype("format", format), _dtype("gradients", gradients)
     if format not in HALVES:
         raise ValueError(
             f"`half_precision(format={format})` must be torch.float16 or torch.bfloat16."
@@ -96,11 +97,13 @@ def half_precision(
 
 
 @overload
-def _dtype(format: torch.dtype | str) -> torch.dtype: ...
+def _dtype(name: str, format: torch.dtype | str) -> torch.dtype: ...
 @overload
-def _dtype(format: None) -> None: ...
+def _dtype(name: str, format: None) -> None: ...
 @overload
-def _dtype(format: torch.dtype | str | None) -> torch.dtype | None: ...
-def _dtype(format: torch.dtype | str | None) -> torch.dtype | None:
+def _dtype(name: str, format: torch.dtype | str | None) -> torch.dtype | None: ...
+def _dtype(name: str, format: torch.dtype | str | None) -> torch.dtype | None:
     """What a name stands for; an 8-bit one for a dtype that is refused."""
-    return FloatFormat.of(format).dtype if isinstance(format, str) else format
+    if not isinstance(format, str):
+        return format
+    return format_given("half_precision", name, format).dtype

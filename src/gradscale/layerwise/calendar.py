@@ -33,7 +33,8 @@ class Calendar:
 
     def __post_init__(self) -> None:
         every = self.every
-        if every is not None and not (isinstance(every, int) and every >= 1):  # pyright: ignore
+        whole = isinstance(every, int) and not isinstance(every, bool)  # to Python True is 1
+        if every is not None and not (whole and every >= 1):
             raise ValueError(
                 f"`Layerwise(measure_every={every!r})` must be a whole number of at least 1. "
                 "To measure at every step, pass 1; None leaves it to what measuring costs."
@@ -47,6 +48,16 @@ class Calendar:
     def costing(self, steps: int) -> Calendar:
         """The same calendar, where a measurement costs so many steps."""
         return replace(self, cost=steps)
+
+    def next(self, step: int) -> int:
+        """The first measuring step from `step` on.
+
+        Example:
+            >>> Calendar(every=10).next(5), Calendar(every=10).next(9), Calendar(every=10).next(11)
+            (8, 10, 20)
+        """
+        power = 1 << (step - 1).bit_length() if step > 1 else step
+        return power if power < self.interval else -(-step // self.interval) * self.interval
 
     def due(self, step: int) -> bool:
         """Whether `step`, counted from 0, is a measuring step."""

@@ -13,7 +13,7 @@ from gradscale.backward.graph import Walk
 from gradscale.backward.loss_entry import LossEntry
 from gradscale.backward.measurements import PassCounts
 from gradscale.backward.rescale import rescale
-from gradscale.backward.user_functions import is_one_of
+from gradscale.backward.user_functions import functions_given, is_one_of
 from gradscale.capturing import capturing
 from gradscale.compiled.preparing import prepare_compiled
 from gradscale.emulation.over_time import split_over_time
@@ -39,7 +39,7 @@ from gradscale.layerwise.unseen_leaves import custom_nodes, refusal
 from gradscale.outcomes.outcome import StepOutcome
 from gradscale.plans.planner import Planner
 from gradscale.plans.planner_given import PlannerArgument, planner_given
-from gradscale.ranks import Ranks
+from gradscale.ranks import Ranks, check_process_group
 from gradscale.torch_types import StateDict
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class Layerwise:
         linear: functions of your own that are known to be linear in their gradient, as classes or
             by name: they need not be probed to leave the loss scale.
 
+    Raises:
+        TypeError: if the planner is none, or `linear` holds something else.
+        ValueError: if a number is not a whole one of at least 1.
+
     Attributes:
         timing: when to measure.
         planning: what to decide.
@@ -79,6 +83,8 @@ class Layerwise:
         >>> scaler.scale(model(torch.ones(2, 4)).mean()).backward()
         >>> scaler.step(optimizer)
         >>> scaler.update()
+        >>> scaler.layerwise
+        Layerwise(Windows: no plan yet, measures in this step, 1)
     """
 
     def __init__(
@@ -90,10 +96,11 @@ class Layerwise:
         process_group: Ranks | None = None,
         linear: Iterable[type[torch.autograd.Function] | str] = (),
     ) -> None:
+        check_process_group("Layerwise", process_group)
         self.timing = Timing(Calendar(measure_every))
         self.planning = Planning(planner_given(planner, "Layerwise(planner={})"), keep)
         self.process_group = process_group
-        self.linear = tuple(linear)
+        self.linear = functions_given(linear, "Layerwise(linear={})")
         self.functions = FunctionVerdicts(naming=self.planning.naming)
         self.taken = self._hiding = False
         prepare_compiled(self)
@@ -103,6 +110,10 @@ class Layerwise:
         self.passes = StepPasses()
         self._measured: MeasuredStep | None = None
         self._warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        """The planner, the plan in force, when it measures next: in a line, from the host alone."""
+        return f"Layerwise({self.planning}, {self.timing})"
 
     @property
     def planner(self) -> Planner:

@@ -40,6 +40,11 @@ class Planning:
         self._fitted = planner
         self._lowered: int | None = None
 
+    def __str__(self) -> str:
+        """The planner, and the plan of the graph met last."""
+        waiting = "loaded plans wait for their graphs" if self.tracks.followed else "no plan yet"
+        return f"{type(self.planner).__name__}: {self.tracks.latest or waiting}"
+
     def measure(self, walk: Walk, exponents: tuple[int, ...], scale: Tensor) -> Measuring:
         """Counts what the planner needs in one backward pass."""
         self._fitted = fitted(self.planner)

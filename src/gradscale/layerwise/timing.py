@@ -52,6 +52,13 @@ class Timing:
         self._wishes: Wishes[EndedStep] = Wishes()
         self._begin()
 
+    def __str__(self) -> str:
+        """When the next measurement is, as far as that is known; waits for nothing."""
+        if self.now:
+            return f"measures in this step, {self.steps}"
+        following = self.steps + 1
+        return f"measures in step {following if self.again else self.calendar.next(following)}"
+
     def at_once(self) -> None:
         """The step under way measures, and so does the next."""
         self.now = self.again = True

@@ -64,6 +64,15 @@ class Track:
         seen = self.decision is not None or self.history or self.overflows
         return self.frozen is None and not seen
 
+    def __str__(self) -> str:
+        if self.frozen is not None:
+            return f"one loss scale, as {self.frozen}"
+        edges = len(self.plan.cuts(self.graph))
+        if not edges:
+            return "one loss scale" if self.decision else "no plan yet"
+        scales = len(self.plan.groups)
+        return f"{scales} loss scales, {edges} edge{'s' * (edges != 1)} multiplied"
+
     @property
     def situation(self) -> tuple[object, ...]:
         """What the next plan depends on, besides the measurements."""

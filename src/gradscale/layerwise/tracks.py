@@ -19,12 +19,16 @@ class Tracks:
         keep: how many to remember, at least 1.
 
     Raises:
-        ValueError: if `keep` is below 1.
+        ValueError: if `keep` is no whole number of at least 1.
     """
 
     def __init__(self, keep: int) -> None:
-        if keep < 1:
-            raise ValueError(f"`Layerwise(keep={keep})` must be at least 1, one plan to follow.")
+        whole = isinstance(keep, int) and not isinstance(keep, bool)  # pyright: ignore
+        if not (whole and keep >= 1):
+            raise ValueError(
+                f"`Layerwise(keep={keep!r})` must be a whole number of at least 1, one plan to "
+                "follow."
+            )
         self.keep = keep
         self._tracks: OrderedDict[str, Track] = OrderedDict()
         self._saved: dict[str, SavedTrack] = {}

@@ -61,6 +61,7 @@ from gradscale.plans.situation import Situation
 from gradscale.plans.window import Window
 from gradscale.plans.windows_anchor import loss_exponent
 from gradscale.plans.windows_overflow import lowered, overflow_origins
+from gradscale.policies.setting_checks import check, check_count, check_number, check_share
 
 Rule = Literal["product", "gradient", "output"]
 CastRule = Literal["lognormal", "gradient"]
@@ -82,7 +83,8 @@ class Adaptive:
         backoff: octaves by which a group goes down when it overflows, at least 1.
 
     Raises:
-        ValueError: if a setting lies outside its range.
+        TypeError: if a setting is of another kind.
+        ValueError: if it lies outside its range.
 
     Example:
         >>> Adaptive(rule="output").threshold
@@ -105,18 +107,14 @@ class Adaptive:
             raise ValueError(
                 f"`Adaptive(cast_rule={self.cast_rule!r})` must be 'lognormal' or 'gradient'."
             )
-        if not 0 < self.threshold < 1:
-            raise ValueError(
-                f"`Adaptive(threshold={self.threshold})` must lie between 0 and 1: it is a share."
-            )
+        check_share(self, "threshold", "It is a share of elements.")
         for name in ("scale_upper_bound", "accum_upper_bound"):
             bound = getattr(self, name)
-            if bound is not None and not 0 < bound < math.inf:
-                raise ValueError(
-                    f"`Adaptive({name}={bound})` must be positive and finite. Pass None for none."
-                )
-        if self.backoff < 1:
-            raise ValueError(f"`Adaptive(backoff={self.backoff})` must be at least 1 octave.")
+            if bound is not None:
+                check_number(self, name)
+                fits = 0 < bound < math.inf
+                check(self, name, fits, "must be positive and finite", "Pass None for none.")
+        check_count(self, "backoff", 1, "It is a number of octaves.")
 
     @property
     def moments(self) -> bool:

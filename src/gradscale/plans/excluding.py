@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from gradscale.plans.decision import Decision
 from gradscale.plans.planner import Planner
@@ -20,7 +21,7 @@ class Excluding:
         modules: names as in `model.named_modules()`; a name includes everything below it.
 
     Raises:
-        TypeError: if the one is nothing that decides plans, or the others are a single string.
+        TypeError: if the one is nothing that decides plans, or the others are no names.
         ValueError: from `decide`, if a module has no node in the graph.
     """
 
@@ -30,11 +31,19 @@ class Excluding:
     def __post_init__(self) -> None:
         planner = planner_given(self.planner, "Excluding(planner={})")
         object.__setattr__(self, "planner", planner)
-        if isinstance(self.modules, str):
+        given = cast(object, self.modules)
+        if isinstance(given, str):
             raise TypeError(
-                f"`Excluding(modules={self.modules!r})` must be names, not one string. Pass "
-                f"`modules=[{self.modules!r}]`."
+                f"`Excluding(modules={given!r})` must be names, not one string. Pass "
+                f"`modules=[{given!r}]`."
             )
+        names = tuple(cast("Iterable[object]", given)) if isinstance(given, Iterable) else (given,)
+        if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in names):
+            raise TypeError(
+                f"`Excluding(modules={given!r})` must be names of modules, such as `['head']`; "
+                "`model.named_modules()` lists them."
+            )
+        object.__setattr__(self, "modules", names)
 
     @property
     def moments(self) -> bool:

@@ -43,10 +43,22 @@ class UserGiven:
             pinned nodes are put at the loss scale.
 
     Raises:
+        TypeError: if it cannot be called.
         ValueError: from `decide`, if the plan does not fit the graph.
     """
 
     function: Callable[[BackwardGraph, Measurements], UserPlan]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(
+                f"`UserGiven(function={self.function!r})` must be a function of (graph, "
+                "measurements). For a plan that stays, use `fixed(plan)`."
+            )
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", None) or repr(self.function)
+        return f"UserGiven({name})"
 
     @property
     def moments(self) -> bool:
@@ -88,6 +100,9 @@ def _plan_from(graph: BackwardGraph, given: Mapping[int, int] | Sequence[int]) -
 def fixed(plan: ScalePlan) -> UserGiven:
     """A planner that always decides for `plan`.
 
+    Raises:
+        TypeError: if that is no `ScalePlan`.
+
     Example:
         >>> import torch
         >>> graph = BackwardGraph.of((torch.ones(2, requires_grad=True) * 2).sum())
@@ -96,4 +111,19 @@ def fixed(plan: ScalePlan) -> UserGiven:
         >>> fixed(plan).decide(situation).plan == plan
         True
     """
-    return UserGiven(lambda graph, measurements: plan)
+    if not isinstance(plan, ScalePlan):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"`fixed(plan={plan!r})` must be a `ScalePlan`. Make one with `ScalePlan.of(graph, …)`."
+        )
+    return UserGiven(_Always(plan))
+
+
+@dataclass(frozen=True)
+class _Always:
+    plan: ScalePlan
+
+    def __call__(self, graph: BackwardGraph, measurements: Measurements) -> ScalePlan:
+        return self.plan
+
+    def __repr__(self) -> str:
+        return f"always {self.plan}"

@@ -18,6 +18,7 @@ from gradscale.plans.windows_anchor import anchored, loss_exponent
 from gradscale.plans.windows_nodes import node_windows
 from gradscale.plans.windows_overflow import lowered, overflow_origins
 from gradscale.plans.windows_partition import Interval, partition
+from gradscale.policies.setting_checks import check, check_count, check_format, check_number
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Windows:
         result_format: the format to which they round what they make of it, likewise.
 
     Raises:
-        ValueError: if a setting lies outside its range.
+        TypeError: if a setting is of another kind.
+        ValueError: if it lies outside its range, or is no format.
 
     Example:
         >>> Windows(flushed=0.01)
@@ -60,15 +62,14 @@ class Windows:
     result_format: FloatFormat | str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flushed < 1:
-            raise ValueError(
-                f"`Windows(flushed={self.flushed})` must lie in [0, 1): it is a share of elements."
-            )
+        check_number(self, "flushed")
+        rule = "must lie in [0, 1): it is a share of elements"
+        check(self, "flushed", 0 <= self.flushed < 1, rule, "To lose none, pass 0.")
         for name in ("headroom", "backoff"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`Windows({name}={getattr(self, name)})` must be at least 1 octave."
-                )
+            check_count(self, name, 1, "It is a number of octaves.")
+        for name in ("product_format", "result_format"):
+            if getattr(self, name) is not None:
+                check_format(self, name)
 
     @property
     def moments(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measure_places import format_name, is_reduced, multiplies
@@ -49,29 +50,30 @@ def node_windows(
         result_format: the format to which they round what they make, likewise.
         tail: see `window_of`; at a node, too, what lost nothing loses nothing to it.
     """
-    finder = _Finder(graph, measurements, flushed, headroom, NO_TAIL)
+    finder = _Finder(graph, measurements, flushed, headroom, tail)
     limits = _limits(graph, finder, product_format, result_format)
-    if not tail.reach:
-        found = [intersection(windows) for windows in limits]
-    else:
-        reaching = _Finder(graph, measurements, flushed, headroom, tail)
-        lower = _limits(graph, reaching, product_format, result_format)
-        found = [_reaching(*windows) for windows in zip(limits, lower, strict=True)]
-    return _followed(graph, finder, found)
+    window = _reaching if tail.reach else _whole
+    return _followed(graph, finder, [window(of_node) for of_node in limits])
 
 
-def _reaching(windows: Sequence[Window], lower: Sequence[Window]) -> Window:
-    """A node's window with room for heavy steps.
+class _Limit(NamedTuple):
+    """A window as what was measured asks for it, and the same with room for heavy steps."""
 
-    Args:
-        windows: what limits the node without them.
-        lower: each of these with room.
-    """
-    whole, low = intersection(windows), intersection(lower)
+    whole: Window
+    low: Window
+
+
+def _whole(limits: Sequence[_Limit]) -> Window:
+    return intersection([limit.whole for limit in limits])
+
+
+def _reaching(limits: Sequence[_Limit]) -> Window:
+    """A node's window with room for heavy steps."""
+    whole, low = _whole(limits), intersection([limit.low for limit in limits])
     # Each was lowered as far as it bears alone; here one stands beside others.
-    least = max((window.lo for window in windows if not window.lost), default=-FAR)
+    least = max((limit.whole.lo for limit in limits if not limit.whole.lost), default=-FAR)
     hi = min(whole.hi, max(low.hi, least))
-    lo = min(hi, max((window.lo for window in lower), default=-FAR))
+    lo = min(hi, max((limit.low.lo for limit in limits), default=-FAR))
     return replace(low, lo=lo, hi=hi, limit=min(whole.limit, max(low.limit, hi)))
 
 
@@ -80,14 +82,14 @@ def _limits(
     finder: _Finder,
     product_format: FloatFormat | None,
     result_format: FloatFormat | None,
-) -> list[list[Window]]:
-    """For every node, all that limits it, in the same order for every tail."""
-    found: list[list[Window]] = [[] for _ in range(len(graph))]
+) -> list[list[_Limit]]:
+    """For every node, all that limits it."""
+    found: list[list[_Limit]] = [[] for _ in range(len(graph))]
     for node, record in finder.arrived.items():
         if any(is_reduced(arrival.dtype) for arrival in graph.arrives[node]):
-            found[node].append(finder.window(record, record.format))
+            found[node].append(finder.limit(record, record.format))
         if product_format is not None and multiplies(graph.names[node]):
-            found[node].append(finder.window(record, product_format))
+            found[node].append(finder.limit(record, product_format))
     structure = graph.structure
     for edge in structure.edges:
         dtype, record = structure.arrival(edge).dtype, finder.of_edge(edge)
@@ -96,20 +98,21 @@ def _limits(
         source = found[edge.source]
         if not is_reduced(dtype):
             if result_format is not None and multiplies(graph.names[edge.source]):
-                source.append(finder.window(record, result_format, result_format))
+                source.append(finder.limit(record, result_format, result_format))
             continue
         format = format_name(dtype)
-        window = finder.window(record, format)
-        source.append(window)
+        limit = finder.limit(record, format)
+        source.append(limit)
         if not record.counts.octaves and finder.may_have_flushed(edge.source):
             raised = record.exponent + _UNSEEN_OCTAVES
-            source.append(Window(lo=min(raised, FAR), extrapolated=True))
+            unseen = Window(lo=min(raised, FAR), extrapolated=True)
+            source.append(_Limit(unseen, unseen))
         terms = len(structure.edges_into[edge.target])
         if terms > 1:
             room = sum_window(record.counts.amax, terms, _named(format))
-            found[edge.target].append(room)
+            found[edge.target].append(_Limit(room, room))
         if finder.is_leaf(edge.target):
-            found[edge.target].append(window)
+            found[edge.target].append(limit)
     return found
 
 
@@ -158,7 +161,7 @@ class _Finder:
         self._headroom = headroom
         self._tail = tail
         # By `id` of a record, of which the measurements hold each.
-        self._known: dict[tuple[int, str], Window] = {}
+        self._known: dict[tuple[int, str], _Limit] = {}
         self._whole: dict[int, Counts] = {}
         self.arrived: Mapping[int, PlaceRecord] = {
             record.node: record for record in measurements.records if record.kind == "arrived"
@@ -187,25 +190,26 @@ class _Finder:
         produced = self._produced.get((edge.source, edge.target))
         return produced or self.arrived.get(edge.target)
 
-    def window(
+    def limit(
         self,
         record: PlaceRecord,
         format: FloatFormat | str,
         stored: FloatFormat | None = None,
-    ) -> Window:
+    ) -> _Limit:
         key = id(record), format if isinstance(format, str) else format.name
         if key not in self._known:
             counts = self._counts(record, stored or _named(record.format))
-            window = window_of(
-                counts,
-                _named(format),
-                flushed=self._flushed,
-                headroom=self._headroom,
-                tail=self._tail,
-            )
-            guessed = counts is not record.counts
-            self._known[key] = replace(window, extrapolated=True) if guessed else window
+            format, guessed = _named(format), counts is not record.counts
+            whole = self._window(counts, format, NO_TAIL, guessed)
+            low = self._window(counts, format, self._tail, guessed) if self._tail.reach else whole
+            self._known[key] = _Limit(whole, low)
         return self._known[key]
+
+    def _window(self, counts: Counts, format: FloatFormat, tail: Tail, guessed: bool) -> Window:
+        window = window_of(
+            counts, format, flushed=self._flushed, headroom=self._headroom, tail=tail
+        )
+        return replace(window, extrapolated=True) if guessed else window
 
     def _counts(self, record: PlaceRecord, storage: FloatFormat) -> Counts:
         if id(record) not in self._whole:

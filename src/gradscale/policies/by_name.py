@@ -10,6 +10,7 @@ from gradscale.policies.lognormal import LogNormal
 from gradscale.policies.policy import Policy
 from gradscale.policies.presets import PRESETS
 from gradscale.policies.quantile import Quantile
+from gradscale.policies.recovering import Recovering
 from gradscale.policies.static import Static
 from gradscale.policies.two_sided import TwoSided
 
@@ -25,6 +26,7 @@ POLICIES: dict[str, Policy] = {
 }
 BY_NAME: dict[str, Policy] = {
     **POLICIES,
+    "recovering": Recovering(),
     **{name.replace("_", "-"): make() for name, make in PRESETS.items()},
 }
-"""Those, and other systems' defaults."""
+"""Those, one that differs from `Dynamic` only far below 1, and other systems' defaults."""

@@ -126,12 +126,12 @@ def check_placing(policy: _Bounded, powers_of_two: bool = True) -> None:
         check_powers_of_two(policy, "init_scale", "min_scale", "max_scale", "backoff_factor")
 
 
-def check_format(policy: object) -> None:
-    """Refuses a `format` that is not a `FloatFormat`, a torch float dtype or the name of one."""
+def check_format(policy: object, name: str = "format") -> None:
+    """Refuses a setting that is not a `FloatFormat`, a torch float dtype or the name of one."""
     try:
-        FloatFormat.of(getattr(policy, "format"))  # noqa: B009
+        FloatFormat.of(getattr(policy, name))
     except ValueError as error:
-        raise ValueError(f"{quote(policy, 'format')} must be a number format. {error}") from None
+        raise ValueError(f"{quote(policy, name)} must be a number format. {error}") from None
 
 
 def quote(policy: object, name: str) -> str:

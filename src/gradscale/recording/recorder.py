@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
+from gradscale.argument_checks import format_given
 from gradscale.formats import FloatFormat
+from gradscale.recording.arguments import check_arguments, check_watch
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.our_source import OurSource
@@ -87,7 +89,8 @@ class Recorder:
         size: int = 50_000_000,
     ) -> None:
         # Before the file is touched.
-        _check_watch(watch, scaler)
+        check_arguments(path, amax, exponents, step, note, size)
+        check_watch(watch, scaler)
         scaler = _followed(scaler)
         self._ask(scaler, amax=amax, exponents=exponents)
         self.path = Path(path)
@@ -98,7 +101,7 @@ class Recorder:
         self._pending = WaitingLine(self._write)
         self._next = step or 0
         chosen = format if format is not None else "fp16" if watch is None else watch.format
-        name = FloatFormat.of(chosen).name
+        name = format_given("Recorder", "format", chosen).name
         self._source: OurSource | TorchSource | None = None
         self._log = Log(self.path, size, step) if _writes() else None
         if self._log is None:
@@ -256,15 +259,6 @@ def _followed(scaler: object) -> TorchScaler | None:
         )
     # Switched off it ends no steps: the loop does, by `recorder.step()`.
     return scaler if scaler.is_enabled() else None
-
-
-def _check_watch(watch: Watch | None, scaler: object) -> None:
-    if watch is not None and watch.scaler is not scaler:
-        raise ValueError(
-            "`Recorder(path, scaler, watch)`: the watch divides its gradients by the scale of "
-            f"{'no scaler' if watch.scaler is None else 'another one'}. Make it with "
-            "`watch(model, scaler)`."
-        )
 
 
 def _writes() -> bool:

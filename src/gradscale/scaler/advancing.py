@@ -9,6 +9,7 @@ from gradscale.outcomes.evidence import Blame
 from gradscale.scaler.blaming import blamed_on_device
 from gradscale.scaler.books import Books
 from gradscale.scaler.current_step import CurrentStep
+from gradscale.scaler.forgotten_backward import warn_of_nothing_trained
 from gradscale.scaler.order import NO_CHECKS, TWO_SCALES, refuse
 from gradscale.scaler.patience import TRIAL
 from gradscale.scaler.settings import scale_to_set
@@ -19,6 +20,8 @@ def end_step(step: CurrentStep, books: Books, new_scale: float | Tensor | None) 
     scale = step.held.ready("update")
     if step.in_between or new_scale is not None:
         _refuse_in_between(step, new_scale)
+    if step.bare is not None:
+        warn_of_nothing_trained(step)
     # Where nothing stepped, the outcome is still that of the step before, which has been counted.
     ended = step.so_far if step.closed else step.outcome
     if new_scale is not None:

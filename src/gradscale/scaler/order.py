@@ -108,6 +108,10 @@ NO_SCALE = (
     "place of `loss.backward()`. A stage of a pipeline that has no loss shares the scale of the "
     "others if all are given `process_group=`."
 )
+NO_BACKWARD = (
+    "`step({optimizer})`: a loss was scaled, but backward() has not run, and there is no gradient. "
+    "Write `scaler.scale(loss).backward()`: `scale` returns the product and starts nothing."
+)
 BACKWARD_SINCE = (
     "`step(optimizer)`: backward() has run since the last `accumulate_(optimizer)`. "
     "Call it after each backward(), or for none."

@@ -62,6 +62,7 @@ class Record(dict[str, Any]):
         dropped: how many micro-batches were left out; None if none may be.
         overflowed: whether the scale is to blame for one of those, as a flag.
         added: how many micro-batches were summed, or dropped.
+        empty: whether it stepped without any gradient, in the first step of a loop.
         losses: how many losses of this step earlier micro-batches have accounted for.
         beyond: a flag of quotients that their dtype does not hold, which no scale helps.
         unrepresentable: the same, once the host knows it.
@@ -85,6 +86,7 @@ class Record(dict[str, Any]):
     kept = False
     unrepresentable = False
     added = 0
+    empty = False
     losses = 0
     divisor: Tensor | None = None
     sums: MicroBatches | None = None

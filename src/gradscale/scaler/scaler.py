@@ -16,13 +16,14 @@ from gradscale.outcomes.outcome import OptimizerOutcome
 from gradscale.outcomes.schedule import Follower, step_if_taken
 from gradscale.plans.planner_given import PlannerArgument
 from gradscale.policies.policy import Policy
-from gradscale.ranks import Ranks
+from gradscale.ranks import Ranks, check_process_group
 from gradscale.scaler.advancing import end_step
 from gradscale.scaler.books import Books
 from gradscale.scaler.closures import ClosureStep, closure_in
 from gradscale.scaler.current_step import CurrentStep
 from gradscale.scaler.dividing import unscale_now
 from gradscale.scaler.eager import eager
+from gradscale.scaler.forgotten_backward import look_for_gradients
 from gradscale.scaler.gradient_verbs import GradientVerbs
 from gradscale.scaler.held_scale import HeldScale
 from gradscale.scaler.order import refuse
@@ -54,8 +55,8 @@ class GradScaler(GradientVerbs):
     checked too, bad data never lowers the scale, the scale is never zero, a skip is visible.
 
     Args:
-        device: as in torch. Without CUDA, ``"cuda"`` falls back to the accelerator or CPU that is
-            there, with a warning; torch switches scaling off.
+        device: a name, as in torch, or a `torch.device`. Without CUDA, ``"cuda"`` falls back to the
+            accelerator or CPU that is there, with a warning; torch switches scaling off.
         init_scale: as in torch; these four make up the default policy `Dynamic`.
         growth_factor: see `Dynamic`.
         backoff_factor: see `Dynamic`.
@@ -95,7 +96,7 @@ class GradScaler(GradientVerbs):
 
     def __init__(
         self,
-        device: str = "cuda",
+        device: str | torch.device = "cuda",
         init_scale: float = 2.0**16,
         growth_factor: float = 2.0,
         backoff_factor: float = 0.5,
@@ -113,9 +114,10 @@ class GradScaler(GradientVerbs):
         numbers = (init_scale, growth_factor, backoff_factor, growth_interval)
         chosen = choose_policy(policy, enabled, dict(zip(TORCH_NUMBERS, numbers, strict=True)))
         device = present_device(device) if enabled else device
-        super().__init__(device, enabled=False)
+        super().__init__(device, enabled=False)  # pyright: ignore[reportArgumentType]
         self._enabled = enabled
         self._undo = Undo(undo, sync_free)
+        check_process_group("GradScaler", process_group)
         plan = layerwise_of(layerwise, process_group)
         self._held = HeldScale(chosen, plan, FunctionVerdicts(injected))
         self._step = CurrentStep(self._held, self._undo, process_group)
@@ -184,6 +186,7 @@ class GradScaler(GradientVerbs):
             What `optimizer.step` returned; None if it was skipped. `last_step` tells them apart.
 
         Raises:
+            AssertionError: if no backward pass has run, and there is no gradient.
             RuntimeError: if called twice in one step, or if a closure does not scale its loss.
         """
         if not self._enabled:
@@ -197,6 +200,8 @@ class GradScaler(GradientVerbs):
         at, fused = record.at, steps_fused(optimizer)
         if at > DIVIDED:  # no place before is refused
             refuse(record, "step")
+        if closure is None and not (step.backward_ran and step.bare is None):
+            look_for_gradients(step, optimizer, record)
         if fused and takes_scaler(optimizer):
             call = step_call(optimizer, args, {**kwargs, "grad_scaler": self})
             return step_of_its_own(step, optimizer, record, call)

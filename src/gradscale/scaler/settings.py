@@ -24,6 +24,10 @@ TORCH_NUMBERS: dict[str, float | int] = {
 """The numbers of torch's constructor, and their defaults."""
 
 
+MOST_DEVICES = 127
+"""The highest index that torch gives a device; a number above it is a scale in the wrong place."""
+
+
 class InvalidSetting(ValueError, AssertionError):
     """A ValueError that is also an AssertionError, because torch raises the latter for factors."""
 
@@ -195,8 +199,9 @@ def present_device(device: str | torch.device | int | None) -> str:
         TypeError: if it is no device.
         ValueError: if torch knows no device of this name.
     """
-    if device is None or (isinstance(device, int) and not isinstance(device, bool)):
-        return cast(str, device)  # a rank, say; torch takes it, and looks at its type only
+    rank = isinstance(device, int) and not isinstance(device, bool) and 0 <= device <= MOST_DEVICES
+    if device is None or rank:
+        return cast(str, device)  # torch takes it, and looks at its type only
     if not isinstance(device, str | torch.device):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"`GradScaler({type(device).__name__})`: the first argument is a device, such as "

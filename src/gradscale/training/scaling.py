@@ -21,8 +21,10 @@ PLANNERS: dict[str, Callable[[], Planner]] = {
 }
 # What a comparison shows: no scaling, every policy, a scale per layer, torch's own as a peer.
 COMPARED = ("none", *POLICIES, "layerwise", "torch")
-SYSTEMS = tuple(name for name in BY_NAME if name not in (*POLICIES, "torch"))
-SCALINGS = (*COMPARED, "adaptive", *SYSTEMS)
+# What is left out there: a policy that is `Dynamic` above 1, a rule for plans, others' defaults.
+BESIDE = ("recovering", "adaptive")
+SYSTEMS = tuple(name for name in BY_NAME if name not in (*POLICIES, *BESIDE, "torch"))
+SCALINGS = (*COMPARED, *BESIDE, *SYSTEMS)
 
 
 class Outcome(NamedTuple):
@@ -37,7 +39,7 @@ def make_policy(name: str, init_scale: float | None, format: str = "fp16") -> Po
     """The policy or preset of that name.
 
     Args:
-        name: one of `POLICIES` or `SYSTEMS`.
+        name: one of `POLICIES` or `SYSTEMS`, or ``"recovering"``.
         init_scale: replaces its first scale, unless None.
         format: what the gradients are stored in, for policies that ask.
 

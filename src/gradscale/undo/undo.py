@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from gradscale.argument_checks import check_switch
 from gradscale.gradients.flags import inverse
 from gradscale.undo.carry import carried
 from gradscale.undo.degrees import Degrees, Way, check_way, degrees_once
@@ -42,7 +43,7 @@ class Undo:
 
     Raises:
         ValueError: if there is no such way, or both are asked for.
-        TypeError: if `way` is neither a name nor `Degrees`.
+        TypeError: if `way` is neither a name nor `Degrees`, or `sync_free` no bool.
 
     Example:
         >>> parameter = torch.nn.Parameter(torch.ones(1))
@@ -55,6 +56,7 @@ class Undo:
     """
 
     def __init__(self, way: Way | Degrees = "gradient", sync_free: bool = False) -> None:
+        check_switch("GradScaler", "sync_free", sync_free)
         check_way(way)
         if sync_free and way != "gradient":
             raise ValueError(

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
+from gradscale.argument_checks import check_switch, check_whole
+from gradscale.ranks import check_process_group
+
 
 def checked_model(model: object) -> nn.Module:
     """The model without the wrapper around the whole of it, whose name nobody wants to read.
@@ -45,21 +48,17 @@ def checked_scaler(scaler: object) -> TorchScaler | None:
     )
 
 
-def checked_count(name: str, count: object, otherwise: str) -> int:
-    """A number of steps.
-
-    Args:
-        name: of the setting.
-        count: what was given.
-        otherwise: what to do instead.
+def check_rest(every: object, keep: object, activations: object, process_group: object) -> None:
+    """Refuses what would measure never, or fail when ranks first meet.
 
     Raises:
-        ValueError: if it is no whole number of at least 1.
+        TypeError: if `activations` is no bool, or `process_group` stands for no ranks.
+        ValueError: if a number of steps is no whole number of at least 1.
     """
-    # `True` is an int, and no number of steps.
-    if isinstance(count, int) and not isinstance(count, bool) and count >= 1:
-        return count
-    raise ValueError(f"`watch({name}={count!r})` must be a whole number of at least 1. {otherwise}")
+    check_whole("watch", "every", every, 1, "To measure at every step, pass 1.")
+    check_whole("watch", "keep", keep, 1, "A report is made of one step at least.")
+    check_switch("watch", "activations", activations)
+    check_process_group("watch", process_group)
 
 
 def checked_exponent(at: object) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 
+from gradscale.argument_checks import format_given
 from gradscale.capturing import capturing
 from gradscale.compiled.preparing import prepare_compiled
 from gradscale.emulation.later_passes import Roots
@@ -73,15 +74,14 @@ class Watch:
     ) -> None:
         self.model = settings.checked_model(model)
         self.scaler = settings.checked_scaler(scaler)
-        self.every = settings.checked_count("every", every, "To measure at every step, pass 1.")
-        self.process_group = process_group
-        self._format = None if format is None else FloatFormat.of(format).name
+        settings.check_rest(every, keep, activations, process_group)
+        self.every, self.process_group = every, process_group
+        self._format = None if format is None else format_given("watch", "format", format).name
         summing = lambda: settings.holds_sums(self.scaler)  # noqa: E731
         self._steps = Steps(self.model, Calendar(self.every), self._stepped, summing)
         self._attaching = Attaching(self.model, self.scaler)
         wanted = lambda: self._steps.will_measure  # noqa: E731
         self._activations = Activations(self.model, wanted) if activations else None
-        keep = settings.checked_count("keep", keep, "A report is made of one step at least.")
         self._kept: deque[StepSights] = deque(maxlen=keep)
         self._current: MeasuringStep | None = None
         self._under_way = WaitingLine(self._arrived)
