@@ -45,8 +45,8 @@ def replay_command(
     A policy is a name, with settings in parentheses:
       static dynamic last-maximum lognormal quantile band two-sided guarded
       recovering apex deepspeed megatron fairseq metaseq keras jmp flax paddle
-      mindspore colossalai popart openseq2seq-backoff openseq2seq-logmax verl icefall
-      lerobot torch
+      mindspore colossalai popart openseq2seq-backoff openseq2seq-logmax verl
+      icefall lerobot torch
 
     \b
     Examples:
