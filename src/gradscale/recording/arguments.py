@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import cast
 
 from gradscale.argument_checks import check_switch, check_whole
@@ -33,7 +33,7 @@ def check_watch(watch: object, scaler: object) -> None:
         )
 
 
-def check_arguments(
+def check_recording(
     path: object, amax: object, exponents: object, step: object, note: object, size: object
 ) -> None:
     """Refuses what would be found out late, or never.
@@ -42,7 +42,7 @@ def check_arguments(
         TypeError: if one is of the wrong kind.
         ValueError: if `step` or `size` is no whole number, or out of range.
     """
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | os.PathLike):
         raise TypeError(f"`Recorder({path!r})`: a path comes first, of a file or a folder.")
     check_switch("Recorder", "amax", amax)
     check_switch("Recorder", "exponents", exponents)

@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler as TorchScaler
 
 from gradscale.argument_checks import format_given
 from gradscale.formats import FloatFormat
-from gradscale.recording.arguments import check_arguments, check_watch
+from gradscale.recording.arguments import check_recording, check_watch
 from gradscale.recording.facts import Facts
 from gradscale.recording.log import Log
 from gradscale.recording.our_source import OurSource
@@ -89,7 +89,7 @@ class Recorder:
         size: int = 50_000_000,
     ) -> None:
         # Before the file is touched.
-        check_arguments(path, amax, exponents, step, note, size)
+        check_recording(path, amax, exponents, step, note, size)
         check_watch(watch, scaler)
         scaler = _followed(scaler)
         self._ask(scaler, amax=amax, exponents=exponents)
