@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from assertions import assert_same_bits, assert_same_gradients
+from expanded_gradients import EXPANDING, Gain
 from gradscale.backward import BackwardGraph, ScalePlan, rescale
 from gradscale.backward.multiply import multiply_gradient
 
@@ -20,31 +21,16 @@ BEHIND: dict[str, Callable[[], nn.Module]] = {
     "group norm": lambda: nn.GroupNorm(2, 6),
     "conv": lambda: nn.Conv2d(6, 6, 3, padding=1),
     "linear": lambda: nn.Linear(7, 7),
-    "gain": lambda: Gain(),
+    "gain": Gain,
 }
-
-
-class Gain(nn.Module):
-    """One parameter, whose gradient is the sum of all elements of another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.7]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight
-
 
 # Each makes its producer receive a gradient that is expanded or has gaps, of all kinds of elements.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda y: y.sum() * 0.3,
+    **EXPANDING,
     "mean": lambda y: y.mean(),
-    "expanded rows": lambda y: y.sum(0).sin().sum(),
-    "expanded channels": lambda y: y.sum(1, keepdim=True).sin().sum(),
     "expanded columns": lambda y: y.sum(-1).sin().mean(),
     "expanded maps": lambda y: y.sum((2, 3)).sin().sum(),
     "averaged maps": lambda y: y.mean((2, 3)).sin().sum(),
-    "behind a view": lambda y: y.flatten(1).t().sum() / 3,
     "behind a sum of two": lambda y: (y + y.roll(1)).sum() / 3,
     "channels of a cat": lambda y: torch.cat([y, y.detach()], 1).sin().sum(),
     "columns of a cat": lambda y: torch.cat([y.detach(), y], -1).sin().sum(),

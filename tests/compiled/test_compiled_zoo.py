@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from assertions import assert_same_gradients
+from expanded_gradients import EXPANDING, Gain
 from gradscale.backward import BackwardGraph, ScalePlan, Walk, rescale, walk
 from gradscale.backward.measure import measure
 from gradscale.backward.measure_places import multiplies
@@ -56,25 +57,6 @@ def test_random_plans_inside_give_the_bits_of_random_plans_in_the_eager_run(name
         assert name == "lstm" or len(walked.graph.structure.inner_edges) > 0
         assert "CompiledFunctionBackward" not in walked.graph.names
         assert_same_gradients(found, expected)
-
-
-class Gain(nn.Module):
-    """A parameter whose gradient is the sum of all elements of another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.7]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight
-
-
-EXPANDING: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda y: y.sum() * 0.3,
-    "rows": lambda y: y.sum(0).sin().sum(),
-    "channels": lambda y: y.sum(1, keepdim=True).sin().sum(),
-    "behind views": lambda y: y.flatten(1).t().sum() / 3,
-}
 
 
 @pytest.mark.parametrize("loss", EXPANDING)

@@ -38,11 +38,11 @@ def check_numbers(max_norm: float | None, micro_batches: int, warmup: int) -> No
     """
     if max_norm is not None:
         check_real("CapturedStep", "max_norm", max_norm)
-    if max_norm is not None and not max_norm >= 0:
-        raise ValueError(
-            f"`CapturedStep(max_norm={max_norm})` must be 0 or more; it bounds the unscaled "
-            "gradients. Pass None to clip nothing."
-        )
+        if not max_norm >= 0:
+            raise ValueError(
+                f"`CapturedStep(max_norm={max_norm})` must be 0 or more; it bounds the unscaled "
+                "gradients. Pass None to clip nothing."
+            )
     for name, value in (("micro_batches", micro_batches), ("warmup", warmup)):
         check_whole("CapturedStep", name, value, 1, "Leave it out for the default.")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gradscale.argument_checks import check_whole
+
 DEFAULT_INTERVAL = 100
 """Steps; what a measuring step adds, up to the time of one step, is then at most a hundredth."""
 
@@ -32,13 +34,9 @@ class Calendar:
     cost: int = 1
 
     def __post_init__(self) -> None:
-        every = self.every
-        whole = isinstance(every, int) and not isinstance(every, bool)  # to Python True is 1
-        if every is not None and not (whole and every >= 1):
-            raise ValueError(
-                f"`Layerwise(measure_every={every!r})` must be a whole number of at least 1. "
-                "To measure at every step, pass 1; None leaves it to what measuring costs."
-            )
+        if self.every is not None:
+            otherwise = "To measure at every step, pass 1; None leaves it to what measuring costs."
+            check_whole("Layerwise", "measure_every", self.every, 1, otherwise)
 
     @property
     def interval(self) -> int:

@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
+from gradscale.argument_checks import check_whole
 from gradscale.backward.graph import BackwardGraph
 from gradscale.layerwise.saved_plans import SavedTrack
 from gradscale.layerwise.track import Track
@@ -23,12 +24,7 @@ class Tracks:
     """
 
     def __init__(self, keep: int) -> None:
-        whole = isinstance(keep, int) and not isinstance(keep, bool)  # pyright: ignore
-        if not (whole and keep >= 1):
-            raise ValueError(
-                f"`Layerwise(keep={keep!r})` must be a whole number of at least 1, one plan to "
-                "follow."
-            )
+        check_whole("Layerwise", "keep", keep, 1, "There is at least one plan to follow.")
         self.keep = keep
         self._tracks: OrderedDict[str, Track] = OrderedDict()
         self._saved: dict[str, SavedTrack] = {}
