@@ -15,6 +15,7 @@ from gradscale.backward.graph import Walk
 from gradscale.backward.measure_fetched import Fetched
 from gradscale.backward.measure_places import CountedPlace, moved, places_of
 from gradscale.backward.measure_repeats import Repeats
+from gradscale.backward.measure_sampled import Sampled
 from gradscale.backward.measure_tally import Tally
 from gradscale.backward.measure_waiting import Waiting
 from gradscale.backward.measure_weights import Weight, weights_of
@@ -34,6 +35,7 @@ class _Way(NamedTuple):
 
     tally: Tally
     waiting: Waiting
+    sampled: Sampled | None
     ceil: bool
 
 
@@ -92,7 +94,8 @@ class Measuring:
     """One measurement under way: rows on the devices, and what they mean.
 
     Small tensors are copied and counted together, some thousands at a time (`measure_waiting`);
-    large ones at once, and only the first time where one passes several nodes unchanged.
+    large ones at once or by a sample, if that will do (`measure_sample`), and only the first time
+    where one passes several nodes unchanged.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class Measuring:
         self.fans = [0] * len(places) + [weight.fan for weight in weights]
         self.handles: list[RemovableHandle] = []
         self._moments = moments
+        # Whoever chose the places wants to know what was lost there; a planner, where to go.
+        self._sampled = not exact and not moments
         self._repeats = Repeats()
         self._moved: Mapping[int, int] = {}
         # Whoever chose the places may ask which of them saw the same tensor, however small.
@@ -130,7 +135,8 @@ class Measuring:
         key = device, ceil
         if key not in self._known_ways:
             tally = self._tallies.setdefault(device, Tally(device, self._moments))
-            self._known_ways[key] = _Way(tally, Waiting(tally, ceil=ceil), ceil)
+            sampled = Sampled(tally) if self._sampled else None
+            self._known_ways[key] = _Way(tally, Waiting(tally, ceil=ceil), sampled, ceil)
         return self._known_ways[key]
 
     @property
@@ -185,13 +191,16 @@ class Measuring:
         with torch.no_grad(), _counting(tensor):
             known = self._repeats.of(tensor, index)
             if known is not None and self._ways[known] == way:
-                way.tally.add(known, index)
-            else:
+                if way.sampled is None or not way.sampled.repeat(known, index):
+                    way.tally.add(known, index)
+            elif way.sampled is None or not way.sampled.add(index, tensor):
                 way.tally.count(index, tensor, ceil=way.ceil)
 
     def _settle(self) -> None:
         for way in self._known_ways.values():
             way.waiting.count()
+            if way.sampled is not None:
+                way.sampled.count()
 
     def reduce(self, groups: Iterable[ProcessGroup]) -> None:
         """Merges the counts of all ranks, in place on the device: maxima and sums."""

@@ -45,7 +45,7 @@ class Repeats:
         times = self._counted.get(row, 0)
         self._counted[row] = times + 1
         self.sources.pop(row, None)
-        if type(tensor) is not Tensor or not _dense(tensor):
+        if type(tensor) is not Tensor or not is_dense(tensor):
             return None
         # Dense, so that these three name the same elements, in whatever shape a view shows them.
         key = tensor.data_ptr(), tensor.numel(), tensor.dtype
@@ -61,8 +61,14 @@ class Repeats:
         return None
 
 
-def _dense(tensor: Tensor) -> bool:
-    """Whether the elements lie side by side in memory, each once, in whatever order of the axes."""
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie side by side in memory, each once, in whatever order of the axes.
+
+    Example:
+        >>> x = torch.ones(2, 3)
+        >>> is_dense(x.T), is_dense(x[:, :2]), is_dense(x[:1].expand(2, 3))
+        (True, False, False)
+    """
     if tensor.layout != torch.strided:
         return False
     if tensor.is_contiguous():

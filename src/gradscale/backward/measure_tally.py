@@ -81,6 +81,12 @@ class Tally:
         moments = segments.moments() if self.with_moments else None
         self.parts.append(Part(list(places), rows, lowest, moments))
 
+    def adopt(self, part: Part) -> None:
+        """Takes rows that were counted elsewhere, one of all octaves for each place."""
+        self.parts.append(part)
+        for row, place in enumerate(part.places):
+            self._rows.setdefault(place, (part, row))
+
     def _row_of(self, place: int) -> tuple[Part, int]:
         known = self._rows.get(place)
         if known is None:

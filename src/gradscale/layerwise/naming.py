@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +15,27 @@ from gradscale.layerwise.track import Track
 from gradscale.owning_module import owning_module
 from gradscale.plans.decision_report import structure_report
 from gradscale.plans.structure_report import StructureReport
+
+
+class _NodeNames(Mapping[int, str]):
+    """What nodes are called. The walk that finds out begins when somebody asks: few planners do."""
+
+    def __init__(self, graph: BackwardGraph, model: torch.nn.Module) -> None:
+        self._graph, self._model = graph, model
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        places = module_places(self._graph, self._model)
+        return {node: str(place) for node, place in enumerate(places) if place is not None}
+
+    def __getitem__(self, node: int) -> str:
+        return self._names[node]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Naming:
@@ -32,13 +54,10 @@ class Naming:
         self._model = weakref.ref(model)
         self.parameters = {id(p): name for name, p in model.named_parameters()}
 
-    def of(self, track: Track) -> dict[int, str]:
+    def of(self, track: Track) -> Mapping[int, str]:
         """For each node of a track where it is in the model, as far as known."""
         model = self._model_of(track.graph)
-        if model is None:
-            return {}
-        places = module_places(track.graph, model)
-        return {node: str(place) for node, place in enumerate(places) if place is not None}
+        return {} if model is None else _NodeNames(track.graph, model)
 
     def place(self, graph: BackwardGraph, node: int) -> str:
         """Where a node is, as ``" (in encoder.0)"``; empty if no model is known."""
