@@ -25,6 +25,7 @@ from advised import model_step
 from claims import learned
 from edge import RESULTS, machine
 from gradscale import advise
+from gradscale.advice.evidence import NOTHING
 from marks import with_generated
 from strategy import Strategy
 from summary import TRUTH, Cell, Found, is_near, read
@@ -50,6 +51,7 @@ class Asked(NamedTuple):
         said: of `SAID`.
         level: ``"safe"``, ``"risky"`` or ``"unsafe"``.
         left: of the worst update, under `GradScaler()`, at the best single scale, under the plan.
+        cosines: to float32's gradients, likewise.
         log2_scale: the exponent of the best single scale.
         difference: to float32 of a training at that scale; None if it was not advised.
     """
@@ -60,6 +62,7 @@ class Asked(NamedTuple):
     said: str
     level: str
     left: tuple[float, float, float]
+    cosines: tuple[float, float, float]
     log2_scale: int
     difference: float | None
 
@@ -76,7 +79,7 @@ def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[
     for verdict in advise(model_step(task, value, seed=0), formats=formats).verdicts:
         said = WORDS[verdict.scaling] if verdict.level in ("safe", "risky") else SAID[3]
         evidence = (verdict.default, verdict.one, verdict.plan)
-        default, one, plan = (round(0.0 if e is None else e.worst, 3) for e in evidence)
+        default, one, plan = (NOTHING if e is None else e for e in evidence)
         difference = None
         if said == SAID[1]:
             constant = Strategy(verdict.format, "static", verdict.log2_scale)
@@ -89,7 +92,8 @@ def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[
             verdict.format,
             said,
             verdict.level,
-            (default, one, plan),
+            (round(default.worst, 3), round(one.worst, 3), round(plan.worst, 3)),
+            (round(default.cosine, 3), round(one.cosine, 3), round(plan.cosine, 3)),
             verdict.log2_scale,
             difference,
         )
@@ -176,14 +180,15 @@ def _misses(pairs: list[tuple[Asked, str]], found: dict[str, Found]) -> str:
     if not off:
         return ""
     lines = [
-        "| off the diagonal | said | trained as float32 | seeds | left: default, one, plan |",
-        "|---|---|---|--:|---|",
+        "| off the diagonal | said | trained as float32 | seeds | left: default, one, plan | cosine |",
+        "|---|---|---|--:|---|---|",
     ]
     for a, then in off:
         left = ", ".join(f"{share:.0%}" for share in a.left)
+        cosines = ", ".join(f"{cosine:.2f}" for cosine in a.cosines)
         seeds = len(found[a.task].cells[f"{a.format} torch"][a.value].scores)
         case = f"{a.task} at {a.value:g}, {a.format}"
-        lines.append(f"| {case} | {a.said} | {then} | {seeds} | {left} |")
+        lines.append(f"| {case} | {a.said} | {then} | {seeds} | {left} | {cosines} |")
     return "\n".join(lines)
 
 

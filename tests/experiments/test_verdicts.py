@@ -55,7 +55,7 @@ def found_in(folder: Path, scores: dict[str, float]):
 
 
 def asked(said: str, difference: float | None = None) -> Asked:
-    return Asked("units", 8, "fp16", said, "safe", (0.0, 0.0, 1.0), 16, difference)
+    return Asked("units", 8, "fp16", said, "safe", (0.0, 0.0, 1.0), (0.1, 0.2, 0.9), 16, difference)
 
 
 @pytest.mark.parametrize(

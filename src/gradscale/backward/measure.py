@@ -46,6 +46,7 @@ def measure(
     *,
     products: bool = False,
     moments: bool = False,
+    sampled: bool = False,
     places: Sequence[CountedPlace] | None = None,
     cleaned: Cleaned | None = None,
 ) -> Measuring:
@@ -60,6 +61,7 @@ def measure(
         scale: the loss scale, on the host or as a tensor of one element on the device.
         products: also count what arrives at matrix products in full precision.
         moments: that, and the sums that `Adaptive` needs, also of the saved weights.
+        sampled: a part may stand for the whole of a large tensor (`measure_sample`).
         places: what to count instead of all that limits a plan; of what is in float32 or bfloat16
             the octaves are those that tell exactly what a cast flushes (`measure_rows`).
         cleaned: called with the index of a place and its tensor; what it returns is counted.
@@ -83,7 +85,9 @@ def measure(
     if places is None:
         places = places_of(graph, chosen, products=products or moments)
     weights = weights_of(graph, walk.nodes) if moments else []
-    measuring = Measuring(graph.signature, chosen, places, weights, scale, moments, exact=exact)
+    measuring = Measuring(
+        graph.signature, chosen, places, weights, scale, moments, sampled=sampled, exact=exact
+    )
     if not exact:
         measuring.know_moved(moved(graph, chosen))
     measuring.attach(walk, cleaned)
@@ -107,6 +111,7 @@ class Measuring:
         scale: float | Tensor,
         moments: bool,
         *,
+        sampled: bool = False,
         exact: bool = False,
     ) -> None:
         self.signature = signature
@@ -115,8 +120,7 @@ class Measuring:
         self.fans = [0] * len(places) + [weight.fan for weight in weights]
         self.handles: list[RemovableHandle] = []
         self._moments = moments
-        # Whoever chose the places wants to know what was lost there; a planner, where to go.
-        self._sampled = not exact and not moments
+        self._sampled = sampled and not exact and not moments
         self._repeats = Repeats()
         self._moved: Mapping[int, int] = {}
         # Whoever chose the places may ask which of them saw the same tensor, however small.

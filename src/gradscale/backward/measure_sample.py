@@ -1,14 +1,15 @@
 """Of a large tensor in host memory: the largest of all elements, and a part to count octaves in.
 
-What a planner reads off octaves are shares of many elements, and some ten thousand say as much of a
+What `Windows` reads off octaves are shares of many elements, and some ten thousand say as much of a
 share as a million. What it must never miss is one element that overflows, and so the largest
-magnitude is that of all elements; a tensor with an infinity or a NaN is no case for a sample.
+magnitude is that of all. Where a part does not tell, there is no sample, and all are counted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -25,12 +26,18 @@ from gradscale.backward.measure_rows import (
 )
 
 ENOUGH = 1 << 14
-"""Elements of a sample: a share of one in a thousand is found to within a quarter of itself."""
+"""Elements of a sample: a share of one in a thousand then has a standard deviation of a quarter of
+itself, and of half of itself where three quarters are zero."""
+
+FINEST_SHARE = 5e-4
+"""The smallest share that a sample can tell."""
 
 _WHOLE = 3 * ENOUGH
-_FEW = ENOUGH // 16
+_LEAST_NONZERO = ENOUGH // 4
 _FIELDS = 256
 _FIRST_NORMAL = 23
+_LOWEST = 4
+"""Of float16, the first bit pattern above the two lowest octaves."""
 
 
 class _Form(NamedTuple):
@@ -53,27 +60,28 @@ class Sample(NamedTuple):
 
     Attributes:
         largest: the magnitude of its largest element.
-        step: for how many elements one of the sample stands.
-        values: the sample, a copy, shape `(ceil(numel / step),)`.
+        numel: how many it has.
+        values: some of them, or all, a copy, shape `(n,)`.
     """
 
     largest: float
-    step: int
+    numel: int
     values: Tensor
 
     @staticmethod
     def of(tensor: Tensor) -> Sample | None:
         """A sample, which of a smaller tensor is all of it; None where one will not do.
 
-        That is where some elements are not finite, or few are not zero; and where an accelerator
-        reads all of them at once anyway.
+        That is where some elements are not finite, or three quarters are zero, or float16 may have
+        lost some already, so that their number is guessed from the lowest octaves; and where an
+        accelerator reads all of them at once anyway.
 
         Example:
             >>> x = torch.linspace(-3.0, 2.0, 100_000)
             >>> sample = Sample.of(x)
-            >>> sample.largest, sample.step, len(sample.values)
-            (3.0, 7, 14286)
-            >>> Sample.of(x / 0) is None, Sample.of(x.relu() * (x > 1.99)) is None
+            >>> sample.largest, sample.numel, len(sample.values)
+            (3.0, 100000, 16384)
+            >>> Sample.of(x / 0) is None, Sample.of((x - 1).relu()) is None
             (True, True)
         """
         numel = tensor.numel()
@@ -81,15 +89,49 @@ class Sample(NamedTuple):
             return None
         if not (numel and is_dense(tensor)):
             return None
-        low, high = map(float, torch.aminmax(tensor))
+        in_memory = tensor.as_strided((numel,), (1,))
+        low, high = map(float, torch.aminmax(in_memory))
         if not (math.isfinite(low) and math.isfinite(high)):
             return None
-        step = apart(numel)
-        # In the order of memory, which has no gaps.
-        values = tensor.as_strided((-(-numel // step),), (step,)).clone()
-        if step > 1 and int(values.view(_FORMS[values.dtype].bits).count_nonzero()) < _FEW:
-            return None
-        return Sample(max(abs(low), abs(high)), step, values)
+        if numel < _WHOLE:
+            values = in_memory.clone()
+        else:
+            values = in_memory.index_select(0, drawn(numel))
+            if not _tells(values):
+                return None
+        return Sample(max(abs(low), abs(high)), numel, values)
+
+
+def _tells(values: Tensor) -> bool:
+    form = _FORMS[values.dtype]
+    bits = values.view(form.bits) & form.magnitude
+    nonzero = int(bits.count_nonzero())
+    if nonzero < _LEAST_NONZERO:
+        return False
+    return values.dtype is not torch.float16 or int((bits < _LOWEST).sum()) + nonzero == len(bits)
+
+
+@lru_cache(maxsize=64)
+def drawn(numel: int) -> Tensor:
+    """Which elements are sampled: one drawn from each of `ENOUGH` equal stretches of a tensor.
+
+    At equal distances they would beat against rows, channels or heads. The same in every step, on
+    every rank and in every run.
+
+    Returns:
+        Shape `(ENOUGH,)`, int32 where that reaches, ascending.
+
+    Example:
+        >>> apart = drawn(100_000).diff()
+        >>> int(apart.min()) >= 0, int(apart.max()) <= 13, drawn(100_000).max() < 100_000
+        (True, True, tensor(True))
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    within = torch.rand(ENOUGH, generator=generator, dtype=torch.float64, device="cpu")
+    stretches = torch.arange(ENOUGH, dtype=torch.float64, device="cpu")
+    reaches = numel <= torch.iinfo(torch.int32).max
+    places = (stretches + within) * (numel / ENOUGH)
+    return places.to(torch.int32 if reaches else torch.int64)
 
 
 def count_samples(samples: Sequence[Sample]) -> Tensor:
@@ -104,7 +146,9 @@ def count_samples(samples: Sequence[Sample]) -> Tensor:
     for number in (nonzero != fields[:, 1:].sum(1)).nonzero().view(-1).tolist():
         rows[number] = 0
         count_by_torch(rows[number], samples[number].values)
-    rows *= torch.tensor([sample.step for sample in samples], device="cpu")[:, None]
+    numels = torch.tensor([sample.numel for sample in samples], device="cpu")
+    lengths = torch.tensor([len(sample.values) for sample in samples], device="cpu")
+    rows = (rows * numels[:, None]).div_(lengths[:, None], rounding_mode="floor")
     largest = torch.tensor([sample.largest for sample in samples], device="cpu").view(torch.int32)
     # The octave in which a tensor ends is never empty.
     tops = columns_of(largest, ceil=False).to(torch.int64)[:, None]
@@ -124,22 +168,3 @@ def _exponent_fields(values: Tensor) -> tuple[Tensor, Tensor]:
     bits = values.view(form.bits) & form.magnitude
     nonzero = torch.count_nonzero(bits)
     return torch.bincount(bits.bitwise_right_shift_(form.mantissa_bits), minlength=_FIELDS), nonzero
-
-
-def apart(numel: int) -> int:
-    """How far the elements of a sample lie apart.
-
-    A sample of every second element would see every second channel only, where there is an even
-    number of them. This distance has no divisor in common with `numel`, hence none with any
-    dimension of the tensor, and so meets every place along each equally often.
-
-    Example:
-        >>> apart(49_151), apart(100_000), apart(1_000_000)
-        (1, 7, 61)
-    """
-    if numel < _WHOLE:
-        return 1
-    step = numel // ENOUGH
-    while math.gcd(step, numel) > 1:
-        step += 1
-    return step

@@ -8,8 +8,8 @@ from torch import Tensor
 from gradscale.backward.measure_sample import Sample, count_samples
 from gradscale.backward.measure_tally import Part, Tally
 
-MOST = 64
-"""That wait at once: 6 MB at most."""
+MOST_BYTES = 1 << 22
+"""That wait at once."""
 
 
 class Sampled:
@@ -20,23 +20,23 @@ class Sampled:
     hook only takes the sample.
 
     Args:
-        tally: where they will be counted.
+        tally: where they will be counted, in octaves that begin with their power of two.
     """
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._waiting: dict[int, tuple[Sample, list[int]]] = {}
+        self._bytes = 0
 
     def add(self, place: int, tensor: Tensor) -> bool:
         """Takes a sample; False, and nothing done, if the whole tensor should be counted."""
-        if place in self._waiting:
-            self.count()
         sample = Sample.of(tensor)
         if sample is None:
             return False
-        self._waiting[place] = sample, [place]
-        if len(self._waiting) >= MOST:
+        if place in self._waiting or self._bytes > MOST_BYTES:
             self.count()
+        self._waiting[place] = sample, [place]
+        self._bytes += sample.values.nbytes
         return True
 
     def repeat(self, source: int, place: int) -> bool:
@@ -48,7 +48,7 @@ class Sampled:
 
     def count(self) -> None:
         """Counts all that wait."""
-        waiting, self._waiting = list(self._waiting.values()), {}
+        waiting, self._waiting, self._bytes = list(self._waiting.values()), {}, 0
         if not waiting:
             return
         with torch.no_grad(), torch._C._DisableTorchDispatch():

@@ -18,14 +18,18 @@ from gradscale.plans.structure_report import StructureReport
 
 
 class _NodeNames(Mapping[int, str]):
-    """What nodes are called. The walk that finds out begins when somebody asks: few planners do."""
+    """What nodes are called. The walk that finds out begins when somebody asks: few planners do.
+
+    Whoever keeps the names keeps no model alive; those that were not asked for go with it.
+    """
 
     def __init__(self, graph: BackwardGraph, model: torch.nn.Module) -> None:
-        self._graph, self._model = graph, model
+        self._graph, self._model = graph, weakref.ref(model)
 
     @cached_property
     def _names(self) -> dict[int, str]:
-        places = module_places(self._graph, self._model)
+        model = self._model()
+        places = () if model is None else module_places(self._graph, model)
         return {node: str(place) for node, place in enumerate(places) if place is not None}
 
     def __getitem__(self, node: int) -> str:
@@ -36,6 +40,9 @@ class _NodeNames(Mapping[int, str]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __repr__(self) -> str:
+        return repr(self._names)
 
 
 class Naming:

@@ -48,8 +48,15 @@ class Planning:
     def measure(self, walk: Walk, exponents: tuple[int, ...], scale: Tensor) -> Measuring:
         """Counts what the planner needs in one backward pass."""
         self._fitted = fitted(self.planner)
-        products, moments = self._fitted.products, self._fitted.moments
-        return measure(walk, exponents, scale, products=products, moments=moments)
+        return measure(
+            walk,
+            exponents,
+            scale,
+            products=self._fitted.products,
+            moments=self._fitted.moments,
+            # A planner of somebody else's may want to know of every element.
+            sampled=getattr(self._fitted, "sampled", False),
+        )
 
     def overflowed_unmeasured(self, step: EndedStep, *, gradients: bool) -> None:
         """After an overflow that nobody measured: it is remembered, and who is to blame goes down.

@@ -51,6 +51,11 @@ class Excluding:
         return self.planner.moments
 
     @property
+    def sampled(self) -> bool:
+        """Whether samples will do for the other planner."""
+        return getattr(self.planner, "sampled", False)
+
+    @property
     def products(self) -> bool:
         """Whether the other planner needs every product counted."""
         return self.planner.products

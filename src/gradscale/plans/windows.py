@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gradscale.backward.graph import BackwardGraph
+from gradscale.backward.measure_sample import FINEST_SHARE
 from gradscale.backward.measurements import Measurements
 from gradscale.backward.plan import ScalePlan
 from gradscale.formats import FloatFormat
@@ -75,6 +76,11 @@ class Windows:
     def moments(self) -> bool:
         """Counts are enough."""
         return False
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a sample of a large tensor tells the share that may be lost."""
+        return self.flushed >= FINEST_SHARE
 
     @property
     def products(self) -> bool:
