@@ -21,8 +21,9 @@ from torch import Tensor
 
 from gradscale.backward.measure_rows import (
     AMAX,
+    EXPONENT_FIELDS,
+    FIRST_NORMAL,
     INF_BITS,
-    OCTAVES,
     ZERO,
     columns_of,
     finite_bits,
@@ -35,9 +36,6 @@ AT_LEAST = 512
 _MANTISSA_BITS = 23
 _MANTISSA = 0x7FFFFF
 _MAGNITUDE = 0x7FFFFFFF
-_FIELDS = 256
-# The octave of 2^-126, the smallest normal number, is bin 23 of a histogram that begins at 2^-149.
-_FIRST_NORMAL = 23
 
 
 def count_on_cpu(row: Tensor, flat: Tensor, *, ceil: bool) -> bool:
@@ -95,17 +93,21 @@ def _count_fields(row: Tensor, flat: Tensor, *, ceil: bool) -> bool:
         return False
     if not ceil:
         zeros = bits.numel() - torch.count_nonzero(bits)
-        fields = torch.bincount(bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=_FIELDS)
+        fields = torch.bincount(
+            bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=EXPONENT_FIELDS
+        )
         # Field 0 holds zeros, and what lies below the normal range.
         low, normal = fields[0] - zeros, fields[1:-1]
     else:
         # Rounded up, all but powers of two move one field on, and nothing but zeros stays in 0.
         bits += _MANTISSA
-        fields = torch.bincount(bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=_FIELDS)
+        fields = torch.bincount(
+            bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=EXPONENT_FIELDS
+        )
         zeros, low, normal = fields[0], fields[1], fields[2:]
     if int(low):
         return False
     row[ZERO] += zeros
-    row[OCTAVES + _FIRST_NORMAL :] += normal
+    row[FIRST_NORMAL:] += normal
     row[AMAX] = torch.maximum(row[AMAX], largest)
     return True

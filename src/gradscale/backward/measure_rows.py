@@ -33,6 +33,12 @@ AMAX, ZERO, NONFINITE, OCTAVES = 0, 1, 2, 3
 WIDTH = OCTAVES + EXPONENT_BINS
 INF_BITS = 0x7F800000
 
+EXPONENT_FIELDS = 256
+"""Of float32: zero and what is below the normal numbers, these, and infinities and NaN."""
+
+FIRST_NORMAL = OCTAVES + 23
+"""The column of field 1, the smallest normal numbers: octaves begin at 2^-149, these at 2^-126."""
+
 
 def empty_counts(rows: int, device: torch.device | str = "cpu", width: int = WIDTH) -> Tensor:
     """A matrix of `rows` rows that have counted nothing yet: shape `(rows, width)`, int64."""

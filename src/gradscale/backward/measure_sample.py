@@ -18,7 +18,8 @@ from torch import Tensor
 from gradscale.backward.measure_repeats import is_dense
 from gradscale.backward.measure_rows import (
     AMAX,
-    OCTAVES,
+    EXPONENT_FIELDS,
+    FIRST_NORMAL,
     ZERO,
     columns_of,
     count_by_torch,
@@ -34,8 +35,6 @@ FINEST_SHARE = 5e-4
 
 _WHOLE = 3 * ENOUGH
 _LEAST_NONZERO = ENOUGH // 4
-_FIELDS = 256
-_FIRST_NORMAL = 23
 _LOWEST = 4
 """Of float16, the first bit pattern above the two lowest octaves."""
 
@@ -140,7 +139,7 @@ def count_samples(samples: Sequence[Sample]) -> Tensor:
     counted = [_exponent_fields(sample.values) for sample in samples]
     fields = torch.stack([fields for fields, _ in counted])
     rows[:, ZERO] = fields[:, 0]
-    rows[:, OCTAVES + _FIRST_NORMAL :] = fields[:, 1:-1]
+    rows[:, FIRST_NORMAL:] = fields[:, 1:-1]
     # What lies below all exponents is in field 0, too. It is rare, and no case for fields.
     nonzero = torch.stack([nonzero for _, nonzero in counted])
     for number in (nonzero != fields[:, 1:].sum(1)).nonzero().view(-1).tolist():
@@ -167,4 +166,6 @@ def _exponent_fields(values: Tensor) -> tuple[Tensor, Tensor]:
     form = _FORMS[values.dtype]
     bits = values.view(form.bits) & form.magnitude
     nonzero = torch.count_nonzero(bits)
-    return torch.bincount(bits.bitwise_right_shift_(form.mantissa_bits), minlength=_FIELDS), nonzero
+    return torch.bincount(
+        bits.bitwise_right_shift_(form.mantissa_bits), minlength=EXPONENT_FIELDS
+    ), nonzero
