@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradscale.backward.measure_rows import (
     AMAX,
-    EXPONENT_FIELDS,
+    FIELDS,
     FIRST_NORMAL,
     INF_BITS,
     ZERO,
@@ -93,17 +93,13 @@ def _count_fields(row: Tensor, flat: Tensor, *, ceil: bool) -> bool:
         return False
     if not ceil:
         zeros = bits.numel() - torch.count_nonzero(bits)
-        fields = torch.bincount(
-            bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=EXPONENT_FIELDS
-        )
+        fields = torch.bincount(bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=FIELDS)
         # Field 0 holds zeros, and what lies below the normal range.
         low, normal = fields[0] - zeros, fields[1:-1]
     else:
         # Rounded up, all but powers of two move one field on, and nothing but zeros stays in 0.
         bits += _MANTISSA
-        fields = torch.bincount(
-            bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=EXPONENT_FIELDS
-        )
+        fields = torch.bincount(bits.bitwise_right_shift_(_MANTISSA_BITS), minlength=FIELDS)
         zeros, low, normal = fields[0], fields[1], fields[2:]
     if int(low):
         return False

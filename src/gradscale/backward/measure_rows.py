@@ -33,7 +33,7 @@ AMAX, ZERO, NONFINITE, OCTAVES = 0, 1, 2, 3
 WIDTH = OCTAVES + EXPONENT_BINS
 INF_BITS = 0x7F800000
 
-EXPONENT_FIELDS = 256
+FIELDS = 256
 """Of float32: zero and what is below the normal numbers, these, and infinities and NaN."""
 
 FIRST_NORMAL = OCTAVES + 23

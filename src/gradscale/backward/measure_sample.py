@@ -18,7 +18,7 @@ from torch import Tensor
 from gradscale.backward.measure_repeats import is_dense
 from gradscale.backward.measure_rows import (
     AMAX,
-    EXPONENT_FIELDS,
+    FIELDS,
     FIRST_NORMAL,
     ZERO,
     columns_of,
@@ -166,6 +166,4 @@ def _exponent_fields(values: Tensor) -> tuple[Tensor, Tensor]:
     form = _FORMS[values.dtype]
     bits = values.view(form.bits) & form.magnitude
     nonzero = torch.count_nonzero(bits)
-    return torch.bincount(
-        bits.bitwise_right_shift_(form.mantissa_bits), minlength=EXPONENT_FIELDS
-    ), nonzero
+    return torch.bincount(bits.bitwise_right_shift_(form.mantissa_bits), minlength=FIELDS), nonzero
