@@ -34,7 +34,7 @@ WIDTH = OCTAVES + EXPONENT_BINS
 INF_BITS = 0x7F800000
 
 FIELDS = 256
-"""Of float32: zero and what is below the normal numbers, these, and infinities and NaN."""
+"""Exponents of float32: the first is of zero and subnormals, the last of what is not finite."""
 
 FIRST_NORMAL = OCTAVES + 23
 """The column of field 1, the smallest normal numbers: octaves begin at 2^-149, these at 2^-126."""
