@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from gradscale.backward import ScalePlan, rescale, walk
 from gradscale.backward.measure import measure
 from gradscale.plans import Situation, Windows
+from pairs import without_collection
 from walk import forget
 
 FALLS = 60
@@ -38,37 +40,42 @@ def best(run: Callable[[], object], repeats: int = 3) -> float:
     return min(ms(run) for _ in range(repeats))
 
 
-def planning_rows(sizes: Sequence[int]) -> list[dict[str, float | int]]:
-    """One row for each number of nodes."""
+def planning_rows(sizes: Sequence[int], repeats: int = 3) -> list[dict[str, float | int]]:
+    """One row for each number of nodes: of each time the best, undisturbed by the collector."""
     rows: list[dict[str, float | int]] = []
     for size in sizes:
-        loss = recurrence(size)
-        forget()
-        first = ms(lambda loss=loss: walk(loss))
-        again = best(lambda loss=loss: walk(loss))
-        backward = best(lambda loss=loss: loss.backward(retain_graph=True))
-        walked = walk(loss)
-        uniform = ScalePlan.uniform(walked.graph)
-        measure(walked, uniform.exponents, 2.0**15).remove()  # as after the first measurement
-        hooked = time.thread_time()
-        measuring = measure(walked, uniform.exponents, 2.0**15)
-        hook = (time.thread_time() - hooked) * 1e3
-        measured = ms(lambda loss=loss: (loss * 2.0**15).backward(retain_graph=True))
-        measured += ms(measuring.fetch)  # counts what still waits
-        fetched = time.thread_time()
-        found = measuring.result()
-        fetch = (time.thread_time() - fetched) * 1e3
-        decision = Windows().decide(Situation(walked.graph, found, uniform, 15))
-        plan = best(
-            lambda w=walked, f=found, u=uniform: Windows().decide(Situation(w.graph, f, u, 15))
-        )
-        start = time.thread_time()
-        handle = rescale(walked, decision.plan)
-        attach = (time.thread_time() - start) * 1e3
-        rows.append({
-            "nodes": len(walked.graph), "first walk": first, "walk": again, "backward": backward,
-            "hook": hook, "measured backward": measured, "fetch": fetch, "plan": plan,
-            "attach": attach, "scales": len(decision.scales), "hooked edges": handle.edges,
-        })  # fmt: skip
-        handle.remove()
+        with without_collection():
+            taken = [_row(size) for _ in range(repeats)]
+        rows.append({key: min(row[key] for row in taken) for key in taken[0]})
     return rows
+
+
+def _row(size: int) -> dict[str, float | int]:
+    loss = recurrence(size)
+    forget()
+    first = ms(lambda: walk(loss))
+    again = best(lambda: walk(loss))
+    backward = best(partial(loss.backward, retain_graph=True))
+    walked = walk(loss)
+    uniform = ScalePlan.uniform(walked.graph)
+    measure(walked, uniform.exponents, 2.0**15).remove()  # as after the first measurement
+    hooked = time.thread_time()
+    measuring = measure(walked, uniform.exponents, 2.0**15, sampled=True)
+    hook = (time.thread_time() - hooked) * 1e3
+    measured = ms(partial((loss * 2.0**15).backward, retain_graph=True))
+    measured += ms(measuring.fetch)  # counts what still waits
+    fetched = time.thread_time()
+    found = measuring.result()
+    fetch = (time.thread_time() - fetched) * 1e3
+    situation = Situation(walked.graph, found, uniform, 15)
+    decision = Windows().decide(situation)
+    plan = best(lambda: Windows().decide(situation))
+    start = time.thread_time()
+    handle = rescale(walked, decision.plan)
+    attach = (time.thread_time() - start) * 1e3
+    handle.remove()
+    return {
+        "nodes": len(walked.graph), "first walk": first, "walk": again, "backward": backward,
+        "hook": hook, "measured backward": measured, "fetch": fetch, "plan": plan,
+        "attach": attach, "scales": len(decision.scales), "hooked edges": handle.edges,
+    }  # fmt: skip

@@ -60,12 +60,16 @@ class Sample(NamedTuple):
     Attributes:
         largest: the magnitude of its largest element.
         numel: how many it has.
-        values: some of them, or all, a copy, shape `(n,)`.
+        dtype: its own.
+        bits: of some of them, or all: their magnitudes' bit patterns, a copy, shape `(n,)`.
+        nonzero: how many of these are not zero; None if that was not asked for.
     """
 
     largest: float
     numel: int
-    values: Tensor
+    dtype: torch.dtype
+    bits: Tensor
+    nonzero: int | None
 
     @staticmethod
     def of(tensor: Tensor) -> Sample | None:
@@ -78,7 +82,7 @@ class Sample(NamedTuple):
         Example:
             >>> x = torch.linspace(-3.0, 2.0, 100_000)
             >>> sample = Sample.of(x)
-            >>> sample.largest, sample.numel, len(sample.values)
+            >>> sample.largest, sample.numel, len(sample.bits)
             (3.0, 100000, 16384)
             >>> Sample.of(x / 0) is None, Sample.of((x - 1).relu()) is None
             (True, True)
@@ -92,22 +96,21 @@ class Sample(NamedTuple):
         low, high = map(float, torch.aminmax(in_memory))
         if not (math.isfinite(low) and math.isfinite(high)):
             return None
+        form, nonzero = _FORMS[tensor.dtype], None
         if numel < _WHOLE:
-            values = in_memory.clone()
+            bits = in_memory.view(form.bits) & form.magnitude
         else:
-            values = in_memory.index_select(0, drawn(numel))
-            if not _tells(values):
+            bits = in_memory.view(form.bits).index_select(0, drawn(numel))
+            bits &= form.magnitude
+            nonzero = int(bits.count_nonzero())
+            if nonzero < _LEAST_NONZERO or (tensor.dtype is torch.float16 and _reaches_down(bits)):
                 return None
-        return Sample(max(abs(low), abs(high)), numel, values)
+        return Sample(max(abs(low), abs(high)), numel, tensor.dtype, bits, nonzero)
 
 
-def _tells(values: Tensor) -> bool:
-    form = _FORMS[values.dtype]
-    bits = values.view(form.bits) & form.magnitude
-    nonzero = int(bits.count_nonzero())
-    if nonzero < _LEAST_NONZERO:
-        return False
-    return values.dtype is not torch.float16 or int((bits < _LOWEST).sum()) + nonzero == len(bits)
+def _reaches_down(bits: Tensor) -> bool:
+    """Whether float16 may have flushed some, so that their number is to be guessed."""
+    return bool(((bits > 0) & (bits < _LOWEST)).any())
 
 
 @lru_cache(maxsize=64)
@@ -136,17 +139,17 @@ def drawn(numel: int) -> Tensor:
 def count_samples(samples: Sequence[Sample]) -> Tensor:
     """About what their tensors held, a row of `measure_rows` for each."""
     rows = empty_counts(len(samples))
-    counted = [_exponent_fields(sample.values) for sample in samples]
+    counted = [_exponent_fields(sample) for sample in samples]
     fields = torch.stack([fields for fields, _ in counted])
     rows[:, ZERO] = fields[:, 0]
     rows[:, FIRST_NORMAL:] = fields[:, 1:-1]
     # What lies below all exponents is in field 0, too. It is rare, and no case for fields.
-    nonzero = torch.stack([nonzero for _, nonzero in counted])
+    nonzero = torch.tensor([nonzero for _, nonzero in counted], device="cpu")
     for number in (nonzero != fields[:, 1:].sum(1)).nonzero().view(-1).tolist():
         rows[number] = 0
-        count_by_torch(rows[number], samples[number].values)
+        count_by_torch(rows[number], samples[number].bits.view(samples[number].dtype))
     numels = torch.tensor([sample.numel for sample in samples], device="cpu")
-    lengths = torch.tensor([len(sample.values) for sample in samples], device="cpu")
+    lengths = torch.tensor([len(sample.bits) for sample in samples], device="cpu")
     rows = (rows * numels[:, None]).div_(lengths[:, None], rounding_mode="floor")
     largest = torch.tensor([sample.largest for sample in samples], device="cpu").view(torch.int32)
     # The octave in which a tensor ends is never empty.
@@ -156,14 +159,14 @@ def count_samples(samples: Sequence[Sample]) -> Tensor:
     return rows
 
 
-def _exponent_fields(values: Tensor) -> tuple[Tensor, Tensor]:
+def _exponent_fields(sample: Sample) -> tuple[Tensor, int]:
     """How often each exponent field of float32 occurs, and how many elements are not zero.
 
     These are a few hundred places to count at, where a half has 32,768 patterns.
     """
-    if values.dtype is torch.float16:  # its subnormals are normal in float32, its exponents others
-        values = values.to(torch.float32)
-    form = _FORMS[values.dtype]
-    bits = values.view(form.bits) & form.magnitude
-    nonzero = torch.count_nonzero(bits)
-    return torch.bincount(bits.bitwise_right_shift_(form.mantissa_bits), minlength=FIELDS), nonzero
+    bits, dtype, nonzero = sample.bits, sample.dtype, sample.nonzero
+    if nonzero is None:
+        nonzero = int(bits.count_nonzero())
+    if dtype is torch.float16:  # its subnormals are normal in float32, its exponents others
+        bits, dtype = bits.view(dtype).to(torch.float32).view(torch.int32), torch.float32
+    return torch.bincount(bits >> _FORMS[dtype].mantissa_bits, minlength=FIELDS), nonzero

@@ -36,7 +36,7 @@ class Sampled:
         if place in self._waiting or self._bytes > MOST_BYTES:
             self.count()
         self._waiting[place] = sample, [place]
-        self._bytes += sample.values.nbytes
+        self._bytes += sample.bits.nbytes
         return True
 
     def repeat(self, source: int, place: int) -> bool:

@@ -214,7 +214,11 @@ class PassCounts(Protocol):
 
 
 def _with_maximum(record: PlaceRecord, amax: float) -> PlaceRecord:
-    return replace(record, counts=replace(record.counts, amax=amax))
+    # For every place of every decision: `replace` takes three times as long.
+    now = record.counts
+    counts = Counts(amax, now.zero, now.nonfinite, now.lowest, now.octaves, now.moments)
+    node, kind, target = record.place
+    return PlaceRecord(node, kind, target, record.format, record.exponent, counts, record.fan)
 
 
 def _merged(one: PlaceRecord, other: PlaceRecord) -> PlaceRecord:
