@@ -17,7 +17,7 @@ from gradscale.backward.measure_places import CountedPlace, moved, places_of
 from gradscale.backward.measure_repeats import Repeats
 from gradscale.backward.measure_sampled import Sampled
 from gradscale.backward.measure_tally import Tally
-from gradscale.backward.measure_waiting import Waiting
+from gradscale.backward.measure_waiting import Waiting, observed
 from gradscale.backward.measure_weights import Weight, weights_of
 from gradscale.backward.measurements import Counts, Measurements
 from gradscale.untraced import untraced
@@ -192,13 +192,19 @@ class Measuring:
             if self._noting_all:
                 self._repeats.of(tensor, index)
             return
-        with torch.no_grad(), _counting(tensor):
-            known = self._repeats.of(tensor, index)
-            if known is not None and self._ways[known] == way:
-                if way.sampled is None or not way.sampled.repeat(known, index):
-                    way.tally.add(known, index)
-            elif way.sampled is None or not way.sampled.add(index, tensor):
-                way.tally.count(index, tensor, ceil=way.ceil)
+        if observed():
+            with torch.no_grad(), _counting(tensor):
+                self._count(index, tensor, way)
+        else:
+            self._count(index, tensor, way)
+
+    def _count(self, index: int, tensor: Tensor, way: _Way) -> None:
+        known = self._repeats.of(tensor, index)
+        if known is not None and self._ways[known] == way:
+            if way.sampled is None or not way.sampled.repeat(known, index):
+                way.tally.add(known, index)
+        elif way.sampled is None or not way.sampled.add(index, tensor):
+            way.tally.count(index, tensor, ceil=way.ceil)
 
     def _settle(self) -> None:
         for way in self._known_ways.values():

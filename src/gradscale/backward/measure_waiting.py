@@ -56,7 +56,7 @@ class Waiting:
             return False
         if self._stream is not None and _stream_of(self._tally.device) != self._stream:
             return False  # the memory of its copy would be used again before it is counted
-        if torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack():
+        if observed():
             self._copies.append((place, _hidden_copy(tensor)))
         else:
             self._copies.append((place, tensor.clone()))
@@ -79,6 +79,17 @@ class Waiting:
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             for places, tensors in by_dtype.values():
                 self._tally.count_together(places, tensors, ceil=self._ceil)
+
+
+def observed() -> bool:
+    """Whether an operation would be recorded, or shown to a dispatch mode such as `emulate`.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     observed()
+        False
+    """
+    return torch.is_grad_enabled() or bool(torch._C._len_torch_dispatch_stack())
 
 
 def _hidden_copy(tensor: Tensor) -> Tensor:
