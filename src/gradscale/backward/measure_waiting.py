@@ -56,10 +56,8 @@ class Waiting:
             return False
         if self._stream is not None and _stream_of(self._tally.device) != self._stream:
             return False  # the memory of its copy would be used again before it is counted
-        if observed():
-            self._copies.append((place, _hidden_copy(tensor)))
-        else:
-            self._copies.append((place, tensor.clone()))
+        copy = _hidden_copy(tensor) if observed() else tensor.clone()
+        self._copies.append((place, copy))
         self._elements += tensor.numel()
         if self._elements > MOST_ELEMENTS or len(self._copies) >= MOST_TENSORS:
             self.count()
