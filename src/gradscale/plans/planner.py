@@ -17,7 +17,11 @@ UserPlan = ScalePlan | Mapping[int, int] | Sequence[int]
 
 
 class Planner(Protocol):
-    """Decides one exponent for every node. Implementations are frozen dataclasses."""
+    """Decides one exponent for every node. Implementations are frozen dataclasses.
+
+    One that reads nothing finer off counts than shares may also have a property `sampled`, True:
+    then a part stands for the whole of a large tensor, as for `Windows`.
+    """
 
     @property
     def moments(self) -> bool:
