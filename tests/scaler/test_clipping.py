@@ -91,7 +91,7 @@ RUNS = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(name=st.sampled_from(["sgd", "adam", "adamw-foreach"]), **RUNS)
 def test_unfused_optimizers_give_the_same_bits(name, gradients, max_norm, order):
     build = BUILDERS[name]
@@ -102,7 +102,7 @@ def test_unfused_optimizers_give_the_same_bits(name, gradients, max_norm, order)
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(name=st.sampled_from(["sgd-fused", "adamw-fused"]), **RUNS)
 def test_fused_optimizers_agree_to_rounding(name, gradients, max_norm, order):
     build = BUILDERS[name]
@@ -113,7 +113,7 @@ def test_fused_optimizers_agree_to_rounding(name, gradients, max_norm, order):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(name=st.sampled_from(sorted(WAYS)), **RUNS)
 def test_in_the_clip_threshold_the_bits_are_the_same_too(name, gradients, max_norm, order):
     build = BUILDERS[name]
@@ -125,7 +125,7 @@ def test_in_the_clip_threshold_the_bits_are_the_same_too(name, gradients, max_no
 
 
 @pytest.mark.filterwarnings("ignore:.*not a power of two")
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(name=st.sampled_from(sorted(BUILDERS)), scale=st.floats(0.3, 1e5), **RUNS)
 def test_any_scale_agrees_to_rounding(name, scale, gradients, max_norm, order):
     build = BUILDERS[name]
@@ -136,7 +136,7 @@ def test_any_scale_agrees_to_rounding(name, scale, gradients, max_norm, order):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(sorted(BUILDERS)),
     gradients=RUNS["gradients"],

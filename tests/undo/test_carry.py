@@ -77,7 +77,7 @@ def assert_same_run(left, right, same=assert_same_bits):
 EXPONENTS = st.lists(st.integers(0, 24), min_size=1, max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(sorted(BUILDERS)),
     exponents=EXPONENTS,
@@ -93,7 +93,7 @@ def test_powers_of_two_give_the_same_bits(name, exponents, bad, seed, **options)
     assert_same_run(default, train(build, way_of(name), scales, seed=seed, bad=bad, **options))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from(sorted(BUILDERS)),
     scales=st.lists(st.floats(0.5, 2.0**20), min_size=1, max_size=6),

@@ -45,7 +45,7 @@ def train(build, gradients, **arguments):
     return trajectory, scaler
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(sorted(BUILDERS)),
     gradients=st.lists(
