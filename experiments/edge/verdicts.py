@@ -180,7 +180,8 @@ def _misses(pairs: list[tuple[Asked, str]], found: dict[str, Found]) -> str:
     if not off:
         return ""
     lines = [
-        "| off the diagonal | said | trained as float32 | seeds | left: default, one, plan | cosine |",
+        "| off the diagonal | said | trained as float32 | seeds | left: default, one, plan "
+        "| cosine |",
         "|---|---|---|--:|---|---|",
     ]
     for a, then in off:
