@@ -130,6 +130,17 @@ def test_one_element_of_each_stretch_is_drawn(numel: int) -> None:
     assert drawn(numel)[-1] < numel
 
 
+def test_the_default_dtype_is_nobodys_business() -> None:
+    x = torch.randn(LARGE)
+    expected = sampled(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        drawn.cache_clear()
+        assert torch.equal(sampled(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_zeros_of_either_sign_are_zeros() -> None:
     x = torch.zeros(ENOUGH)
     assert torch.equal(sampled(-x), exact(x))

@@ -151,7 +151,8 @@ def count_samples(samples: Sequence[Sample]) -> Tensor:
     numels = torch.tensor([sample.numel for sample in samples], device="cpu")
     lengths = torch.tensor([len(sample.bits) for sample in samples], device="cpu")
     rows = (rows * numels[:, None]).div_(lengths[:, None], rounding_mode="floor")
-    largest = torch.tensor([sample.largest for sample in samples], device="cpu").view(torch.int32)
+    maxima = [sample.largest for sample in samples]
+    largest = torch.tensor(maxima, dtype=torch.float32, device="cpu").view(torch.int32)
     # The octave in which a tensor ends is never empty.
     tops = columns_of(largest, ceil=False).to(torch.int64)[:, None]
     rows.scatter_(1, tops, rows.gather(1, tops).clamp_(min=1))
