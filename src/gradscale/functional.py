@@ -126,7 +126,7 @@ def clip_by_norm(gradients: Tree, max_norm: float, norm_type: float = 2.0) -> tu
     """
     leaves, structure = tree_flatten(gradients)
     # They are unscaled: the same function at a scale of 1.
-    one = torch.ones((), device=leaves[0].device)
+    one = torch.ones((), dtype=torch.float32, device=leaves[0].device)
     coefficient, norm = clipping(leaves, one, max_norm, norm_type)
     clipped = [leaf * coefficient.to(leaf.real.dtype) for leaf in leaves]
     return tree_unflatten(clipped, structure), norm

@@ -107,7 +107,9 @@ class _Sum:
     def __init__(self, parameter: Tensor) -> None:
         self._shape = parameter.shape
         # A row each: the sum of the terms, of their sizes, of their squares.
-        self._total = torch.zeros(3, parameter.numel(), device=parameter.device)
+        self._total = torch.zeros(
+            3, parameter.numel(), dtype=torch.float32, device=parameter.device
+        )
         self._roundoff = 0.0
         self._is_sum: Tensor | bool = True
 

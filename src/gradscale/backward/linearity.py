@@ -103,7 +103,7 @@ class Probing:
         @untraced
         def probe(arrived: Given) -> None:
             node = torch._C._current_autograd_node()  # a hook that held its node would leak it
-            row = torch.zeros(width, device=_device(arrived))
+            row = torch.zeros(width, dtype=torch.float32, device=_device(arrived))
             try:
                 _probe(row, node, arrived)
             except LeavesTrace as reason:

@@ -70,13 +70,16 @@ class Multipliers:
         inner = self._graph.inner_edges
         chosen = plan.cuts(graph) if edges is None else edges
         self.edges = tuple(edge for edge in chosen if edge not in inner)
-        self._spans = [torch.ones(len(s.targets), device=s.device) for s in graph.structure.spans]
+        self._spans = [
+            torch.ones(len(s.targets), dtype=torch.float32, device=s.device)
+            for s in graph.structure.spans
+        ]
         self._places: dict[torch.device, list[int]] = {}
         for place, node in enumerate((*graph.roots, *(graph.edges[e].target for e in self.edges))):
             entry = 0 if place < len(graph.roots) else graph.edges[self._edge(place)].input
             self._places.setdefault(self._device(node, entry), []).append(place)
         self.factors = {
-            device: torch.ones(len(places), device=device)
+            device: torch.ones(len(places), dtype=torch.float32, device=device)
             for device, places in self._places.items()
         }
         self._by_place: dict[int, Tensor] = {}
@@ -186,7 +189,7 @@ class Multipliers:
 
 def write_powers(factors: Tensor, exponents: Sequence[int]) -> None:
     """Overwrites factors, of shape `(n,)`, with these powers of two; the host waits for nothing."""
-    new = torch.tensor([2.0**exponent for exponent in exponents], device="cpu")
+    new = torch.tensor([2.0**exponent for exponent in exponents], dtype=torch.float32, device="cpu")
     if factors.is_cuda:
         new = new.pin_memory()
     factors.copy_(new, non_blocking=True)

@@ -173,7 +173,7 @@ class CapturedStep:
         """The loss scale of the next step, float32 0-d, on the device."""
         scale = self.scaler._scale
         if scale is None:
-            return torch.tensor(self.scaler._init_scale, device=self._device)
+            return torch.tensor(self.scaler._init_scale, dtype=torch.float32, device=self._device)
         return scale
 
     @property

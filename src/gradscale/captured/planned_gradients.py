@@ -62,7 +62,7 @@ class PlannedGradients:
         self._written: tuple[int, ...] = ()
         self.graph: BackwardGraph | None = None
         self.counts: TracedCounts | None = None
-        self.factors = torch.empty(0, device=trained[0].device)
+        self.factors = torch.empty(0, dtype=torch.float32, device=trained[0].device)
         self._plain, self._measuring = _in_graph(self._scaled), _in_graph(self._counted)
 
     def __call__(
@@ -83,7 +83,9 @@ class PlannedGradients:
         if self.graph is None:
             return
         if not len(self.factors):  # made outside of the trace, or it would be a part of it
-            self.factors = torch.ones(len(self._edges), device=self.factors.device)
+            self.factors = torch.ones(
+                len(self._edges), dtype=torch.float32, device=self.factors.device
+            )
         exponents = self.exponents(self.graph)
         if exponents != self._written:
             self._written = exponents

@@ -31,7 +31,9 @@ def following_plans(part: CompiledPart, plain: Boxed, watched: Callable[[], Boxe
         factors = None if note is None else note.factors
         if factors is None:
             if not ones:
-                ones.append(torch.ones(len(part.crossings), device=part.device))
+                ones.append(
+                    torch.ones(len(part.crossings), dtype=torch.float32, device=part.device)
+                )
             factors = ones[0]
         # The last input of the graph, where `multiply_crossings` has put its placeholder.
         arguments.append(factors)

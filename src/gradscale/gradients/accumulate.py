@@ -82,7 +82,7 @@ class MicroBatches:
         self._sums: dict[int, Tensor] = {}
         self._kept: Tensor | float = 0.0
         self._all = 0.0
-        self.dropped: Tensor = torch.zeros((), device="cpu")
+        self.dropped: Tensor = torch.zeros((), dtype=torch.float32, device="cpu")
 
     @classmethod
     def of(
@@ -108,7 +108,7 @@ class MicroBatches:
         """Float32 0-d, 0 or 1: whether a gradient, or it times `inv_scale`, is not finite."""
         flags = check_groups(collect_from(source for source, _ in self._pairs), inv_scale)
         if not flags:
-            return torch.zeros((), device=inv_scale.device)
+            return torch.zeros((), dtype=torch.float32, device=inv_scale.device)
         return combined(list(flags.values()), inv_scale.device)
 
     def add_(self, inv_scale: Tensor, weight: float, flag: Tensor | None = None) -> None:

@@ -152,7 +152,7 @@ def _multiply_(groups: Groups, factor: Tensor) -> Flags:
     flags: Flags = {}
     with torch.no_grad():
         for device, by_dtype in groups.items():
-            flags[device] = torch.zeros((), device=device)
+            flags[device] = torch.zeros((), dtype=torch.float32, device=device)
             for grads in by_dtype.values():
                 # Through the check-and-unscale kernel, whose factor is float32 for every dtype.
                 multiply_and_check_(grads, flags[device], factor.to(device))

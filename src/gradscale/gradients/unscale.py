@@ -152,8 +152,8 @@ def check_groups(groups: Groups, factor: Tensor | None = None) -> Flags:
     for device, by_dtype in groups.items():
         # Times at most 1 what is finite stays so: torch's kernel, with a factor of 1, is enough.
         if factor is None or (device.type == "cpu" and factor.item() <= 1):
-            flags[device] = torch.zeros((), device=device)
-            one = torch.ones((), device=device)
+            flags[device] = torch.zeros((), dtype=torch.float32, device=device)
+            one = torch.ones((), dtype=torch.float32, device=device)
             for grads in by_dtype.values():
                 multiply_and_check_(grads, flags[device], one)
             continue
@@ -177,7 +177,7 @@ def tensor_amax(tensors: Sequence[Tensor]) -> Tensor:
     """
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled:
-        return torch.zeros((), device=tensors[0].device)
+        return torch.zeros((), dtype=torch.float32, device=tensors[0].device)
     if filled[0].device.type != "cpu":
         return _largest(filled).amax().to(torch.float32)
     # Both ends in one reading, without the copy that `abs` makes; a NaN becomes both of them.
@@ -196,7 +196,7 @@ def finite_amax(groups: Groups, device: torch.device) -> Tensor:
     Tensors with a non-finite element count as zero: a step that has one is an overflow, and what
     else it held is no measurement.
     """
-    largest = torch.zeros((), device=device)
+    largest = torch.zeros((), dtype=torch.float32, device=device)
     for by_dtype in groups.values():
         for grads in by_dtype.values():
             for grad in grads:

@@ -132,7 +132,9 @@ def pass_over(
             torch._foreach_copy_(targets, pieces)  # pyright: ignore[reportPrivateImportUsage]
             if by is not None:
                 # Torch's kernel writes a flag whether somebody wants it or not.
-                unused = torch.zeros((), device=by.device) if flag is None else flag
+                unused = (
+                    torch.zeros((), dtype=torch.float32, device=by.device) if flag is None else flag
+                )
                 multiply_and_check_(targets, unused, by)
     # What a factor of at most 1 multiplies cannot overflow; on the CPU it costs nothing to ask.
     if flag is not None and later is not None and (later.device.type != "cpu" or later.item() > 1):

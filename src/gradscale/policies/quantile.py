@@ -116,7 +116,9 @@ class Quantile(Policy):
         scale = torch.full(shape, self.init_scale, dtype=torch.float32, device=device)
         seen = torch.zeros(shape, dtype=torch.int32, device=device)
         ring = (*shape, self.window)
-        return QuantileState(scale, seen, torch.full(ring, -math.inf, device=device))
+        return QuantileState(
+            scale, seen, torch.full(ring, -math.inf, dtype=torch.float32, device=device)
+        )
 
     def update(self, state: QuantileState, observation: Observation) -> QuantileState:
         """The state with the step's maximum in the ring, and the scale that the ring asks for."""

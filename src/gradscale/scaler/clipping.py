@@ -41,7 +41,7 @@ def clip_norm(
     scaled = _scaled_still(step, scale, "clip_grad_norm_", optimizers, len(parameters), together)
     norm = gradient_norm(parameters, float(norm_type), foreach)
     if norm is None:
-        norm = Norm(torch.zeros((), device=scale.device), torch.float32)
+        norm = Norm(torch.zeros((), dtype=torch.float32, device=scale.device), torch.float32)
     inv_scale = inverse(scale) if scaled else torch.ones_like(scale)
     true = true_norm(norm, inv_scale)
     if error_if_nonfinite and not math.isfinite(true.item()):
@@ -177,7 +177,7 @@ def _multiply_(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
     if coefficient.device.type == "cpu" and coefficient.item() == 1:
         return
     for device, by_dtype in collect_from(parameters).items():
-        unused = torch.zeros((), device=device)
+        unused = torch.zeros((), dtype=torch.float32, device=device)
         factor = coefficient.to(device, non_blocking=True)
         for grads in by_dtype.values():
             multiply_and_check_(grads, unused, factor)

@@ -130,7 +130,7 @@ class ClosureStep:
         step, optimizer, record = self._step, self._optimizer, self._record
         scale = self._step.held.ready("step")
         if not record.flags:
-            record.flags = {scale.device: torch.zeros((), device=scale.device)}
+            record.flags = {scale.device: torch.zeros((), dtype=torch.float32, device=scale.device)}
         flags = list(record.flags.values())
         skipped, value = read_together(flags, scale)
         outcome = outcome_of(step, optimizer, record, flags, scale)
