@@ -122,7 +122,8 @@ class Probing:
             device: on which they communicate.
         """
         widths = [self._width(number) for number in self.nodes]
-        unseen = dict(zip(self.nodes, torch.zeros(sum(widths)).split(widths), strict=True))
+        nothing = torch.zeros(sum(widths), dtype=torch.float32)
+        unseen = dict(zip(self.nodes, nothing.split(widths), strict=True))
         rows = {**unseen, **self._rows}
         merged = torch.cat([rows[number].to(device) for number in self.nodes])
         reduce_max_([merged], list(groups))
