@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fsdp1 import under_fsdp1
 from gradscale.backward import BackwardGraph, LossEntry, ScalePlan, Walk, rescale
 from gradscale.backward.names import module_places
 
@@ -38,19 +39,11 @@ def fsdp2() -> nn.Module:
 
 
 def fsdp1_original() -> nn.Module:
-    return fsdp1(use_orig_params=True)
+    return under_fsdp1(model(), use_orig_params=True)
 
 
-def fsdp1(use_orig_params: bool = False) -> nn.Module:
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-
-    return FullyShardedDataParallel(
-        model(),
-        auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
-        device_id=torch.device("cpu"),
-        use_orig_params=use_orig_params,
-    )
+def fsdp1() -> nn.Module:
+    return under_fsdp1(model(), use_orig_params=False)
 
 
 def gradients(net: nn.Module, plan_seed: int | None) -> tuple[list[Tensor], int]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fsdp1 import under_fsdp1
 from gradscale.backward.plan import ScalePlan
 from gradscale.emulation import emulate
 from gradscale.layerwise import Layerwise
@@ -45,15 +46,7 @@ def fsdp2(model: nn.Sequential) -> nn.Module:
 
 
 def fsdp1(model: nn.Sequential) -> nn.Module:
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-
-    return FullyShardedDataParallel(
-        model,
-        auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
-        device_id=torch.device("cpu"),
-        use_orig_params=True,
-    )
+    return under_fsdp1(model, use_orig_params=True)
 
 
 WRAPPERS = [ddp, fsdp2, fsdp1]

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from fading import fading_batch
+from fsdp1 import under_fsdp1
 from gradscale import GradScaler
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -45,15 +46,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def fsdp1(use_orig_params: bool = False) -> nn.Module:
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-
-    return FullyShardedDataParallel(
-        network(),
-        auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
-        device_id=torch.device("cpu"),
-        use_orig_params=use_orig_params,
-    )
+    return under_fsdp1(network(), use_orig_params=use_orig_params)
 
 
 def ddp() -> nn.Module:

@@ -79,7 +79,7 @@ def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[
     for verdict in advise(model_step(task, value, seed=0), formats=formats).verdicts:
         said = WORDS[verdict.scaling] if verdict.level in ("safe", "risky") else SAID[3]
         evidence = (verdict.default, verdict.one, verdict.plan)
-        default, one, plan = (NOTHING if e is None else e for e in evidence)
+        seen = [NOTHING if e is None else e for e in evidence]
         difference = None
         if said == SAID[1]:
             constant = Strategy(verdict.format, "static", verdict.log2_scale)
@@ -92,8 +92,8 @@ def ask(task: Task, value: float, formats: list[str], found: Found) -> Iterator[
             verdict.format,
             said,
             verdict.level,
-            (round(default.worst, 3), round(one.worst, 3), round(plan.worst, 3)),
-            (round(default.cosine, 3), round(one.cosine, 3), round(plan.cosine, 3)),
+            tuple(round(e.worst, 3) for e in seen),
+            tuple(round(e.cosine, 3) for e in seen),
             verdict.log2_scale,
             difference,
         )
