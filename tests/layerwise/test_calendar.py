@@ -12,6 +12,7 @@ from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.measuring_cost import MOST, MeasuredGraph, cost_in_steps
+from gradscale.layerwise.timing import Timing
 from gradscale.scaler import GradScaler
 
 
@@ -128,3 +129,36 @@ def test_an_interval_is_a_whole_number(every: object) -> None:
 def test_the_next_measuring_step_is_the_first_that_is_due(every: int, step: int) -> None:
     calendar = Calendar(every=every)
     assert calendar.next(step) == next(s for s in range(step, step + 500) if calendar.due(s))
+
+
+@given(every=st.none() | st.integers(1, 200), cost=st.integers(1, MOST), since=st.integers(1, 500))
+def test_begun_anew_a_calendar_measures_at_powers_of_two_of_what_that_costs(
+    every: int | None, cost: int, since: int
+) -> None:
+    calendar = Calendar(every).costing(cost).anew(since)
+    unit, interval = cost if every is None else 1, calendar.interval
+    early = [unit * 2**k for k in range(10) if unit * 2**k < interval]
+    wanted = [0, *early, interval, 2 * interval]
+    due = [step for step in range(2 * interval + 1) if calendar.due(since + step)]
+    assert due == wanted
+    assert calendar.next(0) == since  # nothing is due before it begins
+
+
+def test_a_run_resumed_while_the_calendar_begins_anew_measures_the_same_steps() -> None:
+    first = Timing(Calendar())
+    first.steps = 40
+    first.calendar = first.calendar.costing(3).anew(41)
+    first.next_step()
+    second = Timing(Calendar())
+    second.resume(first.steps, first.now, first.calendar.cost, first.calendar.since)
+    assert measured(first) == measured(second) == [41, 44, 47, 53, 65, 89, 137]
+
+
+def measured(timing: Timing) -> list[int]:
+    """The next hundred steps that measure."""
+    found: list[int] = []
+    for _ in range(100):
+        if timing.now:
+            found.append(timing.steps)
+        timing.next_step()
+    return found

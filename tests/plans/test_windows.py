@@ -22,7 +22,7 @@ from gradscale.plans.planner import UserGiven, fixed
 from gradscale.plans.situation import Situation
 from gradscale.plans.window import flushed_share
 from gradscale.plans.windows import Windows
-from gradscale.plans.windows_overflow import lowered, overflow_origins, suspects
+from gradscale.plans.windows_overflow import lowered, overflow_in, suspects
 
 
 def chain(length: int) -> BackwardGraph:
@@ -141,14 +141,70 @@ def test_an_overflow_at_a_leaf_lowers_the_loss_scale_alone() -> None:
     assert scale == 8 and absolute[:4] == [10, 15, 10, 10] and absolute[graph.leaves[0]] == 8
 
 
-def test_suspects_are_the_first_nodes_above_bad_leaves_only() -> None:
+def test_suspects_lead_to_bad_leaves_only_or_hand_them_their_gradient() -> None:
     a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     graph = BackwardGraph.of((a.exp().cos() + b.sin()).sum())
-    bad, good = graph.leaves
-    found = [suspects(graph, leaves) for leaves in ([], [bad], [good], [bad, good])]
-    names = [[graph.names[node] for node in nodes] for nodes in found]
-    assert names[0] == [] and names[3] == ["SumBackward0"]
-    assert sorted(names[1] + names[2]) == ["CosBackward0", "SinBackward0"]
+    of_a, of_b = graph.leaves if "Exp" in graph.names[-2] else reversed(graph.leaves)
+    for leaves, wanted in (
+        ([], set()),
+        ([of_a], {"AddBackward0", "CosBackward0", "ExpBackward0"}),
+        ([of_b], {"AddBackward0", "SinBackward0"}),
+        ([of_a, of_b], {"SumBackward0", *(f"{n}Backward0" for n in ("Add", "Cos", "Exp", "Sin"))}),
+    ):
+        found = suspects(graph, leaves)
+        assert {graph.names[node] for node in found} == wanted and list(found) == sorted(found)
+
+
+def test_the_product_whose_weight_overflowed_is_a_suspect_though_its_input_did_not() -> None:
+    first, second = (torch.nn.Linear(2, 2, bias=False) for _ in range(2))
+    graph = BackwardGraph.of(second(first(torch.ones(3, 2))).sum())
+    (leaf,) = (n for n, p in graph.parameters().items() if p is second.weight)
+    names = {graph.names[node] for node in suspects(graph, [leaf])}
+    assert names == {"MmBackward0", "TBackward0"}
+
+
+def test_a_leaf_is_a_suspect_if_nothing_else_leads_to_it_alone() -> None:
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    graph = BackwardGraph.of((a * b).sum())
+    assert [graph.names[node] for node in suspects(graph, [graph.leaves[0]])] == [
+        "MulBackward0",
+        graph.names[graph.leaves[0]],
+    ]
+
+
+def products(choices: list[tuple[int, int, bool]]) -> Tensor:
+    """A loss behind sums and products of what was made before; one parameter may be used often."""
+    made = [torch.ones(2, requires_grad=True) for _ in range(3)]
+    for first, second, add in choices:
+        a, b = made[first % len(made)], made[second % len(made)]
+        made.append(a + b if add else a * b)
+    return torch.stack(made).sum()
+
+
+def leads_to(graph: BackwardGraph, node: int) -> set[int]:
+    """The node, and all below it."""
+    found = {node}
+    for edge in graph.edges:
+        if edge.source in found:
+            found.add(edge.target)
+    return found
+
+
+@given(
+    choices=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), max_size=8),
+    number=st.integers(0, 1000),
+)
+@settings(deadline=None)
+def test_wherever_an_overflow_begins_somebody_on_that_edge_is_a_suspect(
+    choices: list[tuple[int, int, bool]], number: int
+) -> None:
+    graph = BackwardGraph.of(products(choices))
+    begun = graph.edges[number % len(graph.edges)]
+    spoilt = leads_to(graph, begun.target)
+    found = suspects(graph, spoilt.intersection(graph.leaves))
+    assert begun.source in found
+    bad = spoilt.intersection(graph.leaves)
+    assert all(bad & leads_to(graph, node) for node in found)
 
 
 def test_an_origin_passes_through_nodes_that_were_not_measured() -> None:
@@ -158,8 +214,8 @@ def test_an_origin_passes_through_nodes_that_were_not_measured() -> None:
         PlaceRecord(n, "arrived", -1, "fp16", 0, Counts(1.0, 0, bad.get(n, 0), 0, (5,)))
         for n in (0, 1, 3)
     )
-    assert overflow_origins(graph, Measurements(graph.signature, records)) == (1,)
-    assert overflow_origins(graph, Measurements(graph.signature)) == ()
+    assert overflow_in(graph, Measurements(graph.signature, records)) == ((1,), (2, 3, 4))
+    assert overflow_in(graph, Measurements(graph.signature)) == ((), ())
 
 
 def test_pinned_nodes_stay_at_the_loss_scale_and_limit_it() -> None:

@@ -1,4 +1,4 @@
-"""When to measure: often at first, so that a plan is good after a few steps, then every N steps."""
+"""When to measure: often at first, and after an overflow, then every N steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ DEFAULT_INTERVAL = 100
 class Calendar:
     """Measuring steps: 0, 1, 2, 4, 8, … up to `interval`, then each multiple of it.
 
+    An overflow begins it anew: gradients that left their windows are on the move.
+
     Args:
         every: steps between two measurements once the fast start is over, at least 1; None for 100,
             or as many times more as a measurement costs steps.
         cost: what one costs, in steps.
+        since: the step from which it counts. Begun anew, it counts in steps of `cost`.
 
     Raises:
         ValueError: if `every` is no whole number of at least 1.
@@ -28,10 +31,14 @@ class Calendar:
         [0, 1, 2, 4, 8, 10, 20, 30]
         >>> Calendar().costing(3).interval, calendar.costing(3).interval
         (300, 10)
+        >>> anew = Calendar().costing(3).anew(50)
+        >>> [step for step in range(50, 90) if anew.due(step)]
+        [50, 53, 56, 62, 74]
     """
 
     every: int | None = None
     cost: int = 1
+    since: int = 0
 
     def __post_init__(self) -> None:
         if self.every is not None:
@@ -47,18 +54,28 @@ class Calendar:
         """The same calendar, where a measurement costs so many steps."""
         return replace(self, cost=steps)
 
+    def anew(self, step: int) -> Calendar:
+        """The same calendar, begun anew at `step`."""
+        return replace(self, since=step)
+
     def next(self, step: int) -> int:
-        """The first measuring step from `step` on.
+        """The first measuring step from `step` on; the calendar begins with `since`.
 
         Example:
             >>> Calendar(every=10).next(5), Calendar(every=10).next(9), Calendar(every=10).next(11)
             (8, 10, 20)
         """
-        power = 1 << (step - 1).bit_length() if step > 1 else step
-        return power if power < self.interval else -(-step // self.interval) * self.interval
+        passed, unit = max(0, step - self.since), self._unit
+        units = -(-passed // unit)
+        power = unit * (1 << (units - 1).bit_length() if units > 1 else units)
+        regular = -(-passed // self.interval) * self.interval
+        return self.since + (power if power < self.interval else regular)
 
     def due(self, step: int) -> bool:
         """Whether `step`, counted from 0, is a measuring step."""
-        if step >= self.interval:
-            return step % self.interval == 0
-        return step & (step - 1) == 0
+        return self.next(step) == step
+
+    @property
+    def _unit(self) -> int:
+        """Of the powers of two, in steps: after an overflow what is dear is measured less often."""
+        return self.cost if self.since and self.every is None else 1

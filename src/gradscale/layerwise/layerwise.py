@@ -265,15 +265,16 @@ class Layerwise:
         """Plans, measurements and counters: a resumed run goes on bit for bit."""
         if self._measured is not None and self._scale is not None:
             self.begin_step(self._scale)
-        now, cost = self.timing.now, self.timing.calendar.cost
-        timing = {"steps": self.timing.steps, "again": now, "cost": cost, "hiding": self._hiding}
+        calendar, now = self.timing.calendar, self.timing.now
+        timing = {"steps": self.timing.steps, "again": now, "cost": calendar.cost}
+        timing |= {"since": calendar.since, "hiding": self._hiding}
         return {**timing, "linear": self.functions.state_dict(), **self.planning.state_dict()}
 
     def take_over(self, saved: SavedPlans) -> None:
         """Goes on where another run stopped; each plan comes into force as its graph is met."""
         self.planning.take_over(saved)
         self.functions.load_state_dict(saved.linear)
-        self.timing.resume(saved.steps, saved.again, saved.cost)
+        self.timing.resume(saved.steps, saved.again, saved.cost, saved.since)
         self._hiding, self._measured, self.passes = saved.hiding, None, StepPasses()
 
     def __getstate__(self) -> dict[str, object]:

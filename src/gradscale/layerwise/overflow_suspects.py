@@ -1,4 +1,4 @@
-"""After an overflow that nobody measured: who must have been to blame goes down at once."""
+"""After an overflow that nobody measured: whoever may be to blame goes down at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from gradscale.backward.graph import BackwardGraph
 from gradscale.gradients.unscale import gradient_values
 from gradscale.layerwise.track import Track
 from gradscale.plans.windows_overflow import lowered, suspects
+
+OCTAVES = 4
+"""Too low for a step, a group loses its smallest elements; too high, all do."""
 
 
 def nonfinite_leaves(graph: BackwardGraph) -> list[int]:
@@ -27,7 +30,9 @@ def nonfinite_leaves(graph: BackwardGraph) -> list[int]:
 
 
 def lower_suspects(track: Track, nonfinite: Collection[int], log2_scale: int) -> int | None:
-    """Lowers the groups that must have overflowed by an octave; the others stay.
+    """Lowers the groups that may have overflowed by `OCTAVES`; the others stay.
+
+    The next step measures, and puts them where they belong.
 
     Args:
         track: its plan is changed, unless it is uniform (then the policy's backoff says it all).
@@ -42,6 +47,6 @@ def lower_suspects(track: Track, nonfinite: Collection[int], log2_scale: int) ->
     nodes = suspects(track.graph, nonfinite)
     if not nodes:
         return None
-    plan, log2_lowered = lowered(track.graph, track.plan, log2_scale, nodes, 1)
+    plan, log2_lowered = lowered(track.graph, track.plan, log2_scale, nodes, OCTAVES)
     track.plan, track.anchor = plan, log2_lowered
     return log2_lowered

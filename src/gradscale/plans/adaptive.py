@@ -60,7 +60,7 @@ from gradscale.plans.groups import bounded, connected_groups
 from gradscale.plans.situation import Situation
 from gradscale.plans.window import Window
 from gradscale.plans.windows_anchor import loss_exponent
-from gradscale.plans.windows_overflow import lowered, overflow_origins
+from gradscale.plans.windows_overflow import lowered, overflow_in
 from gradscale.policies.setting_checks import check, check_count, check_number, check_share
 
 Rule = Literal["product", "gradient", "output"]
@@ -134,7 +134,7 @@ class Adaptive:
         """
         graph, log2_scale = situation.graph, situation.log2_scale
         if situation.measurements.overflowed:
-            origins = overflow_origins(graph, situation.measurements)
+            origins = overflow_in(graph, situation.measurements).origins
             plan, scale = lowered(graph, situation.current, log2_scale, origins, self.backoff)
             groups = connected_groups(graph, plan, scale)
             return situation.decision(plan, scale, groups, origins)

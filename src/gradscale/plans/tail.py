@@ -10,6 +10,9 @@ from gradscale.backward.graph import BackwardGraph
 FARTHEST = 63
 """Octaves of reach: as far as windows go."""
 
+_MOST_DOUBLINGS = 3
+"""Eight octaves at a time cross what a format holds in a few."""
+
 
 class Tail(NamedTuple):
     """What overflows have taught of a graph whose largest gradients are rarely measured.
@@ -40,14 +43,17 @@ class Tail(NamedTuple):
     def after(self, room: int | None) -> Tail:
         """After an overflow that left so much room above what was measured; None if unknown.
 
-            reach = max(reach + 1, room + 1)
+            reach = max(reach, room) + 2 ** min(times, 3)
             times = times + 1
 
+        One step that went beyond is one octave more; if that was not enough, it is two, then four.
         Nothing is learned if there was no room: then what was measured explains the overflow.
         """
         if room is None or room < 0:
             return self
-        return self._replace(reach=min(max(self.reach, room) + 1, FARTHEST), times=self.times + 1)
+        more = 1 << min(self.times, _MOST_DOUBLINGS)
+        reach = min(max(self.reach, room) + more, FARTHEST)
+        return self._replace(reach=reach, times=self.times + 1)
 
 
 NO_TAIL = Tail()
@@ -72,8 +78,9 @@ def room_left(graph: BackwardGraph, lost: LostStep, tops: Mapping[int, int]) -> 
     """How far, at least, a lost step went beyond what was measured before and after it.
 
     Each origin went beyond its own room. What is infinite stays so on its way down: so each spoilt
-    leaf has an overflow behind it, at a node that leads to no leaf that is finite, and that had the
-    least room or more. If neither is known, it is the least room of all.
+    leaf has an overflow behind it, at a node that leads to no leaf that is finite, or made what the
+    first of these received; and whichever it was had the least room or more. If neither is known,
+    it is the least room of all.
 
     Args:
         graph: the graph.
@@ -111,7 +118,7 @@ def _least_behind(
     spared = [node in graph.leaves and node not in bad for node in range(len(graph))]
     for edge in reversed(graph.edges):
         spared[edge.source] |= spared[edge.target]
-    least = {node: room for node, room in rooms.items() if not spared[node]}
+    least = dict(rooms)
     for edge in graph.edges:  # in topological order of their sources
         if edge.source in least and not spared[edge.target]:
             above = least[edge.source]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gradscale.backward.graph import BackwardGraph
@@ -17,7 +17,7 @@ from gradscale.plans.tail import NO_TAIL, Tail, room_left
 from gradscale.plans.window import FAR, Window
 from gradscale.plans.windows_anchor import anchored, loss_exponent
 from gradscale.plans.windows_nodes import node_windows
-from gradscale.plans.windows_overflow import lowered, overflow_origins
+from gradscale.plans.windows_overflow import lowered, overflow_in
 from gradscale.plans.windows_partition import Interval, partition
 from gradscale.policies.setting_checks import check, check_count, check_format, check_number
 
@@ -26,9 +26,10 @@ from gradscale.policies.setting_checks import check, check_count, check_format, 
 class Windows:
     """Gives each node an exponent from its window; neighbours share one while they can.
 
-        overflow      the groups in which it began go down by `backoff`, or into their windows of
+        overflow      the groups in which it began, and those that received what was infinite, go
+                      down by `backoff`, twice as much each time in a row, or into their windows of
                       before, if those are lower; the others stay. A graph that has no windows yet
-                      goes down as a whole, by twice as much each time
+                      goes down as a whole
         next measured what it does not explain is taken for a heavy step: windows keep free how far
                       that went beyond all that was measured, and forget it slowly
         all in place  keep the plan
@@ -94,7 +95,7 @@ class Windows:
         """
         graph, current = situation.graph, situation.current
         if situation.measurements.overflowed:
-            return self.overflowed(situation, overflow_origins(graph, situation.measurements))
+            return self._overflowed(situation)
         tail = self._learned(situation)
         windows = self.windows(graph, situation.measurements, tail)
         plan, scale = current, situation.log2_scale
@@ -104,18 +105,19 @@ class Windows:
         notes = (*_notes(graph, windows, scale), *_told(tail))
         return replace(decision, losses=_losses(windows), tail=tail, notes=notes)
 
-    def overflowed(self, situation: Situation, origins: Collection[int]) -> Decision:
-        """The decision after an overflow that began at `origins`, measured or suspected."""
+    def _overflowed(self, situation: Situation) -> Decision:
+        """The decision after a measurement in which something overflowed."""
         graph = situation.graph
+        origins, behind = overflow_in(graph, situation.measurements)
         known, plan, log2_scale = situation.known, situation.current, situation.log2_scale
+        # Any number of octaves too high: twice as far each time comes down in a logarithm of them.
+        octaves = self.backoff << min(situation.overflows, _MOST_DOUBLINGS)
         if known is None and plan.is_uniform:
-            # Never seen whole: it may have begun at a scale made for another graph, any number of
-            # octaves too high. Twice as far each time comes down in a logarithm of them, and all
-            # of it does, or each node would overflow in its turn.
-            scale = log2_scale - (self.backoff << min(situation.overflows, _MOST_DOUBLINGS))
+            # Never seen whole: all of it goes down, or each node would overflow in its turn.
+            scale = log2_scale - octaves
         else:
             windows = () if known is None else self.windows(graph, known, situation.tail)
-            plan, scale = lowered(graph, plan, log2_scale, origins, self.backoff, windows)
+            plan, scale = lowered(graph, plan, log2_scale, (*origins, *behind), octaves, windows)
         return situation.decision(plan, scale, connected_groups(graph, plan, scale), origins)
 
     def windows(

@@ -1,8 +1,9 @@
-"""Where an overflow began, and the plan without it: those groups go down, the others stay."""
+"""Where an overflow began, what it spoilt, and the plan without it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Measurements
@@ -11,15 +12,25 @@ from gradscale.plans.groups import bounded, connected
 from gradscale.plans.window import Window
 
 
-def overflow_origins(graph: BackwardGraph, measurements: Measurements) -> tuple[int, ...]:
-    """The nodes at which a measured backward pass first became infinite or NaN.
+class Overflow(NamedTuple):
+    """What became of a backward pass that overflowed.
+
+    Attributes:
+        origins: the nodes at which it began, ascending.
+        behind: the nodes other than leaves that received something infinite or NaN of them,
+            ascending: how large their own gradients were nobody knows.
+    """
+
+    origins: tuple[int, ...]
+    behind: tuple[int, ...]
+
+
+def overflow_in(graph: BackwardGraph, measurements: Measurements) -> Overflow:
+    """Where a measured backward pass first became infinite or NaN, and what that spoilt.
 
     An origin received nothing bad and produced it, or received it though whatever it came from was
     finite (a sum or a multiplication on the way overflowed). Nodes without a measurement pass on
     what they receive.
-
-    Returns:
-        Ascending; empty if everything measured is finite.
     """
     arrived: set[int] = set()
     produced: dict[tuple[int, int], bool] = {}
@@ -40,21 +51,24 @@ def overflow_origins(graph: BackwardGraph, measurements: Measurements) -> tuple[
         for edge in edges:
             if produced.get((node, edge.target), passes_on):
                 dirty.add(edge.target)
-    return tuple(origins)
+    return Overflow(tuple(origins), tuple(sorted(dirty.difference(origins, graph.leaves))))
 
 
 def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...]:
     """The nodes at which an overflow may have begun, given only which leaves became non-finite.
 
-    What is infinite stays so on its way down, so a node above a finite leaf did not overflow. Of
-    the others, those come first that no other one leads to.
+    What is infinite stays so on its way down, so what leads to a finite leaf received nothing that
+    was. A node may make it, though, for one of those that it leads to: the gradient of a product's
+    weight overflows where that of its input does not. So the suspects are the nodes, other than
+    leaves, that lead to non-finite leaves alone, and whatever hands these or such a leaf something.
 
     Args:
         graph: the graph.
         nonfinite: the leaf nodes whose gradient is infinite or NaN.
 
     Returns:
-        Ascending; empty if no leaf is non-finite.
+        Ascending; empty if no leaf is non-finite. A leaf is among them if no other one leads to it:
+        then the multiplication on the edge to it may have been too much.
 
     Example:
         >>> import torch
@@ -62,7 +76,7 @@ def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...
         >>> graph = BackwardGraph.of((a.exp() + b.sin()).sum())
         >>> first, second = graph.leaves
         >>> [graph.names[node] for node in suspects(graph, [first])]
-        ['ExpBackward0']
+        ['AddBackward0', 'ExpBackward0']
     """
     bad = set(nonfinite)
     reaches_finite = [False] * len(graph)
@@ -75,7 +89,10 @@ def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...
         reaches_bad[edge.source] |= reaches_bad[edge.target]
     suspect = [b and not f for b, f in zip(reaches_bad, reaches_finite, strict=True)]
     led_to = {edge.target for edge in graph.edges if suspect[edge.source]}
-    return tuple(node for node, is_one in enumerate(suspect) if is_one and node not in led_to)
+    givers = {edge.source for edge in graph.edges if suspect[edge.target]}
+    others = led_to.intersection(graph.leaves)
+    spoilt = {node for node, is_one in enumerate(suspect) if is_one and node not in others}
+    return tuple(sorted(spoilt | givers))
 
 
 def lowered(
