@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gradscale.backward.graph import BackwardGraph
 from gradscale.backward.measurements import Counts, Measurements, PlaceRecord
+from gradscale.entries import Entries
 from gradscale.layerwise import Layerwise
 from gradscale.layerwise.calendar import Calendar
 from gradscale.layerwise.measuring_cost import MOST, MeasuredGraph, cost_in_steps
+from gradscale.layerwise.saved_plans import read_plans
 from gradscale.layerwise.timing import Timing
+from gradscale.layerwise.track import Track
 from gradscale.scaler import GradScaler
 
 
@@ -162,3 +166,35 @@ def measured(timing: Timing) -> list[int]:
             found.append(timing.steps)
         timing.next_step()
     return found
+
+
+@given(every=st.none() | st.integers(1, 200), cost=st.integers(1, MOST), step=st.integers(0, 2000))
+def test_a_slot_ends_where_a_calendar_that_was_never_begun_anew_measures(
+    every: int | None, cost: int, step: int
+) -> None:
+    calendar = Calendar(every).costing(cost)
+    begins = calendar.slot(step + 1) != calendar.slot(step)
+    assert begins == calendar.due(step + 1) == (calendar.slot(step + 1) == calendar.slot(step) + 1)
+    assert calendar.anew(step + 1).slot(step) == calendar.slot(step)
+
+
+def test_what_was_measured_after_an_overflow_does_not_drive_out_what_was_large_before() -> None:
+    graph = BackwardGraph.of((torch.ones(2, requires_grad=True) * 2).sum())
+
+    def seen(amax: float) -> Measurements:
+        record = PlaceRecord(0, "arrived", -1, "fp16", 0, Counts(amax, octaves=(2,)))
+        return Measurements(graph.signature, (record,))
+
+    track = Track(graph)
+    for slot, amax in ((1, 8.0), (2, 1.0), (2, 4.0), (2, 2.0), (2, 2.0), (2, 2.0), (3, 1.0)):
+        track.remember(seen(amax), slot)
+    kept = [measured.records[0].counts.amax for measured in track.history]
+    assert kept == [8.0, 4.0, 1.0]
+    assert track.history[1].records[0].counts.octaves == (2,)
+    saved = read_plans(Entries({**EMPTY, "tracks": {graph.signature: track.state_dict()}}))
+    again = Track.restored(graph, saved.tracks[graph.signature])
+    again.remember(seen(2.0), 3)
+    assert [m.records[0].counts.amax for m in again.history] == [8.0, 4.0, 2.0]
+
+
+EMPTY = {"steps": 3, "again": False, "hiding": False, "lowered": None}

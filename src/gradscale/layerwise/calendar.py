@@ -75,6 +75,17 @@ class Calendar:
         """Whether `step`, counted from 0, is a measuring step."""
         return self.next(step) == step
 
+    def slot(self, step: int) -> int:
+        """Steps of one slot have the same measuring steps behind them, had nothing begun it anew.
+
+        Example:
+            >>> [Calendar(every=10).slot(step) for step in (0, 1, 2, 3, 4, 9, 10, 19, 20)]
+            [0, 1, 2, 2, 3, 4, 5, 5, 6]
+        """
+        if step < self.interval:
+            return step.bit_length()
+        return (self.interval - 1).bit_length() + step // self.interval
+
     @property
     def _unit(self) -> int:
         """Of the powers of two, in steps: after an overflow what is dear is measured less often."""

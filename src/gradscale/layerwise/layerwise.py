@@ -30,7 +30,7 @@ from gradscale.layerwise.function_verdicts import FunctionVerdicts
 from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.own_exponents import freed, with_held_exponents
-from gradscale.layerwise.planning import Planning
+from gradscale.layerwise.planning import Planning, When
 from gradscale.layerwise.saved_plans import SavedPlans, read_plans
 from gradscale.layerwise.step_passes import MeasuredStep, StepPasses
 from gradscale.layerwise.timing import EndedStep, Timing, has_bad_data
@@ -253,7 +253,8 @@ class Layerwise:
         for track in self.tracks:
             track.graph = track.graph.proving(self.functions.proven(track.graph.signature))
         step, before = self.timing.steps, float(measured.scale)
-        self.timing.now |= self.planning.decide(merged, before, scale, step)
+        when = When(step, self.timing.calendar.slot(step - 1))
+        self.timing.now |= self.planning.decide(merged, before, scale, when)
         ranks = ranks_of(rank_groups(self.process_group))
         self.timing.measuring_costs(measured.cost_in_steps(merged, self.tracks, ranks))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,6 +22,13 @@ from gradscale.layerwise.tracks import Tracks
 from gradscale.plans.decision import Decision
 from gradscale.plans.planner import Planner, UserGiven
 from gradscale.plans.situation import Situation
+
+
+class When(NamedTuple):
+    """A step that begins, and the slot of the calendar in which the one before was measured."""
+
+    step: int
+    slot: int
 
 
 class Planning:
@@ -83,7 +90,7 @@ class Planning:
             self._lowered = None
 
     def decide(
-        self, merged: Mapping[str, Measurements], before: float, scale: Tensor, step: int
+        self, merged: Mapping[str, Measurements], before: float, scale: Tensor, when: When
     ) -> bool:
         """Plans anew for all graphs that were measured.
 
@@ -91,7 +98,7 @@ class Planning:
             merged: by signature, what was measured.
             before: the loss scale at which it was.
             scale: changed in place into the lowest that the plans ask for.
-            step: the number of the one that begins.
+            when: the step that begins.
 
         Returns:
             Whether one of them overflowed, so that its new plan wants to be measured at once.
@@ -105,7 +112,7 @@ class Planning:
             return False
         log2_scale = floor_exponent(before)
         lowest = min(
-            self._decide(self.tracks[key], measurements, log2_scale, step).log2_scale
+            self._decide(self.tracks[key], measurements, log2_scale, when).log2_scale
             for key, measurements in open_to_change.items()
         )
         # No scale is ever below the smallest normal float32, nor infinite.
@@ -115,22 +122,22 @@ class Planning:
         return any(measurements.overflowed for measurements in open_to_change.values())
 
     def _decide(
-        self, track: Track, measurements: Measurements, log2_scale: int, step: int
+        self, track: Track, measurements: Measurements, log2_scale: int, when: When
     ) -> Decision:
         overflowed = measurements.overflowed
         seen = measurements if overflowed else measurements.with_maxima(track.history)
         names = self.naming.of(track)
         known = track.history[-1] if track.history else None
-        tail, lost = track.outliers.tail(step), track.lost
+        tail, lost = track.outliers.tail(when.step), track.lost
         situation = Situation(
             track.graph, seen, track.plan, log2_scale, names, known, track.overflows, tail, lost
         )
         decision = self._fitted.decide(situation)
         if overflowed:
-            track.lose(step - 1, log2_scale, origins=decision.overflowed)
+            track.lose(when.step - 1, log2_scale, origins=decision.overflowed)
         else:
             track.learn(tail, decision)
-            track.history.append(measurements)
+            track.remember(measurements, when.slot)
         track.adopt(decision)
         return decision
 

@@ -31,6 +31,7 @@ class SavedTrack(NamedTuple):
     outliers: Outliers = Outliers()
     lost: LostStep | None = None
     lost_at: int = 0
+    slot: int = 0
 
     def fits(self, graph: BackwardGraph) -> bool:
         """Whether all that it speaks of is in `graph`."""
@@ -142,6 +143,7 @@ def _track(held: Entries, signature: str) -> SavedTrack:
         outliers=_outliers(held.within("outliers")),
         lost=_lost(held.entries("lost")) if held.has("lost") else None,
         lost_at=held.count("lost_at", most=_LARGEST_INT32) if held.has("lost_at") else 0,
+        slot=held.count("slot", most=_LARGEST_INT32) if held.has("slot") else 0,
     )
 
 

@@ -44,6 +44,7 @@ class Track:
         outliers: what overflows have taught.
         lost: the last overflow, if no measurement has explained it yet.
         lost_at: the number of its step.
+        slot: of the calendar, in which the latest measurement was made.
     """
 
     def __init__(self, graph: BackwardGraph) -> None:
@@ -54,7 +55,7 @@ class Track:
         self.anchor = self.overflows = 0
         self.outliers = Outliers()
         self.lost: LostStep | None = None
-        self.lost_at = 0
+        self.lost_at = self.slot = 0
         self.history: deque[Measurements] = deque(maxlen=HISTORY)
         self._factors: dict[tuple[frozenset[int], frozenset[int]], _Factors] = {}
 
@@ -97,6 +98,17 @@ class Track:
         if decision.tail not in (None, told):
             self.outliers = Outliers(decision.tail.reach, decision.tail.times, self.lost_at)
         self.lost = None
+
+    def remember(self, measurements: Measurements, slot: int) -> None:
+        """Keeps a measurement in which nothing overflowed.
+
+        Those of one slot of the calendar are one, the latest with the maxima of all: the many that
+        follow an overflow would drive out what was large before it.
+        """
+        if self.history and slot == self.slot:
+            measurements = measurements.with_maxima([self.history.pop()])
+        self.history.append(measurements)
+        self.slot = slot
 
     def adopt(self, decision: Decision) -> None:
         """Takes a planner's decision."""
@@ -146,6 +158,7 @@ class Track:
             "outliers": self.outliers._asdict(),
             "lost": None if self.lost is None else lost_as_dict(self.lost),
             "lost_at": self.lost_at,
+            "slot": self.slot,
             "history": [measurements.as_dict() for measurements in self.history],
         }
 
@@ -155,5 +168,6 @@ class Track:
         track = Track(graph)
         track.plan, track.frozen, track.anchor, track.overflows = saved[:4]
         track.outliers, track.lost, track.lost_at = saved.outliers, saved.lost, saved.lost_at
+        track.slot = saved.slot
         track.history.extend(saved.history)
         return track
