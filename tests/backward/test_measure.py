@@ -184,6 +184,18 @@ def test_measurements_of_different_graphs_do_not_mix() -> None:
         Measurements("a").with_maxima([Measurements("b")])
 
 
+def test_zeros_below_where_something_was_seen_are_what_was_flushed() -> None:
+    def seen(exponent: int, *octaves: int) -> Measurements:
+        held = Counts(0.5 * bool(octaves), zero=9 - sum(octaves), lowest=-1, octaves=octaves)
+        return Measurements("a", (PlaceRecord(0, "arrived", -1, "fp16", exponent, held),))
+
+    (low,) = seen(-20).with_maxima([seen(4, 1), seen(3, 2), seen(-19)]).records
+    assert (low.exponent, low.counts.octaves, low.counts.amax) == (3, (2,), 0.5)
+    (high,) = seen(5).with_maxima([seen(4, 1)]).records  # at a higher exponent zeros are zeros
+    assert (high.exponent, high.counts.octaves, high.counts.amax) == (5, (), 0.5)
+    assert seen(-20).with_maxima([seen(-20)]) == seen(-20)
+
+
 counts = st.builds(
     Counts,
     amax=st.floats(0, 10),

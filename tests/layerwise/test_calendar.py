@@ -136,26 +136,29 @@ def test_the_next_measuring_step_is_the_first_that_is_due(every: int, step: int)
 
 
 @given(every=st.none() | st.integers(1, 200), cost=st.integers(1, MOST), since=st.integers(1, 500))
-def test_begun_anew_a_calendar_measures_at_powers_of_two_of_what_that_costs(
+def test_after_an_overflow_measuring_costs_four_steps_or_one_measurement_more(
     every: int | None, cost: int, since: int
 ) -> None:
-    calendar = Calendar(every).costing(cost).anew(since)
-    unit, interval = cost if every is None else 1, calendar.interval
-    early = [unit * 2**k for k in range(10) if unit * 2**k < interval]
-    wanted = [0, *early, interval, 2 * interval]
-    due = [step for step in range(2 * interval + 1) if calendar.due(since + step)]
-    assert due == wanted
-    assert calendar.next(0) == since  # nothing is due before it begins
+    calm = Calendar(every).costing(cost)
+    calendar = calm.anew(since)
+    assert calendar.due(since)
+    more = [s for s in range(since + 500) if calendar.due(s) and not calm.due(s)]
+    assert all(not calm.due(s) or calendar.due(s) for s in range(since + 500))
+    assert set(more) <= {since, since + 1, since + 2, since + 4}
+    assert (len(more) - 1) * cost <= 4
+    for step in range(since + 5):
+        assert calendar.next(step) == next(s for s in range(step, 10_000) if calendar.due(s))
 
 
-def test_a_run_resumed_while_the_calendar_begins_anew_measures_the_same_steps() -> None:
+def test_a_run_resumed_after_an_overflow_measures_the_same_steps() -> None:
     first = Timing(Calendar())
     first.steps = 40
-    first.calendar = first.calendar.costing(3).anew(41)
+    first.calendar = first.calendar.costing(2)
+    first.follow()
     first.next_step()
     second = Timing(Calendar())
     second.resume(first.steps, first.now, first.calendar.cost, first.calendar.since)
-    assert measured(first) == measured(second) == [41, 44, 47, 53, 65, 89, 137]
+    assert measured(first) == measured(second) == [41, 42, 64, 128]
 
 
 def measured(timing: Timing) -> list[int]:

@@ -1,5 +1,7 @@
 """Layer-wise scaling when things go wrong or are done in an unusual way."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -132,13 +134,37 @@ def test_an_overflow_lowers_what_it_spoilt_and_the_others_keep_their_exponents(s
 @pytest.mark.parametrize(
     "build", [torch.optim.SGD, lambda p, lr: torch.optim.AdamW(p, lr, fused=True)]
 )
-def test_an_overflow_begins_the_calendar_anew(build):
+def test_the_steps_behind_an_overflow_measure(build):
     trial, _ = trained(10, build=build)
     parameters = [p.detach().clone() for p in trial.model.parameters()]
     assert not trial.step(burst=float("inf"))
-    assert [step for step in range(20) if trial.step()] == [0, 1, 2, 4, 8, 16]
+    # Measuring so small a network costs steps: once behind the overflow, then in the 16th step.
+    assert trial.scaler.layerwise.timing.calendar.cost >= 4
+    assert [step for step in range(20) if trial.step()] == [0, 5]
     assert trial.scaler.counters.skipped == 1
     assert not all(map(torch.equal, parameters, trial.model.parameters()))
+
+
+def test_no_weight_stays_dead_after_many_overflows_in_a_row():
+    trial, _ = trained(10, burst_before=1)
+    for _ in range(7):
+        trial.step(burst=float("inf"))
+    trial.step()  # too low everywhere: it measures, and says what was flushed
+    for _ in range(3):
+        trial.step()
+        assert all(p.grad.any() for p in trial.model.parameters() if p.dim() == 2)
+
+
+def test_a_plan_that_somebody_gave_measures_no_more_often_after_an_overflow():
+    scaler = GradScaler("cpu", init_scale=START, layerwise=UserGiven(given))
+    trial = Trial(scaler)
+    measured = [step for step in range(40) if trial.step(burst=math.inf if step == 20 else 1.0)]
+    assert trial.scaler.counters.skipped == 1
+    assert measured[-2:] == [21, 32]
+
+
+def given(graph, measurements):
+    return ScalePlan.uniform(graph)
 
 
 def test_an_overflow_that_the_host_hears_of_late_is_measured_all_the_same():

@@ -133,7 +133,9 @@ def test_only_what_a_measurement_does_not_explain_is_learned(
     if exponent > TOP:  # what was measured overflows there
         assert decision.tail == known
     else:
-        assert decision.tail == Tail(min(63, max(reach, TOP - exponent) + 4), 3, 1000)
+        room = TOP - exponent
+        more = 4 if room >= reach else 1  # twice as much each time, where the reach was kept free
+        assert decision.tail == Tail(min(63, max(reach, room) + more), 3, 1000)
 
 
 def test_nothing_is_learned_of_a_node_where_nothing_but_zeros_was_measured() -> None:

@@ -181,6 +181,34 @@ def products(choices: list[tuple[int, int, bool]]) -> Tensor:
     return torch.stack(made).sum()
 
 
+def test_what_received_nothing_infinite_is_not_behind_an_overflow() -> None:
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    graph = BackwardGraph.of(torch.cat([a.exp().sin(), b.exp().cos()]).sum())
+    spoilt = {"CatBackward0", "SinBackward0"}
+    records = tuple(
+        PlaceRecord(n, "arrived", -1, "fp16", 0, Counts(1.0, 0, int(name in spoilt), 0, (5,)))
+        for n, name in enumerate(graph.names)
+        if name != "ExpBackward0" and n not in graph.leaves
+    )
+    origins, behind = overflow_in(graph, Measurements(graph.signature, records))
+    assert [graph.names[node] for node in origins] == ["CatBackward0"]
+    assert [graph.names[node] for node in behind] == ["SinBackward0", "ExpBackward0"]
+
+
+def test_what_is_held_at_the_loss_scale_does_not_pull_it_down_from_behind_an_overflow() -> None:
+    graph = chain(4).pinning([3])
+    bad = tuple(
+        PlaceRecord(n, "arrived", -1, "fp16", 0, Counts(1.0, 0, int(n >= 2), 0, (5,)))
+        for n in range(5)
+    )
+    measurements = Measurements(graph.signature, bad)
+    assert overflow_in(graph, measurements) == ((2,), (4,))
+    start = ScalePlan.of(graph, {2: 20, 4: 20})
+    decision = Windows().decide(Situation(graph, measurements, start, 10))
+    assert decision.log2_scale == 10
+    assert suspects(graph, graph.leaves) == (0, 1, 2, 4)
+
+
 def leads_to(graph: BackwardGraph, node: int) -> set[int]:
     """The node, and all below it."""
     found = {node}

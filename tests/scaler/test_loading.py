@@ -182,6 +182,10 @@ UNUSABLE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         in_track("lost", value={"exponents": [9999], "origins": [], "leaves": []}),
         "elements must lie",
     ),
+    "an overflow in the future": (
+        within("gradscale", "layerwise", "since", value=10**6),
+        "must lie between 0 and",
+    ),
     "lost before the first step": (in_track("lost_at", value=-1), "must not be negative|between 0"),
     "exponents of text": (in_track("plan", "exponents", value=["a"]), "elements must lie"),
     "exponents too far": (in_track("plan", "exponents", value=[99]), "elements must lie"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -157,18 +157,28 @@ class Measurements:
     def with_maxima(self, earlier: Iterable[Measurements]) -> Measurements:
         """These counts, with the largest `amax` that this or an earlier measurement saw.
 
+        A place of zeros alone has said nothing if it was not always so, and less so at a higher
+        exponent: what was seen there stands.
+
         Raises:
             ValueError: if one of them belongs to another graph.
         """
         largest = dict(self._maxima)
+        flushed = {r.place: r for r in self.records if r.counts.zero and not r.counts.octaves}
         for other in earlier:
             self._same_graph(other)
             for place, amax in other._maxima.items():
                 if largest.get(place, amax) < amax:
                     largest[place] = amax
+            if flushed:
+                flushed.update(_seen_above(flushed, other.records))
         records = (
             record if amax == record.counts.amax else _with_maximum(record, amax)
-            for record, amax in zip(self.records, largest.values(), strict=True)
+            for record, amax in zip(
+                (flushed.get(record.place, record) for record in self.records),
+                largest.values(),
+                strict=True,
+            )
         )
         return replace(self, records=tuple(records))
 
@@ -211,6 +221,19 @@ class PassCounts(Protocol):
     def result(self) -> Measurements:
         """The counts; waits for the copy."""
         ...
+
+
+def _seen_above(
+    flushed: Mapping[tuple[int, Kind, int], PlaceRecord], earlier: Iterable[PlaceRecord]
+) -> dict[tuple[int, Kind, int], PlaceRecord]:
+    """Of places of zeros alone, what was seen earlier at higher exponents."""
+    return {
+        record.place: record
+        for record in earlier
+        if record.counts.octaves
+        and (zeros := flushed.get(record.place)) is not None
+        and (zeros.counts.octaves or record.exponent > zeros.exponent)
+    }
 
 
 def _with_maximum(record: PlaceRecord, amax: float) -> PlaceRecord:

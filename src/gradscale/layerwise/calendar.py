@@ -14,13 +14,14 @@ DEFAULT_INTERVAL = 100
 class Calendar:
     """Measuring steps: 0, 1, 2, 4, 8, … up to `interval`, then each multiple of it.
 
-    An overflow begins it anew: gradients that left their windows are on the move.
+    Gradients that left their windows are on the move: after an overflow the next step measures, and
+    those 1, 2 and 4 behind it: as many of them as cost about four steps, one at least.
 
     Args:
         every: steps between two measurements once the fast start is over, at least 1; None for 100,
             or as many times more as a measurement costs steps.
         cost: what one costs, in steps.
-        since: the step from which it counts. Begun anew, it counts in steps of `cost`.
+        since: the step behind the last overflow; 0 if there was none.
 
     Raises:
         ValueError: if `every` is no whole number of at least 1.
@@ -31,9 +32,11 @@ class Calendar:
         [0, 1, 2, 4, 8, 10, 20, 30]
         >>> Calendar().costing(3).interval, calendar.costing(3).interval
         (300, 10)
-        >>> anew = Calendar().costing(3).anew(50)
-        >>> [step for step in range(50, 90) if anew.due(step)]
-        [50, 53, 56, 62, 74]
+        >>> anew = Calendar().anew(130)
+        >>> [step for step in range(130, 301) if anew.due(step)]
+        [130, 131, 132, 134, 200, 300]
+        >>> [step for step in range(130, 301) if anew.costing(3).due(step)]
+        [130, 131, 256, 300]
     """
 
     every: int | None = None
@@ -55,28 +58,30 @@ class Calendar:
         return replace(self, cost=steps)
 
     def anew(self, step: int) -> Calendar:
-        """The same calendar, begun anew at `step`."""
+        """The same calendar after an overflow in the step before this one."""
         return replace(self, since=step)
 
     def next(self, step: int) -> int:
-        """The first measuring step from `step` on; the calendar begins with `since`.
+        """The first measuring step from `step` on.
 
         Example:
             >>> Calendar(every=10).next(5), Calendar(every=10).next(9), Calendar(every=10).next(11)
             (8, 10, 20)
         """
-        passed, unit = max(0, step - self.since), self._unit
-        units = -(-passed // unit)
-        power = unit * (1 << (units - 1).bit_length() if units > 1 else units)
-        regular = -(-passed // self.interval) * self.interval
-        return self.since + (power if power < self.interval else regular)
+        power = 1 << (step - 1).bit_length() if step > 1 else step
+        regular = power if power < self.interval else -(-step // self.interval) * self.interval
+        return min([regular, *(later for later in self._following() if later >= step)])
 
     def due(self, step: int) -> bool:
         """Whether `step`, counted from 0, is a measuring step."""
-        return self.next(step) == step
+        if step in self._following():
+            return True
+        if step >= self.interval:
+            return step % self.interval == 0
+        return step & (step - 1) == 0
 
     def slot(self, step: int) -> int:
-        """Steps of one slot have the same measuring steps behind them, had nothing begun it anew.
+        """Steps of one slot have the same measuring steps behind them, but for overflows.
 
         Example:
             >>> [Calendar(every=10).slot(step) for step in (0, 1, 2, 3, 4, 9, 10, 19, 20)]
@@ -86,7 +91,12 @@ class Calendar:
             return step.bit_length()
         return (self.interval - 1).bit_length() + step // self.interval
 
-    @property
-    def _unit(self) -> int:
-        """Of the powers of two, in steps: after an overflow what is dear is measured less often."""
-        return self.cost if self.since and self.every is None else 1
+    def _following(self) -> list[int]:
+        """The steps that measure because of the last overflow."""
+        if not self.since:
+            return []
+        return [self.since + steps for steps in _BEHIND[: -(-len(_BEHIND) // self.cost)]]
+
+
+_BEHIND = (0, 1, 2, 4)
+"""As many of them as cost four steps, rounded up to a whole measurement."""

@@ -187,6 +187,8 @@ class Layerwise:
             self._measured = MeasuredStep(measurings, last_step, scale, bad)
         ended = EndedStep(last_step, self.timing.steps, passes.unmeasured(self.tracks))
         for step in self.timing.lost_steps(ended, groups):
+            if not self.planning.given:
+                self.timing.follow()
             self.planning.overflowed_unmeasured(step, gradients=step is ended and not groups)
         self.timing.next_step()
 

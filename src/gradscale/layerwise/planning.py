@@ -65,22 +65,24 @@ class Planning:
             sampled=getattr(self._fitted, "sampled", False),
         )
 
-    def overflowed_unmeasured(self, step: EndedStep, *, gradients: bool) -> None:
-        """After an overflow that nobody measured: it is remembered, and who is to blame goes down.
+    @property
+    def given(self) -> bool:
+        """Whether the plan is somebody's own: it stays, and the policy lowers the scale."""
+        return isinstance(self.planner, UserGiven)
 
-        Not those of a plan that somebody gave: it stays, and the policy lowers the scale.
+    def overflowed_unmeasured(self, step: EndedStep, *, gradients: bool) -> None:
+        """After an overflow that nobody measured: it is remembered; who may be to blame goes down.
 
         Args:
             step: the one that was lost.
-            gradients: whether they are still there, to tell the groups that must be to blame.
+            gradients: whether they are still there, to tell the groups that may be to blame.
         """
-        given = isinstance(self.planner, UserGiven)
-        if given or step.signature is None or step.signature not in self.tracks:
+        if self.given or step.signature is None or step.signature not in self.tracks:
             return
         track, log2_scale = self.tracks[step.signature], floor_exponent(step.outcome.scale)
         leaves = nonfinite_leaves(track.graph) if gradients else []
         track.lose(step.number, log2_scale, leaves=leaves)
-        if gradients and not isinstance(self.planner, UserGiven):
+        if gradients:
             self._lowered = lower_suspects(track, leaves, log2_scale)
 
     def carry_out_lowering(self, scale: Tensor) -> None:

@@ -61,7 +61,7 @@ class SavedPlans(NamedTuple):
         steps: how many steps have ended.
         again: whether the next one measures, whatever the calendar says.
         cost: what a measuring step costs, in steps.
-        since: the step from which the calendar counts.
+        since: the step behind the last overflow.
         hiding: whether the model hides parameters from the graph.
         lowered: the exponent that an overflow asks for; None if none does.
         tracks: by signature.
@@ -98,7 +98,7 @@ def read_plans(held: Entries) -> SavedPlans:
         steps=held.count("steps", most=_LARGEST_INT32),
         again=held.flag("again"),
         cost=held.count("cost", 1, MOST_STEPS) if held.has("cost") else 1,
-        since=held.count("since", most=_LARGEST_INT32) if held.has("since") else 0,
+        since=held.count("since", most=held.count("steps")) if held.has("since") else 0,
         hiding=held.flag("hiding"),
         # The scale that it leads to is a normal float32.
         lowered=held.optional(lambda key: held.count(key, -126, 127), "lowered"),

@@ -63,6 +63,10 @@ class Timing:
         """The step under way measures, and so does the next."""
         self.now = self.again = True
 
+    def follow(self) -> None:
+        """An overflow is known of: the steps behind the one under way measure more often."""
+        self.calendar = self.calendar.anew(self.steps + 1)
+
     def measuring_costs(self, steps: int) -> None:
         """What a measurement costs: from the next step on the calendar goes by it."""
         self.calendar = self.calendar.costing(steps)
@@ -77,9 +81,8 @@ class Timing:
     ) -> Iterator[EndedStep]:
         """Steps that a smaller scale would have saved, as soon as that is known.
 
-        After each of them the calendar begins anew: the next step measures. With `groups` a
-        collective: all ranks measure if some rank wants to, or lost its step to anything, and all
-        name the same steps.
+        After each of them the next step measures. With `groups` a collective: all ranks measure if
+        some rank wants to, or lost its step to anything, and all name the same steps.
         """
         if groups:
             yield from self._lost_on_ranks(last, groups)
@@ -88,7 +91,7 @@ class Timing:
         while self._unsettled and all(outcome.settled for outcome in self._unsettled[0].outcome):
             step = self._unsettled.pop(0)
             if lost_to_scale(step.outcome):
-                self._begin_anew()
+                self.again = True
                 yield step
 
     def _lost_on_ranks(
@@ -103,10 +106,7 @@ class Timing:
         same = same_on_all_ranks([lost.signature or ""], groups, device)
         skipped = any(outcome.skipped for outcome in lost.outcome)
         otherwise = skipped and not lost_to_scale(lost.outcome)
-        if on_any_rank(otherwise, groups, device):
-            return
-        self._begin_anew()
-        if same:
+        if not on_any_rank(otherwise, groups, device) and same:
             yield lost
 
     def resume(self, steps: int, measures: bool, cost: int, since: int) -> None:
@@ -115,9 +115,6 @@ class Timing:
         self._unsettled.clear()
         # Not asked of the calendar, which may have changed since that run asked it.
         self.steps, self.now, self.again = steps, measures, False
-
-    def _begin_anew(self) -> None:
-        self.calendar = self.calendar.anew(self.steps + 1)
 
     def _begin(self) -> None:
         self.now = self.again or self.calendar.due(self.steps)

@@ -43,15 +43,16 @@ class Tail(NamedTuple):
     def after(self, room: int | None) -> Tail:
         """After an overflow that left so much room above what was measured; None if unknown.
 
-            reach = max(reach, room) + 2 ** min(times, 3)
+            reach = max(reach, room) + 1, or + 2 ** min(times, 3) where room >= reach
             times = times + 1
 
-        One step that went beyond is one octave more; if that was not enough, it is two, then four.
+        Where the reach was kept free and was not enough, it grows twice as fast each time. Where it
+        was not kept, because small gradients press, more of it would take room from others alone.
         Nothing is learned if there was no room: then what was measured explains the overflow.
         """
         if room is None or room < 0:
             return self
-        more = 1 << min(self.times, _MOST_DOUBLINGS)
+        more = 1 << min(self.times, _MOST_DOUBLINGS) if room >= self.reach else 1
         reach = min(max(self.reach, room) + more, FARTHEST)
         return self._replace(reach=reach, times=self.times + 1)
 

@@ -27,9 +27,9 @@ class Windows:
     """Gives each node an exponent from its window; neighbours share one while they can.
 
         overflow      the groups in which it began, and those that received what was infinite, go
-                      down by `backoff`, twice as much each time in a row, or into their windows of
-                      before, if those are lower; the others stay. A graph that has no windows yet
-                      goes down as a whole
+                      down by `backoff`, twice and four times as much the next times in a row, or
+                      into their windows of before, if those are lower; the others stay. A graph
+                      that has no windows yet goes down as a whole, by twice as much each time
         next measured what it does not explain is taken for a heavy step: windows keep free how far
                       that went beyond all that was measured, and forget it slowly
         all in place  keep the plan
@@ -110,12 +110,13 @@ class Windows:
         graph = situation.graph
         origins, behind = overflow_in(graph, situation.measurements)
         known, plan, log2_scale = situation.known, situation.current, situation.log2_scale
-        # Any number of octaves too high: twice as far each time comes down in a logarithm of them.
-        octaves = self.backoff << min(situation.overflows, _MOST_DOUBLINGS)
         if known is None and plan.is_uniform:
-            # Never seen whole: all of it goes down, or each node would overflow in its turn.
-            scale = log2_scale - octaves
+            # Never seen whole: it may have begun at a scale made for another graph, any number of
+            # octaves too high. Twice as far each time comes down in a logarithm of them, and all
+            # of it does, or each node would overflow in its turn.
+            scale = log2_scale - (self.backoff << min(situation.overflows, _MOST_DOUBLINGS))
         else:
+            octaves = self.backoff << min(situation.overflows, _KNOWN_DOUBLINGS)
             windows = () if known is None else self.windows(graph, known, situation.tail)
             plan, scale = lowered(graph, plan, log2_scale, (*origins, *behind), octaves, windows)
         return situation.decision(plan, scale, connected_groups(graph, plan, scale), origins)
@@ -157,6 +158,9 @@ class Windows:
 
 _MOST_DOUBLINGS = 5
 """Times 2 octaves that is 64: as far as windows reach."""
+
+_KNOWN_DOUBLINGS = 2
+"""Times 2 octaves that is 8: gradients that were measured do not grow further in a step or two."""
 
 
 def _in_place(windows: Sequence[Window], plan: ScalePlan, log2_scale: int) -> bool:

@@ -17,8 +17,8 @@ class Overflow(NamedTuple):
 
     Attributes:
         origins: the nodes at which it began, ascending.
-        behind: the nodes other than leaves that received something infinite or NaN of them,
-            ascending: how large their own gradients were nobody knows.
+        behind: the nodes not held at the loss scale that received something infinite or NaN of
+            them, ascending: how large their own gradients were nobody knows.
     """
 
     origins: tuple[int, ...]
@@ -33,13 +33,15 @@ def overflow_in(graph: BackwardGraph, measurements: Measurements) -> Overflow:
     what they receive.
     """
     arrived: set[int] = set()
+    finite: set[int] = set()
     produced: dict[tuple[int, int], bool] = {}
     for record in measurements.records:
         bad = record.counts.nonfinite > 0
         if record.kind == "produced":
             produced[record.node, record.target] = bad
-        elif record.kind == "arrived" and bad:
-            arrived.add(record.node)
+        elif record.kind == "arrived":
+            (arrived if bad else finite).add(record.node)
+    finite -= arrived
     origins: list[int] = []
     dirty: set[int] = set()
     for node in range(len(graph)):
@@ -49,9 +51,11 @@ def overflow_in(graph: BackwardGraph, measurements: Measurements) -> Overflow:
             origins.append(node)
         passes_on = node in dirty or node in arrived
         for edge in edges:
-            if produced.get((node, edge.target), passes_on):
+            if produced.get((node, edge.target), passes_on) and edge.target not in finite:
                 dirty.add(edge.target)
-    return Overflow(tuple(origins), tuple(sorted(dirty.difference(origins, graph.leaves))))
+    return Overflow(
+        tuple(origins), tuple(sorted(dirty.difference(origins, graph.leaves, graph.fixed)))
+    )
 
 
 def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...]:
@@ -59,16 +63,17 @@ def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...
 
     What is infinite stays so on its way down, so what leads to a finite leaf received nothing that
     was. A node may make it, though, for one of those that it leads to: the gradient of a product's
-    weight overflows where that of its input does not. So the suspects are the nodes, other than
-    leaves, that lead to non-finite leaves alone, and whatever hands these or such a leaf something.
+    weight overflows where that of its input does not. So the suspects are the nodes that
+    lead to non-finite leaves alone, and whatever hands these or such a leaf something.
 
     Args:
         graph: the graph.
         nonfinite: the leaf nodes whose gradient is infinite or NaN.
 
     Returns:
-        Ascending; empty if no leaf is non-finite. A leaf is among them if no other one leads to it:
-        then the multiplication on the edge to it may have been too much.
+        Ascending; empty if no leaf is non-finite. A leaf, or another node held at the loss scale,
+        is among them if no suspect leads to it: then the multiplication on the edge to it may have
+        been too much.
 
     Example:
         >>> import torch
@@ -90,9 +95,9 @@ def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...
     suspect = [b and not f for b, f in zip(reaches_bad, reaches_finite, strict=True)]
     led_to = {edge.target for edge in graph.edges if suspect[edge.source]}
     givers = {edge.source for edge in graph.edges if suspect[edge.target]}
-    others = led_to.intersection(graph.leaves)
-    spoilt = {node for node, is_one in enumerate(suspect) if is_one and node not in others}
-    return tuple(sorted(spoilt | givers))
+    others = led_to.intersection(graph.fixed.union(graph.leaves))
+    spoilt = {node for node, is_one in enumerate(suspect) if is_one}
+    return tuple(sorted((spoilt | givers) - others))
 
 
 def lowered(
@@ -112,7 +117,7 @@ def lowered(
         graph: the graph.
         plan: under which `nodes` overflowed.
         log2_scale: under which they did.
-        nodes: where an overflow began.
+        nodes: where an overflow began, and what it spoilt.
         octaves: how far they go down at least.
         windows: of each node, as they were before, if that is known: a group that was put far above
             them goes into them at once. So it is for a node that somebody begins to watch, and that
