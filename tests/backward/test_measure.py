@@ -144,10 +144,6 @@ def test_micro_batches_are_counted_as_one() -> None:
     for one, other, sum_ in zip(*(p.records for p in (*parts, both)), strict=True):
         assert sum_.counts.numel == one.counts.numel + other.counts.numel
         assert sum_.counts.amax == max(one.counts.amax, other.counts.amax)
-    assert (
-        parts[0].with_maxima(parts[1:]).records[0].counts.octaves
-        == parts[0].records[0].counts.octaves
-    )
 
 
 def test_a_retained_graph_adds_its_second_pass_to_the_first() -> None:
@@ -180,20 +176,6 @@ def test_nothing_of_the_graph_outlives_the_backward_pass() -> None:
 def test_measurements_of_different_graphs_do_not_mix() -> None:
     with pytest.raises(ValueError, match="Keep one history for each signature"):
         Measurements("a").merged([Measurements("b")])
-    with pytest.raises(ValueError, match="Keep one history"):
-        Measurements("a").with_maxima([Measurements("b")])
-
-
-def test_zeros_below_where_something_was_seen_are_what_was_flushed() -> None:
-    def seen(exponent: int, *octaves: int) -> Measurements:
-        held = Counts(0.5 * bool(octaves), zero=9 - sum(octaves), lowest=-1, octaves=octaves)
-        return Measurements("a", (PlaceRecord(0, "arrived", -1, "fp16", exponent, held),))
-
-    (low,) = seen(-20).with_maxima([seen(4, 1), seen(3, 2), seen(-19)]).records
-    assert (low.exponent, low.counts.octaves, low.counts.amax) == (3, (2,), 0.5)
-    (high,) = seen(5).with_maxima([seen(4, 1)]).records  # at a higher exponent zeros are zeros
-    assert (high.exponent, high.counts.octaves, high.counts.amax) == (5, (), 0.5)
-    assert seen(-20).with_maxima([seen(-20)]) == seen(-20)
 
 
 counts = st.builds(

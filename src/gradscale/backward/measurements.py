@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["arrived", "produced", "weight"]
 Moments = tuple[float, float, float, float]
+Place = tuple[int, Kind, int]
+"""A node, what was measured of it, and the node that receives it, or -1."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class PlaceRecord:
     fan: int = 0
 
     @property
-    def place(self) -> tuple[int, Kind, int]:
+    def place(self) -> Place:
         """What identifies the record within its graph."""
         return self.node, self.kind, self.target
 
@@ -135,7 +137,7 @@ class Measurements:
     @staticmethod
     def of(signature: Hashable, records: Iterable[PlaceRecord]) -> Measurements:
         """Records in any order, several of one place counted as one."""
-        by_place: dict[tuple[int, Kind, int], PlaceRecord] = {}
+        by_place: dict[Place, PlaceRecord] = {}
         for record in records:
             known = by_place.setdefault(record.place, record)
             if known is not record:
@@ -150,43 +152,17 @@ class Measurements:
         """
         records = list(self.records)
         for other in others:
-            self._same_graph(other)
+            self.check_same_graph(other)
             records += other.records
         return Measurements.of(self.signature, records)
 
-    def with_maxima(self, earlier: Iterable[Measurements]) -> Measurements:
-        """These counts, with the largest `amax` that this or an earlier measurement saw.
-
-        A place of zeros alone has said nothing if it was not always so, and less so at a higher
-        exponent: what was seen there stands.
-
-        Raises:
-            ValueError: if one of them belongs to another graph.
-        """
-        largest = dict(self._maxima)
-        flushed = {r.place: r for r in self.records if r.counts.zero and not r.counts.octaves}
-        for other in earlier:
-            self._same_graph(other)
-            for place, amax in other._maxima.items():
-                if largest.get(place, amax) < amax:
-                    largest[place] = amax
-            if flushed:
-                flushed.update(_seen_above(flushed, other.records))
-        records = (
-            record if amax == record.counts.amax else _with_maximum(record, amax)
-            for record, amax in zip(
-                (flushed.get(record.place, record) for record in self.records),
-                largest.values(),
-                strict=True,
-            )
-        )
-        return replace(self, records=tuple(records))
-
     @cached_property
-    def _maxima(self) -> dict[tuple[int, Kind, int], float]:
+    def maxima(self) -> dict[Place, float]:
+        """The largest finite magnitude by place."""
         return {record.place: record.counts.amax for record in self.records}
 
-    def _same_graph(self, other: Measurements) -> None:
+    def check_same_graph(self, other: Measurements) -> None:
+        """Raises a ValueError if the other's are of another graph."""
         if other.signature != self.signature:
             raise ValueError(
                 f"Measurements of the graph {other.signature!r} cannot be combined with those of "
@@ -221,27 +197,6 @@ class PassCounts(Protocol):
     def result(self) -> Measurements:
         """The counts; waits for the copy."""
         ...
-
-
-def _seen_above(
-    flushed: Mapping[tuple[int, Kind, int], PlaceRecord], earlier: Iterable[PlaceRecord]
-) -> dict[tuple[int, Kind, int], PlaceRecord]:
-    """Of places of zeros alone, what was seen earlier at higher exponents."""
-    return {
-        record.place: record
-        for record in earlier
-        if record.counts.octaves
-        and (zeros := flushed.get(record.place)) is not None
-        and (zeros.counts.octaves or record.exponent > zeros.exponent)
-    }
-
-
-def _with_maximum(record: PlaceRecord, amax: float) -> PlaceRecord:
-    # For every place of every decision: `replace` takes three times as long.
-    now = record.counts
-    counts = Counts(amax, now.zero, now.nonfinite, now.lowest, now.octaves, now.moments)
-    node, kind, target = record.place
-    return PlaceRecord(node, kind, target, record.format, record.exponent, counts, record.fan)
 
 
 def _merged(one: PlaceRecord, other: PlaceRecord) -> PlaceRecord:

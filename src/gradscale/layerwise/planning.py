@@ -15,6 +15,7 @@ from gradscale.layerwise.layerwise_report import LayerwiseReport
 from gradscale.layerwise.naming import Naming
 from gradscale.layerwise.overflow_suspects import lower_suspects, nonfinite_leaves
 from gradscale.layerwise.product_format import fitted
+from gradscale.layerwise.remembered import remembered
 from gradscale.layerwise.saved_plans import SavedPlans
 from gradscale.layerwise.timing import EndedStep
 from gradscale.layerwise.track import Track
@@ -127,7 +128,7 @@ class Planning:
         self, track: Track, measurements: Measurements, log2_scale: int, when: When
     ) -> Decision:
         overflowed = measurements.overflowed
-        seen = measurements if overflowed else measurements.with_maxima(track.history)
+        seen = measurements if overflowed else remembered(measurements, track.history)
         names = self.naming.of(track)
         known = track.history[-1] if track.history else None
         tail, lost = track.outliers.tail(when.step), track.lost

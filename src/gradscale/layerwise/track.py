@@ -11,6 +11,7 @@ from gradscale.backward.measurements import Measurements
 from gradscale.backward.multipliers import Multipliers
 from gradscale.backward.plan import ScalePlan
 from gradscale.layerwise.outliers import Outliers
+from gradscale.layerwise.remembered import remembered
 from gradscale.layerwise.saved_plans import SavedTrack, lost_as_dict
 from gradscale.plans.decision import Decision
 from gradscale.plans.groups import shifted
@@ -106,7 +107,7 @@ class Track:
         follow an overflow would drive out what was large before it.
         """
         if self.history and slot == self.slot:
-            measurements = measurements.with_maxima([self.history.pop()])
+            measurements = remembered(measurements, [self.history.pop()])
         self.history.append(measurements)
         self.slot = slot
 

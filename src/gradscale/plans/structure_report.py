@@ -145,6 +145,6 @@ class StructureReport:
                 "looks into; what they need is not known"
             )
         for place in self.overflowed:
-            yield f"an overflow began at {place}; its group went down"
+            yield f"an overflow began at {place}; its group and those behind it went down"
         yield from map(str, self.losses)
         yield from self.notes
