@@ -13,13 +13,22 @@ class Fixed:
 
     def __init__(self, measures: bool) -> None:
         self.every = 1 if measures else NEVER
-        self.cost = 1
+        self.cost, self.since = 1, 0
         self.interval = self.every
 
     def costing(self, steps: int) -> Fixed:
         """Itself."""
         del steps
         return self
+
+    def anew(self, step: int) -> Fixed:
+        """Itself, too."""
+        del step
+        return self
+
+    def slot(self, step: int) -> int:
+        """Every step is one of its own."""
+        return step
 
     def due(self, step: int) -> bool:
         """Whether a step measures: all do, or none."""

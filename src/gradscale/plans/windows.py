@@ -27,9 +27,9 @@ class Windows:
     """Gives each node an exponent from its window; neighbours share one while they can.
 
         overflow      the groups in which it began, and those that received what was infinite, go
-                      down by `backoff`, twice and four times as much the next times in a row, or
-                      into their windows of before, if those are lower; the others stay. A graph
-                      that has no windows yet goes down as a whole, by twice as much each time
+                      down by `backoff`, or into their windows of before, if those are lower; the
+                      others stay. A graph that has no windows yet goes down as a whole, by twice as
+                      much each time
         next measured what it does not explain is taken for a heavy step: windows keep free how far
                       that went beyond all that was measured, and forget it slowly
         all in place  keep the plan
@@ -116,9 +116,10 @@ class Windows:
             # of it does, or each node would overflow in its turn.
             scale = log2_scale - (self.backoff << min(situation.overflows, _MOST_DOUBLINGS))
         else:
-            octaves = self.backoff << min(situation.overflows, _KNOWN_DOUBLINGS)
             windows = () if known is None else self.windows(graph, known, situation.tail)
-            plan, scale = lowered(graph, plan, log2_scale, (*origins, *behind), octaves, windows)
+            plan, scale = lowered(
+                graph, plan, log2_scale, (*origins, *behind), self.backoff, windows
+            )
         return situation.decision(plan, scale, connected_groups(graph, plan, scale), origins)
 
     def windows(
@@ -158,9 +159,6 @@ class Windows:
 
 _MOST_DOUBLINGS = 5
 """Times 2 octaves that is 64: as far as windows reach."""
-
-_KNOWN_DOUBLINGS = 2
-"""Times 2 octaves that is 8: gradients that were measured do not grow further in a step or two."""
 
 
 def _in_place(windows: Sequence[Window], plan: ScalePlan, log2_scale: int) -> bool:
