@@ -76,11 +76,12 @@ def test_heavy_steps_are_lost_once_or_twice_and_not_again_and_again(fading, monk
     learned = Run(fading).steps(0, 150, heavy_now_and_then)
     assert 1 <= len(learned.skipped) <= 3 and learned.skipped[-1] < 60
     assert learned.track.outliers.reach >= 5
-    if fading:  # small gradients press: the maxima that are remembered say as much
-        return
     monkeypatch.setattr(Tail, "after", lambda self, room: self)
     forgetful = Run(fading).steps(0, 150, heavy_now_and_then)
-    assert len(forgetful.skipped) >= 3 * len(learned.skipped)
+    # Where small gradients press, the maxima that are remembered say nearly as much.
+    assert len(forgetful.skipped) >= (
+        len(learned.skipped) + 1 if fading else 3 * len(learned.skipped)
+    )
 
 
 @pytest.mark.parametrize("fading", [False, True])

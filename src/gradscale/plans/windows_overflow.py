@@ -63,8 +63,8 @@ def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...
 
     What is infinite stays so on its way down, so what leads to a finite leaf received nothing that
     was. A node may make it, though, for one of those that it leads to: the gradient of a product's
-    weight overflows where that of its input does not. So the suspects are the nodes that
-    lead to non-finite leaves alone, and whatever hands these or such a leaf something.
+    weight overflows where that of its input does not. So the suspects are the nodes that lead to
+    non-finite leaves alone, and whatever hands these or such a leaf something.
 
     Args:
         graph: the graph.
@@ -92,12 +92,12 @@ def suspects(graph: BackwardGraph, nonfinite: Collection[int]) -> tuple[int, ...
     for edge in reversed(graph.edges):
         reaches_finite[edge.source] |= reaches_finite[edge.target]
         reaches_bad[edge.source] |= reaches_bad[edge.target]
-    suspect = [b and not f for b, f in zip(reaches_bad, reaches_finite, strict=True)]
-    led_to = {edge.target for edge in graph.edges if suspect[edge.source]}
-    givers = {edge.source for edge in graph.edges if suspect[edge.target]}
-    others = led_to.intersection(graph.fixed.union(graph.leaves))
-    spoilt = {node for node, is_one in enumerate(suspect) if is_one}
-    return tuple(sorted((spoilt | givers) - others))
+    nodes = range(len(graph))
+    spoilt = {node for node in nodes if reaches_bad[node] and not reaches_finite[node]}
+    givers = {edge.source for edge in graph.edges if edge.target in spoilt}
+    led_to = {edge.target for edge in graph.edges if edge.source in spoilt}
+    held = graph.fixed.union(graph.leaves)
+    return tuple(sorted((spoilt | givers) - (led_to & held)))
 
 
 def lowered(
